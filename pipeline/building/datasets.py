@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 from pipeline import storage
 from pipeline.building.committer import finish_dataset
@@ -162,9 +163,11 @@ def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result
     """Commits a dataset whose shards are all counted."""
     catalogue, plan = planner.catalogue, counted.plan
     if plan.up_to_date:
-        return unchanged_result(catalogue, plan, catalogue.head())
-    require_counted(plan.request.name, len(plan.manifest.heads), counted.errors)
-    return finish_dataset(catalogue, plan, counted.shards, mapper, planner.progress)
+        found = unchanged_result(catalogue, plan, catalogue.head())
+    else:
+        require_counted(plan.request.name, len(plan.manifest.heads), counted.errors)
+        found = finish_dataset(catalogue, plan, counted.shards, mapper, planner.progress)
+    return replace(found, changes=plan.changes)
 
 
 def _named(name: str, error: Exception) -> VdnaError:

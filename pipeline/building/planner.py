@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from pipeline import storage
 from pipeline.buffers import sha256
+from pipeline.building.earlier_plan import kept_plan, plan_to_change, selection_of
 from pipeline.building.request import Request, Result
 from pipeline.building.shard_time import most_shard_images
 from pipeline.building.storing import store_manifest
@@ -33,11 +34,19 @@ from pipeline.counting import (
 )
 from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
 from pipeline.engine import Engine
-from pipeline.errors import CorruptFile, SourceError, UsageError
+from pipeline.errors import CorruptFile, UsageError
 from pipeline.events import Listener, Said
 from pipeline.images import is_nvjpeg, stated_decoder
 from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_loadable
-from pipeline.sources import Entries, Listing, ListingCheckpoint, Manifest, list_source
+from pipeline.sources import (
+    ChangeCounts,
+    Entries,
+    Listing,
+    ListingCheckpoint,
+    Manifest,
+    list_changed,
+    list_source,
+)
 from pipeline.sources import plan as plan_shards
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Backend, Preprocess, Resources, Spec, digest_of
 from pipeline.wording import count_of, option
@@ -61,6 +70,7 @@ class DatasetPlan:
         parts: The indices of each part's shards, by the part's value.
         up_to_date: Whether `base` is of the same manifest and products, and all its files exist.
         manifest_sha256: The hash of the manifest's stored bytes; empty if up to date.
+        changes: What a change list did to the plan before. None if the source was listed.
     """
 
     request: Request
@@ -70,6 +80,7 @@ class DatasetPlan:
     parts: Mapping[str, Sequence[int]]
     up_to_date: bool = False
     manifest_sha256: str = ""
+    changes: ChangeCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ class Planner:
         spec = make_spec(request, network, found.digest, device, micro_batch)
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
-        manifest, parts = self._manifest_and_parts(request, spec.digest, base, head)
+        manifest, parts, changes = self._manifest_and_parts(request, spec.digest, base, head)
         request = replace(request, by=_effective_by(request, base))
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         ranges_uri = catalogue.ranges_uri(found.digest)
@@ -140,14 +151,39 @@ class Planner:
         if not storage.exists(spec_uri):
             storage.create(spec_uri, canonical_json(spec.to_json()))
         if base is not None and _is_up_to_date(catalogue, request, base, manifest, job, head):
-            return DatasetPlan(request, manifest, job, base, parts, up_to_date=True)
+            self._note_committed(request, base, manifest, products)
+            return DatasetPlan(
+                request, manifest, job, base, parts, up_to_date=True, changes=changes
+            )
         if base is not None and not base.imported:
             _require_meant(request, base, manifest)
         stored = store_manifest(uri, manifest)
         backend = self._backend(request, network, spec.digest, base)
         job = replace(job, recipe=replace(recipe, backend=backend))
-        catalogue.note_plan(request.name, spec.digest, manifest.digest, products, backend)
-        return DatasetPlan(request, manifest, job, base, parts, manifest_sha256=sha256(stored))
+        selection = selection_of(request)
+        catalogue.note_plan(
+            request.name, spec.digest, manifest.digest, products, backend, selection
+        )
+        return DatasetPlan(
+            request,
+            manifest,
+            job,
+            base,
+            parts,
+            manifest_sha256=sha256(stored),
+            changes=changes,
+        )
+
+    def _note_committed(
+        self, request: Request, base: Version, manifest: Manifest, products: tuple[str, ...]
+    ) -> None:
+        """Notes a plan that is committed, if another was noted: a change list goes by the note."""
+        catalogue, name, spec = self.catalogue, request.name, base.spec
+        selection = selection_of(request)
+        noted = catalogue.noted_plan(name, spec), catalogue.planned_selection(name, spec)
+        if noted != ((manifest.digest, products), selection):
+            backend = counted_by(base.numerics) or "torch"
+            catalogue.note_plan(name, spec, manifest.digest, products, backend, selection)
 
     def _backend(
         self, request: Request, network: Network, spec: str, base: Version | None
@@ -178,12 +214,12 @@ class Planner:
 
     def _manifest_and_parts(
         self, request: Request, spec: str, base: Version | None, head: Commit
-    ) -> tuple[Manifest, Mapping[str, Sequence[int]]]:
-        """Returns the manifest, and the indices of each part's shards by the part's value."""
+    ) -> tuple[Manifest, Mapping[str, Sequence[int]], ChangeCounts | None]:
+        """Returns the manifest, the indices of each part's shards by its value, and the changes."""
         asked = replace(request, by=_effective_by(request, base))
         try:
-            manifest = self._manifest(asked, spec, base)
-            return manifest, _parts(asked, manifest, head)
+            manifest, changes = self._manifest(asked, spec, base)
+            return manifest, _parts(asked, manifest, head), changes
         except UsageError as error:
             if not asked.by or request.by is not None:
                 raise
@@ -191,13 +227,18 @@ class Planner:
                 f"{error} (the dataset has parts by {asked.by!r}; {option('by', '')} removes them)"
             ) from error
 
-    def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
-        checkpoint = self._checkpoint(request)
-        listing = self.listings.get(request.name) or self._list(request, checkpoint)
+    def _manifest(
+        self, request: Request, spec: str, base: Version | None
+    ) -> tuple[Manifest, ChangeCounts | None]:
+        checkpoint, changes = self._checkpoint(request), None
+        if request.changes is not None:
+            listing, changes = self._apply(request, request.changes, spec, base)
+        else:
+            listing = self.listings.get(request.name) or self._list(request, checkpoint)
         manifest = plan_shards(
             listing,
             shard_images=request.shard_images,
-            previous=_previous(self.catalogue, request.name, spec, base),
+            previous=kept_plan(self.catalogue, request.name, spec, base),
             limit=request.limit,
             by=request.rules.label,
             entries=Entries(self.catalogue.entries_uri),
@@ -205,11 +246,31 @@ class Planner:
         )
         if checkpoint is not None:
             checkpoint.remove()
-        return manifest
+        return manifest, changes
+
+    def _apply(
+        self, request: Request, changes: str, spec: str, base: Version | None
+    ) -> tuple[Listing, ChangeCounts]:
+        """Applies a change list to the plan before."""
+        before = plan_to_change(self.catalogue, request, spec, base)
+        self.progress(Said(f"{request.name}: applying {changes} to {request.source}"))
+        listing, counts = list_changed(
+            request.source,
+            changes,
+            before,
+            request.rules,
+            mapper=self.engine,
+            cache=self.catalogue.archives_uri,
+            outside=self.catalogue.root,
+            progress=self.progress,
+        )
+        self.progress(Said(f"{request.name}: of {changes}: {counts}"))
+        return listing, counts
 
     def _checkpoint(self, request: Request) -> ListingCheckpoint | None:
         """Returns where listed pages are kept; None if a listing cannot go on from a key."""
-        if request.name in self.listings or not storage.store_of(request.source).lists_in_key_order:
+        listed = request.name in self.listings or request.changes is not None
+        if listed or not storage.store_of(request.source).lists_in_key_order:
             return None
         place = digest_of("listing", request.rules.canonical(request.source), asdict(request.rules))
         uri = self.catalogue.listing_uri(place)
@@ -390,28 +451,6 @@ def _known_ranges(catalogue: Catalogue, asked: str | None) -> dict[str, str]:
     """Returns the uri of the ranges by their digest, if `asked` is a digest of the catalogue's."""
     uri = catalogue.ranges_uri(asked) if asked and asked.isalnum() else None
     return {asked: uri} if asked and uri and storage.exists(uri) else {}
-
-
-def _previous(
-    catalogue: Catalogue, name: str, spec_digest: str, base: Version | None
-) -> Manifest | None:
-    """Returns the manifest whose shards are kept: the one last planned, else the one committed.
-
-    None if it is lost: the plan starts from the listing alone then. Shards whose candidates are
-    lost are left out.
-    """
-    planned = catalogue.planned(name, spec_digest)
-    if planned is not None:
-        found = planned[0]
-    elif base is None or base.imported:
-        return None
-    else:
-        try:
-            found = catalogue.manifest(name, base)
-        except SourceError:
-            return None
-    lost = set(found.entries.missing(found.files))
-    return found.select(h.index for h in found.heads if h.address.file not in lost)
 
 
 def unchanged_result(catalogue: Catalogue, plan: DatasetPlan, head: Commit) -> Result:

@@ -10,7 +10,7 @@ and the entries of `datasets.yaml` are generated from them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from pipeline import sources, storage
@@ -24,6 +24,7 @@ from pipeline.wording import count_of, option
 if TYPE_CHECKING:
     from pipeline.catalogue import Version
     from pipeline.dna import Failure
+    from pipeline.sources import ChangeCounts
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
 
@@ -184,6 +185,19 @@ class ReplacementOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChangeOptions(Options):
+    """The option that states what has changed in the source."""
+
+    changes: Annotated[
+        str | None,
+        Option(
+            "Table of the images that were added, removed or changed since the last build; the "
+            "source is not listed then."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardOptions(Options):
     """The option that says how the work is divided."""
 
@@ -220,6 +234,7 @@ class Request(
     GroupingOptions,
     FailureOptions,
     ReplacementOptions,
+    ChangeOptions,
     ShardOptions,
     ProductOptions,
 ):
@@ -244,6 +259,11 @@ class Request(
         super().__post_init__()
         check_name(self.name)
         _ = self.rules  # refuses what is no number of folders
+        if self.changes is not None and self.limit is not None:
+            raise UsageError(
+                f"limit is {self.limit} and changes is {self.changes!r}; a sample of the images "
+                f"cannot be changed by a list, so leave {option('limit')} out"
+            )
 
     @property
     def rules(self) -> sources.Rules:
@@ -345,6 +365,8 @@ class Result:
             committed now.
         former_options: The options that read `replaced`: `at`, and `spec` unless that was the
             default.
+        changes: What a change list did to the images that were planned last. None if the source was
+            listed.
     """
 
     name: str
@@ -357,6 +379,7 @@ class Result:
     parts: Mapping[str, Version] = field(default_factory=dict)
     replaced: Version | None = None
     former_options: Mapping[str, int | str] = field(default_factory=dict)
+    changes: ChangeCounts | None = None
 
     def __repr__(self) -> str:
         version = self.version
@@ -380,6 +403,8 @@ class Result:
         rows += [
             (f"part {name}", count_of(part.images, "image")) for name, part in self.parts.items()
         ]
+        if self.changes is not None:
+            rows += [(what, f"{number:,}") for what, number in asdict(self.changes).items()]
         if self.replaced is not None:
             rows.append(("replaces", count_of(self.replaced.images, "image")))
         rows += [("not counted", failure) for failure in self.failures[:LISTED]]

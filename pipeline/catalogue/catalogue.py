@@ -214,6 +214,7 @@ class Catalogue(VersionFiles):
         manifest: str,
         products: Sequence[str],
         backend: Backend,
+        selection: Mapping[str, str | int] | None = None,
     ) -> None:
         """Notes the plan of a build that begins, for `planned`.
 
@@ -223,8 +224,14 @@ class Catalogue(VersionFiles):
             manifest: Digest of the manifest, which must be stored already.
             products: What the build keeps beside the histograms.
             backend: What runs the network.
+            selection: The options that chose the images, and those that grouped them.
         """
-        plan = {"manifest": manifest, "products": list(products), "backend": backend}
+        plan = {
+            "manifest": manifest,
+            "products": list(products),
+            "backend": backend,
+            "selection": dict(selection or {}),
+        }
         storage.replace(self.plan_uri(dataset, spec), canonical_json(plan))
 
     def planned_backend(self, dataset: str, spec: str) -> Backend | None:
@@ -242,6 +249,21 @@ class Catalogue(VersionFiles):
         except (SourceError, ValueError, TypeError, KeyError):
             return None
         return next((each for each in get_args(Backend) if each == noted), None)
+
+    def planned_selection(self, dataset: str, spec: str) -> dict[str, str | int] | None:
+        """Reads which options chose the images of the plan that was noted last.
+
+        Args:
+            dataset: The dataset.
+            spec: Digest of the spec.
+
+        Returns:
+            The options. None if no readable plan is noted.
+        """
+        try:
+            return dict(json.loads(storage.read(self.plan_uri(dataset, spec)))["selection"])
+        except (SourceError, ValueError, TypeError, KeyError):
+            return None
 
     def noted_plan(self, dataset: str, spec: str) -> tuple[str, tuple[str, ...]] | None:
         """Reads what `note_plan` noted last of the manifest and the products.

@@ -34,6 +34,7 @@ def build_json(result: Result) -> dict[str, object]:
         "failures": [asdict(failure) for failure in result.failures],
         "parts": {name: asdict(version) for name, version in result.parts.items()},
         "replaced": asdict(result.replaced) if result.replaced else None,
+        "changes": asdict(result.changes) if result.changes else None,
         **asdict(result.version),
     }
 
@@ -47,7 +48,9 @@ def build_sentence(result: Result) -> str:
     notes += [f"{version.single_colour:,} of a single colour"] if version.single_colour else []
     notes += _left_out(result.ignored, result.duplicates)
     notes += [f"{count_of(len(parts), 'part')} by {label_of(version.by)}"] if parts else []
-    state = "committed" if result.changed else "nothing to do, the source has not changed"
+    notes += [f"of the change list: {result.changes}"] if result.changes else []
+    same = "source has not changed" if result.changes is None else "images are the same"
+    state = "committed" if result.changed else f"nothing to do, the {same}"
     return f"{result.name}: {', '.join(notes)}; {state} (dna {version.dna[:12]})"
 
 

@@ -1,5 +1,7 @@
 from .archives.members import Members as Members
 from .archives.members import is_read_alone as is_read_alone
+from .change_list import ChangeCounts as ChangeCounts
+from .change_list import list_changed as list_changed
 from .database import connect as connect
 from .entries_file import Entries as Entries
 from .entry import Entry as Entry

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any, NamedTuple, cast
@@ -61,9 +61,9 @@ def objects_in_list(uri: str, parent: str, rules: Rules) -> Iterator[Stored]:
 
     def look_up(line: tuple[int, str]) -> Stored:
         number, name = line
-        with _named_in_errors(f"{uri}, line {number}"):
+        with named_in_errors(f"{uri}, line {number}"):
             try:
-                return storage.info(_absolute(name, parent, rules))
+                return storage.info(absolute_uri(name, parent, rules))
             except SourceError as error:
                 raise SourceError(f"{error}. {_WHAT_A_LIST_IS}") from error
 
@@ -223,24 +223,47 @@ class SourceTable:
 
         def look_up(numbered: tuple[int, Mapping[str, Any]]) -> TableRow:
             number, row = numbered
-            with _named_in_errors(f"{self.uri}, row {number}"):
-                given = row[self.name]
-                if not isinstance(given, str) or not given:
-                    raise SourceError(
-                        f"the column {self.name} must hold text; here it is {shortened(given)}"
-                    )
-                name = _absolute(given, parent, rules)
-                if row.get("identity") and not _is_missing(row.get("size")):
-                    item = Stored(name, _size(row["size"]), str(row["identity"]), None)
-                else:
-                    item = storage.info(name)
-                if row.get("member") and archive_kind(name) is None:
-                    raise SourceError(f"{name} is not an archive, so it cannot have a member")
-                group = None if self.group is None else _text(row[self.group]) or ""
-                labels = tuple(_text(row[label]) for label in self.labels)
-                return TableRow(item, str(row.get("member") or ""), group, labels)
+            with named_in_errors(f"{self.uri}, row {number}"):
+                return self.row_of(row, absolute_uri(self.name_in(row), parent, rules), self.labels)
 
         yield from map_in_order(look_up, enumerate(self.file.rows(), 1))
+
+    def name_in(self, row: Mapping[str, Any]) -> str:
+        """Returns what a row names, as it is written there.
+
+        Raises:
+            SourceError: It names nothing.
+        """
+        given = row[self.name]
+        if not isinstance(given, str) or not given:
+            raise SourceError(
+                f"the column {self.name} must hold text; here it is {shortened(given)}"
+            )
+        return given
+
+    def row_of(self, row: Mapping[str, Any], uri: str, labels: Sequence[str]) -> TableRow:
+        """Looks up what a row names, unless the row states its size and identity.
+
+        Args:
+            row: The row.
+            uri: The canonical uri of what it names.
+            labels: The columns that hold labels.
+
+        Returns:
+            The object, with its member, group and labels.
+
+        Raises:
+            SourceError: There is no such object, or a value is out of place.
+        """
+        if row.get("identity") and not _is_missing(row.get("size")):
+            item = Stored(uri, _size(row["size"]), str(row["identity"]), None)
+        else:
+            item = storage.info(uri)
+        if row.get("member") and archive_kind(uri) is None:
+            raise SourceError(f"{uri} is not an archive, so it cannot have a member")
+        group = None if self.group is None else _text(row[self.group]) or ""
+        values = tuple(_text(row[label]) for label in labels)
+        return TableRow(item, str(row.get("member") or ""), group, values)
 
 
 def _is_missing(value: object) -> bool:
@@ -266,7 +289,7 @@ def _text(value: object) -> str | None:
 
 
 @contextlib.contextmanager
-def _named_in_errors(where: str) -> Iterator[None]:
+def named_in_errors(where: str) -> Iterator[None]:
     """Adds the line or the row to an error.
 
     Yields:
@@ -284,8 +307,13 @@ def _named_in_errors(where: str) -> Iterator[None]:
         raise SourceError(f"{where}: {error}") from error
 
 
-def _absolute(name: str, parent: str, rules: Rules) -> str:
+def absolute_uri(name: str, parent: str, rules: Rules) -> str:
     """Returns the canonical uri of what a list or table names.
+
+    Args:
+        name: What it names: a path or a url.
+        parent: The folder that relative paths start from.
+        rules: What the query of a url may have.
 
     Raises:
         UsageError: A list in a store names what only this machine can read.
@@ -297,10 +325,23 @@ def _absolute(name: str, parent: str, rules: Rules) -> str:
     elif relative:
         name = storage.join(parent, name)
     uri = rules.canonical(name)
-    allowed = (storage.protocol_of(parent), *SHARED_STORES)
-    if not is_local and storage.protocol_of(uri) not in allowed:
+    require_nameable(uri, parent)
+    return uri
+
+
+def require_nameable(uri: str, place: str) -> None:
+    """Checks that a list may name an object.
+
+    Args:
+        uri: The object.
+        place: Where the list lies.
+
+    Raises:
+        UsageError: The list lies in a store, and names what only this machine can read.
+    """
+    allowed = (storage.protocol_of(place), *SHARED_STORES)
+    if not storage.store_of(place).is_local and storage.protocol_of(uri) not in allowed:
         raise UsageError(
-            f"{name} is not in a store; a list that lies in one may name objects of "
+            f"{uri} is not in a store; a list that lies in one may name objects of "
             f"{', '.join(SHARED_STORES)} and of its own store only"
         )
-    return uri

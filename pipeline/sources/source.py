@@ -85,7 +85,7 @@ def list_source(
     text = os.fspath(source)
     if not text:
         raise UsageError("the source is empty; give a folder, a glob, a list or a url")
-    lister = _SourceLister(text, rules or Rules(), checkpoint, progress or ignore)
+    lister = SourceLister(text, rules or Rules(), checkpoint, progress or ignore)
     lister.list_objects(outside and storage.resolved(outside))
     lister.list_archives(mapper, cache)
     return lister.listing()
@@ -103,7 +103,7 @@ class _NamedArchive:
     members: dict[str, tuple[str | None, tuple[str | None, ...]]]
 
 
-class _SourceLister:
+class SourceLister:
     """Lists one source: first its objects, then the members of its archives."""
 
     def __init__(

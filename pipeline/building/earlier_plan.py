@@ -1,0 +1,91 @@
+"""Finds the plan before a build: the shards that it keeps, or the images that it changes."""
+
+from __future__ import annotations
+
+from pipeline.building.request import Request
+from pipeline.catalogue import Catalogue, Version
+from pipeline.errors import SourceError, UsageError
+from pipeline.sources import Manifest
+from pipeline.wording import count_of, option
+
+SELECTING = ("include", "exclude", "group_by", "image_column", "by", "limit")
+"""The options that decide which images of a source count, and how they are grouped."""
+
+
+def selection_of(request: Request) -> dict[str, str | int]:
+    """Returns the options that chose the images of a request, by their names."""
+    values = ((name, getattr(request, name)) for name in SELECTING)
+    return {name: value for name, value in values if value not in (None, "")}
+
+
+def kept_plan(catalogue: Catalogue, name: str, spec: str, base: Version | None) -> Manifest | None:
+    """Finds the manifest whose shards a build keeps: the one planned last, else the one committed.
+
+    Args:
+        catalogue: Where the dataset is.
+        name: The dataset.
+        spec: Digest of the spec.
+        base: The dataset's version under the spec, or None.
+
+    Returns:
+        The manifest, without the shards whose candidates are lost. None if there is none: the plan
+        starts from the listing alone then.
+    """
+    planned = catalogue.planned(name, spec)
+    if planned is not None:
+        found = planned[0]
+    elif base is None or base.imported:
+        return None
+    else:
+        try:
+            found = catalogue.manifest(name, base)
+        except SourceError:
+            return None
+    lost = set(found.entries.missing(found.files))
+    return found.select(h.index for h in found.heads if h.address.file not in lost)
+
+
+def plan_to_change(
+    catalogue: Catalogue, request: Request, spec: str, base: Version | None
+) -> Manifest:
+    """Finds the manifest that a change list is applied to: the one that was planned last.
+
+    A build that was planned and has failed is part of the dataset's history, too: the next change
+    list does not repeat what the one before it said.
+
+    Args:
+        catalogue: Where the dataset is.
+        request: What is asked for, with a change list; its `by` is what applies.
+        spec: Digest of the spec.
+        base: The dataset's version under the spec, or None.
+
+    Returns:
+        The manifest, with all its candidates.
+
+    Raises:
+        UsageError: There is none, or other options chose its images.
+        SourceError: Some of its candidates are lost.
+    """
+    name, again = request.name, f"build it once without {option('changes')}"
+    if base is None or base.imported:
+        raise UsageError(
+            f"{name} has no earlier version under spec {spec[:12]} that "
+            f"{option('changes')} could apply to; {again}"
+        )
+    planned, had = catalogue.planned(name, spec), catalogue.planned_selection(name, spec)
+    if planned is None or had is None:
+        raise UsageError(f"{name}: it is not known how its images were listed last; {again}")
+    now = selection_of(request)
+    for each in SELECTING:
+        if had.get(each) != now.get(each):
+            raise UsageError(
+                f"{name}: its images were listed with {each} {had.get(each)!r}, and {each} is "
+                f"{now.get(each)!r} now; give the same, or {again}"
+            )
+    found = planned[0]
+    if lost := found.entries.missing(found.files):
+        raise SourceError(
+            f"{name}: {found.entries.uri(lost[0])} is missing, one of "
+            f"{count_of(len(found.files), 'file')} that list its images; {again}"
+        )
+    return found

@@ -1,0 +1,439 @@
+"""Applies a change list to an earlier manifest, in place of listing the source.
+
+    >>> before = catalogue.manifest("photos", version)                    # doctest: +SKIP
+    >>> listing, counts = list_changed("s3://bucket/photos", "s3://bucket/night.csv", before)
+    >>> counts.added, counts.removed                                      # doctest: +SKIP
+    (120, 3)
+
+A change list is a table with a column `change` that says `added`, `removed` or `changed` of the
+image that the row names. The result is the listing that the source itself would give, if it has
+changed in just this way: images are looked up, selected, grouped and labelled as in a listing.
+
+The list says what is there now. So an image that is `added` and was there before is taken as it is
+now, one that is `removed` and was not there stays away, and a list may be applied twice.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from posixpath import splitext
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import SourceError, StorageError, UsageError, printable, shortened
+from pipeline.events import Listener, ignore
+from pipeline.mapper import Mapper, map_in_order
+from pipeline.sources.archives.contents import archive_kind
+from pipeline.sources.database import connect, quoted_column
+from pipeline.sources.entries_file import ENTRY_SCHEMA
+from pipeline.sources.listing import Listing, label_columns
+from pipeline.sources.lists_and_tables import (
+    SourceTable,
+    TableRow,
+    absolute_uri,
+    named_in_errors,
+    require_nameable,
+)
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.rules import Rules
+from pipeline.sources.source import PAGE_OBJECTS, SourceLister
+from pipeline.sources.table_file import JSON_LINES, TABLE_EXTENSIONS
+from pipeline.storage import Stored
+from pipeline.wording import option
+
+CHANGE_COLUMN = "change"
+"""The column that says what became of an image."""
+
+IS_GONE = "removed"
+
+CHANGE_WORDS = ("added", IS_GONE, "changed")
+"""What the column may say."""
+
+ONE_OF_THEM = "added, removed or changed"
+
+CHUNK_ROWS = 100_000
+"""Rows of the earlier manifest that are in memory at a time."""
+
+NAMED_SCHEMA = pa.schema(
+    [
+        ("number", pa.int64()),
+        ("uri", pa.string()),
+        ("member", pa.string()),
+        ("change", pa.string()),
+        ("size", pa.int64()),
+        ("identity", pa.string()),
+        ("archive", pa.bool_()),
+    ]
+)
+"""What is kept of each row of a change list."""
+
+
+@dataclass(frozen=True)
+class ChangeCounts:
+    """What a change list did to a manifest.
+
+    Attributes:
+        added: Images that are new.
+        removed: Images that are gone.
+        changed: Images that are there as before, with another content, group or label.
+        unchanged: Images that were already as the list says.
+        filtered: Images that the rules leave out.
+    """
+
+    added: int
+    removed: int
+    changed: int
+    unchanged: int
+    filtered: int
+
+    def __str__(self) -> str:
+        done = {"added": self.added, "removed": self.removed, "changed": self.changed}
+        words = [f"{number:,} {word}" for word, number in done.items()]
+        words += [f"{self.unchanged:,} already so"]
+        words += [f"{self.filtered:,} left out by include and exclude"] if self.filtered else []
+        return ", ".join(words)
+
+
+def list_changed(
+    source: str | os.PathLike[str],
+    changes: str,
+    before: Manifest,
+    rules: Rules | None = None,
+    *,
+    mapper: Mapper | None = None,
+    cache: str | None = None,
+    outside: str | None = None,
+    progress: Listener | None = None,
+) -> tuple[Listing, ChangeCounts]:
+    """Lists the candidates of a source by what has changed in it.
+
+    Args:
+        source: The source that `before` was listed from, with the same rules.
+        changes: The path or url of the change list.
+        before: What the source had before.
+        rules: Which candidates count, and how they are grouped and labelled.
+        mapper: As in `list_source`.
+        cache: As in `list_source`.
+        outside: As in `list_source`.
+        progress: As in `list_source`.
+
+    Returns:
+        The candidates, and how many of them the change list has changed.
+
+    Raises:
+        UsageError: The table is no change list, or is none for this source.
+        SourceError: A row says what cannot be; the message has the table's name and the row's
+            number.
+        StorageError: The disk for temporary files has no room.
+    """
+    text, rules = os.fspath(source), rules or Rules()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="vdna-changes-") as folder,
+            connect(folder) as database,
+        ):
+            lister = _ChangeLister(text, rules, progress or ignore, changes, before, database)
+            lister.list_objects(outside and storage.resolved(outside))
+            lister.require_clear()
+            lister.list_archives(mapper, cache)
+            counts = lister.merge()
+            return lister.listing(), counts
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise StorageError(
+            f"the changes cannot be applied in {tempfile.gettempdir()}: {error}; set TMPDIR to a "
+            "disk with more room"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A row of a change list."""
+
+    number: int
+    word: str
+    row: TableRow
+
+    @property
+    def named(self) -> tuple[Any, ...]:
+        """The values of `NAMED_SCHEMA`."""
+        item, archive = self.row.item, archive_kind(self.row.item.uri) is not None
+        about = (item.uri, self.row.member, self.word, item.size, item.identity, archive)
+        return self.number, *about
+
+
+class _ChangeLister(SourceLister):
+    """Lists what a change list adds and changes, and then what else was there before.
+
+    Its tables: `named` (the rows of the change list), `archives` and `keys` (what they name) and
+    `touched` (what was there before of that).
+    """
+
+    def __init__(
+        self,
+        text: str,
+        rules: Rules,
+        progress: Listener,
+        changes: str,
+        before: Manifest,
+        database: duckdb.DuckDBPyConnection,
+    ) -> None:
+        super().__init__(text, rules, None, progress)
+        self._classes = None
+        self._before = before
+        self._db = database
+        if self._kind == "glob":
+            raise UsageError(
+                f"{option('changes')} does not go with a glob, and the source is {self._shown}; "
+                f"name its folder, and give {option('include')}"
+            )
+        if before.source != self._source:
+            raise UsageError(
+                f"the images were listed from {storage.readable(before.source)}, and the source is "
+                f"{storage.readable(self._source)} now; build once without {option('changes')}"
+            )
+        if before.labels != self._labels:
+            raise UsageError(
+                f"the images were listed with the labels {', '.join(before.labels) or 'none'}, and "
+                f"{self._shown} has {', '.join(self._labels) or 'none'} now; build once without "
+                f"{option('changes')}"
+            )
+        self._uri_of_changes = storage.canonical(changes)
+        self._changes = self._open(changes)
+        self._columns = [*ENTRY_SCHEMA.names, *label_columns(self._labels)]
+
+    def _open(self, changes: str) -> SourceTable | None:
+        """Opens the change list.
+
+        Returns:
+            The table; None for JSON lines without a line, which have no columns either.
+
+        Raises:
+            UsageError: It is no change list.
+        """
+        uri, rules = self._uri_of_changes, self._rules
+        lines = splitext(uri)[1].lower() in JSON_LINES and storage.exists(uri)
+        if lines and not storage.info(uri).size:
+            return None
+        names = Rules(image_column=rules.image_column, allow_query=rules.allow_query)
+        table = SourceTable.open(uri, names)
+        if table is None:
+            raise UsageError(
+                f"changes is {changes!r}, which is no table of changes or does not exist; it must "
+                f"be a file of {', '.join(sorted(TABLE_EXTENSIONS - {'.json'}))}"
+            )
+        if CHANGE_COLUMN not in table.file.columns:
+            raise UsageError(
+                f"{uri} has no column {CHANGE_COLUMN}, which says {ONE_OF_THEM} of each image"
+                f"{table.file.head()}"
+            )
+        if CHANGE_COLUMN in self._labels:
+            raise UsageError(
+                f"{self._shown} has a label {CHANGE_COLUMN}, which is the column of a change list "
+                "that says what has happened; rename the label"
+            )
+        return table if self._table is None else replace(table, group=self._table.group)
+
+    def _pages(self, outside: str | None) -> Iterator[Iterable[tuple[Any, ...]]]:
+        """Yields pages of arguments for `_add_object`: what was added and what was changed."""
+        empty = NAMED_SCHEMA.empty_table()
+        self._db.register("page", empty)
+        self._db.execute("create table named as select * from page")
+        rows: Iterator[_Change] = iter(())
+        if (table := self._changes) is not None:
+            rows = map_in_order(partial(self._look_up, table), enumerate(table.file.rows(), 1))
+        while some := list(islice(rows, PAGE_OBJECTS)):
+            named = zip(*(each.named for each in some), strict=True)
+            columns = [
+                pa.array(values, field.type)
+                for values, field in zip(named, NAMED_SCHEMA, strict=True)
+            ]
+            self._db.register("page", pa.table(columns, NAMED_SCHEMA))
+            self._db.execute("insert into named select * from page")
+            yield [
+                each.row for each in some if each.word != IS_GONE and self._is_ours(each, outside)
+            ]
+        self._db.unregister("page")
+
+    def _look_up(self, table: SourceTable, numbered: tuple[int, Mapping[str, Any]]) -> _Change:
+        """Looks up what a row names, unless that is gone."""
+        number, row = numbered
+        with named_in_errors(f"{table.uri}, row {number}"):
+            word = row[CHANGE_COLUMN]
+            if word not in CHANGE_WORDS:
+                raise SourceError(f"{CHANGE_COLUMN} is {shortened(word)}; it must be {ONE_OF_THEM}")
+            uri = absolute_uri(table.name_in(row), self._root, self._rules)
+            if self._kind in ("table", "list"):
+                require_nameable(uri, table.uri)
+            elif not f"{uri}/".startswith(f"{self._root.rstrip('/')}/"):
+                raise SourceError(f"{uri} is not in the source, {storage.readable(self._root)}")
+            member = str(row.get("member") or "")
+            if member and self._table is None:
+                raise SourceError(
+                    f"it names the member {member!r} of {uri}; a source that is no table has "
+                    "archives as a whole, so name the archive alone"
+                )
+            if word == IS_GONE:
+                return _Change(number, word, TableRow(Stored(uri, 0, "", None), member, None, ()))
+            labels = self._labels if self._table else ()
+            wanted = dict.fromkeys([*labels, *([table.group] if table.group else [])])
+            if missing := [name for name in wanted if name not in row]:
+                raise SourceError(
+                    f"there is no column {', '.join(map(printable, missing))}, which "
+                    f"{self._shown} has; an image that is {word} needs it"
+                )
+            return _Change(number, word, table.row_of(row, uri, labels))
+
+    def _is_ours(self, change: _Change, outside: str | None) -> bool:
+        """Tells whether an object is none of the results, which may lie in the same bucket.
+
+        Returns:
+            Whether it counts.
+
+        Raises:
+            UsageError: A link leads to the results.
+        """
+        item = change.row.item
+        if self._inventory is not None and outside is not None:
+            if item.uri.startswith(f"{outside}/"):
+                self._candidates.filtered += 1
+                return False
+        elif self._table is None:
+            next(self._found([item], outside))
+        return True
+
+    def require_clear(self) -> None:
+        """Checks that the list says one thing of each image.
+
+        Raises:
+            SourceError: It says two.
+        """
+        self._db.execute(
+            "create table archives as select uri, bool_or(member = '') as whole, "
+            f"max(identity) filter (change <> '{IS_GONE}') as identity "
+            "from named where archive group by uri"
+        )
+        self._db.execute(
+            "create table keys as select distinct uri, member from named "
+            "where not (archive and member = '')"
+        )
+        said = {  # what must agree, in which rows, of which name
+            "change": (
+                "change",
+                "true",
+                "case when coalesce(whole, false) then '' else member end",
+            ),
+            "identity": ("n.identity", f"change <> '{IS_GONE}'", "''"),
+            "size": ("size::text", f"change <> '{IS_GONE}'", "''"),
+        }
+        for what, (value, where, name) in said.items():
+            query = (
+                f"select uri, {name} as name, min({value}), max({value}), "
+                f"arg_min(number, {value}), arg_max(number, {value}) "
+                f"from named n left join archives using (uri) where {where} "
+                f"group by all having min({value}) <> max({value}) order by min(number) limit 1"
+            )
+            for uri, member, one, other, first, second in self._db.execute(query).fetchall():
+                its = f"{uri}::{member}" if member else uri
+                raise SourceError(
+                    f"{self._uri_of_changes} says two things of {its}: "
+                    f"{what} {one} in row {first} and {other} in row {second}; leave the one that "
+                    "is so now"
+                )
+
+    def merge(self) -> ChangeCounts:
+        """Adds what was there before, except for what the change list names.
+
+        Returns:
+            What the change list did.
+
+        Raises:
+            SourceError: A part of an archive is named, and the rest has changed, too.
+        """
+        kinds = {
+            name: "bigint" if name in ("size", "position") else "text" for name in self._columns
+        }
+        columns = ", ".join(f"{quoted_column(name)} {kind}" for name, kind in kinds.items())
+        self._db.execute(f"create table touched ({columns})")
+        parts = [part.replace("'", "''") for part in self._candidates.listing(self._source).parts]
+        files = ", ".join(f"'{part}'" for part in parts)
+        names = ", ".join(map(quoted_column, self._columns))
+        found = f"read_parquet([{files}])" if parts else "touched where false"
+        self._db.execute(f"create view found as select distinct {names} from {found}")
+        for rows in _chunks(self._before):
+            self._sort_out(rows.rename_columns(self._columns))
+        return self._counts()
+
+    def _sort_out(self, rows: pa.Table) -> None:
+        """Adds the rows that the change list does not name, and notes the others.
+
+        Raises:
+            SourceError: A part of an archive is named, and the rest has changed, too.
+        """
+        self._db.register("chunk", rows)
+        joined = self._db.sql(
+            "select chunk.*, keys.uri is not null or coalesce(whole, false) as hit, "
+            "not hit and coalesce(archives.identity <> chunk.identity, false) as stale "
+            "from chunk left join keys on chunk.uri = keys.uri and chunk.member = keys.member "
+            "left join archives on chunk.uri = archives.uri"
+        ).to_arrow_table()
+        self._db.unregister("chunk")
+        if left := joined.filter(joined["stale"]).slice(0, 1).to_pylist():
+            raise SourceError(
+                f"{self._uri_of_changes}: {left[0]['uri']} has changed since it was listed, and "
+                f"its member {left[0]['member']!r} is not in the change list; name the archive "
+                "without a member, which takes all of them, or name each"
+            )
+        named = joined.filter(joined["hit"]).select(self._columns)
+        if named.num_rows:
+            self._db.register("chunk", named)
+            self._db.execute("insert into touched select * from chunk")
+            self._db.unregister("chunk")
+        self._candidates.add_table(joined.filter(pc.invert(joined["hit"])).select(self._columns))
+
+    def _counts(self) -> ChangeCounts:
+        rest = self._columns[2:]
+        same = " and ".join(
+            f"f.{quoted_column(name)} is not distinct from t.{quoted_column(name)}" for name in rest
+        )
+        names = "select distinct uri, member from"
+        both = "found f join touched t on f.uri = t.uri and f.member = t.member"
+        kept = self._number(f"select distinct f.uri, f.member from {both}")
+        equal = self._number(f"select distinct f.uri, f.member from {both} where {same}")
+        absent = self._number(
+            f"{names} named n where change = '{IS_GONE}' and not exists (select 1 from touched t "
+            "where t.uri = n.uri and (t.member = n.member or (n.archive and n.member = '')))"
+        )
+        return ChangeCounts(
+            added=self._number(f"{names} found anti join touched using (uri, member)"),
+            removed=self._number(f"{names} touched anti join found using (uri, member)"),
+            changed=kept - equal,
+            unchanged=equal + absent,
+            filtered=self._candidates.filtered,
+        )
+
+    def _number(self, rows: str) -> int:
+        """Returns how many rows a query finds."""
+        ((number,),) = self._db.execute(f"select count(*) from ({rows})").fetchall()
+        return int(number)
+
+
+def _chunks(manifest: Manifest) -> Iterator[pa.Table]:
+    """Yields the rows of a manifest, those of many shards at a time."""
+    names = [*ENTRY_SCHEMA.names, *manifest.labels]
+    held: list[pa.Table] = []
+    for _, table in manifest.tables():
+        held.append(table.select(names))
+        if sum(rows.num_rows for rows in held) >= CHUNK_ROWS:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)

@@ -1,0 +1,313 @@
+"""A build by a change list commits what a build by a full listing commits."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import storage
+from pipeline.building import Request, Result, build_datasets, runner
+from pipeline.catalogue import Catalogue, roll_back, verify
+from pipeline.catalogue.undoing import remove
+from pipeline.engine import InProcess
+from pipeline.errors import SourceError, TransientError, UsageError
+from pipeline.events import Said
+from pipeline.refreshing import load_config
+from pipeline.reporting import build_json, build_sentence
+from pipeline.sources import ChangeCounts
+from pipeline.spec import Resources
+from tests.sources.test_change_list import Row, write_changes
+from tests.support import tiny_network as tiny
+from tests.support.builders import same_counts
+
+clock = itertools.count(1)
+
+
+class Place:
+    """A folder of pictures, and a catalogue."""
+
+    def __init__(self, there: Path, network: tiny.Place) -> None:
+        self.there = there
+        self.images = there / "images"
+        self.catalogue = Catalogue(str(there / "catalogue"))
+        self.network = network
+        self.said: list[str] = []
+        for number in range(6):
+            self.write(f"{'ab'[number % 2]}/{number}.png", number)
+
+    def write(self, name: str, seed: int) -> None:
+        path = self.images / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tiny.Picture("good", seed).data)
+        at = next(clock) * 10**9
+        os.utime(path, ns=(at, at))
+
+    def remove(self, name: str) -> None:
+        (self.images / name).unlink()
+
+    def changes(self, **words: str | Sequence[str]) -> str:
+        """Writes a list of names for each word."""
+        rows: list[Row] = [
+            {"uri": name, "change": word}
+            for word, names in words.items()
+            for name in ([names] if isinstance(names, str) else names)
+        ]
+        return write_changes(self.there / f"{next(clock)}.csv", rows, ("uri", "change"))
+
+    def build(
+        self, changes: str | None = None, catalogue: Catalogue | None = None, **options: Any
+    ) -> Result:
+        request = Request(
+            "x", str(self.images), changes=changes, **(self.network.options | options)
+        )
+        (result,) = build_datasets(
+            catalogue or self.catalogue,
+            [request],
+            InProcess(),
+            Resources(workers=0, threads=1),
+            lambda event: self.said.append(event.message) if isinstance(event, Said) else None,
+        )
+        return result
+
+    def require_whole(self, result: Result, **options: Any) -> None:
+        """Requires that a full listing finds nothing to do, and counts the same elsewhere."""
+        assert all(finding.ok for finding in verify(self.catalogue))
+        again = self.build(**options)
+        assert not again.changed
+        assert again.version.manifest == result.version.manifest
+        fresh = Catalogue(str(self.there / f"fresh-{next(clock)}"))
+        self.build(catalogue=fresh, **options)
+        assert same_counts(self.catalogue.load("x"), fresh.load("x"))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
+    return tiny.install(tmp_path_factory.mktemp("network"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, network: tiny.Place) -> Place:
+    return Place(tmp_path, network)
+
+
+def test_a_build_by_a_list_is_that_of_a_full_listing(place: Place) -> None:
+    first = place.build()
+    assert first.changes is None
+    place.write("b/new.png", 7)
+    place.write("a/0.png", 8)
+    place.remove("b/1.png")
+    changes = place.changes(added="b/new.png", changed="a/0.png", removed="b/1.png")
+    result = place.build(changes)
+    assert result.changes == ChangeCounts(1, 1, 1, 0, 0)
+    assert result.changed
+    assert result.version.images == 6
+    told = "of the change list: 1 added, 1 removed, 1 changed, 0 already so"
+    assert told in build_sentence(result)
+    assert build_json(result)["changes"] == {
+        "added": 1,
+        "removed": 1,
+        "changed": 1,
+        "unchanged": 0,
+        "filtered": 0,
+    }
+    assert f"x: of {changes}: 1 added, 1 removed, 1 changed, 0 already so" in place.said
+    assert f"x: listing {place.images}" in place.said[0]
+    assert not any("listing" in said for said in place.said[1:])
+    again = place.build(changes)
+    assert again.changes == ChangeCounts(0, 0, 0, 3, 0)
+    assert not again.changed
+    assert "nothing to do, the images are the same" in build_sentence(again)
+    place.require_whole(result)
+
+
+def test_an_object_store_is_changed_alike(place: Place, root: str) -> None:
+    for number in range(3):
+        storage.create(f"{root}/images/{number}.png", tiny.Picture("good", number).data)
+    options: dict[str, Any] = {"source": f"{root}/images", **place.network.options}
+    catalogue, resources = Catalogue(f"{root}/dnas"), Resources(workers=0, threads=1)
+
+    def build(changes: str | None = None) -> Result:
+        request = Request("x", changes=changes, **options)
+        return build_datasets(catalogue, [request], InProcess(), resources)[0]
+
+    build()
+    storage.create(f"{root}/images/new.png", tiny.Picture("good", 7).data)
+    storage.replace(f"{root}/images/0.png", tiny.Picture("good", 8).data)
+    storage.delete(f"{root}/images/1.png")
+    rows = f"{root}/images/0.png,changed\n1.png,removed\nnew.png,added\n"
+    storage.create(f"{root}/night.csv", f"uri,change\n{rows}".encode())
+    result = build(f"{root}/night.csv")
+    assert result.changes == ChangeCounts(1, 1, 1, 0, 0)
+    assert result.version.images == 3
+    assert not build().changed
+
+
+def test_parts_follow_a_list(place: Place) -> None:
+    place.build(by="1")
+    place.write("c/new.png", 7)
+    place.remove("a/0.png")
+    result = place.build(place.changes(added="c/new.png", removed="a/0.png"))
+    found = {name: version.images for name, version in result.parts.items()}
+    assert found == {"x/a": 2, "x/b": 3, "x/c": 1}
+    place.require_whole(result)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_dataset_without_an_earlier_version_has_no_changes(place: Place, removed: bool) -> None:
+    if removed:
+        place.build()
+        remove(place.catalogue, ["x"])
+    with pytest.raises(UsageError, match=r"x has no earlier version under spec .* build it once"):
+        place.build(place.changes(added="a/0.png"))
+    assert place.catalogue.head().datasets.get("x") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({"include": "a/*"}, {}, "listed with include 'a/*', and include is None now"),
+        ({}, {"exclude": "a/*"}, "listed with exclude None, and exclude is 'a/*' now"),
+        ({}, {"group_by": "1"}, "listed with group_by None, and group_by is '1' now"),
+        ({}, {"by": "1"}, "listed with by None, and by is '1' now"),
+        ({"by": "1"}, {"by": ""}, "listed with by '1', and by is None now"),
+        ({"limit": 3}, {}, "listed with limit 3, and limit is None now"),
+    ],
+)
+def test_a_list_goes_with_the_options_of_the_listing(
+    place: Place, before: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    place.build(**before)
+    with pytest.raises(UsageError) as caught:
+        place.build(place.changes(added="a/0.png"), **now)
+    assert said in str(caught.value)
+
+
+def test_a_listing_with_other_options_counts_even_if_it_finds_the_same(place: Place) -> None:
+    """What is noted is how the images were listed last, not how the version was."""
+    place.build(include="*.png")
+    assert not place.build().changed
+    place.write("a/new.jpg", 7)
+    result = place.build(place.changes(added="a/new.jpg"))
+    assert result.version.images == 7
+    place.require_whole(result)
+
+
+def test_a_sample_has_no_changes() -> None:
+    with pytest.raises(UsageError, match=r"limit is 3 and changes is 'c\.csv'"):
+        Request("x", "images", changes="c.csv", limit=3)
+
+
+def test_what_a_failed_build_has_planned_is_not_forgotten(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of the second night does not repeat that of the first."""
+    place.build()
+    place.write("a/first.png", 7)
+    with monkeypatch.context() as patch:
+
+        def fail(*arguments: object) -> None:
+            raise TransientError("out of power")
+
+        patch.setattr("pipeline.building.datasets.count_shards", fail)
+        with pytest.raises(TransientError, match="out of power"):
+            place.build(place.changes(added="a/first.png"))
+    place.write("a/second.png", 8)
+    result = place.build(place.changes(added="a/second.png"))
+    assert result.changes == ChangeCounts(1, 0, 0, 0, 0)
+    assert result.version.images == 8
+    place.require_whole(result)
+
+
+def test_a_plan_that_was_given_up_is_not_changed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source came back to what is committed: the list applies to that."""
+    place.build()
+    place.write("a/passing.png", 7)
+    with monkeypatch.context() as patch:
+
+        def fail(*arguments: object) -> None:
+            raise TransientError("out of power")
+
+        patch.setattr("pipeline.building.datasets.count_shards", fail)
+        with pytest.raises(TransientError, match="out of power"):
+            place.build()
+    place.remove("a/passing.png")
+    assert not place.build().changed
+    place.write("a/new.png", 8)
+    result = place.build(place.changes(added="a/new.png"))
+    assert result.changes == ChangeCounts(1, 0, 0, 0, 0)
+    assert result.version.images == 7
+    place.require_whole(result)
+
+
+def test_a_list_that_is_refused_has_changed_nothing(place: Place) -> None:
+    place.build()
+    names = ["a/0.png", "a/2.png", "a/4.png", "b/1.png"]
+    for name in names:
+        place.remove(name)
+    changes = place.changes(removed=names)
+    with pytest.raises(UsageError, match=r"it had 6 images of .*, and has 2 now"):
+        place.build(changes)
+    result = place.build(changes, replace=True)
+    assert result.changes == ChangeCounts(0, 4, 0, 0, 0)
+    place.require_whole(result)
+
+
+def test_after_a_rollback_a_list_still_applies_to_the_newest_listing(place: Place) -> None:
+    """Which is what a full listing would show."""
+    place.build()
+    first = place.catalogue.at().number
+    place.write("a/new.png", 7)
+    place.build(place.changes(added="a/new.png"))
+    roll_back(place.catalogue, "x", first)
+    place.write("a/newer.png", 8)
+    result = place.build(place.changes(added="a/newer.png"))
+    assert result.version.images == 8
+    place.require_whole(result)
+
+
+def test_candidates_that_are_lost_are_not_dropped(place: Place) -> None:
+    version = place.build().version
+    manifest = place.catalogue.manifest("x", version)
+    storage.delete(manifest.entries.uri(manifest.files[0]))
+    place.write("a/new.png", 7)
+    with pytest.raises(SourceError, match=r"is missing, one of 1 file that list its images"):
+        place.build(place.changes(added="a/new.png"))
+    assert place.build().version.images == 7
+
+
+def test_a_note_that_is_lost_is_an_error(place: Place) -> None:
+    version = place.build().version
+    storage.delete(place.catalogue.plan_uri("x", version.spec))
+    with pytest.raises(UsageError, match="it is not known how its images were listed last"):
+        place.build(place.changes(added="a/0.png"))
+    assert not place.build().changed
+    assert not place.build(place.changes(added="a/0.png")).changed
+
+
+def test_an_image_that_is_gone_again_is_an_error_that_names_it(place: Place) -> None:
+    place.build()
+    with pytest.raises(SourceError, match=r"^x: .*row 1: .*a/gone\.png does not exist"):
+        place.build(place.changes(added="a/gone.png"))
+
+
+def test_a_wrong_identity_is_found_when_the_image_is_read(place: Place) -> None:
+    place.build()
+    place.write("a/new.png", 7)
+    rows = [{"uri": "a/new.png", "change": "added", "size": 9, "identity": "of another"}]
+    changes = write_changes(place.there / "c.csv", rows)
+    with pytest.raises(TransientError, match=r"a/new\.png changed between listing and reading"):
+        place.build(changes)
+    assert runner.TRIES == 2
+
+
+def test_datasets_yaml_names_a_list(place: Place) -> None:
+    path = place.there / "datasets.yaml"
+    path.write_text("datasets:\n- {name: x, source: images, changes: s3://bucket/night.csv}\n")
+    assert load_config(str(path)).requests()[0].changes == "s3://bucket/night.csv"
