@@ -18,6 +18,7 @@ from fsspec.utils import glob_translate
 from pipeline.buffers import Data, Mapped, size_of
 from pipeline.errors import StorageError
 from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
+from pipeline.storage.listing_pages import BEFORE_PARSE, take_objects
 from pipeline.storage.other import Details, FsspecStore, identity_of, is_folder_marker, nothing
 from pipeline.storage.retry import RetrySettings, attempt, status_of
 from pipeline.storage.store import Answer, Stored
@@ -204,7 +205,13 @@ class S3Store(FsspecStore):
             StorageError: A key is not above the one before it, at first `last`.
         """
         fs, _ = self.open(uri)
-        listing = attempt(uri, lambda: _call(fs, "list_objects_v2", PAGE_BYTES, **asked))
+
+        def page() -> dict[str, Any]:
+            client = sync(fs.loop, fs.set_session)
+            client.meta.events.register(BEFORE_PARSE, take_objects, unique_id="vdna-objects")
+            return _call(fs, "list_objects_v2", PAGE_BYTES, **asked)
+
+        listing = attempt(uri, page)
         items = []
         for item in listing.get("Contents", ()):
             if item["Key"] <= last:
