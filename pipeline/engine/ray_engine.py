@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from time import monotonic
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import ray
@@ -54,7 +55,12 @@ from pipeline.engine.ray_start import (
     start_with_retries,
     without_stderr,
 )
-from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched
+from pipeline.engine.ray_watch import (
+    RayWarnings,
+    reading_messages,
+    watched,
+    watched_cluster,
+)
 from pipeline.engine.shard_actor import ShardActor, receipt_of
 from pipeline.errors import TransientError, UsageError
 from pipeline.events import Listener, Said, Warned, ignore
@@ -113,7 +119,7 @@ class RayEngine:
         self._progress = progress or ignore
         self._warnings = RayWarnings(self._progress)
         self._devices = DeviceErrors()
-        self._messages = ExitStack()
+        self._messages, self._watch = ExitStack(), ExitStack()
         self._ours = False
 
     def __enter__(self) -> RayEngine:
@@ -127,6 +133,7 @@ class RayEngine:
                 self._ours = True
                 with kept_sigterm():
                     self._start(quiet)
+            self._watch.enter_context(watched_cluster(self._warnings))
             self._messages = stack.pop_all()
         return self
 
@@ -153,8 +160,14 @@ class RayEngine:
                 )
             )
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self._messages:
+            self._watch.__exit__(kind, error, trace)
             if not self._ours:
                 return
             self._ours = False

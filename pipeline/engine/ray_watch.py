@@ -119,18 +119,23 @@ def watched(
     context.set_config(_NAME, name)
     _WATCHES[name] = look
     try:
-        with _watched_cluster(warnings):
-            yield
+        yield
     finally:
         del _WATCHES[name]
         context.custom_execution_callback_classes = []
 
 
 @contextmanager
-def _watched_cluster(warnings: RayWarnings) -> Iterator[None]:
+def watched_cluster(warnings: RayWarnings) -> Iterator[None]:
     """Looks for the head while the block runs, and at the object stores, also when it ends well.
 
-    A thread looks, as nodes take their time to answer, and Ray's own thread waits for a lost head.
+    A thread looks, as nodes take their time to answer, and Ray's own calls wait for a lost head.
+
+    Args:
+        warnings: Looks at Ray, and tells.
+
+    Yields:
+        Nothing.
     """
     warnings.look()
     head = head_address()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.engine import ray_nodes, ray_watch
 from pipeline.engine.pool_watch import SETTLE_SECONDS, Limits, PoolWatch
 from pipeline.engine.ray_nodes import GROWTH, SPARE_CPUS, Room, room_of, wants, workers_held
-from pipeline.engine.ray_watch import RayWarnings, reading_messages
+from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched_cluster
 from pipeline.errors import TransientError
 from pipeline.events import Event, PoolChanged, Warned
 from pipeline.spec import Resources
@@ -200,6 +202,40 @@ def test_a_head_that_was_there_and_is_lost_is_told_once() -> None:
     (event,) = events
     assert isinstance(event, Warned)
     assert f"the head of the Ray cluster at {address} does not answer" in event.message
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_cluster_is_watched_beside_the_job_and_its_stores_once_more_at_a_good_end(
+    monkeypatch: pytest.MonkeyPatch, ends_well: bool
+) -> None:
+    """Each look finds that more was spilled, and the head is gone from the second look on."""
+    events: list[Event] = []
+    looks = {"head": 0, "stores": 0}
+
+    def answers(address: str) -> bool:
+        looks["head"] += 1
+        return looks["head"] == 1
+
+    def spilled(node: dict[str, Any]) -> int:
+        looks["stores"] += 1
+        return 5_000_000 * looks["stores"]
+
+    monkeypatch.setattr(ray_watch, "HEAD_SECONDS", 0.01)
+    monkeypatch.setattr(ray_watch, "list_nodes", lambda: [node("a")])
+    monkeypatch.setattr(ray_watch, "head_address", lambda: "head:1")
+    monkeypatch.setattr(ray_watch, "head_answers", answers)
+    monkeypatch.setattr(ray_watch, "spilled_bytes", spilled)
+    with (
+        contextlib.nullcontext() if ends_well else pytest.raises(ZeroDivisionError),
+        watched_cluster(RayWarnings(events.append)),
+    ):
+        while not events:
+            time.sleep(0.01)
+        if not ends_well:
+            raise ZeroDivisionError
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert ["head:1 does not answer" in each for each in told] == [True, False][: 1 + ends_well]
+    assert looks["stores"] == 1 + ends_well
 
 
 def test_each_worker_that_died_is_told_once() -> None:

@@ -22,6 +22,9 @@ def install() -> None:
     real = Extractor.observe
 
     def slow(*given: Any) -> None:
+        if log := os.environ.get("GPU_LOG"):
+            with open(log, "a") as begun:
+                begun.write("a micro-batch\n")
         time.sleep(float(os.environ["SLOW_GPU"]))
         real(*given)
 

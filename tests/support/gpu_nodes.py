@@ -25,6 +25,9 @@ FAST_CHECKS = {
 }
 """Ray finds out in seconds that a node is lost."""
 
+PATIENT_CHECKS = FAST_CHECKS | {"health_check_period_ms": 1000, "health_check_failure_threshold": 8}
+"""With six nodes on two cores, one that lives may take seconds to answer."""
+
 SMALL_STORE = 100 * 2**20
 
 SOUND: dict[str, str] = {}
@@ -55,7 +58,7 @@ class GpuNodes:
         self.alive: list[Any] = []
 
     def __enter__(self) -> GpuNodes:
-        self._add(num_cpus=0, include_dashboard=False, _system_config=FAST_CHECKS)
+        self._add(num_cpus=0, include_dashboard=False, _system_config=PATIENT_CHECKS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,6 +78,10 @@ class GpuNodes:
         what = {"object_store_memory": SMALL_STORE} | what
         return start_with_retries(lambda: self._cluster.add_node(**what))
 
+    def dead(self) -> list[Any]:
+        """Returns the nodes that ended by themselves, as one does that Ray took for lost."""
+        return [node for node in self.alive if not _runs(node)]
+
     def lose(self, node: Any) -> None:
         """Kills all processes of a node."""
         self.alive.remove(node)
@@ -86,3 +93,8 @@ class GpuNodes:
             if node is not None:
                 node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
         self.alive.clear()
+
+
+def _runs(node: Any) -> bool:
+    (raylet,) = node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
+    return raylet.process.poll() is None
