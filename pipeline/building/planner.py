@@ -180,8 +180,7 @@ class Planner:
         """Notes a plan that is committed, if another was noted: a change list goes by the note."""
         catalogue, name, spec = self.catalogue, request.name, base.spec
         selection = selection_of(request)
-        noted = catalogue.noted_plan(name, spec), catalogue.planned_selection(name, spec)
-        if noted != ((manifest.digest, products), selection):
+        if not catalogue.notes_plan(name, spec, manifest.digest, products, selection):
             backend = counted_by(base.numerics) or "torch"
             catalogue.note_plan(name, spec, manifest.digest, products, backend, selection)
 

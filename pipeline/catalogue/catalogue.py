@@ -265,6 +265,22 @@ class Catalogue(VersionFiles):
         except (SourceError, ValueError, TypeError, KeyError):
             return None
 
+    def notes_plan(
+        self,
+        dataset: str,
+        spec: str,
+        manifest: str,
+        products: Sequence[str],
+        selection: Mapping[str, str | int],
+    ) -> bool:
+        """Tells whether the plan that was noted last is this one (see `note_plan`)."""
+        try:
+            plan = json.loads(storage.read(self.plan_uri(dataset, spec)))
+            noted = plan["manifest"], plan["products"], plan["selection"]
+        except (SourceError, ValueError, TypeError, KeyError):
+            return False
+        return noted == (manifest, list(products), dict(selection))
+
     def noted_plan(self, dataset: str, spec: str) -> tuple[str, tuple[str, ...]] | None:
         """Reads what `note_plan` noted last of the manifest and the products.
 
