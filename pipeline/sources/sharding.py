@@ -240,8 +240,7 @@ class _ShardPlanner:
         if previous is not None:
             self._load_rows(previous)
             joined = "previous p join listing l on p.uri = l.uri and p.member = l.member"
-            regrouped = f'select count(*) from {joined} where p."group" <> l."group"'
-            self._previous = None if self._number(regrouped) else previous
+            self._previous = None if self._is_regrouped(joined) else previous
             if self._previous is not None and self._by is not None:
                 self._db.execute(
                     f"delete from previous where shard in (select p.shard from {joined} "
@@ -253,6 +252,13 @@ class _ShardPlanner:
             )
         else:
             self._db.execute("create view fresh as select * from listing")
+
+    def _is_regrouped(self, joined: str) -> bool:
+        """Tells whether a candidate has another group than before; joins only if there are any."""
+        grouped = "select count(*) from (select 1 from {} where \"group\" <> '' limit 1)"
+        if not any(self._number(grouped.format(table)) for table in ("listing", "previous")):
+            return False
+        return self._number(f'select count(*) from {joined} where p."group" <> l."group"') > 0
 
     def _load_rows(self, previous: Manifest) -> None:
         """Fills the table `previous`.

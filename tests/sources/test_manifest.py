@@ -226,6 +226,18 @@ def test_a_candidate_with_two_groups_is_refused_by_name() -> None:
     assert plan([one, one]).duplicates == 1
 
 
+@pytest.mark.parametrize(("was", "is_now"), [("", "g"), ("g", ""), ("g", "h")])
+def test_everything_is_planned_anew_if_a_group_is_another(was: str, is_now: str) -> None:
+    """Even if it is the first or the last group that there is."""
+    plain = entries(40)
+    before, after = ([*plain[:-1], replace(plain[-1], group=name)] for name in (was, is_now))
+    first = plan(before, shard_images=5)
+    gone = after[1:]
+    assert plan(gone, shard_images=5, previous=first).digest == plan(gone, shard_images=5).digest
+    same = before[1:]
+    assert plan(same, shard_images=5, previous=first).digest != plan(same, shard_images=5).digest
+
+
 def test_no_candidates_and_options_out_of_range_are_refused() -> None:
     with pytest.raises(SourceError):
         plan([])
