@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
 from benchmarks.scale.case import Case, Parts
-from benchmarks.scale.model import Model, predict
+from benchmarks.scale.model import PAGE, Model, predict
 
-IMAGES = {"in process": 480, "on Ray": 960}
-SHARD_IMAGES = 6
-"""So small that the sums have a tree."""
+MODULE = "benchmarks.scale.checking"
+IMAGES = 640
+SHARD_IMAGES = 8
+"""A micro-batch, and so small that the sums have a tree."""
 
-PLANNED = 2_000_000
+PLANNED = 5_000_000
 LISTED = 200_000
 HANDED_OUT = 4000
 SHARDS = 3000
@@ -36,49 +39,70 @@ def row(run: str, what: str, predicted: float, measured: float) -> Row:
     return {"run": run, "what": what, "predicted": predicted, "measured": measured}
 
 
-def builds(parts: Parts, run: str) -> Iterator[Row]:
-    """Builds small images of S3 in this process or on Ray, through the proxy that counts."""
-    from benchmarks.s3_requests import BUCKET, put_images
-    from benchmarks.scale.counted_requests import by_kind, counted_server
-    from pipeline import Request, verify
-    from pipeline.building import build_datasets
-    from pipeline.catalogue import Catalogue, collect
-    from pipeline.engine import InProcess, RayEngine
-    from pipeline.spec import Resources, available_cpus
+def case_of(run: str) -> Case:
+    """The case of a build of small images, in this process or on Ray."""
+    from pipeline.spec import available_cpus
     from tests.support.builders import jpeg
 
-    images = IMAGES[run]
-    workers = 1 if run == "in process" else available_cpus()
-    resources = Resources(workers=0 if run == "in process" else workers, threads=1)
-    size = sum(len(jpeg(seed)) for seed in range(20)) / 20
-    case = Case(
-        images,
+    return Case(
+        IMAGES,
         gpus=0,
-        cpu_workers=workers,
-        image_bytes=size,
+        cpu_workers=1 if run == "in process" else available_cpus(),
+        image_bytes=sum(len(jpeg(seed)) for seed in range(20)) / 20,
         megapixels=96 * 72 / 1e6,
         request_seconds=REQUEST_SECONDS,
         page_seconds=REQUEST_SECONDS,
         shard_images=SHARD_IMAGES,
     )
-    found = predict(parts, case)
+
+
+def build_alone(run: str) -> dict[str, float]:
+    """Builds the images, in a process that does nothing else."""
+    from benchmarks.s3_requests import BUCKET
+    from benchmarks.scale.counted_requests import without_renewals
+    from benchmarks.scale.counting import cpu
+    from pipeline import Request
+    from pipeline.building import build_datasets
+    from pipeline.catalogue import Catalogue
+    from pipeline.engine import InProcess, RayEngine
+    from pipeline.spec import Resources
+
+    workers = case_of(run).cpu_workers
+    resources = Resources(workers=0 if run == "in process" else workers, threads=1)
+    request = Request("a", f"s3://{BUCKET}/images/a", shard_images=SHARD_IMAGES)
+    opened = InProcess() if run == "in process" else RayEngine(resources, "local")
+    phase: dict[str, Any] = {}
+    without_renewals()  # Ray's workers have some, if the machine is slow
+    began, before = time.perf_counter(), cpu()
+    with measure.phase(phase), opened as engine:
+        build_datasets(Catalogue(f"s3://{BUCKET}/dnas"), [request], engine, resources)
+    seconds = {"seconds": time.perf_counter() - began, "cpu": cpu() - before}
+    return {"peak": phase["peak_mb"] * 1e6, **seconds}
+
+
+def builds(parts: Parts, run: str) -> Iterator[Row]:
+    """Builds small images of S3 through the proxy that counts."""
+    from benchmarks.s3_requests import BUCKET, put_images
+    from benchmarks.scale.counted_requests import by_kind, counted_server
+    from pipeline import verify
+    from pipeline.catalogue import Catalogue, collect
+
+    model = Model(parts, case_of(run))
+    found = predict(parts, model.case)
+    made: dict[str, float] = {}
     with counted_server() as (proxy, client):
-        put_images(client, "images/a", images, tar=False)
+        put_images(client, "images/a", IMAGES, tar=False)
         place = Catalogue(f"s3://{BUCKET}/dnas")
-        request = Request("a", f"s3://{BUCKET}/images/a", shard_images=SHARD_IMAGES)
-        began, phase = time.perf_counter(), dict[str, Any]()
 
         def build() -> None:
-            opened = InProcess() if workers == 1 else RayEngine(resources, "local")
-            with measure.phase(phase), opened as engine:
-                build_datasets(place, [request], engine, resources)
+            made.update(measure.run(MODULE, {"which": f"alone {run}"}, tuned_malloc=False))
 
         counted = {"build": by_kind(proxy.of(build))}
-        took, read, written = time.perf_counter() - began, proxy.read, proxy.written
+        read, written = proxy.read, proxy.written
         manifest = place.manifest("a", place.find("a"))
         counted["verify"] = by_kind(proxy.of(lambda: verify(place)))
         counted["gc"] = by_kind(proxy.of(lambda: collect(place)))
-    name = f"{images} images {run}"
+    name = f"{IMAGES} images {run}"
     yield row(name, "shards", found.shards, len(manifest.heads))
     for job, kinds in counted.items():
         for kind, number in found.requests[job].items():
@@ -86,10 +110,13 @@ def builds(parts: Parts, run: str) -> Iterator[Row]:
                 yield row(name, f"{job}: {kind}", number, kinds.get(kind, 0))
     yield row(name, "bytes read", found.read_bytes, read)
     yield row(name, "bytes written", found.written_bytes, written)
-    if run == "on Ray":  # the driver alone; in process it is the worker, too
-        peak = phase["peak_mb"] * 1e6
-        yield row(name, "driver, bytes", max(found.driver_bytes.values()), peak)
-    yield row(name, "seconds", found.total_seconds - found.seconds["start"], took)
+    if run == "on Ray":
+        yield row(name, "driver, bytes", max(found.driver_bytes.values()), made["peak"])
+        yield row(name, "seconds", found.total_seconds, made["seconds"])
+    else:  # the driver is the worker, too, and its CPU time is all that there is
+        worked = found.shards * model.work["cores"] + model.adding + model.composing
+        yield row(name, "seconds of CPU", worked + parts.load_seconds, made["cpu"])
+        yield row(name, "seconds", found.total_seconds - parts.start_seconds, made["seconds"])
 
 
 def planning(parts: Parts) -> Iterator[Row]:
@@ -152,6 +179,7 @@ def many_shards(parts: Parts) -> Iterator[Row]:
     verification.LARGE = 0
     model = Model(parts, Case(SHARDS, gpus=0, shard_images=1))
     name = f"catalogue of {SHARDS:,} shards"
+    model.requests["gc"]["LIST"] += 2 * (SHARDS // PAGE)  # as many objects that nobody needs
     jobs = {"verify": lambda: list(verify(place)), "gc": lambda: collect(place)}
     for job, action in jobs.items():
         store.requests.clear()
@@ -170,20 +198,21 @@ CHECKS = {
 }
 
 
-def _check(which: str, parts: dict[str, Any]) -> dict[str, Any]:
+def _check(which: str, parts: dict[str, Any] | None = None) -> dict[str, Any]:
+    if parts is None:
+        return build_alone(which.removeprefix("alone "))
     return {"rows": list(CHECKS[which](Parts.of(parts)))}
 
 
 def check(parts: Parts, which: tuple[str, ...] = tuple(CHECKS)) -> list[Row]:
-    """Runs the checks, each in a fresh process."""
-    from dataclasses import asdict
-
+    """Runs the checks, each in a fresh process, and says on standard error which has ended."""
     stated = json.loads(json.dumps(asdict(parts)))
     rows = []
     for name in which:
         settings = {"which": name, "parts": stated}
-        found = measure.run("benchmarks.scale.checking", settings, tuned_malloc=False)
+        found = measure.run(MODULE, settings, tuned_malloc=False)
         rows += found["rows"]
+        print(f"checked: {name}", file=sys.stderr, flush=True)
     return rows
 
 

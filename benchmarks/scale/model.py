@@ -290,8 +290,12 @@ class Model:
         verify, gc = self.linear("verify"), self.linear("gc")
         verify["GET"] += self.files - 1
         verify["LIST"] += self.shards // PAGE
-        # What builds need is listed, and then what nobody needs.
-        gc["LIST"] += 2 * ((self.shards + sum(self.tree[0])) // PAGE)
+        # What builds need is listed, and then what nobody needs: sums, if they are old by the
+        # store's own clock.
+        sums = sum(self.tree[0])
+        gc["LIST"] += 2 * ((self.shards + sums) // PAGE)
+        for kind in ("PUT", "HEAD", "DELETE"):
+            gc[kind] += bool(sums)
         return {"build": self.requests_of_build, "verify": verify, "gc": gc}
 
     @property
