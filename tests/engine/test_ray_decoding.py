@@ -31,7 +31,7 @@ from pipeline.errors import UsageError
 from pipeline.events import Event, StepDone
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
-from tests.engine.test_ray_engine import DEADLY, clean, cluster, same_bits
+from tests.engine.test_ray_engine import DEADLY, clean, same_bits
 from tests.golden.handmade import NETWORK, SPEC
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos
@@ -39,6 +39,7 @@ from tests.support.ray_commands import (
     IMAGES,
     REPOSITORY,
     SHARDS,
+    SLOW,
     Small,
     committed,
     ended,
@@ -50,7 +51,7 @@ from tests.support.ray_commands import (
     wait_for,
 )
 
-__all__ = ["clean", "cluster", "folder", "small", "truth"]  # fixtures
+__all__ = ["clean", "folder", "small", "truth"]  # fixtures
 
 SLOW_TO_DECODE = """
 import time
@@ -183,6 +184,19 @@ def test_an_image_that_kills_its_decoding_task_is_listed_and_the_rest_is_counted
     assert (failure.reason, failure.nondeterministic) == ("decoder_crashed", True)
     # The worker did not die of it.
     assert [*catalogue.glob("_work/photos/*/attempts/*.json")] == []
+
+
+@pytest.fixture
+def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in small.environment(SLOW).items():
+        monkeypatch.setenv(name, value)  # a node's workers have it of their node
+    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 500 * 2**20}
+    cluster = Cluster()
+    try:
+        start_with_retries(lambda: cluster.add_node(**head))
+        yield cluster
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.soak

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ import psutil
 import pytest
 import ray
 from PIL import PngImagePlugin
-from ray.cluster_utils import Cluster
 
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
@@ -62,8 +61,6 @@ from tests.support.ray_commands import (
 
 __all__ = ["folder", "small", "truth"]  # fixtures
 
-On = Callable[[int], subprocess.Popen[str]]
-
 RAY_SESSIONS = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
 
 
@@ -101,26 +98,18 @@ def test_workers_that_ran_openvino_end_without_a_word(folder: Path, tmp_path: Pa
     assert "openvino" in json.dumps(json.loads(out)["numerics"])
 
 
-@pytest.mark.parametrize(
-    "deaths", [(6,), pytest.param((3, 12), marks=pytest.mark.soak)], ids=["one", "two"]
-)
-def test_killed_workers_are_replaced_and_nothing_counts_twice(
-    folder: Path, truth: DNA, small: Small, tmp_path: Path, deaths: tuple[int, ...]
+def test_a_killed_worker_is_replaced_and_told_of_and_nothing_counts_twice(
+    folder: Path, truth: DNA, small: Small, tmp_path: Path
 ) -> None:
-    """A worker dies each time that so many shards are committed, and that is told."""
-    killed: list[int] = []
     process = small.start(folder, tmp_path)
     with ended(process):
-        for shards in deaths:
-            under_way = wait_for(tmp_path, shards, process)
-            killed.append(random.Random(shards).choice(sorted(under_way)))
-            os.kill(killed[-1], signal.SIGKILL)
+        killed = random.Random(6).choice(sorted(wait_for(tmp_path, 6, process)))
+        os.kill(killed, signal.SIGKILL)
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     result = json.loads(out)
     assert (result["images"], result["failed"]) == (46, 2)
-    assert [err.count(f"a worker died: process {pid} on ") for pid in killed] == [1] * len(deaths)
-    assert err.count("a worker died") == len(deaths)
+    assert err.count(f"a worker died: process {killed} on ") == err.count("a worker died") == 1
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
 
@@ -533,22 +522,6 @@ def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
     assert runs == 1 if workers else runs <= 6
 
 
-# A cluster of several nodes, each with a Ray daemon of its own.
-
-
-@pytest.fixture
-def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    for name, value in small.environment(SLOW).items():
-        monkeypatch.setenv(name, value)  # a node's workers have it of their node
-    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 500 * 2**20}
-    cluster = Cluster()
-    try:
-        start_with_retries(lambda: cluster.add_node(**head))
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
 @pytest.fixture
 def clean(folder: Path, small: Small, tmp_path: Path) -> dict[str, object]:
     """Returns what an undisturbed build without Ray commits."""
@@ -557,63 +530,11 @@ def clean(folder: Path, small: Small, tmp_path: Path) -> dict[str, object]:
         return finish(process)
 
 
-@pytest.fixture
-def on(cluster: Cluster, folder: Path, small: Small, tmp_path: Path) -> On:
-    """Returns a function that starts a build with the given number of workers."""
-    address = ("--ray-address", cluster.address)
-    return lambda workers: small.start(folder, tmp_path / "c", *address, workers=workers)
-
-
 def same_bits(catalogue: Path, clean: dict[str, object], truth: DNA) -> None:
     version = Catalogue(str(catalogue)).find("photos")
     assert (version.dna, version.sha256) == (clean["dna"], clean["sha256"])
     assert committed(catalogue) == SHARDS
     holds(catalogue, truth)
-
-
-@pytest.mark.soak
-def test_a_build_survives_the_loss_of_a_node(
-    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
-) -> None:
-    """The head has room for two of three workers, so at least one is lost with its node."""
-    node = start_with_retries(lambda: cluster.add_node(num_cpus=2))
-    process = on(3)
-    with ended(process):
-        for shards in (3, 12):
-            wait_for(tmp_path / "c", shards, process)
-            cluster.remove_node(node, allow_graceful=False)
-            node = start_with_retries(lambda: cluster.add_node(num_cpus=2))
-        finish(process)
-    same_bits(tmp_path / "c", clean, truth)
-
-
-@pytest.mark.soak
-def test_two_jobs_at_once_on_one_cluster(
-    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
-) -> None:
-    start_with_retries(lambda: cluster.add_node(num_cpus=2))
-    jobs = [on(1) for _ in range(2)]
-    with ended(jobs[0]), ended(jobs[1]):
-        dnas = [finish(job)["dna"] for job in jobs]
-    assert dnas == [clean["dna"]] * 2
-    assert Catalogue(str(tmp_path / "c")).head().number == 1
-    same_bits(tmp_path / "c", clean, truth)
-
-
-@pytest.mark.soak
-def test_workers_of_a_killed_driver_do_not_disturb_the_next_one(
-    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
-) -> None:
-    start_with_retries(lambda: cluster.add_node(num_cpus=2))
-    for shards in (2, 8):
-        process = on(1)
-        with ended(process):
-            wait_for(tmp_path / "c", shards, process)
-            os.kill(process.pid, signal.SIGKILL)
-    last = on(1)
-    with ended(last):
-        finish(last)
-    same_bits(tmp_path / "c", clean, truth)
 
 
 @pytest.mark.soak
@@ -682,6 +603,23 @@ def test_a_ranking_by_workers_equals_that_of_one_process(
     assert (found["ranked"], found["failed"]) == (15, 1)
     assert found["counted_shards"] <= 16 - there  # its workers may have gone on for a while
     assert spread.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("address", "sends"),
+    [
+        (None, False),
+        ("local", False),
+        ("10.0.0.1:6379", True),
+        ("auto", True),
+        ("ray://h:1", False),
+    ],
+)
+def test_logs_of_nodes_are_taken_where_ray_tells_there_that_memory_ran_out(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, sends: bool
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_engine.RayEngine(Resources(), address)._has_logs == sends
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ def install() -> None:
     """Replaces the GPU, and has a worker look after each micro-batch, always hungry."""
     from pipeline.counting import decode_ahead, decode_choice, worker
     from pipeline.counting.extractor import Extractor
+    from pipeline.counting.shard import Counter
     from tests.support import tiny_network
 
     def broken(*_: Any) -> None:
@@ -22,11 +23,18 @@ def install() -> None:
     real = Extractor.observe
 
     def slow(*given: Any) -> None:
-        if log := os.environ.get("GPU_LOG"):
-            with open(log, "a") as begun:
-                begun.write("a micro-batch\n")
         time.sleep(float(os.environ["SLOW_GPU"]))
         real(*given)
+
+    if log := os.environ.get("SHARD_LOG"):
+        make = Counter.make
+
+        def noted(counter: Counter, shard: Any, key: str, *, isolated: bool) -> Any:
+            with open(log, "a") as begun:
+                begun.write(f"{key}\n")
+            return make(counter, shard, key, isolated=isolated)
+
+        Counter.make = noted  # type: ignore[method-assign]  # which shards a worker begins
 
     if os.environ.get("BROKEN_GPU"):  # of this node
         Extractor.observe = broken  # type: ignore[method-assign]  # the fault
