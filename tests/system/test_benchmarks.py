@@ -118,15 +118,6 @@ def test_the_benchmark_of_the_start_accounts_for_all_seconds(tmp_path: Path) -> 
     assert result["ratio"] > 0
 
 
-@pytest.mark.soak  # it starts two clusters
-def test_the_benchmark_of_chaos_counts_all_shards_though_nodes_die() -> None:
-    how = ("--shards", "24", "--nodes", "2", "--seconds", "1", "--between", "12")
-    result = result_of("benchmarks.chaos", *how)
-    assert result["disturbed"]["deaths"] > 0
-    assert result["disturbed"]["twice"] >= result["undisturbed"]["twice"] == 0
-    assert 0 < result["ratio"] < 2
-
-
 @pytest.mark.soak
 def test_the_benchmark_of_commits_finds_that_changes_are_smaller_than_all() -> None:
     result = result_of("benchmarks.commit_log", "--datasets", "40")
