@@ -30,6 +30,7 @@ from pipeline.counting import (
     choose_backend,
     counted_by,
     device_kind,
+    expected_bytes,
     numerics,
 )
 from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
@@ -137,12 +138,15 @@ class Planner:
         spec = make_spec(request, network, found.digest, device, micro_batch)
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
-        manifest, parts, changes = self._manifest_and_parts(request, spec.digest, base, head)
+        products = products_of(request, network, base)
+        cell_bytes = expected_bytes(spec, products)
+        manifest, parts, changes = self._manifest_and_parts(
+            request, spec.digest, cell_bytes, base, head
+        )
         request = replace(request, by=_effective_by(request, base))
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         ranges_uri = catalogue.ranges_uri(found.digest)
         work_uri = catalogue.work_uri(request.name, spec.digest)
-        products = products_of(request, network, base)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         job = ShardJob(recipe, uri, work_uri, catalogue.entries_uri)
         spec_uri = catalogue.spec_uri(spec.digest)
@@ -212,12 +216,12 @@ class Planner:
             self.progress(Said(message))
 
     def _manifest_and_parts(
-        self, request: Request, spec: str, base: Version | None, head: Commit
+        self, request: Request, spec: str, cell_bytes: int, base: Version | None, head: Commit
     ) -> tuple[Manifest, Mapping[str, Sequence[int]], ChangeCounts | None]:
         """Returns the manifest, the indices of each part's shards by its value, and the changes."""
         asked = replace(request, by=_effective_by(request, base))
         try:
-            manifest, changes = self._manifest(asked, spec, base)
+            manifest, changes = self._manifest(asked, spec, cell_bytes, base)
             return manifest, _parts(asked, manifest, head), changes
         except UsageError as error:
             if not asked.by or request.by is not None:
@@ -227,7 +231,7 @@ class Planner:
             ) from error
 
     def _manifest(
-        self, request: Request, spec: str, base: Version | None
+        self, request: Request, spec: str, cell_bytes: int, base: Version | None
     ) -> tuple[Manifest, ChangeCounts | None]:
         checkpoint, changes = self._checkpoint(request), None
         if request.changes is not None:
@@ -242,6 +246,8 @@ class Planner:
             by=request.rules.label,
             entries=Entries(self.catalogue.entries_uri),
             most_shard_images=most_shard_images(self.catalogue, spec, device_kind(self.resources)),
+            cell_images=request.cell_images,
+            cell_bytes=cell_bytes,
         )
         if checkpoint is not None:
             checkpoint.remove()

@@ -205,6 +205,13 @@ class ShardOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CellOptions(Options):
+    """The option that says of how many images sums are kept."""
+
+    cell_images: Annotated[int | None, sources.CELL_IMAGES] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProductOptions(Options):
     """The options that say what is kept beside the histograms."""
 
@@ -236,6 +243,7 @@ class Request(
     ReplacementOptions,
     ChangeOptions,
     ShardOptions,
+    CellOptions,
     ProductOptions,
 ):
     """A dataset to build.

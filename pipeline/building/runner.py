@@ -133,7 +133,7 @@ class _ShardRun:
         self._failed: Counter[tuple[int, int]] = Counter()
         self._errors: dict[tuple[int, int], ShardReceipt] = {}
         self._others = SharedShards(claimant)
-        self._by_others = self._ahead = 0
+        self._by_others = self._ahead = self._reused = 0
         self._told = False
 
     def run(self) -> list[Ran]:
@@ -155,6 +155,9 @@ class _ShardRun:
             if self._by_others:
                 shards = count_of(self._by_others, "shard")
                 self._progress(Said(f"stored by another process meanwhile: {shards}"))
+            if self._reused:
+                images = count_of(self._reused, "image")
+                self._progress(Said(f"not read again, as their sums are kept: {images}"))
             if self._ahead:
                 images = count_of(self._ahead, "image")
                 self._progress(Said(f"tasks decoded {images} of {total:,} for the workers"))
@@ -224,6 +227,7 @@ class _ShardRun:
         self._seconds[at] += receipt.seconds if receipt.images else 0.0
         self._by_others += not receipt.counted
         self._ahead += receipt.ahead
+        self._reused += receipt.reused
         name, size = f"shard {index}", self._sizes[at][index]
         failures, seconds, ahead = receipt.failures, receipt.seconds, receipt.ahead
         self._progress(StepDone(size, failures, seconds, name, ahead))

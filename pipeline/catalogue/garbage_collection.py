@@ -20,7 +20,7 @@ from pipeline.catalogue.commit import VERSION_FILES
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
 from pipeline.catalogue.matrix_header import MATRIX_READERS, find_matrix_metadata
 from pipeline.catalogue.verification import require_undamaged
-from pipeline.counting import partial_uri
+from pipeline.counting import cells_uri, partial_uri
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper
@@ -257,10 +257,13 @@ def _needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
         return uris  # an old version, removed by an earlier collection
     manifest = catalogue.manifest(name, version)
     work = catalogue.partials_uri(name, version)
+    keys = manifest.keys(version.spec, version.products)
     return [
         *uris,
         *map(manifest.entries.uri, manifest.files),
-        *(partial_uri(work, key) for key in manifest.keys(version.spec, version.products)),
+        *(partial_uri(work, key) for key in keys),
+        # The next build looks for cells in those of the current version only.
+        *(cells_uri(work, key) for key in keys if is_current),
     ]
 
 
@@ -281,7 +284,9 @@ def _needed_by_builds(catalogue: Catalogue) -> Iterator[str]:
             manifest, products = planned
             yield catalogue.uri("manifests", spec, dataset, manifest.digest)
             yield from map(manifest.entries.uri, manifest.files)
-            yield from (partial_uri(work, key) for key in manifest.keys(spec, products))
+            for key in manifest.keys(spec, products):
+                yield partial_uri(work, key)
+                yield cells_uri(work, key)
 
 
 def _needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Iterator[Stored]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.counting.activation_counts import Counted
 from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
 from pipeline.counting.histogram import LayerCounts
-from pipeline.counting.shard import Counted
 from pipeline.dna import Floats, Ints, Ranges
 from pipeline.spec import Spec
 

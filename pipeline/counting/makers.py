@@ -15,7 +15,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -32,8 +32,10 @@ W = TypeVar("W", bound=Hashable)
 class ShardMaker(Protocol):
     """Makes the one object that a worker commits for a shard."""
 
-    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
-        """Makes the object of a shard; `isolated` decodes its images in a process apart."""
+    def make(
+        self, shard: Shard, key: str, *, isolated: bool, kept: Mapping[str, bytes] | None = None
+    ) -> Made:
+        """Makes the object of a shard; see `Makers.make`."""
 
     def close(self) -> None:
         """Ends its threads."""
@@ -66,7 +68,15 @@ class Makers(Generic[W]):
         self._given_up: list[ShardMaker] = []
         self._changed = threading.Condition()
 
-    def make(self, recipe: W, shard: Shard, key: str, *, isolated: bool) -> Made:
+    def make(
+        self,
+        recipe: W,
+        shard: Shard,
+        key: str,
+        *,
+        isolated: bool,
+        kept: Mapping[str, bytes] | None = None,
+    ) -> Made:
         """Makes the object of a shard.
 
         Args:
@@ -74,6 +84,7 @@ class Makers(Generic[W]):
             shard: The shard.
             key: Its key.
             isolated: Whether its images are decoded in a process apart.
+            kept: What an earlier build has kept of the shard's cells, as `find_cells` returns it.
 
         Returns:
             What it came to.
@@ -86,7 +97,7 @@ class Makers(Generic[W]):
             try:
                 loaded = self._take(recipe)
                 tried = loaded.batch
-                return loaded.maker.make(shard, key, isolated=isolated)
+                return loaded.maker.make(shard, key, isolated=isolated, kept=kept)
             except Exception as error:
                 if not _is_out_of_memory(error):
                     raise

@@ -5,37 +5,32 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import reduce as add_left_to_right
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.counting.activation_counts import Counted, CpuCounts, GpuCounts, Means
+from pipeline.counting.cells import cell_key, encode_cells, partial_of_cell
 from pipeline.counting.decode_ahead import Ahead
-from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
+from pipeline.counting.device_counts import DeviceRanges
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
-from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
+from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW
 from pipeline.counting.preparing import Fetch
 from pipeline.counting.stream import Made, Stream
 from pipeline.counting.top_images import TopImages
-from pipeline.dna import DNA, ExemplarSettings, Failure, Floats, Ints, Moments, Partial, Ranges
+from pipeline.dna import DNA, ExemplarSettings, Failure, Ints, Moments, Partial, Ranges
 from pipeline.errors import ConservationError
 from pipeline.images import Loaded
 from pipeline.sources import Shard
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
-
-if TYPE_CHECKING:
-    import torch
-
-Means = Callable[[], Floats]
-"""Gives the spatial means of a micro-batch, and waits for them if they are on their way."""
-
-Counted = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
-"""A table (neurons, bins + 3) as `LayerCounts` has it, minimum and maximum (neurons,)."""
+from pipeline.storage import spelled
 
 
 class Counter:
@@ -79,57 +74,129 @@ class Counter:
             TransientError: If an image could not be read through no fault of its own.
             SourceError: If an image changed since it was listed.
         """
-        counts = self._new_counts()
-        layerwise = LAYER_GAUSSIAN in self._products
-        moments = Moments([tap.neurons for tap in self._spec.taps], layerwise=layerwise)
-        names = [(entry.uri, entry.member) for entry in shard.members]
-        settings = ExemplarSettings.from_products(self._products)
-        reactions = TopImages(settings, self._spec, _order(names)) if settings else None
-        failures: list[Failure] = []
+        keys = self._cell_keys(shard, key)
+        cells = self._counted(shard, keys, fetch, isolated=isolated)
+        return _sum_of_cells(shard, key, cells)
 
-        noted = Noted()
+    def make(
+        self, shard: Shard, key: str, *, isolated: bool, kept: Mapping[str, bytes] | None = None
+    ) -> Made:
+        """Counts a shard and encodes its partial, for a worker to commit; see `count`.
 
-        def observe(pixels: Prepared) -> Means:
-            return counts.count(self._extractor, pixels)
+        Args:
+            shard: The shard.
+            key: The shard's key.
+            isolated: Whether images are decoded in a process apart.
+            kept: What an earlier build has kept of the shard's cells, as `find_cells` returns it.
 
-        stream = self._stream.observed(shard, observe, fetch, noted.add, isolated=isolated)
+        Returns:
+            The file, that of its cells, and how many images are in it.
+        """
+        keys, runs = self._cell_keys(shard, key), list(shard.cell_runs())
+        files: dict[str, bytes] = {}
+        partials: dict[str, Partial] = {}
+        for cell, run in zip(keys, runs, strict=True):
+            data = (kept or {}).get(cell)
+            if data and (found := partial_of_cell(data, cell, len(run.members))) is not None:
+                files[cell], partials[cell] = data, found
+        reused = sum(partial.candidates for partial in partials.values())
+        missing = [(cell, run) for cell, run in zip(keys, runs, strict=True) if cell not in files]
+        images = failures = 0
+        rest = _joined([run for _, run in missing])
+        for partial in self._counted(rest, [cell for cell, _ in missing], isolated=isolated):
+            (cell,) = partial.shards
+            partials[cell] = partial
+            images += partial.dna.images
+            failures += len(partial.failures)
+            if shard.cells:  # encoded here, while the threads go on with the next cell
+                files[cell] = partial.encode()
+        total = _sum_of_cells(shard, key, (partials[cell] for cell in keys))
+        cells = encode_cells({cell: files[cell] for cell in keys}) if shard.cells else b""
+        return Made(total.encode(), images, failures, reused, cells)
+
+    def _cell_keys(self, shard: Shard, key: str) -> list[str]:
+        """Returns the key of each cell; that of the shard, if it is one cell and always was."""
+        if not shard.cells and not shard.origins:
+            return [key]
+        spec = self._spec.digest
+        return [cell_key(spec, self._products, cell) for cell in shard.cell_runs()]
+
+    def _counted(
+        self, shard: Shard, keys: Sequence[str], fetch: Fetch | None = None, *, isolated: bool
+    ) -> Iterator[Partial]:
+        """Counts the cells of a shard; the threads go from one to the next without a pause.
+
+        Args:
+            shard: The shard.
+            keys: The keys of its cells.
+            fetch: As in `count`.
+            isolated: As in `count`.
+
+        Yields:
+            The partial of each cell, in order.
+
+        Raises:
+            ConservationError: If counted and failed images are not a cell's candidates.
+        """
+        ends = list(accumulate(shard.cells or [len(shard.members)] * bool(keys)))
+        counting: dict[int, _CellSum] = {}
+        done = 0
+
+        def cell_at(place: int) -> _CellSum:
+            at = bisect_right(ends, place)
+            if at not in counting:
+                start = ends[at - 1] if at else 0
+                counting[at] = self._new_sum(shard, keys[at], start, ends[at])
+            return counting[at]
+
+        def observe(places: Sequence[int], pixels: Prepared) -> Means:
+            return cell_at(places[0]).counts.count(self._extractor, pixels)
+
+        def note(place: int, image: Loaded) -> None:
+            cell_at(place).noted.add(image)
+
+        stream = self._stream.observed(shard, observe, fetch, note, isolated=isolated)
         with closing(stream) as observed:
-            for found in observed:
-                if isinstance(found, Failure):
-                    failures.append(found)
-                    continue
-                images, computed = found
-                means = computed()
-                moments.add(means)
-                if reactions:
-                    reactions.add(means, np.array(images))
+            for places, found in observed:
+                cell_at(places[0]).add(places, found)
+                while done in counting and counting[done].is_whole:
+                    yield self._partial_of(counting.pop(done))
+                    done += 1
+        if done != len(ends):
+            part = cell_at(ends[done] - 1)
+            raise ConservationError(
+                f"{part.name}: {part.moments.images} counted and {len(part.failures)} failed of "
+                f"{len(part.names)} candidates"
+            )
+
+    def _new_sum(self, shard: Shard, key: str, start: int, stop: int) -> _CellSum:
+        members = shard.members[start:stop]
+        layerwise = LAYER_GAUSSIAN in self._products
+        names = [(entry.uri, entry.member) for entry in members]
+        settings = ExemplarSettings.from_products(self._products)
+        return _CellSum(
+            f"shard {shard.index}",
+            key,
+            start,
+            names,
+            self._new_counts(),
+            Moments([tap.neurons for tap in self._spec.taps], layerwise=layerwise),
+            TopImages(settings, self._spec, _order(names)) if settings else None,
+        )
+
+    def _partial_of(self, cell: _CellSum) -> Partial:
         dna = dna_of_counts(
             self._spec,
             self._ranges,
             self._extractor.numerics,
-            counts.read(),
-            moments,
-            noted,
-            len(failures),
+            cell.counts.read(),
+            cell.moments,
+            cell.noted,
+            len(cell.failures),
         )
-        exemplars = reactions.named(names) if reactions else None
-        partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
-        partial.dna.check(f"shard {shard.index}")
-        if partial.candidates != len(shard.members):
-            raise ConservationError(
-                f"shard {shard.index}: {partial.dna.images} counted and {len(failures)} failed of "
-                f"{len(shard.members)} candidates"
-            )
-        return partial
-
-    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
-        """Counts a shard and encodes its partial, for a worker to commit; see `count`.
-
-        Returns:
-            The file, and how many images are in it.
-        """
-        partial = self.count(shard, key, isolated=isolated)
-        return Made(partial.encode(), partial.dna.images, len(partial.failures))
+        dna.check(cell.name)
+        exemplars = cell.reactions.named(cell.names) if cell.reactions else None
+        return Partial(dna, (cell.key,), tuple(sorted(cell.failures)), exemplars)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -139,6 +206,31 @@ class Counter:
         if self._on_gpu is None:
             return CpuCounts(self._spec, self._ranges)
         return GpuCounts(self._spec, self._on_gpu)
+
+
+def _joined(runs: Sequence[Shard]) -> Shard:
+    """Makes one shard of some cells of a shard."""
+    members = tuple(entry for run in runs for entry in run.members)
+    index, fold = (runs[0].index, runs[0].fold) if runs else (0, 0)
+    return Shard(index, fold, members, tuple(len(run.members) for run in runs))
+
+
+def _sum_of_cells(shard: Shard, key: str, cells: Iterable[Partial]) -> Partial:
+    """Adds the partials of a shard's cells, in their order, and checks the sum.
+
+    Returns:
+        The partial of the shard.
+
+    Raises:
+        ConservationError: If counted and failed images are not the shard's candidates.
+    """
+    total = replace(add_left_to_right(Partial.__add__, cells), shards=(key,))
+    if total.candidates != len(shard.members):
+        raise ConservationError(
+            f"shard {shard.index}: {total.dna.images} counted and {len(total.failures)} failed of "
+            f"{len(shard.members)} candidates"
+        )
+    return total
 
 
 def dna_of_counts(
@@ -206,109 +298,59 @@ class Noted:
         self.single_colour += image.single_colour
 
 
-class CpuCounts:
-    """Counts the activations of a shard on a CPU, each thread in tables of its own."""
+@dataclass
+class _CellSum:
+    """What is counted of a cell so far.
 
-    def __init__(self, spec: Spec, ranges: Ranges) -> None:
-        self._spec = spec
-        self._ranges = ranges
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._all: list[list[LayerCounts]] = []
+    Attributes:
+        name: What errors call its shard.
+        key: Its key.
+        start: The place of its first member in the shard.
+        names: The uri and member of each of its members.
+        counts: The histograms.
+        moments: The Gaussians.
+        reactions: The exemplars; None if none are kept.
+        noted: What was noted of its images.
+        failures: Its members that could not be read.
+    """
 
-    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
-        """Counts the activations of a micro-batch.
+    name: str
+    key: str
+    start: int
+    names: Sequence[tuple[str, str]]
+    counts: CpuCounts | GpuCounts
+    moments: Moments
+    reactions: TopImages | None
+    noted: Noted = field(default_factory=Noted)
+    failures: list[Failure] = field(default_factory=list)
 
-        Args:
-            extractor: The network.
-            pixels: Normalised images.
+    def __post_init__(self) -> None:
+        self._left = set(range(self.start, self.start + len(self.names)))
 
-        Returns:
-            Gives the spatial means, float64 (B, neurons).
-        """
-        slices = self._spec.slices
-        means = np.empty((len(pixels), self._spec.neurons))
-        layers = self._of_this_thread()
-
-        def visit(index: int, x: torch.Tensor) -> None:
-            means[:, slices[index]] = layers[index].add(x.numpy())
-
-        extractor.observe(pixels, visit)
-        return lambda: means
-
-    def read(self) -> Counted:
-        """Returns what all threads have counted; none may be counting any more."""
-        first, *others = self._all or [self._new()]
-        for mine in others:
-            for layer, other in zip(first, mine, strict=True):
-                layer.merge(other)
-        return (
-            np.concatenate([layer.table for layer in first]),
-            np.concatenate([layer.minimum for layer in first]),
-            np.concatenate([layer.maximum for layer in first]),
-        )
-
-    def _of_this_thread(self) -> list[LayerCounts]:
-        mine: list[LayerCounts] | None = getattr(self._local, "counts", None)
-        if mine is None:
-            mine = self._local.counts = self._new()
-            with self._lock:
-                self._all.append(mine)
-        return mine
-
-    def _new(self) -> list[LayerCounts]:
-        low, high, bins = self._ranges.low, self._ranges.high, self._spec.bins
-        return [LayerCounts(low[s], high[s], bins) for s in self._spec.slices]
-
-
-class GpuCounts:
-    """Counts the activations of a shard on the GPU that computes them; see `DeviceCounts`."""
-
-    def __init__(self, spec: Spec, ranges: DeviceRanges) -> None:
-        self._spec = spec
-        self._counts = DeviceCounts(ranges, spec.bins)
-
-    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
-        """Sends a micro-batch to the GPU, and does not wait until it is counted.
+    def add(self, places: Sequence[int], found: Means | Failure) -> None:
+        """Takes in a micro-batch, whose counts are in the tables already, or a failure.
 
         Args:
-            extractor: The network.
-            pixels: Normalised images.
+            places: The places of its images in the shard.
+            found: Gives the means; or the failure.
 
-        Returns:
-            Waits for the spatial means, float64 (B, neurons), and gives them.
+        Raises:
+            ConservationError: If one of the images was taken in before.
         """
-        import torch
+        for place in places:
+            if place not in self._left:
+                uri, member = self.names[place - self.start]
+                raise ConservationError(f"{self.name}: {spelled(uri, member)} came twice")
+            self._left.remove(place)
+        if isinstance(found, Failure):
+            self.failures.append(found)
+            return
+        means = found()
+        self.moments.add(means)
+        if self.reactions:
+            self.reactions.add(means, np.array(places) - self.start)
 
-        slices = self._spec.slices
-        shape = (len(pixels), self._spec.neurons)
-        means = torch.empty(shape, dtype=torch.float64, device=extractor.device)
-
-        def visit(index: int, x: torch.Tensor) -> None:
-            self._counts.add(x, slices[index], means[:, slices[index]])
-
-        extractor.observe(pixels, visit)
-        return _on_the_way_to_the_host(means)
-
-    def read(self) -> Counted:
-        """Waits for the GPU, and returns what it has counted."""
-        return self._counts.read()
-
-
-def _on_the_way_to_the_host(means: torch.Tensor) -> Means:
-    """Starts a copy of a GPU's tensor; returns what waits for it."""
-    import torch
-
-    if means.device.type == "cpu":
-        return means.numpy
-    host = torch.empty(means.shape, dtype=means.dtype, pin_memory=True)
-    host.copy_(means, non_blocking=True)
-    # While a thread waits, others have its core.
-    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch has no type
-    copied.record()
-
-    def wait() -> Floats:
-        copied.synchronize()
-        return host.numpy()
-
-    return wait
+    @property
+    def is_whole(self) -> bool:
+        """Whether all members are counted, or have failed."""
+        return not self._left

@@ -1,7 +1,7 @@
 """Sends the images of a shard through a network, in order: fetch, decode, extract.
 
-    >>> for found in Stream(extractor, rule).observed(shard, observe):       # doctest: +SKIP
-    ...     places, seen = found
+    >>> for places, seen in Stream(extractor, rule).observed(shard, observe):   # doctest: +SKIP
+    ...     print(places, seen)
 
 Three pools of threads work ahead of each other, within bounds: fetching waits for storage, decoding
 and the network wait for cores. Whatever the threads do, images are taken in the order of the shard,
@@ -11,10 +11,11 @@ so that every number comes out the same to the last bit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -40,11 +41,15 @@ class Made:
         data: The object to commit.
         images: How many images are in it.
         failures: How many images could not be read.
+        reused: How many images are in it, or failed, that an earlier build has looked at.
+        cells: The object with the sums of its cells; nothing if it is one cell.
     """
 
     data: bytes
     images: int
     failures: int
+    reused: int = 0
+    cells: bytes = b""
 
 
 class Stream:
@@ -81,24 +86,27 @@ class Stream:
     def observed(
         self,
         shard: Shard,
-        observe: Callable[[Prepared], R],
+        observe: Callable[[Sequence[int], Prepared], R],
         fetch: Fetch | None = None,
-        note: Callable[[images.Loaded], None] | None = None,
+        note: Callable[[int, images.Loaded], None] | None = None,
         *,
         isolated: bool = False,
-    ) -> Generator[tuple[list[int], R] | Failure, None, None]:
-        """Observes a shard's images, in micro-batches and in order.
+    ) -> Generator[tuple[list[int], R | Failure], None, None]:
+        """Observes a shard's images, in micro-batches of one cell, and in order.
 
         Args:
             shard: The shard.
-            observe: Called in one of the threads with each micro-batch.
+            observe: Called in one of the threads with each micro-batch, and its images' places in
+                the shard.
             fetch: Reads a member; None reads it from its store.
-            note: Called in this thread with each image that can be read, in order.
+            note: Called in this thread with each image that can be read, and its place, in order,
+                before it is observed.
             isolated: Whether images are decoded in a process apart.
 
         Yields:
-            The places of a micro-batch in the shard, with what `observe` returned; and a failure
-                for each image that cannot be read through its own fault.
+            The places of a micro-batch in the shard, with what `observe` returned. And the place of
+                each image that cannot be read through its own fault, with its failure; it may come
+                before micro-batches of lower places.
 
         Raises:
             TransientError: If an image could not be read through no fault of its own. None is
@@ -111,7 +119,7 @@ class Stream:
 
         def start() -> None:
             places, values = [at for at, _ in batch], [image for _, image in batch]
-            future = self._networks.submit(lambda: observe(self._batch(values)))
+            future = self._networks.submit(lambda: observe(places, self._batch(values)))
             running.append((places, _bytes_of(values), future))
             batch.clear()
 
@@ -120,19 +128,20 @@ class Stream:
             return queued + _bytes_of(image for _, image in batch)
 
         rule, on_device = self._preparer.rule, self._preparer.on_device
-        members = shard.members
+        members, ends = shard.members, set(accumulate(shard.cells))
         runs = [MemberRun(members)] if ahead is None else runs_of(members, rule, on_device)
         prepared = self._preparer.prepared(runs, waiting, fetch, isolated=isolated, ahead=ahead)
         watch = _Watch(ahead)
         with closing(prepared):
             for at, outcome in enumerate(watch.timed(prepared)):
                 if isinstance(outcome, Failure):
-                    yield outcome
-                    continue
-                if note is not None:
-                    note(outcome)
-                batch.append((at, outcome.values))
-                if len(batch) == self.extractor.micro_batch:
+                    yield [at], outcome
+                else:
+                    if note is not None:
+                        note(at, outcome)
+                    batch.append((at, outcome.values))
+                is_full = len(batch) == self.extractor.micro_batch
+                if is_full or (batch and at + 1 in ends):
                     watch.tell(len(batch))
                     start()
                     while len(running) > self._threads + 1:

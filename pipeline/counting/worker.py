@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Protocol
 
 from pipeline import images, storage
+from pipeline.counting.cells import cells_uri, find_cells
 from pipeline.counting.deaths import Home, ThisMachine, crashed, die_of_images, name_of
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
@@ -121,7 +122,8 @@ class ShardReceipt:
         manifest_uri: The manifest that lists it.
         index: Its number there.
         images: How many images were counted now.
-        failures: How many images could not be read.
+        failures: How many images could not be read, of those that were read now.
+        reused: How many images were not read, as an earlier build has kept the sums of their cells.
         ahead: How many images were decoded elsewhere for the worker, since its last receipt.
         missed: Why the worker had to decode some that were to be decoded elsewhere, or nothing.
         seconds: How long it took.
@@ -138,6 +140,7 @@ class ShardReceipt:
     index: int
     images: int = 0
     failures: int = 0
+    reused: int = 0
     ahead: int = 0
     missed: str = ""
     seconds: float = 0.0
@@ -150,8 +153,8 @@ class ShardReceipt:
 
     @property
     def counted(self) -> bool:
-        """Whether the shard was counted now; else it failed, was there already, or is held."""
-        return self.images + self.failures > 0
+        """Whether the shard was made now; else it failed, was there already, or is held."""
+        return self.images + self.failures + self.reused > 0
 
     @property
     def changed(self) -> bool:
@@ -217,7 +220,10 @@ class Worker:
                 if storage.exists(uri):
                     return ShardReceipt(job.manifest_uri, index, died=died)
                 isolated = die_of_images(len(crashes), len(lease.before))
-                made = self._makers.make(job.recipe, shard, key, isolated=isolated)
+                kept = _kept_cells(job, shard)
+                made = self._makers.make(job.recipe, shard, key, isolated=isolated, kept=kept)
+                if made.cells:
+                    storage.replace(cells_uri(job.work_uri, key), made.cells)
                 storage.create(uri, made.data)
             lease.forget_dead()
         except Exception as raised:
@@ -240,6 +246,7 @@ class Worker:
             index,
             made.images,
             made.failures,
+            made.reused,
             ahead,
             missed,
             monotonic() - started,
@@ -266,6 +273,12 @@ class Worker:
         # A thread that Ray made, and in which OpenVINO was called, crashes as it ends.
         with ThreadPoolExecutor(1, "load") as pool:
             return pool.submit(_load, recipe, self._ahead, micro_batch).result()
+
+
+def _kept_cells(job: ShardJob, shard: Shard) -> dict[str, bytes]:
+    if job.recipe.task is not None:
+        return {}
+    return find_cells(job.work_uri, shard, job.recipe.spec.digest, job.recipe.products)
 
 
 def _load(recipe: Recipe, ahead: Ahead | None, micro_batch: int) -> ShardMaker:

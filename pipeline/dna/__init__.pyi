@@ -38,4 +38,5 @@ from .value import NOTED as NOTED
 from .value import SCALAR_COLUMNS as SCALAR_COLUMNS
 from .value import SCATTER as SCATTER
 from .value import hash_numbers as hash_numbers
+from .value import packed_scatter_size as packed_scatter_size
 from .value import sum_noted as sum_noted

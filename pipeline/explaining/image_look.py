@@ -189,17 +189,17 @@ class _Looker:
                 except SourceError as error:  # one image that is gone does not end the look
                     raise BadImage("gone", str(error)) from error
 
-            def observe(pixels: Prepared) -> list[_SeenImage]:
+            def observe(_: Sequence[int], pixels: Prepared) -> list[_SeenImage]:
                 return self._seen(stream.extractor, pixels)
 
             shard = Shard(0, 0, tuple(entries))
             # A decoder that crashes must not end a server of pages.
             with closing(stream.observed(shard, observe, fetch, isolated=True)) as observed:
-                for part in observed:
+                for places, part in observed:
                     if isinstance(part, Failure):
                         yield f"{storage.spelled(part.uri, part.member)}: {part.detail}"
                         continue
-                    for place, one in zip(*part, strict=True):
+                    for place, one in zip(places, part, strict=True):
                         yield entries[place], one
 
     def _seen(self, extractor: Extractor, pixels: Prepared) -> list[_SeenImage]:

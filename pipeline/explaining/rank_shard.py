@@ -8,7 +8,7 @@ image are kept (see `pipeline.explaining.image_emd`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -287,27 +287,28 @@ class Ranker:
         rows: list[dict[str, Any]] = [
             {"uri": entry.uri, "member": entry.member} for entry in shard.members
         ]
-        of_name = {(row["uri"], row["member"]): row for row in rows}
         stream = self._stream.observed(shard, self._observe, fetch, isolated=isolated)
         with closing(stream) as observed:
-            for found in observed:
+            for places, found in observed:
                 if isinstance(found, Failure):
-                    row = of_name[found.uri, found.member]
-                    row["error"] = f"{found.reason}: {found.detail}"
+                    rows[places[0]]["error"] = f"{found.reason}: {found.detail}"
                     continue
-                for at, seen in zip(*found, strict=True):
+                for at, seen in zip(places, found, strict=True):
                     rows[at] |= self._columns(seen)
         if not all("emd" in row or "error" in row for row in rows):
             raise ConservationError(f"shard {shard.index}: not every image is ranked or failed")
         return Ranks(key, pa.Table.from_pylist(rows, schema_of(self._target.layers)))
 
-    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+    def make(
+        self, shard: Shard, key: str, *, isolated: bool, kept: Mapping[str, bytes] | None = None
+    ) -> Made:
         """Ranks a shard, and encodes the result.
 
         Args:
             shard: The shard.
             key: Its key.
             isolated: Whether images are decoded in a process apart.
+            kept: Not used, as no ranks are kept of cells.
 
         Returns:
             The bytes, and the numbers of images with and without a distance.
@@ -320,7 +321,7 @@ class Ranker:
         """Stops the threads that fetch and decode."""
         self._stream.close()
 
-    def _observe(self, pixels: Prepared) -> list[ImageSums]:
+    def _observe(self, _: Sequence[int], pixels: Prepared) -> list[ImageSums]:
         """Returns the sums of each image of a micro-batch, independently of the others."""
         found = self._distances.begin(len(pixels))
         self._stream.extractor.observe(pixels, lambda at, x: self._distances.add(found, at, x))

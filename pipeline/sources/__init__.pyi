@@ -6,6 +6,7 @@ from .database import connect as connect
 from .entries_file import Entries as Entries
 from .entry import Entry as Entry
 from .entry import Shard as Shard
+from .entry import shard_key as shard_key
 from .listing import Listing as Listing
 from .listing_checkpoint import ListingCheckpoint as ListingCheckpoint
 from .lists_and_tables import SHARED_STORES as SHARED_STORES
@@ -13,6 +14,7 @@ from .manifest import Manifest as Manifest
 from .manifest_file import MANIFEST as MANIFEST
 from .manifest_file import head_at as head_at
 from .parallel_listing import list_pages as list_pages
+from .plan_options import CELL_IMAGES as CELL_IMAGES
 from .plan_options import LIMIT as LIMIT
 from .plan_options import SHARD_IMAGES as SHARD_IMAGES
 from .rules import Rules as Rules

@@ -142,7 +142,8 @@ class Entries:
 
     def shard(self, head: ShardHead) -> Shard:
         """Returns a shard with its members (see `read_shard`)."""
-        return Shard(head.index, head.fold, tuple(entries_of(self.read_shard(head))))
+        members = tuple(entries_of(self.read_shard(head)))
+        return Shard(head.index, head.fold, members, head.cells, head.origins)
 
     def read_shards(self, heads: Iterable[ShardHead]) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Reads the members of many shards; neighbours in a file are read in one piece.
@@ -284,18 +285,19 @@ def _ended(stored: Future[None]) -> bool:
     return True
 
 
-def describe_shard(index: int, fold: int, rows: pa.Table) -> ShardHead:
-    """Returns the description of a shard, without an address.
+def describe_shard(index: int, fold: int, rows: pa.Table, cells: tuple[int, ...] = ()) -> ShardHead:
+    """Returns the description of a shard, without an address and origins.
 
     Args:
         index: The number of the shard in its manifest.
         fold: The shard's fold.
         rows: Its members, with the columns of `ENTRY_SCHEMA` and the labels.
+        cells: How many members each cell has; empty if the shard is one cell.
     """
     labels = label_names(rows.column_names)
     belongs = table_digest("belongs", rows.select(["group", *labels]))
     values = tuple(_common_value(rows[label]) for label in labels)
-    return ShardHead(index, fold, rows.num_rows, members_digest(rows), belongs, values)
+    return ShardHead(index, fold, rows.num_rows, members_digest(rows), belongs, values, cells)
 
 
 def _common_value(column: pa.ChunkedArray) -> str | None:
@@ -316,7 +318,7 @@ def _checked_rows(file: SealedFile, head: ShardHead) -> pa.Table:
         table.validate(full=True)  # finds text that is not UTF-8 now and not when it is used
         if any(table[name].null_count for name in ENTRY_SCHEMA.names):
             raise CorruptFile(f"{about} lacks a value")
-        found = describe_shard(head.index, head.fold, table)
+        found = describe_shard(head.index, head.fold, table, head.cells)
     if found != head:
         raise CorruptFile(f"{about} is not what its manifest describes: {found}, not {head}")
     return table

@@ -3,12 +3,14 @@
     >>> Entry("s3://bucket/a.tar", "cat.jpg", 4096, "etag", position=512, access="tar").member
     'cat.jpg'
 
-A shard is counted as a whole, and its result is stored under the shard's key.
+A shard is counted as a whole, and its result is stored under the shard's key. A large shard is cut
+into cells, runs of neighbours whose sums are kept apart: when some members change later, only their
+cells are counted again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -89,6 +91,9 @@ class ShardHead:
         belongs: The digest of the members' groups and labels.
         values: The value of each label, in the order of the manifest's labels; None for a label of
             which the members have several. Empty for members without a value.
+        cells: How many members each cell has; empty if the shard is one cell.
+        origins: The contents of the shards that this one was before its members changed, the latest
+            first. Their cells may be kept.
         address: Where the members are.
     """
 
@@ -98,7 +103,14 @@ class ShardHead:
     digest: str
     belongs: str = ""
     values: tuple[str | None, ...] = ()
+    cells: tuple[int, ...] = ()
+    origins: tuple[str, ...] = field(default=(), compare=False)
     address: Address = field(default=Address("", 0, 0, 0), compare=False)
+
+    @property
+    def content(self) -> str:
+        """The digest of what is counted, and in which cells: float sums depend on their order."""
+        return digest_of("cells", self.digest, list(self.cells)) if self.cells else self.digest
 
     def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
         """Returns the name of the shard's partial result.
@@ -107,7 +119,7 @@ class ShardHead:
             spec_digest: Digest of the spec, which says what is counted.
             products: What is kept beside the histograms.
         """
-        return digest_of("shard", spec_digest, list(products), self.digest)
+        return shard_key(self.content, spec_digest, products)
 
 
 @dataclass(frozen=True)
@@ -118,11 +130,15 @@ class Shard:
         index: The number of the shard in its manifest, from 0.
         fold: The fold that the shard belongs to.
         members: The candidates, in the order in which they are counted.
+        cells: How many members each cell has; empty if the shard is one cell.
+        origins: See `ShardHead`.
     """
 
     index: int
     fold: int
     members: tuple[Entry, ...]
+    cells: tuple[int, ...] = ()
+    origins: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -133,11 +149,36 @@ class Shard:
     @property
     def head(self) -> ShardHead:
         """The description of the shard without its members."""
-        return ShardHead(self.index, self.fold, len(self.members), self.digest)
+        return ShardHead(
+            self.index,
+            self.fold,
+            len(self.members),
+            self.digest,
+            cells=self.cells,
+            origins=self.origins,
+        )
+
+    def cell_runs(self) -> Iterator[Shard]:
+        """Yields the members of each cell as a shard of their own."""
+        start = 0
+        for size in self.cells or (len(self.members),):
+            yield Shard(self.index, self.fold, self.members[start : start + size])
+            start += size
 
     def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
         """Returns the name of the shard's partial result (see `ShardHead.key`)."""
         return self.head.key(spec_digest, products)
+
+
+def shard_key(content: str, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
+    """Returns the name of a shard's partial result (see `ShardHead.key`).
+
+    Args:
+        content: The content of the shard.
+        spec_digest: Digest of the spec.
+        products: What is kept beside the histograms.
+    """
+    return digest_of("shard", spec_digest, list(products), content)
 
 
 def members_digest(rows: pa.Table) -> str:

@@ -191,7 +191,8 @@ class Manifest:
         with ManifestWriter(Entries()) as writer:
             for shard in shards:
                 columns = {n: [getattr(e, n) for e in shard.members] for n in ENTRY_SCHEMA.names}
-                writer.add(shard.fold, pa.table(columns, ENTRY_SCHEMA))
+                rows = pa.table(columns, ENTRY_SCHEMA)
+                writer.add(shard.fold, rows, cells=shard.cells, origins=shard.origins)
         return writer.manifest(shard_images, source, ignored, duplicates)
 
     @classmethod
@@ -265,7 +266,14 @@ class ManifestWriter:
         self._count = 0
         self._heads: dict[int, ShardHead] = {}
 
-    def add(self, fold: int, rows: pa.Table, kept: ShardHead | None = None) -> None:
+    def add(
+        self,
+        fold: int,
+        rows: pa.Table,
+        kept: ShardHead | None = None,
+        cells: tuple[int, ...] = (),
+        origins: tuple[str, ...] = (),
+    ) -> None:
         """Adds the next shard.
 
         Args:
@@ -274,14 +282,16 @@ class ManifestWriter:
                 labels.
             kept: The shard that it was in an earlier manifest with the same entries, or None. If
                 nothing has changed, its rows are not written again.
+            cells: How many members each cell has; empty if the shard is one cell.
+            origins: See `ShardHead`.
         """
         rows = rows.select(self._writer.schema.names).cast(self._writer.schema)
-        head = describe_shard(self._count, fold, rows)
+        head = describe_shard(self._count, fold, rows, cells)
         self._count += 1
         if kept is not None and replace(kept, index=head.index) == head:
-            self._heads[head.index] = replace(head, address=kept.address)
+            self._heads[head.index] = replace(kept, index=head.index)
         else:
-            self._note(self._writer.add(head, rows))
+            self._note(self._writer.add(replace(head, origins=origins), rows))
 
     def _note(self, heads: Iterable[ShardHead]) -> None:
         self._heads |= {head.index: head for head in heads}

@@ -30,6 +30,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("digest", pa.string()),
         ("belongs", pa.string()),
         ("values", pa.list_(pa.string())),
+        ("cells", pa.list_(pa.int32())),
+        ("origins", pa.list_(pa.string())),
         ("file", pa.string()),
         ("footer", pa.int64()),
         ("size", pa.int64()),
@@ -52,7 +54,7 @@ def manifest_digest(labels: Sequence[str], heads: Sequence[ShardHead]) -> str:
         labels: The names of the labels.
         heads: The descriptions of all shards, in their order.
     """
-    shards = [[head.fold, head.candidates, head.digest, head.belongs] for head in heads]
+    shards = [[head.fold, head.candidates, head.content, head.belongs] for head in heads]
     return digest_of("manifest", list(labels), shards)
 
 
@@ -101,8 +103,23 @@ def heads_in(file: SealedFile, row_group: int) -> Iterator[ShardHead]:
         columns = [table[name].to_pylist() for name in MANIFEST_SCHEMA.names]
     first = row_group * HEADS_A_GROUP
     for at, row in enumerate(zip(*columns, strict=True), first):
-        fold, candidates, digest, belongs, values, *address = row
-        yield ShardHead(at, fold, candidates, digest, belongs, tuple(values), Address(*address))
+        fold, candidates, digest, belongs, values, cells, origins, *address = row
+        head = ShardHead(
+            at,
+            fold,
+            candidates,
+            digest,
+            belongs,
+            tuple(values),
+            tuple(cells),
+            tuple(origins),
+            Address(*address),
+        )
+        if cells and (sum(cells) != head.candidates or min(cells) < 1):
+            raise CorruptFile(
+                f"{file.name}: shard {at} has {head.candidates} members, and cells of {cells}"
+            )
+        yield head
 
 
 def head_at(file: SealedFile, index: int) -> ShardHead:

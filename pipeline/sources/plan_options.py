@@ -16,3 +16,9 @@ SHARD_IMAGES = Option(
     "worker counts in a minute, once a build has measured it).",
     least=1,
 )
+
+CELL_IMAGES = Option(
+    "Number of images whose sums are kept apart in a new shard, so that a later change has few "
+    "images counted again (default: 128, or more where images are small for the network's sums).",
+    least=1,
+)

@@ -11,6 +11,8 @@ Single images are spread over folds by a hash of their group, so that every fold
 group (a video, a drive, a patient) is never split over folds. The members of an
 archive are spread in runs of neighbours, so that a shard reads them in one piece. If parts are made
 by a label, each shard has one value of it, and each value is spread evenly over the folds.
+The shards of a fold are cut in the order of names, and so are the cells of a shard: a folder that
+is deleted touches few of them.
 
 DuckDB sorts and joins in bounded memory, and puts what does not fit on disk.
 """
@@ -27,6 +29,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources.database import connect, quoted_column
@@ -35,7 +38,7 @@ from pipeline.sources.entry import Entry, ShardHead
 from pipeline.sources.fold_assignment import FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
-from pipeline.sources.plan_options import LIMIT, SHARD_IMAGES
+from pipeline.sources.plan_options import CELL_IMAGES, LIMIT, SHARD_IMAGES
 from pipeline.spec import FOLDS
 
 MAX_SHARD_IMAGES = 4096
@@ -44,6 +47,18 @@ MIN_SHARD_IMAGES = 64
 
 SHARD_MULTIPLE = 8
 """New shards are multiples of this: whole micro-batches of a CPU."""
+
+LEAST_CELL_IMAGES = 128
+"""How many members a cell has, if their images are not small."""
+
+CELL_SLACK = 4
+"""A cell may have this part of its size more or less, to end where a folder does."""
+
+CELL_SHARE = 0.25
+"""About the most that the sums of cells may take, as a share of the images' bytes."""
+
+MOST_ORIGINS = 4
+"""How many earlier states of a shard are kept in mind. The latest may never have been counted."""
 
 MANY = 2**20
 """From this number of single images on, their folds are taken from a hash alone. The sizes of the
@@ -70,6 +85,8 @@ def plan(
     by: str | None = None,
     entries: Entries | None = None,
     most_shard_images: int | None = None,
+    cell_images: int | None = None,
+    cell_bytes: int | None = None,
 ) -> Manifest:
     """Cuts candidates into shards and folds.
 
@@ -87,6 +104,9 @@ def plan(
         entries: Where the candidates of new shards are stored. None takes those of `previous`, or
             else temporary files of this process.
         most_shard_images: Bounds the size of new shards where `shard_images` does not state it.
+        cell_images: The size of the cells of new shards. None takes `default_cell_images`.
+        cell_bytes: About how many bytes the sums of a cell take. None makes no cells, unless
+            `cell_images` is stated.
 
     Returns:
         The plan.
@@ -100,6 +120,7 @@ def plan(
     for name, option, value in (
         ("limit", LIMIT, limit),
         ("shard_images", SHARD_IMAGES, shard_images),
+        ("cell_images", CELL_IMAGES, cell_images),
     ):
         if value is not None:
             option.require(name, value)
@@ -115,8 +136,9 @@ def plan(
             tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
             connect(folder) as database,
         ):
-            planner = _ShardPlanner(database, folder, listing, shard_images, by, most_shard_images)
+            planner = _ShardPlanner(database, folder, listing, by)
             planner.load_listing(limit)
+            planner.choose_sizes(shard_images, most_shard_images, cell_images, cell_bytes)
             planner.load_previous(previous)
             return planner.write(entries)
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -136,6 +158,19 @@ def default_shard_images(candidates: int) -> int:
     return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
 
 
+def default_cell_images(cell_bytes: int, image_bytes: float) -> int:
+    """Returns the size of cells whose sums take at most `CELL_SHARE` of their images' bytes.
+
+    Args:
+        cell_bytes: About how many bytes the sums of a cell take, however many images it has.
+        image_bytes: The size of an image in bytes, on average.
+    """
+    images = LEAST_CELL_IMAGES
+    while images < MAX_SHARD_IMAGES and cell_bytes > CELL_SHARE * images * image_bytes:
+        images *= 2
+    return images
+
+
 class _ShardPlanner:
     """Plans one listing in a database.
 
@@ -148,15 +183,11 @@ class _ShardPlanner:
         database: duckdb.DuckDBPyConnection,
         folder: str,
         listing: Listing,
-        shard_images: int | None,
         by: str | None,
-        most: int | None,
     ) -> None:
         self._db = database
         self._folder = folder
         self._listing = listing
-        self._shard_images = shard_images
-        self._most = most or MAX_SHARD_IMAGES
         labels = label_columns(listing.labels)
         self._columns = [*ENTRY_SCHEMA.names, *labels]
         self._by = None if by is None else labels[listing.labels.index(by)]
@@ -193,10 +224,23 @@ class _ShardPlanner:
                 f"limit {int(limit)}"
             )
             self._db.execute("create or replace view listing as select * from sample")
-        candidates = self._number("select count(*) from listing")
-        if not candidates:
+        if not self._number("select count(*) from listing"):
             raise SourceError("the source has no image")
-        self._size = self._shard_images or min(self._most, default_shard_images(candidates))
+
+    def choose_sizes(
+        self,
+        shard_images: int | None,
+        most: int | None,
+        cell_images: int | None,
+        cell_bytes: int | None,
+    ) -> None:
+        """Chooses the size of new shards and of their cells; see `plan`."""
+        candidates = self._number("select count(*) from listing")
+        self._size = shard_images or min(most or MAX_SHARD_IMAGES, default_shard_images(candidates))
+        self._cell = cell_images or self._size
+        if cell_images is None and cell_bytes is not None:
+            image_bytes = self._number("select sum(size) from listing") / candidates
+            self._cell = default_cell_images(cell_bytes, image_bytes)
 
     def _drop_duplicates(self, listed: int) -> None:
         """Fills `listing` with each candidate once; `listed` is how many rows there are."""
@@ -299,10 +343,19 @@ class _ShardPlanner:
         stays = self._previous is not None and entries.holds_those_of(self._previous.entries)
         with ManifestWriter(entries, self._listing.labels) as writer:
             for kept, rows in self._kept_shards():
-                writer.add(kept.fold, rows.rename_columns(names), kept if stays else None)
+                cells = _cells_left(kept, rows["place"].to_numpy())
+                content = (kept.content,) if kept.cells else ()
+                writer.add(
+                    kept.fold,
+                    rows.select(self._columns).rename_columns(names),
+                    kept if stays else None,
+                    cells,
+                    (*content, *kept.origins)[:MOST_ORIGINS],
+                )
                 sizes.add(kept.fold, self._value_of(rows), rows.num_rows)
             for fold, rows in self._fresh_shards(sizes):
-                writer.add(fold, rows.select(self._columns).rename_columns(names))
+                cells = _new_cells(rows, self._cell)
+                writer.add(fold, rows.select(self._columns).rename_columns(names), cells=cells)
         listing = self._listing
         return writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
 
@@ -310,19 +363,18 @@ class _ShardPlanner:
         """Finds the shards of the previous plan that still have members.
 
         Yields:
-            Each shard as it was, and its remaining members.
+            Each shard as it was, and its remaining members, with their `place` in it.
         """
         if self._previous is None:
             return
         columns = ", ".join(f"l.{quoted_column(name)}" for name in self._columns)
         query = (
-            f"select {columns}, p.shard from previous p join listing l "
+            f"select {columns}, p.shard, p.place from previous p join listing l "
             "on p.uri = l.uri and p.member = l.member order by p.shard, p.place"
         )
         pieces = _cut_at_changes(self._batches(query), "shard")
         for shard, of_shard in groupby(pieces, lambda piece: piece["shard"][0].as_py()):
-            rows = pa.Table.from_batches(list(of_shard))
-            yield self._previous.heads[shard], rows.select(self._columns)
+            yield self._previous.heads[shard], pa.Table.from_batches(list(of_shard))
 
     def _fresh_shards(self, sizes: FoldSizes) -> Iterator[tuple[int, pa.Table]]:
         """Cuts the candidates that are in no kept shard into new ones, fold by fold.
@@ -341,14 +393,13 @@ class _ShardPlanner:
         files = [FoldFile(os.path.join(self._folder, f"{fold}.arrow")) for fold in range(FOLDS)]
         self._assign_folds(sizes, files)
         for fold, rows_on_disk in enumerate(files):
-            for rows in self._new_shards(rows_on_disk.batches()):
+            for rows in self._new_shards(self._by_name(rows_on_disk.batches())):
                 yield fold, rows
 
     def _hashed_shards(self) -> Iterator[tuple[int, pa.Table]]:
         """Takes the fold of each candidate from the hash of its name; see `_fresh_shards`.
 
-        Folds of many candidates are of nearly equal size anyway. A shard has neighbours, so that a
-        folder that is deleted or changed touches few shards.
+        Folds of many candidates are of nearly equal size anyway.
 
         Yields:
             The fold and the members of each shard.
@@ -394,7 +445,7 @@ class _ShardPlanner:
                     fold = sizes.smallest(of_value) if known_fold is None else known_fold
                 folds[i] = fold
                 sizes.add(fold, of_value)
-            rows = batch.select([*self._columns, "name"] if self._by else self._columns)
+            rows = batch.select(self._columns)
             for taken in np.unique(folds):
                 files[taken].write(rows.filter(pa.array(folds == taken)))
 
@@ -434,36 +485,31 @@ class _ShardPlanner:
         Yields:
             The members of each shard; the last one of a value is smaller.
         """
-        for _, of_value in groupby(self._by_value(batches), self._value_of):
+        for _, of_value in groupby(batches, self._value_of):
             held: list[pa.RecordBatch] = []
             for batch in of_value:
                 held.append(batch)
                 while sum(rows.num_rows for rows in held) >= self._size:
                     table = pa.Table.from_batches(held)
-                    yield _sorted(table.slice(0, self._size))
+                    yield table.slice(0, self._size)
                     held = table.slice(self._size).to_batches()
             if held:
-                yield _sorted(pa.Table.from_batches(held))
+                yield pa.Table.from_batches(held)
 
-    def _by_value(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Sorts the rows of a fold by value.
+    def _by_name(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Sorts the rows of a fold by value, and then by name.
 
         Yields:
             Batches of one value each.
         """
-        if self._by is None:
-            yield from batches
-            return
-        # A group with several values was written in one piece, so the file is not sorted.
         fields = [
             (n, ENTRY_SCHEMA.field(n).type if n in ENTRY_SCHEMA.names else pa.string())
-            for n in (*self._columns, "name")
+            for n in self._columns
         ]
         reader = pa.RecordBatchReader.from_batches(pa.schema(fields), iter(batches))
         self._db.register("fold_rows", reader)
         query = (
-            f"select *, {self._value} as value from fold_rows "
-            f"order by {self._value}, sha256(name), uri, position, member"
+            f"select *, {self._value} as value from fold_rows order by value, uri, position, member"
         )
         yield from _cut_at_changes(self._batches(query), "value")
         self._db.unregister("fold_rows")
@@ -494,8 +540,48 @@ def _cut_at_changes(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[
             yield batch.slice(start, end - start)
 
 
-def _sorted(table: pa.Table) -> pa.Table:
-    return table.sort_by([(name, "ascending") for name in ("uri", "position", "member")])
+def _new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
+    """Cuts a new shard into cells, at the end of a folder where one is near.
+
+    Args:
+        rows: The members of the shard.
+        size: How many members a cell should have. It has a quarter less or more to end where a
+            folder does, so that a folder that is deleted touches few cells.
+
+    Returns:
+        How many members each cell has; nothing if it is one cell.
+    """
+    slack = size // CELL_SLACK
+    if rows.num_rows <= size + slack:
+        return ()
+    folders = pc.replace_substring_regex(rows["uri"].combine_chunks(), "[^/]*$", "")
+    ends = pc.not_equal(folders[1:], folders[:-1]).to_numpy(zero_copy_only=False)
+    ends = np.flatnonzero(ends) + 1
+    cells, start = [], 0
+    while rows.num_rows - start > size + slack:
+        wanted = start + size
+        near = ends[np.searchsorted(ends, wanted - slack) :]
+        near = near[: np.searchsorted(near, wanted + slack, side="right")]
+        end = int(near[np.abs(near - wanted).argmin()]) if len(near) else wanted
+        cells.append(end - start)
+        start = end
+    return (*cells, rows.num_rows - start)
+
+
+def _cells_left(shard: ShardHead, places: NDArray[np.int32]) -> tuple[int, ...]:
+    """Returns how many members each cell still has, without cells that have none.
+
+    Args:
+        shard: The shard as it was.
+        places: Where in it those members were that are left.
+
+    Returns:
+        The sizes of the cells; nothing if the shard is one cell.
+    """
+    ends = np.cumsum(shard.cells)
+    left = np.bincount(np.searchsorted(ends, places, side="right"))
+    sizes = tuple(int(size) for size in left if size)
+    return sizes if len(sizes) > 1 else ()
 
 
 def _rows_of(manifest: Manifest) -> Iterator[pa.RecordBatch]:

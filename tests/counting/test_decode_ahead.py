@@ -26,7 +26,6 @@ from pipeline.counting import Counter, Extractor, decode_run
 from pipeline.counting import decode_ahead as module
 from pipeline.counting.decode_ahead import Ahead, DecodeWork, runs_of
 from pipeline.counting.decode_choice import DecodeChoice
-from pipeline.counting.shard import Noted
 from pipeline.counting.stream import Stream
 from pipeline.dna import Partial
 from pipeline.errors import SourceError
@@ -307,7 +306,7 @@ def test_what_is_ahead_is_bounded(
     stream = Stream(on_device.extractor, tiny.RULE, Resources(threads=1, fetch_ahead=4), ahead)
     go_on = threading.Event()
 
-    def observe(batch: Any) -> int:
+    def observe(_: Any, batch: Any) -> int:
         assert go_on.wait(60)
         return len(batch)
 
@@ -315,7 +314,7 @@ def test_what_is_ahead_is_bounded(
 
     def count() -> None:
         with closing(stream.observed(shard, observe)) as observed:
-            found.append(sum(part[1] for part in observed))  # type: ignore[index]
+            found.append(sum(part[1] for part in observed))  # type: ignore[misc]
 
     threads = [threading.Thread(target=count) for _ in range(shards)]
     for thread in threads:
@@ -478,8 +477,17 @@ def test_what_must_be_decoded_here_is(
     stream = Stream(
         on_cpu.extractor, tiny.RULE, Resources(threads=1), Ahead(pool, ROOM, always=True)
     )
-    with closing(stream.observed(shard_of(tmp_path), len, note=Noted().add, **how)) as observed:
+    noted: list[int] = []
+
+    def observe(_: object, batch: Any) -> int:
+        return len(batch)
+
+    def note(place: int, _: images.Loaded) -> None:
+        noted.append(place)
+
+    with closing(stream.observed(shard_of(tmp_path), observe, note=note, **how)) as observed:
         assert list(observed) == [([0], 1)]
+    assert noted == [0]
     stream.close()
     assert pool.asked == []
 

@@ -438,7 +438,7 @@ def test_what_waits_for_the_network_is_reckoned_with(
 
     monkeypatch.setattr(Preparer, "prepared", prepared)
 
-    def observe(batch: Any) -> int:
+    def observe(_: Any, batch: Any) -> int:
         assert go_on.wait(20)
         return len(batch)
 

@@ -35,7 +35,7 @@ class FakeMaker:
         self._room = room
         self._meet = meet
 
-    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+    def make(self, shard: Shard, key: str, **_: object) -> Made:
         assert not self.closed
         self._meet()
         if self.batch > self._room:

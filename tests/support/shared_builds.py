@@ -76,7 +76,7 @@ def main(folder: str, sources: str, catalogues: str, jobs: int, what: str) -> No
         counted: list[str] = []
         lock = threading.Lock()
 
-        def slow(counter: Counter, shard: Any, key: str, *, isolated: bool) -> Any:
+        def slow(counter: Counter, shard: Any, key: str, **how: Any) -> Any:
             with lock:
                 counted.append(key)
                 mine = len(counted)
@@ -84,7 +84,7 @@ def main(folder: str, sources: str, catalogues: str, jobs: int, what: str) -> No
             time.sleep(SECONDS)
             if what == "kill" and number == 0 and mine == DIES_AT:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return make(counter, shard, key, isolated=isolated)
+            return make(counter, shard, key, **how)
 
         Counter.make = slow  # type: ignore[method-assign]
         os.close(begin[1])

@@ -170,7 +170,7 @@ class SimulatedWorker(Worker):
         self._world = world
         self._makers: Any = SimpleNamespace(make=self._make)
 
-    def _make(self, recipe: object, shard: Shard, key: str, *, isolated: bool) -> Made:
+    def _make(self, recipe: object, shard: Shard, key: str, **_: object) -> Made:
         world = self._world
         job = world.job
         assert job is not None

@@ -1,0 +1,139 @@
+"""Counts the activations of images where the network runs: in tables on the CPU, or on a GPU.
+
+>>> counts = CpuCounts(spec, ranges)                             # doctest: +SKIP
+>>> means = counts.count(extractor, pixels)()                    # (images, neurons)
+>>> table, minimum, maximum = counts.read()
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
+from pipeline.counting.extractor import Extractor
+from pipeline.counting.feed import Prepared
+from pipeline.counting.histogram import LayerCounts
+from pipeline.dna import Floats, Ranges
+from pipeline.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+Means = Callable[[], Floats]
+"""Gives the spatial means of a micro-batch, and waits for them if they are on their way."""
+
+Counted = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+"""A table (neurons, bins + 3) as `LayerCounts` has it, minimum and maximum (neurons,)."""
+
+
+class CpuCounts:
+    """Counts the activations of a shard on a CPU, each thread in tables of its own."""
+
+    def __init__(self, spec: Spec, ranges: Ranges) -> None:
+        self._spec = spec
+        self._ranges = ranges
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._all: list[list[LayerCounts]] = []
+
+    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
+        """Counts the activations of a micro-batch.
+
+        Args:
+            extractor: The network.
+            pixels: Normalised images.
+
+        Returns:
+            Gives the spatial means, float64 (B, neurons).
+        """
+        slices = self._spec.slices
+        means = np.empty((len(pixels), self._spec.neurons))
+        layers = self._of_this_thread()
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            means[:, slices[index]] = layers[index].add(x.numpy())
+
+        extractor.observe(pixels, visit)
+        return lambda: means
+
+    def read(self) -> Counted:
+        """Returns what all threads have counted; none may be counting any more."""
+        first, *others = self._all or [self._new()]
+        for mine in others:
+            for layer, other in zip(first, mine, strict=True):
+                layer.merge(other)
+        return (
+            np.concatenate([layer.table for layer in first]),
+            np.concatenate([layer.minimum for layer in first]),
+            np.concatenate([layer.maximum for layer in first]),
+        )
+
+    def _of_this_thread(self) -> list[LayerCounts]:
+        mine: list[LayerCounts] | None = getattr(self._local, "counts", None)
+        if mine is None:
+            mine = self._local.counts = self._new()
+            with self._lock:
+                self._all.append(mine)
+        return mine
+
+    def _new(self) -> list[LayerCounts]:
+        low, high, bins = self._ranges.low, self._ranges.high, self._spec.bins
+        return [LayerCounts(low[s], high[s], bins) for s in self._spec.slices]
+
+
+class GpuCounts:
+    """Counts the activations of a shard on the GPU that computes them; see `DeviceCounts`."""
+
+    def __init__(self, spec: Spec, ranges: DeviceRanges) -> None:
+        self._spec = spec
+        self._counts = DeviceCounts(ranges, spec.bins)
+
+    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
+        """Sends a micro-batch to the GPU, and does not wait until it is counted.
+
+        Args:
+            extractor: The network.
+            pixels: Normalised images.
+
+        Returns:
+            Waits for the spatial means, float64 (B, neurons), and gives them.
+        """
+        import torch
+
+        slices = self._spec.slices
+        shape = (len(pixels), self._spec.neurons)
+        means = torch.empty(shape, dtype=torch.float64, device=extractor.device)
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            self._counts.add(x, slices[index], means[:, slices[index]])
+
+        extractor.observe(pixels, visit)
+        return _on_the_way_to_the_host(means)
+
+    def read(self) -> Counted:
+        """Waits for the GPU, and returns what it has counted."""
+        return self._counts.read()
+
+
+def _on_the_way_to_the_host(means: torch.Tensor) -> Means:
+    """Starts a copy of a GPU's tensor; returns what waits for it."""
+    import torch
+
+    if means.device.type == "cpu":
+        return means.numpy
+    host = torch.empty(means.shape, dtype=means.dtype, pin_memory=True)
+    host.copy_(means, non_blocking=True)
+    # While a thread waits, others have its core.
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch has no type
+    copied.record()
+
+    def wait() -> Floats:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait

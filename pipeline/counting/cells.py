@@ -1,0 +1,157 @@
+"""Keeps the sums of a shard's cells, so that a later build counts only cells that have changed.
+
+    >>> kept = find_cells(work_uri, shard, spec.digest, products)            # doctest: +SKIP
+    >>> kept[cell_key(spec.digest, products, cell)]                          # a partial's file
+
+A shard of several cells has an object `cells/<shard key>.parquet` beside its partial, with the
+partial of each cell. Nothing is added up from it but the shards that come after: when members of a
+shard change, the new shard states what it was, and its worker takes the cells that are the same.
+It saves work and nothing else. A cell is named by all that is counted in it, so what is taken is
+what would be counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.dna import (
+    FileKind,
+    Partial,
+    SealedFile,
+    corrupt_if_unreadable,
+    encode_sealed,
+    packed_scatter_size,
+)
+from pipeline.errors import ConservationError, CorruptFile, SourceError
+from pipeline.sources import Shard, shard_key
+from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
+
+CELLS = FileKind("cells")
+
+CELLS_SCHEMA = pa.schema([("key", pa.string()), ("partial", pa.binary())])
+"""The columns of a file of cells: the key of each cell, and its partial's file."""
+
+BYTES_A_BIN = 0.6
+"""About what a bin of a cell's histogram takes in its file: 1.7 MB for 3.1 million bins. It grows
+slowly with the images: twice as many take a seventh more."""
+
+logger = logging.getLogger(__name__)
+
+
+def cell_key(spec_digest: str, products: Sequence[str], cell: Shard) -> str:
+    """Returns the name of a cell's partial, which says what is counted in it.
+
+    Args:
+        spec_digest: Digest of the spec.
+        products: What is kept beside the histograms.
+        cell: The members of the cell, as a shard of their own.
+    """
+    return digest_of("cell", spec_digest, list(products), cell.digest)
+
+
+def cells_uri(work_uri: str, key: str) -> str:
+    """Returns where the cells of the shard of that key belong."""
+    return storage.join(work_uri, "cells", f"{key}.parquet")
+
+
+def expected_bytes(spec: Spec, products: Sequence[str]) -> int:
+    """Returns about how many bytes the sums of a cell take.
+
+    Args:
+        spec: What is counted.
+        products: What is kept beside the histograms.
+    """
+    scatter = packed_scatter_size(spec, spec.layers) if LAYER_GAUSSIAN in products else 0
+    return int(BYTES_A_BIN * spec.neurons * spec.bins) + 8 * scatter
+
+
+def encode_cells(cells: Mapping[str, bytes]) -> bytes:
+    """Makes the file of a shard's cells.
+
+    Args:
+        cells: The file of each cell's partial, by the cell's key.
+
+    Returns:
+        The bytes of the file.
+    """
+    columns = {"key": list(cells), "partial": list(cells.values())}
+    table = pa.table(columns, CELLS_SCHEMA)
+    return encode_sealed(CELLS, {}, [table], compression="none", write_statistics=False)
+
+
+def decode_cells(data: bytes, name: str) -> dict[str, bytes]:
+    """Reads the file of a shard's cells.
+
+    Args:
+        data: The bytes of the file.
+        name: The name of the file in errors.
+
+    Returns:
+        The file of each cell's partial, by the cell's key. They are not checked yet.
+
+    Raises:
+        CorruptFile: The file is torn, or not what was written.
+    """
+    table = SealedFile(data, CELLS, name).read(CELLS_SCHEMA)
+    with corrupt_if_unreadable(f"{name}: its cells cannot be read"):
+        columns = (table[column].to_pylist() for column in CELLS_SCHEMA.names)
+        return dict(zip(*columns, strict=True))
+
+
+def find_cells(
+    work_uri: str, shard: Shard, spec_digest: str, products: Sequence[str]
+) -> dict[str, bytes]:
+    """Looks for the cells of a shard in what is kept of the shards that it was before.
+
+    What is missing or damaged is counted again; the log tells of damage.
+
+    Args:
+        work_uri: The folder that partials are written to.
+        shard: The shard.
+        spec_digest: Digest of the spec.
+        products: What is kept beside the histograms.
+
+    Returns:
+        The file of each kept cell's partial, by the cell's key.
+    """
+    if not shard.origins:
+        return {}
+    wanted = {cell_key(spec_digest, products, cell) for cell in shard.cell_runs()}
+    found: dict[str, bytes] = {}
+    for origin in shard.origins:
+        uri = cells_uri(work_uri, shard_key(origin, spec_digest, products))
+        try:
+            kept = decode_cells(bytes(storage.read(uri)), uri)
+        except SourceError:
+            continue
+        except CorruptFile as error:
+            logger.warning("its images are counted again: %s", error)
+            continue
+        found |= {key: kept[key] for key in wanted & kept.keys()}
+        if wanted <= found.keys():
+            break
+    return found
+
+
+def partial_of_cell(data: bytes, key: str, candidates: int) -> Partial | None:
+    """Returns the partial of a kept cell; None if it is not what its key says, which is logged.
+
+    Args:
+        data: The file of the partial.
+        key: The key of the cell.
+        candidates: How many members the cell has.
+    """
+    try:
+        partial = Partial.decode(data, f"cell {key}")
+    except (CorruptFile, ConservationError) as error:
+        why = str(error)
+    else:
+        if (partial.shards, partial.candidates) == ((key,), candidates):
+            return partial
+        why = f"cell {key} holds {partial.candidates} images of {partial.shards}, not {candidates}"
+    logger.warning("its images are counted again: %s", why)
+    return None

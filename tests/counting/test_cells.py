@@ -1,0 +1,333 @@
+"""Tests that a shard's cells are kept, and that a changed shard counts only those that changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import storage
+from pipeline.building import Request, make_spec
+from pipeline.counting import (
+    Counter,
+    DeviceRanges,
+    Extractor,
+    Recipe,
+    ShardJob,
+    Worker,
+    cells_uri,
+    expected_bytes,
+    partial_uri,
+)
+from pipeline.counting.cells import cell_key, decode_cells, encode_cells
+from pipeline.counting.stream import Stream
+from pipeline.dna import ExemplarSettings, Partial
+from pipeline.errors import CorruptFile
+from pipeline.networks import find_ranges
+from pipeline.sources import Entries, Entry, Manifest, Shard, list_source, plan
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources
+from tests.support import tiny_network as tiny
+from tests.support.builders import same_counts
+
+PRODUCTS_OF_TESTS = (*PRODUCTS, LAYER_GAUSSIAN, ExemplarSettings(3).product)
+SIZES = (5, 8, 1, 6)
+"""The cells of a shard of 20 images: smaller than a micro-batch of 8, as large, and of one."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
+    return tiny.install(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def new_counter(place: tiny.Place) -> Iterator[Callable[[], Counter]]:
+    made: list[Counter] = []
+
+    def new(threads: int = 2) -> Counter:
+        recipe = recipe_of(place)
+        extractor, resources = Extractor(place.network), Resources(threads=threads)
+        ranges, _ = find_ranges(place.network, place.ranges, {})
+        made.append(Counter(extractor, recipe.spec, ranges, resources, recipe.products))
+        return made[-1]
+
+    yield new
+    for counter in made:
+        counter.close()
+
+
+def recipe_of(place: tiny.Place) -> Recipe:
+    ranges, _ = find_ranges(place.network, place.ranges, {})
+    request = Request("x", "x", **place.options)  # type: ignore[arg-type]  # fields by name
+    spec = make_spec(request, place.network, ranges.digest, "cpu")
+    uri = Path(place.ranges).as_uri()
+    return Recipe(spec, place.network, uri, Resources(threads=2), PRODUCTS_OF_TESTS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twenty pictures, of which three cannot be read: one is a cell of its own."""
+    (tmp_path / "images").mkdir()
+    kinds = {2: "empty", 13: "not_an_image", 19: "truncated"}
+    for at in range(20):
+        write(tmp_path / "images", at, tiny.Picture(kinds.get(at, "good"), at))
+    return tmp_path / "images"
+
+
+def write(folder: Path, at: int, picture: tiny.Picture) -> None:
+    (folder / f"{at:02d}.png").write_bytes(picture.data)
+
+
+def shard_of(folder: Path, cells: Sequence[int] = SIZES) -> Shard:
+    return Shard(0, 0, tuple(list_source(folder).entries), tuple(cells))
+
+
+def test_the_sum_of_cells_is_that_of_the_shard(
+    new_counter: Callable[..., Counter], folder: Path, place: tiny.Place
+) -> None:
+    """Counts are equal to the last bit; each cell is what its members alone would be."""
+    counter = new_counter()
+    whole = counter.count(shard_of(folder, ()), "key")
+    shard = shard_of(folder)
+    made = counter.make(shard, "key", isolated=False)
+    total = Partial.decode(made.data, "partial")
+    assert (made.images, made.failures, made.reused) == (17, 3, 0)
+    assert same_counts(total.dna, whole.dna)
+    assert (total.failures, total.exemplars) == (whole.failures, whole.exemplars)
+    for name in ("mean", "m2", "scatter"):
+        one, other = getattr(total.dna, name), getattr(whole.dna, name)
+        assert np.allclose(one, other, rtol=1e-9, atol=1e-12)
+    cells = decode_cells(made.cells, "cells")
+    spec = recipe_of(place).spec.digest
+    runs = list(shard.cell_runs())
+    keys = [cell_key(spec, PRODUCTS_OF_TESTS, run) for run in runs]
+    assert list(cells) == keys
+    parts = [Partial.decode(cells[key], key) for key in keys]
+    for run, key, part in zip(runs, keys, parts, strict=True):
+        assert part.identical(counter.count(run, key))
+    assert replace(reduce(Partial.__add__, parts), shards=("key",)).identical(total)
+    assert total.identical(counter.count(shard, "key"))
+
+
+def test_cells_have_the_same_bits_on_any_number_of_threads(
+    new_counter: Callable[..., Counter], folder: Path
+) -> None:
+    shard = shard_of(folder)
+    one, four = (new_counter(n).make(shard, "key", isolated=False) for n in (1, 4))
+    assert (one.data, one.cells) == (four.data, four.cells)
+
+
+def test_cells_that_are_counted_as_on_a_gpu_have_the_same_counts(
+    new_counter: Callable[..., Counter], folder: Path
+) -> None:
+    """Each cell has tables of its own on the device."""
+    shard = shard_of(folder)
+    whole = new_counter().count(shard, "key")
+    counter = new_counter(1)
+    ranges = counter._ranges
+    counter._on_gpu = DeviceRanges.on("cpu", ranges.low, ranges.high, tiny.BINS)
+    assert same_counts(counter.count(shard, "key").dna, whole.dna)
+
+
+def seen_by(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
+    """Returns the members that are read from now on."""
+    seen: list[Entry] = []
+    observed = Stream.observed
+
+    def spy(self: Stream, shard: Shard, *rest: Any, **options: Any) -> Iterator[Any]:
+        seen.extend(shard.members)
+        return observed(self, shard, *rest, **options)
+
+    monkeypatch.setattr(Stream, "observed", spy)
+    return seen
+
+
+@pytest.mark.parametrize("changed", [(), (0,), (6, 7), (13,), (19, 0, 5, 13)], ids=str)
+def test_only_cells_that_changed_are_read_again(
+    new_counter: Callable[..., Counter],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: Sequence[int],
+) -> None:
+    counter = new_counter()
+    before = shard_of(folder)
+    kept = decode_cells(counter.make(before, "before", isolated=False).cells, "cells")
+    for at in changed:
+        write(folder, at, tiny.Picture("good", 100 + at))
+    after = replace(shard_of(folder), origins=("before",))
+    runs = zip(before.cell_runs(), after.cell_runs(), strict=True)
+    expected = [e for was, run in runs if was != run for e in run.members]
+    seen = seen_by(monkeypatch)
+    made = counter.make(after, "after", isolated=False, kept=kept)
+    assert seen == expected
+    assert made.images + made.failures == len(expected)
+    assert made.reused == 20 - len(expected)
+    clean = counter.make(after, "after", isolated=False)
+    assert (made.data, made.cells) == (clean.data, clean.cells)
+
+
+def test_a_kept_cell_of_other_members_or_damaged_is_counted_again(
+    new_counter: Callable[..., Counter], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counter = new_counter()
+    shard = shard_of(folder)
+    clean = counter.make(shard, "key", isolated=False)
+    cells = decode_cells(clean.cells, "cells")
+    first, second, third, fourth = cells
+    torn = cells[third][:50] + b"?" + cells[third][51:]
+    kept = {first: cells[second], second: cells[first], third: torn, fourth: cells[fourth]}
+    with caplog.at_level(logging.WARNING):
+        made = counter.make(shard, "key", isolated=False, kept=kept)
+    assert (made.data, made.cells, made.reused) == (clean.data, clean.cells, SIZES[3])
+    again = [r for r in caplog.records if r.message.startswith("its images are counted again: ")]
+    assert len(again) == 3
+
+
+def test_the_file_of_cells_is_checked() -> None:
+    data = encode_cells({"a": b"1", "b": b"2"})
+    assert decode_cells(data, "cells") == {"a": b"1", "b": b"2"}
+    for at in range(0, len(data), 7):
+        with pytest.raises(CorruptFile):
+            decode_cells(data[:at], "cells")
+
+
+def test_what_a_cell_takes_is_estimated_with_its_scatter(place: tiny.Place) -> None:
+    spec = recipe_of(place).spec
+    plain, scatter = (expected_bytes(spec, p) for p in (PRODUCTS, (*PRODUCTS, LAYER_GAUSSIAN)))
+    assert scatter - plain == 8 * (4 * 5 // 2 + 3 * 4 // 2)
+
+
+# A worker finds the cells of what a shard was.
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+class Job:
+    """A folder of images of one group, planned and counted as it changes."""
+
+    def __init__(self, place: tiny.Place, images: Path, work: Path) -> None:
+        self.images = images
+        self.work = work.as_uri()
+        self.entries = Entries(storage.join(self.work, "entries"))
+        self.recipe = recipe_of(place)
+        self.manifest: Manifest | None = None
+        self._plans = 0
+
+    def plan(self) -> Manifest:
+        grouped = [replace(entry, group="g") for entry in list_source(self.images).entries]
+        sizes = {"shard_images": 100, "cell_images": 5}
+        self.manifest = plan(grouped, previous=self.manifest, entries=self.entries, **sizes)  # type: ignore[arg-type]  # by name
+        return self.manifest
+
+    def count(self, worker: Worker) -> tuple[int, int]:
+        """Returns how many images were read, and how many were not."""
+        manifest = self.plan()
+        self._plans += 1
+        uri = storage.join(self.work, f"manifest{self._plans}.parquet")
+        storage.create(uri, manifest.data)
+        job = ShardJob(self.recipe, uri, self.work, storage.join(self.work, "entries"))
+        receipt = worker.run(job, 0)
+        assert receipt.error == ""
+        assert receipt.counted
+        return receipt.images + receipt.failures, receipt.reused
+
+    def key(self, manifest: Manifest | None = None) -> str:
+        (key,) = (manifest or self.manifest).keys(self.recipe.spec.digest, self.recipe.products)  # type: ignore[union-attr]  # planned
+        return key
+
+    def clean(self, counter: Counter) -> bytes:
+        (shard,) = self.manifest.shards  # type: ignore[union-attr]  # planned
+        return counter.make(shard, self.key(), isolated=False).data
+
+    @property
+    def partial(self) -> bytes:
+        return bytes(storage.read(partial_uri(self.work, self.key())))
+
+
+@pytest.fixture
+def job(place: tiny.Place, folder: Path, tmp_path: Path) -> Job:
+    return Job(place, folder, tmp_path / "work")
+
+
+def test_a_worker_reads_only_the_cells_that_changed(
+    job: Job, folder: Path, worker: Worker, new_counter: Callable[..., Counter]
+) -> None:
+    counter = new_counter()
+    assert job.count(worker) == (20, 0)
+    write(folder, 0, tiny.Picture("good", 100))
+    assert job.count(worker) == (5, 15)
+    (folder / "07.png").unlink()
+    (folder / "08.png").unlink()
+    assert job.count(worker) == (3, 15)
+    for at in range(10, 15):  # a whole cell
+        (folder / f"{at}.png").unlink()
+    assert job.count(worker) == (0, 13)
+    assert job.partial == job.clean(counter)
+    for at in (*range(5), 5, 6, 9):
+        (folder / f"{at:02d}.png").unlink()
+    assert job.count(worker) == (0, 5), "what is left is one cell"
+    assert job.partial == job.clean(counter)
+    assert not storage.exists(cells_uri(job.work, job.key()))
+
+
+def test_a_plan_that_was_never_counted_loses_no_cell(
+    job: Job, folder: Path, worker: Worker, new_counter: Callable[..., Counter]
+) -> None:
+    assert job.count(worker) == (20, 0)
+    write(folder, 0, tiny.Picture("good", 100))
+    job.plan()
+    write(folder, 19, tiny.Picture("good", 119))
+    assert job.count(worker) == (10, 10)
+    assert job.partial == job.clean(new_counter())
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "another file"])
+def test_cells_that_are_lost_are_counted_again(
+    job: Job,
+    folder: Path,
+    worker: Worker,
+    new_counter: Callable[..., Counter],
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job.count(worker)
+    uri = cells_uri(job.work, job.key())
+    data = bytes(storage.read(uri))
+    if damage == "gone":
+        storage.delete(uri)
+    else:
+        storage.replace(uri, data[:-9] if damage == "torn" else job.partial)
+    write(folder, 0, tiny.Picture("good", 100))
+    with caplog.at_level(logging.WARNING):
+        assert job.count(worker) == (20, 0)
+    assert ("its images are counted again" in caplog.text) == (damage != "gone")
+    assert job.partial == job.clean(new_counter())
+
+
+def test_a_worker_that_dies_before_the_partial_leaves_cells_that_harm_nobody(
+    job: Job, worker: Worker, new_counter: Callable[..., Counter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = storage.create
+
+    def refused(uri: str, data: bytes) -> bool:
+        if "/partials/" in uri:
+            raise KeyboardInterrupt
+        return create(uri, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", refused)
+        with pytest.raises(KeyboardInterrupt):
+            job.count(worker)
+    assert storage.exists(cells_uri(job.work, job.key()))
+    assert job.count(worker) == (20, 0)
+    assert job.partial == job.clean(new_counter())

@@ -1,0 +1,224 @@
+"""Tests how shards are cut into cells, and which cells a later plan leaves as they are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import CorruptFile, UsageError
+from pipeline.sources import Entries, Entry, Manifest, plan
+from pipeline.sources.sharding import (
+    CELL_SHARE,
+    LEAST_CELL_IMAGES,
+    MAX_SHARD_IMAGES,
+    default_cell_images,
+)
+
+BYTES = 100_000
+
+CHANGES = st.tuples(st.sampled_from(["add", "remove", "change"]), st.integers(0, 99))
+
+
+def image(name: str, identity: str = "1") -> Entry:
+    return Entry(f"s3://b/{name}.jpg", "", BYTES, identity)
+
+
+def cells_of(manifest: Manifest) -> dict[str, int]:
+    """Returns how many members each cell of a plan has, by the digest of the members."""
+    return {
+        cell.digest: len(cell.members) for shard in manifest.shards for cell in shard.cell_runs()
+    }
+
+
+def counted_again(before: Manifest, after: Manifest) -> int:
+    """Returns how many images are in cells that the plan before did not have."""
+    kept = cells_of(before).keys()
+    return sum(size for digest, size in cells_of(after).items() if digest not in kept)
+
+
+def days(days: int, images: int) -> list[Entry]:
+    return [image(f"day={day:03d}/{at:05d}") for day in range(days) for at in range(images)]
+
+
+def test_the_cells_of_a_shard_are_all_its_members_in_order() -> None:
+    manifest = plan(days(4, 100), shard_images=20, cell_images=6)
+    for shard in manifest.shards:
+        assert sum(len(cell.members) for cell in shard.cell_runs()) == len(shard.members)
+        members = [entry for cell in shard.cell_runs() for entry in cell.members]
+        assert members == list(shard.members)
+        assert sorted(members, key=lambda entry: entry.sort_key) == members
+    assert {size for shard in manifest.shards for size in shard.cells} <= set(range(1, 8))
+
+
+def test_a_shard_that_is_hardly_larger_than_a_cell_is_one() -> None:
+    (shard,) = plan([image(f"{n}") for n in range(1)], cell_images=1).shards
+    assert shard.cells == ()
+    manifest = plan(days(2, 100), cell_images=64)
+    assert {shard.cells for shard in manifest.shards} == {()}
+
+
+def test_a_cell_ends_where_a_folder_does_if_one_ends_near() -> None:
+    group = [
+        Entry(f"s3://b/{day}/{at}.jpg", "", 9, "1", "g") for day in range(5) for at in range(9)
+    ]
+    (shard,) = plan(group, shard_images=100, cell_images=10).shards
+    assert shard.cells == (9, 9, 9, 9, 9)
+    (shard,) = plan(group, shard_images=100, cell_images=14).shards
+    assert shard.cells == (14, 13, 14, 4)
+
+
+@given(st.integers(1, 2**34), st.one_of(st.just(0.0), st.floats(1, 1e9)))
+def test_the_sums_of_cells_take_a_share_of_the_images_bytes(cell: int, size: float) -> None:
+    images = default_cell_images(cell, size)
+    assert images >= LEAST_CELL_IMAGES
+    if images < MAX_SHARD_IMAGES:
+        assert cell <= CELL_SHARE * images * size
+    if images > LEAST_CELL_IMAGES:
+        assert cell > CELL_SHARE * (images // 2) * size
+
+
+def test_images_whose_size_is_not_known_have_no_cells() -> None:
+    rows = [Entry(f"s3://b/{n}.jpg", "", 0, "1", "g") for n in range(500)]
+    assert {shard.cells for shard in plan(rows, shard_images=500, cell_bytes=1).shards} == {()}
+
+
+def test_the_size_of_cells_is_checked() -> None:
+    with pytest.raises(UsageError, match="cell_images is 0; it must be at least 1"):
+        plan([image("a")], cell_images=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(CHANGES, max_size=9), st.integers(1, 7))
+def test_only_cells_with_a_member_that_changed_are_new(
+    changes: list[tuple[str, int]], size: int
+) -> None:
+    entries = {f"{n // 10}/{n}": image(f"{n // 10}/{n}") for n in range(60)}
+    options = {"shard_images": 20, "cell_images": size}
+    before = plan(list(entries.values()), **options)  # type: ignore[arg-type]  # by name
+    touched: set[str] = set()
+    for what, at in changes:
+        names = sorted(entries)
+        if what == "add":
+            entries.setdefault(name := f"{at // 10}/new{at}", image(name))
+        elif names:
+            name = names[at % len(names)]
+            touched.add(entries[name].uri)
+            if what == "remove":
+                del entries[name]
+            else:
+                entries[name] = image(name, "2")
+    if not entries:
+        return
+    after = plan(list(entries.values()), previous=before, **options)  # type: ignore[arg-type]
+    cell_of = {e.uri: c.digest for s in before.shards for c in s.cell_runs() for e in c.members}
+    hit = {cell_of[uri] for uri in touched if uri in cell_of}
+    assert set(cell_of.values()) - hit <= cells_of(after).keys()
+    for shard in after.shards:
+        for cell in shard.cell_runs():
+            was = {cell_of.get(entry.uri, "added") for entry in cell.members}
+            assert was == {cell.digest} or was <= hit or was == {"added"}
+    members = sorted(e.uri for shard in after.shards for e in shard.members)
+    assert members == sorted(entry.uri for entry in entries.values())
+
+
+def test_a_changed_shard_knows_what_it_was_though_it_was_never_counted() -> None:
+    group = [Entry(f"s3://b/{n}.jpg", "", 9, "1", "g") for n in range(12)]
+    options = {"shard_images": 100, "cell_images": 4}
+    states = [plan(group, **options)]  # type: ignore[arg-type]  # by name
+    for at in range(6):
+        group[at] = Entry(group[at].uri, "", 9, "2", "g")
+        states.append(plan(group, previous=states[-1], **options))  # type: ignore[arg-type]
+    contents = [state.heads[0].content for state in states]
+    assert states[1].heads[0].origins == (contents[0],)
+    assert states[3].heads[0].origins == (contents[2], contents[1], contents[0])
+    assert states[6].heads[0].origins == tuple(contents[5:1:-1])
+    again = plan(group, previous=states[-1], **options)  # type: ignore[arg-type]
+    assert again.heads[0].origins == states[-1].heads[0].origins
+    assert again.digest == states[-1].digest
+
+
+def test_a_manifest_keeps_cells_and_origins() -> None:
+    group = [Entry(f"s3://b/{n}.jpg", "", 9, "1", "g") for n in range(12)]
+    entries = Entries()
+    first = plan(group, shard_images=100, cell_images=4, entries=entries)
+    then = plan(group[1:], previous=first, entries=entries)
+    read = Manifest.decode(then.data, "m", entries)
+    assert read.heads[0].cells == (3, 4, 4)
+    assert read.heads[0].origins == (first.heads[0].content,)
+    assert read.shards[0].origins == (first.heads[0].content,)
+
+
+def test_cells_that_are_not_all_members_are_refused() -> None:
+    group = [Entry(f"s3://b/{n}.jpg", "", 9, "1", "g") for n in range(12)]
+    manifest = plan(group, shard_images=100, cell_images=4)
+    object.__setattr__(manifest.heads[0], "cells", (4, 4, 3))
+    with pytest.raises(CorruptFile, match=r"shard 0 has 12 members, and cells of \[4, 4, 3\]"):
+        Manifest.decode(manifest.data, "m", manifest.entries)
+
+
+def test_the_same_members_in_other_cells_are_another_shard() -> None:
+    group = [Entry(f"s3://b/{n}.jpg", "", 9, "1", "g") for n in range(12)]
+    manifests = [plan(group, shard_images=100, cell_images=n) for n in (4, 5, 12, 100)]
+    keys = [manifest.keys("spec") for manifest in manifests]
+    assert len(set(keys[:3])) == 3
+    assert keys[2] == keys[3], "a shard of one cell"
+
+
+# What changes cost. At 200,000 images a day is 1,000.
+
+
+@pytest.fixture(scope="module")
+def large() -> tuple[list[Entry], Manifest]:
+    entries = days(200, 1000)
+    return entries, plan(entries, cell_bytes=1)
+
+
+def replanned(entries: Iterable[Entry], before: Manifest) -> Manifest:
+    return plan(list(entries), previous=before, cell_bytes=1)
+
+
+@pytest.mark.soak
+def test_few_images_are_counted_again_when_one_in_a_thousand_changes(
+    large: tuple[Sequence[Entry], Manifest],
+) -> None:
+    entries, before = large
+    changed = set(random.Random(1).sample(range(len(entries)), len(entries) // 1000))
+    after = replanned(
+        (Entry(e.uri, "", BYTES, "2") if at in changed else e for at, e in enumerate(entries)),
+        before,
+    )
+    assert counted_again(before, after) <= 0.13 * len(entries)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("day", [0, 77, 199])
+def test_a_deleted_day_has_at_most_twice_its_size_counted_again(
+    large: tuple[Sequence[Entry], Manifest], day: int
+) -> None:
+    entries, before = large
+    after = replanned((e for e in entries if f"/day={day:03d}/" not in e.uri), before)
+    assert after.candidates == len(entries) - 1000
+    assert counted_again(before, after) <= 2 * 1000
+
+
+@pytest.mark.soak
+def test_a_day_that_is_added_has_only_itself_counted(
+    large: tuple[Sequence[Entry], Manifest],
+) -> None:
+    entries, before = large
+    day = [image(f"day=200/{at:05d}") for at in range(1000)]
+    assert counted_again(before, replanned([*entries, *day], before)) == 1000
+
+
+@pytest.mark.soak
+def test_cells_have_about_the_size_that_was_wanted(
+    large: tuple[Sequence[Entry], Manifest],
+) -> None:
+    sizes = np.array(list(cells_of(large[1]).values()))
+    assert len(sizes) * LEAST_CELL_IMAGES <= 1.1 * sizes.sum()
+    assert sizes.max() <= 1.25 * LEAST_CELL_IMAGES
