@@ -25,6 +25,7 @@ from pipeline.catalogue import (
     require_own,
 )
 from pipeline.counting import (
+    LEAST_CELL_IMAGES,
     Recipe,
     ShardJob,
     choose_backend,
@@ -248,6 +249,7 @@ class Planner:
             most_shard_images=most_shard_images(self.catalogue, spec, device_kind(self.resources)),
             cell_images=request.cell_images,
             cell_bytes=cell_bytes,
+            least_cell_images=LEAST_CELL_IMAGES[device_kind(self.resources)],
         )
         if checkpoint is not None:
             checkpoint.remove()

@@ -1,4 +1,4 @@
-"""Counts activations on the device that computes them, until a shard ends.
+"""Counts activations on the device that computes them, until a shard or a cell of it ends.
 
     >>> on_gpu = DeviceRanges.on("cuda", ranges.low, ranges.high, 1000)           # doctest: +SKIP
     >>> counts = DeviceCounts(on_gpu, 1000)                                       # doctest: +SKIP

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import reduce as add_left_to_right
@@ -31,6 +33,9 @@ from pipeline.images import Loaded
 from pipeline.sources import Shard
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
 from pipeline.storage import spelled
+
+MOST_WAITING = 2
+"""How many cells that are counted may wait to be encoded, each with its tables."""
 
 
 class Counter:
@@ -76,7 +81,7 @@ class Counter:
         """
         keys = self._cell_keys(shard, key)
         cells = self._counted(shard, keys, fetch, isolated=isolated)
-        return _sum_of_cells(shard, key, cells)
+        return _sum_of_cells(shard, key, map(self._partial_of, cells))
 
     def make(
         self, shard: Shard, key: str, *, isolated: bool, kept: Mapping[str, bytes] | None = None
@@ -103,13 +108,12 @@ class Counter:
         missing = [(cell, run) for cell, run in zip(keys, runs, strict=True) if cell not in files]
         images = failures = 0
         rest = _joined([run for _, run in missing])
-        for partial in self._counted(rest, [cell for cell, _ in missing], isolated=isolated):
+        counted = self._counted(rest, [cell for cell, _ in missing], isolated=isolated)
+        for partial, data in self._encoded(counted, encode=bool(shard.cells)):
             (cell,) = partial.shards
-            partials[cell] = partial
+            partials[cell], files[cell] = partial, data
             images += partial.dna.images
             failures += len(partial.failures)
-            if shard.cells:  # encoded here, while the threads go on with the next cell
-                files[cell] = partial.encode()
         total = _sum_of_cells(shard, key, (partials[cell] for cell in keys))
         cells = encode_cells({cell: files[cell] for cell in keys}) if shard.cells else b""
         return Made(total.encode(), images, failures, reused, cells)
@@ -123,7 +127,7 @@ class Counter:
 
     def _counted(
         self, shard: Shard, keys: Sequence[str], fetch: Fetch | None = None, *, isolated: bool
-    ) -> Iterator[Partial]:
+    ) -> Iterator[_CellSum]:
         """Counts the cells of a shard; the threads go from one to the next without a pause.
 
         Args:
@@ -133,7 +137,7 @@ class Counter:
             isolated: As in `count`.
 
         Yields:
-            The partial of each cell, in order.
+            Each cell, in order, as soon as all of it is counted.
 
         Raises:
             ConservationError: If counted and failed images are not a cell's candidates.
@@ -160,7 +164,7 @@ class Counter:
             for places, found in observed:
                 cell_at(places[0]).add(places, found)
                 while done in counting and counting[done].is_whole:
-                    yield self._partial_of(counting.pop(done))
+                    yield counting.pop(done)
                     done += 1
         if done != len(ends):
             part = cell_at(ends[done] - 1)
@@ -168,6 +172,34 @@ class Counter:
                 f"{part.name}: {part.moments.images} counted and {len(part.failures)} failed of "
                 f"{len(part.names)} candidates"
             )
+
+    def _encoded(
+        self, cells: Iterable[_CellSum], *, encode: bool
+    ) -> Iterator[tuple[Partial, bytes]]:
+        """Makes the partial of each cell, and its file, while the next cells are counted.
+
+        Where a GPU counts, its tables are waited for here, so that it is not kept waiting.
+
+        Args:
+            cells: The cells, in order.
+            encode: Whether to make the files.
+
+        Yields:
+            Each partial with its file; the file is empty if none is made.
+        """
+
+        def finished(cell: _CellSum) -> tuple[Partial, bytes]:
+            partial = self._partial_of(cell)
+            return partial, partial.encode() if encode else b""
+
+        with ThreadPoolExecutor(1, "cells") as pool:
+            waiting: deque[Future[tuple[Partial, bytes]]] = deque()
+            for cell in cells:
+                waiting.append(pool.submit(finished, cell))
+                while len(waiting) > MOST_WAITING:
+                    yield waiting.popleft().result()
+            for future in waiting:
+                yield future.result()
 
     def _new_sum(self, shard: Shard, key: str, start: int, stop: int) -> _CellSum:
         members = shard.members[start:stop]

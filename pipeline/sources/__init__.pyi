@@ -23,5 +23,6 @@ from .sample_photos import DATASETS as DATASETS
 from .sample_photos import write_datasets as write_datasets
 from .sharding import MIN_SHARD_IMAGES as MIN_SHARD_IMAGES
 from .sharding import SHARD_MULTIPLE as SHARD_MULTIPLE
+from .sharding import USUAL_CELL_IMAGES as USUAL_CELL_IMAGES
 from .sharding import plan as plan
 from .source import list_source as list_source

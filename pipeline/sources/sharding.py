@@ -48,7 +48,7 @@ MIN_SHARD_IMAGES = 64
 SHARD_MULTIPLE = 8
 """New shards are multiples of this: whole micro-batches of a CPU."""
 
-LEAST_CELL_IMAGES = 128
+USUAL_CELL_IMAGES = 128
 """How many members a cell has, if their images are not small."""
 
 CELL_SLACK = 4
@@ -87,6 +87,7 @@ def plan(
     most_shard_images: int | None = None,
     cell_images: int | None = None,
     cell_bytes: int | None = None,
+    least_cell_images: int = USUAL_CELL_IMAGES,
 ) -> Manifest:
     """Cuts candidates into shards and folds.
 
@@ -107,6 +108,7 @@ def plan(
         cell_images: The size of the cells of new shards. None takes `default_cell_images`.
         cell_bytes: About how many bytes the sums of a cell take. None makes no cells, unless
             `cell_images` is stated.
+        least_cell_images: The size of cells whose images are not small.
 
     Returns:
         The plan.
@@ -138,7 +140,8 @@ def plan(
         ):
             planner = _ShardPlanner(database, folder, listing, by)
             planner.load_listing(limit)
-            planner.choose_sizes(shard_images, most_shard_images, cell_images, cell_bytes)
+            planner.choose_shard_size(shard_images, most_shard_images)
+            planner.choose_cell_size(cell_images, cell_bytes, least_cell_images)
             planner.load_previous(previous)
             return planner.write(entries)
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -158,14 +161,15 @@ def default_shard_images(candidates: int) -> int:
     return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
 
 
-def default_cell_images(cell_bytes: int, image_bytes: float) -> int:
+def default_cell_images(cell_bytes: int, image_bytes: float, least: int) -> int:
     """Returns the size of cells whose sums take at most `CELL_SHARE` of their images' bytes.
 
     Args:
         cell_bytes: About how many bytes the sums of a cell take, however many images it has.
         image_bytes: The size of an image in bytes, on average.
+        least: The size of cells whose images are not small.
     """
-    images = LEAST_CELL_IMAGES
+    images = least
     while images < MAX_SHARD_IMAGES and cell_bytes > CELL_SHARE * images * image_bytes:
         images *= 2
     return images
@@ -227,20 +231,18 @@ class _ShardPlanner:
         if not self._number("select count(*) from listing"):
             raise SourceError("the source has no image")
 
-    def choose_sizes(
-        self,
-        shard_images: int | None,
-        most: int | None,
-        cell_images: int | None,
-        cell_bytes: int | None,
-    ) -> None:
-        """Chooses the size of new shards and of their cells; see `plan`."""
+    def choose_shard_size(self, shard_images: int | None, most: int | None) -> None:
+        """Chooses the size of new shards; see `plan`."""
         candidates = self._number("select count(*) from listing")
         self._size = shard_images or min(most or MAX_SHARD_IMAGES, default_shard_images(candidates))
+
+    def choose_cell_size(self, cell_images: int | None, cell_bytes: int | None, least: int) -> None:
+        """Chooses the size of new shards' cells; see `plan`."""
         self._cell = cell_images or self._size
         if cell_images is None and cell_bytes is not None:
+            candidates = self._number("select count(*) from listing")
             image_bytes = self._number("select sum(size) from listing") / candidates
-            self._cell = default_cell_images(cell_bytes, image_bytes)
+            self._cell = default_cell_images(cell_bytes, image_bytes, least)
 
     def _drop_duplicates(self, listed: int) -> None:
         """Fills `listing` with each candidate once; `listed` is how many rows there are."""

@@ -34,6 +34,7 @@ from pipeline.counting import (
 from pipeline.counting.deaths import ThisMachine
 from pipeline.counting.leases import Holder
 from pipeline.counting.processes import beginning_of
+from pipeline.counting.stream import Made
 from pipeline.dna import Partial
 from pipeline.errors import BadImage, SourceError, TransientError, UsageError
 from pipeline.images.decoding import REASONS
@@ -418,13 +419,13 @@ def test_a_shard_that_killed_two_workers_is_decoded_in_isolation(
         note = storage.join(task.work_uri, "attempts", f"{key}-{attempt}.json")
         storage.create(note, note_of_a_crash())
     seen: list[bool] = []
-    count = Counter.count
+    make = Counter.make
 
-    def spy(self: Counter, shard: Shard, key: str, *, isolated: bool = False) -> Partial:
+    def spy(self: Counter, shard: Shard, key: str, *, isolated: bool, **rest: Any) -> Made:
         seen.append(isolated)
-        return count(self, shard, key)
+        return make(self, shard, key, isolated=False, **rest)
 
-    monkeypatch.setattr(Counter, "count", spy)
+    monkeypatch.setattr(Counter, "make", spy)
     worker = Worker()
     worker.run(task, 0)
     worker.run(task, 1)

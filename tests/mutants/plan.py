@@ -51,8 +51,10 @@ MODULES: dict[str, tuple[str, ...]] = {
         "building/test_labels.py",
     ),
     "building/storing.py": ("building/test_storing.py", "catalogue/test_entries_kept.py"),
+    "counting/activation_counts.py": ("counting/test_shard_truth.py",),
+    "counting/cells.py": ("counting/test_cells.py",),
     "counting/reduction.py": ("counting/test_reduction.py",),
-    "counting/shard.py": ("counting/test_shard_truth.py",),
+    "counting/shard.py": ("counting/test_shard_truth.py", "counting/test_cells.py"),
     "comparing/tiles.py": (
         "comparing/test_tiles.py",
         "comparing/test_matrix.py",
@@ -81,16 +83,17 @@ ONLY: dict[str, tuple[str, ...]] = {
         *("_TileLayer.empty", "_TileLayer.fill", "_nfd", "_fd", "_Cache.keep_only"),
         *("_Cache.layer_data", "_Cache._load", "_Cache._load.load", "_Cache._open"),
     ),
+    "counting/activation_counts.py": (
+        *("GpuCounts.count", "GpuCounts.count.visit"),
+        *(f"CpuCounts.{name}" for name in ("count", "read", "_of_this_thread")),
+    ),
     "counting/shard.py": (
         *(f"Counter.{name}" for name in ("__init__", "count", "make", "close")),
-        *(
-            "Counter._new_counts",
-            "dna_of_counts",
-            "Noted.add",
-            "GpuCounts.count",
-            "GpuCounts.count.visit",
-        ),
-        *(f"CpuCounts.{name}" for name in ("count", "read", "_of_this_thread")),
+        *("Counter._cell_keys", "Counter._counted", "Counter._counted.cell_at"),
+        *("Counter._counted.observe", "Counter._counted.note", "Counter._encoded"),
+        *("Counter._encoded.finished", "Counter._new_sum", "Counter._partial_of"),
+        *("Counter._new_counts", "dna_of_counts", "Noted.add", "_joined", "_sum_of_cells"),
+        *(f"_CellSum.{name}" for name in ("__post_init__", "add", "is_whole")),
     ),
     "errors.py": ("module", "redact", "_shown", "looks_secret"),
 }

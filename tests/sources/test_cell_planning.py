@@ -14,8 +14,8 @@ from pipeline.errors import CorruptFile, UsageError
 from pipeline.sources import Entries, Entry, Manifest, plan
 from pipeline.sources.sharding import (
     CELL_SHARE,
-    LEAST_CELL_IMAGES,
     MAX_SHARD_IMAGES,
+    USUAL_CELL_IMAGES,
     default_cell_images,
 )
 
@@ -74,11 +74,11 @@ def test_a_cell_ends_where_a_folder_does_if_one_ends_near() -> None:
 
 @given(st.integers(1, 2**34), st.one_of(st.just(0.0), st.floats(1, 1e9)))
 def test_the_sums_of_cells_take_a_share_of_the_images_bytes(cell: int, size: float) -> None:
-    images = default_cell_images(cell, size)
-    assert images >= LEAST_CELL_IMAGES
+    images = default_cell_images(cell, size, USUAL_CELL_IMAGES)
+    assert images >= USUAL_CELL_IMAGES
     if images < MAX_SHARD_IMAGES:
         assert cell <= CELL_SHARE * images * size
-    if images > LEAST_CELL_IMAGES:
+    if images > USUAL_CELL_IMAGES:
         assert cell > CELL_SHARE * (images // 2) * size
 
 
@@ -220,5 +220,5 @@ def test_cells_have_about_the_size_that_was_wanted(
     large: tuple[Sequence[Entry], Manifest],
 ) -> None:
     sizes = np.array(list(cells_of(large[1]).values()))
-    assert len(sizes) * LEAST_CELL_IMAGES <= 1.1 * sizes.sum()
-    assert sizes.max() <= 1.25 * LEAST_CELL_IMAGES
+    assert len(sizes) * USUAL_CELL_IMAGES <= 1.1 * sizes.sum()
+    assert sizes.max() <= 1.25 * USUAL_CELL_IMAGES
