@@ -26,8 +26,8 @@ from pipeline import storage
 from pipeline.building import Request, build_datasets, committer, make_dna, runner
 from pipeline.building.failure_gate import allowed_failures
 from pipeline.catalogue import Catalogue, Verification, Version, collect, verify
-from pipeline.counting import Counter, partial_uri, worker
-from pipeline.dna import DNA, Partial, encode_dna
+from pipeline.counting import Counter, Made, partial_uri, worker
+from pipeline.dna import DNA, encode_dna
 from pipeline.engine import InProcess
 from pipeline.errors import (
     Conflict,
@@ -122,7 +122,7 @@ def test_a_build_of_an_unchanged_source_does_nothing(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be counted")
 
-    monkeypatch.setattr(Counter, "count", never)
+    monkeypatch.setattr(Counter, "make", never)
     (second,) = run(place, request_of(folder))
     assert (second.changed, second.version, second.failures) == (
         False,
@@ -183,16 +183,16 @@ def test_a_rerun_counts_only_what_is_missing(
     place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[str] = []
-    count, lock = Counter.count, threading.Lock()
+    make, lock = Counter.make, threading.Lock()
 
     def spy(self: Counter, shard: object, key: str, **kwargs: bool) -> object:
         with lock:
             if len(counted) == limit:
                 raise Killed
             counted.append(key)
-        return count(self, shard, key, **kwargs)
+        return make(self, shard, key, **kwargs)
 
-    monkeypatch.setattr(Counter, "count", spy)
+    monkeypatch.setattr(Counter, "make", spy)
     limit = 4
     with pytest.raises(Killed):
         run(place, request_of(folder))
@@ -214,13 +214,13 @@ def test_a_grown_and_changed_source_counts_only_the_change(
     (source / "photo-0003.jpg").unlink()
     photo(101).save(source / "photo-0004.jpg")
     counted: list[str] = []
-    count = Counter.count
+    make = Counter.make
 
     def spy(self: Counter, shard: object, key: str, **kwargs: bool) -> object:
         counted.append(key)
-        return count(self, shard, key, **kwargs)
+        return make(self, shard, key, **kwargs)
 
-    monkeypatch.setattr(Counter, "count", spy)
+    monkeypatch.setattr(Counter, "make", spy)
     (result,) = run(place, request_of(source))
     assert result.changed
     assert len(counted) == 2
@@ -277,7 +277,7 @@ def test_too_many_failures_are_not_committed_and_a_higher_limit_commits_at_once(
     with pytest.raises(GateError, match=r"1 of 10 images .* limit is 1% .*\n.*cut.jpg: truncated"):
         run(place, request_of(folder, max_failures=0.01))
     assert place.head().number == 0
-    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    monkeypatch.setattr(Counter, "make", lambda *_, **__: pytest.fail("counted again"))
     (result,) = run(place, request_of(folder, max_failures=0.1))
     assert result.changed
     holds(place, truth)
@@ -412,7 +412,7 @@ def test_a_committed_file_that_is_gone_is_made_again_from_the_partials(
         with pytest.raises(CorruptFile, match="delete it and build the dataset again"):
             place.read_checked(kind, "photos", version)
     storage.delete(uri)
-    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    monkeypatch.setattr(Counter, "make", lambda *_, **__: pytest.fail("counted again"))
     run(place, request_of(folder))
     assert storage.read(uri) == whole
     assert place.head().number == 1
@@ -647,7 +647,7 @@ def test_permanent_errors_are_not_reported_as_transient(
     def refuse(*_: object, **__: object) -> None:
         raise SpecMismatch("this worker has other numerics")
 
-    monkeypatch.setattr(Counter, "count", refuse)
+    monkeypatch.setattr(Counter, "make", refuse)
     with pytest.raises(VdnaError, match="other numerics") as caught:
         run(place, request_of(folder))
     assert not isinstance(caught.value, TransientError)
@@ -780,16 +780,16 @@ class Broken:
 
     def __init__(self, name: str, times: int, patch: pytest.MonkeyPatch) -> None:
         self.name, self.times, self.tried = name, times, 0
-        self._count = Counter.count
+        self._make = Counter.make
         broken = self
 
-        def count(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Partial:
+        def made(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Made:
             if f"/{broken.name}/" in shard.members[0].uri and broken.tried < broken.times:
                 broken.tried += 1
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
-            return broken._count(counter, shard, *args, **options)
+            return broken._make(counter, shard, *args, **options)
 
-        patch.setattr(Counter, "count", count)
+        patch.setattr(Counter, "make", made)
 
 
 def three_sets(tmp_path: Path, **options: object) -> list[Request]:
@@ -840,18 +840,18 @@ def test_a_dataset_is_committed_while_the_shards_of_another_are_still_counted(
     place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = three_sets(tmp_path, shard_images=1)
-    count = Counter.count
+    make = Counter.make
     seen: list[set[str]] = []
 
-    def wait_for_the_others(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Partial:
+    def wait_for_the_others(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Made:
         if "/c/" in shard.members[0].uri and not seen:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline and len(place.head().datasets) < 2:
                 time.sleep(0.05)
             seen.append(set(place.head().datasets))
-        return count(counter, shard, *args, **options)
+        return make(counter, shard, *args, **options)
 
-    monkeypatch.setattr(Counter, "count", wait_for_the_others)
+    monkeypatch.setattr(Counter, "make", wait_for_the_others)
     results = run(place, *requests)
     assert seen[0] == {"a", "b"}
     assert [result.name for result in results] == ["a", "b", "c"]
@@ -861,15 +861,15 @@ def test_counts_that_do_not_add_up_are_not_tried_again(
     place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = three_sets(tmp_path, shard_images=10**6)
-    count, tried = Counter.count, []
+    make, tried = Counter.make, []
 
-    def lose(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Partial:
+    def lose(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Made:
         if "/b/" in shard.members[0].uri:
             tried.append(shard.index)
             raise ConservationError("a[0] counts 3 activations of 4")
-        return count(counter, shard, *args, **options)
+        return make(counter, shard, *args, **options)
 
-    monkeypatch.setattr(Counter, "count", lose)
+    monkeypatch.setattr(Counter, "make", lose)
     with pytest.raises(ConservationError, match=r"^b: .*counts 3 activations of 4"):
         run(place, *requests)
     assert len(tried) == len(set(tried))

@@ -129,7 +129,7 @@ def test_each_part_equals_a_pass_over_it_alone_and_each_image_is_read_once(
     ]
     assert place.head().number == 1  # whole and parts at once
     holds(place, source)
-    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    monkeypatch.setattr(Counter, "make", lambda *_, **__: pytest.fail("counted again"))
     again = run(place, source, by=None)
     assert not again.changed
     assert again.parts == result.parts
@@ -191,13 +191,13 @@ def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collects the number of images of each shard that is counted from now on."""
     counted: list[int] = []
-    count = Counter.count
+    make = Counter.make
 
     def spy(self: Counter, shard: Any, key: str, **kwargs: bool) -> object:
         counted.append(len(shard.members))
-        return count(self, shard, key, **kwargs)
+        return make(self, shard, key, **kwargs)
 
-    monkeypatch.setattr(Counter, "count", spy)
+    monkeypatch.setattr(Counter, "make", spy)
     return counted
 
 

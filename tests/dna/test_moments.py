@@ -434,7 +434,7 @@ def test_a_build_with_layer_gaussians_does_not_reuse_partials_without_them(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be counted")
 
-    monkeypatch.setattr(Counter, "count", never)
+    monkeypatch.setattr(Counter, "make", never)
     # A dataset that has them keeps them, whether or not the next build asks.
     (third,) = build_datasets(place, [plain], ENGINE, RESOURCES)
     assert not third.changed
