@@ -122,8 +122,6 @@ def find_cells(
     Returns:
         The file of each kept cell's partial, by the cell's key.
     """
-    if not shard.origins:
-        return {}
     wanted = {cell_key(spec_digest, products, cell) for cell in shard.cell_runs()}
     found: dict[str, bytes] = {}
     for origin in shard.origins:

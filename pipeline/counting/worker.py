@@ -276,7 +276,7 @@ class Worker:
 
 
 def _kept_cells(job: ShardJob, shard: Shard) -> dict[str, bytes]:
-    if job.recipe.task is not None:
+    if not shard.origins or job.recipe.task is not None:
         return {}
     return find_cells(job.work_uri, shard, job.recipe.spec.digest, job.recipe.products)
 
