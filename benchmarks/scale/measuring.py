@@ -204,7 +204,7 @@ def planning() -> dict[str, float]:
         phase: dict[str, Any] = {}
         before, memory = cpu(), resident()
         with watched_disk(tempfile.tempdir) as disk, measure.phase(phase):
-            manifest = plan(found, entries=entries)
+            manifest = plan(found, entries=entries, cell_images=1024)
         took = cpu() - before
         stored = list(Path(scratch, "entries").iterdir())
         footers = [len(data) - footer_start(data) for data in (p.read_bytes() for p in stored)]

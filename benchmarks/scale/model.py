@@ -26,13 +26,18 @@ from pipeline.building.shard_time import MEASURED_IMAGES, SHARD_SECONDS, images_
 from pipeline.catalogue.partial_sums import READ_AHEAD
 from pipeline.catalogue.verification import LARGE
 from pipeline.counting import OVERLAP
+from pipeline.counting.cells import LEAST_CELL_IMAGES
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.counting.preparing import FETCH_THREADS
 from pipeline.counting.reduction import FAN_IN
 from pipeline.sources.entries_file import FILE_BYTES, FILE_ROWS
 from pipeline.sources.listing import PART_ENTRIES
 from pipeline.sources.parallel_listing import LISTERS
-from pipeline.sources.sharding import default_shard_images
+from pipeline.sources.sharding import (
+    USUAL_CELL_IMAGES,
+    default_cell_images,
+    default_shard_images,
+)
 from pipeline.spec import FOLDS, Resources
 
 KINDS = ("LIST", "HEAD", "GET", "PUT", "DELETE")
@@ -62,8 +67,9 @@ class Model:
             fetchers *= 1 + max(0, int(case.cores) - own)
         else:
             each += parts.network_seconds
+        fixed = parts.shard_seconds + self.cells_of(images) * parts.encode_seconds
         work = {
-            "cores": (images * each + parts.shard_seconds) / case.cores,
+            "cores": (images * each + fixed) / case.cores,
             "latency": images * case.request_seconds / fetchers,
         }
         if case.gpus:
@@ -100,6 +106,19 @@ class Model:
         """Keys of these pages."""
         images = self.case.images
         return images + (by_logarithm(self.parts.list_rows, images) if images > PAGE else 0)
+
+    def cells_of(self, images: float) -> int:
+        """How many cells a shard keeps beside its partial; 0 if it is small, or its images are."""
+        least = LEAST_CELL_IMAGES["cuda" if self.case.gpus else "cpu"]
+        bytes_of_one = int(self.size_of(USUAL_CELL_IMAGES))
+        cells = round(images / default_cell_images(bytes_of_one, self.case.image_bytes, least))
+        return cells if cells > 1 else 0
+
+    @cached_property
+    def cells_bytes(self) -> float:
+        """All cells of all shards."""
+        cells = self.cells_of(self.images)
+        return self.shards * cells * self.size_of(self.images / cells) if cells else 0.0
 
     @cached_property
     def folds(self) -> list[int]:
@@ -171,6 +190,7 @@ class Model:
         shared = self.shards * self.work[self.slowest] / case.workers
         slowest = "few shards" if self.shards < case.workers else self.slowest
         moved = case.images * case.image_bytes + self.shards * self.size_of(self.images)
+        moved += self.cells_bytes
         return {
             slowest: max(waves, shared),
             "network": moved / case.node_bytes_per_second / case.nodes,
@@ -293,7 +313,8 @@ class Model:
         # What builds need is listed, and then what nobody needs: sums, if they are old by the
         # store's own clock.
         sums = sum(self.tree[0])
-        gc["LIST"] += 2 * ((self.shards + sums) // PAGE)
+        cells = self.shards * (self.cells_of(self.images) > 0)
+        gc["LIST"] += 2 * ((self.shards + sums + cells) // PAGE)
         for kind in ("PUT", "HEAD", "DELETE"):
             gc[kind] += bool(sums)
         return {"build": self.requests_of_build, "verify": verify, "gc": gc}
@@ -310,6 +331,7 @@ class Model:
             found["DELETE"] += ceil(stored / PAGE)
         found["PUT"] += case.images >= MEASURED_IMAGES  # the note of the speed
         found["PUT"] += self.shards * int(OVERLAP * self.work[self.slowest] / RENEW_SECONDS)
+        found["PUT"] += self.shards * (self.cells_of(self.images) > 0)
         found["PUT"] += self.files - 1
         found["HEAD"] += self.files - 1
         found["GET"] += self.footers - 1
@@ -327,7 +349,8 @@ class Model:
     @property
     def kept_bytes(self) -> float:
         entries = self.case.images * self.parts.entry_bytes
-        return self.objects_bytes + self.version_bytes + entries + self.manifest_bytes
+        stored = self.objects_bytes + self.cells_bytes + self.version_bytes
+        return stored + entries + self.manifest_bytes
 
     @property
     def read_bytes(self) -> float:
