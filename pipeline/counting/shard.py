@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -79,8 +79,7 @@ class Counter:
             TransientError: If an image could not be read through no fault of its own.
             SourceError: If an image changed since it was listed.
         """
-        keys = self._cell_keys(shard, key)
-        cells = self._counted(shard, keys, fetch, isolated=isolated)
+        cells = self._counted(shard, list(self._cells(shard)), fetch, isolated=isolated)
         return _sum_of_cells(shard, key, map(self._partial_of, cells))
 
     def make(
@@ -97,33 +96,31 @@ class Counter:
         Returns:
             The file, that of its cells, and how many images are in it.
         """
-        keys, runs = self._cell_keys(shard, key), list(shard.cell_runs())
+        cells = self._cells(shard)
         files: dict[str, bytes] = {}
         partials: dict[str, Partial] = {}
-        for cell, run in zip(keys, runs, strict=True):
+        for cell, run in cells.items():
             data = (kept or {}).get(cell)
             if data and (found := partial_of_cell(data, cell, len(run.members))) is not None:
                 files[cell], partials[cell] = data, found
         reused = sum(partial.candidates for partial in partials.values())
-        missing = [(cell, run) for cell, run in zip(keys, runs, strict=True) if cell not in files]
+        missing = {cell: run for cell, run in cells.items() if cell not in files}
         images = failures = 0
-        rest = _joined([run for _, run in missing])
-        counted = self._counted(rest, [cell for cell, _ in missing], isolated=isolated)
+        rest = _joined(shard.index, missing.values())
+        counted = self._counted(rest, list(missing), isolated=isolated)
         for partial, data in self._encoded(counted, encode=bool(shard.cells)):
             (cell,) = partial.shards
             partials[cell], files[cell] = partial, data
             images += partial.dna.images
             failures += len(partial.failures)
-        total = _sum_of_cells(shard, key, (partials[cell] for cell in keys))
-        cells = encode_cells({cell: files[cell] for cell in keys}) if shard.cells else b""
-        return Made(total.encode(), images, failures, reused, cells)
+        total = _sum_of_cells(shard, key, (partials[cell] for cell in cells))
+        kept_now = encode_cells({cell: files[cell] for cell in cells}) if shard.cells else b""
+        return Made(total.encode(), images, failures, reused, kept_now)
 
-    def _cell_keys(self, shard: Shard, key: str) -> list[str]:
-        """Returns the key of each cell; that of the shard, if it is one cell and always was."""
-        if not shard.cells and not shard.origins:
-            return [key]
+    def _cells(self, shard: Shard) -> dict[str, Shard]:
+        """Returns the members of each cell, in order, by the cell's key."""
         spec = self._spec.digest
-        return [cell_key(spec, self._products, cell) for cell in shard.cell_runs()]
+        return {cell_key(spec, self._products, run): run for run in shard.cell_runs()}
 
     def _counted(
         self, shard: Shard, keys: Sequence[str], fetch: Fetch | None = None, *, isolated: bool
@@ -240,11 +237,10 @@ class Counter:
         return GpuCounts(self._spec, self._on_gpu)
 
 
-def _joined(runs: Sequence[Shard]) -> Shard:
-    """Makes one shard of some cells of a shard."""
+def _joined(index: int, runs: Collection[Shard]) -> Shard:
+    """Makes one shard of some cells of the shard of that number."""
     members = tuple(entry for run in runs for entry in run.members)
-    index, fold = (runs[0].index, runs[0].fold) if runs else (0, 0)
-    return Shard(index, fold, members, tuple(len(run.members) for run in runs))
+    return Shard(index, 0, members, tuple(len(run.members) for run in runs))
 
 
 def _sum_of_cells(shard: Shard, key: str, cells: Iterable[Partial]) -> Partial:
