@@ -27,8 +27,8 @@ from pipeline.counting import (
 )
 from pipeline.counting.cells import cell_key, decode_cells, encode_cells
 from pipeline.counting.stream import Stream
-from pipeline.dna import ExemplarSettings, Partial
-from pipeline.errors import CorruptFile
+from pipeline.dna import ExemplarSettings, Failure, Partial
+from pipeline.errors import ConservationError, CorruptFile, OverlapError
 from pipeline.networks import find_ranges
 from pipeline.sources import Entries, Entry, Manifest, Shard, list_source, plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources
@@ -331,3 +331,35 @@ def test_a_worker_that_dies_before_the_partial_leaves_cells_that_harm_nobody(
     assert storage.exists(cells_uri(job.work, job.key()))
     assert job.count(worker) == (20, 0)
     assert job.partial == job.clean(new_counter())
+
+
+# What must not happen, is refused.
+
+
+def test_a_sum_that_is_not_of_all_members_is_refused(
+    new_counter: Callable[..., Counter], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = new_counter()
+    shard = shard_of(folder)
+    cells = decode_cells(counter.make(shard, "key", isolated=False).cells, "cells")
+    small = Partial.decode(cells[list(cells)[2]], "small")
+    monkeypatch.setattr("pipeline.counting.shard.partial_of_cell", lambda *_: small)
+    with pytest.raises(OverlapError, match="would count twice"):
+        counter.make(shard, "key", isolated=False, kept=cells)
+    one = replace(shard, members=shard.members[:5], cells=())
+    with pytest.raises(ConservationError, match="shard 0: 0 counted and 1 failed of 5 candidates"):
+        counter.make(one, "key", isolated=False, kept=cells)
+
+
+def test_an_image_that_comes_twice_is_named_in_any_cell(
+    new_counter: Callable[..., Counter], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = Stream.observed
+
+    def lying(self: Stream, *rest: Any, **options: Any) -> Iterator[Any]:
+        yield [7], Failure("file:///x.jpg", "", "empty", "")
+        yield from observed(self, *rest, **options)
+
+    monkeypatch.setattr(Stream, "observed", lying)
+    with pytest.raises(ConservationError, match=r"shard 0: .*07\.png came twice"):
+        new_counter().count(shard_of(folder), "key")

@@ -89,7 +89,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     ),
     "counting/shard.py": (
         *(f"Counter.{name}" for name in ("__init__", "count", "make", "close")),
-        *("Counter._cell_keys", "Counter._counted", "Counter._counted.cell_at"),
+        *("Counter._cells", "Counter._counted", "Counter._counted.cell_at"),
         *("Counter._counted.observe", "Counter._counted.note", "Counter._encoded"),
         *("Counter._encoded.finished", "Counter._new_sum", "Counter._partial_of"),
         *("Counter._new_counts", "dna_of_counts", "Noted.add", "_joined", "_sum_of_cells"),
@@ -107,6 +107,8 @@ IN_FULL: tuple[str, ...] = (
     "catalogue/kept_versions.py",
     "catalogue/undoing.py",
     "comparing/tiles.py",
+    "counting/activation_counts.py",
+    "counting/cells.py",
     "counting/reduction.py",
     "counting/shard.py",
     "dna/sealed.py",
