@@ -15,6 +15,7 @@ import pytest
 from pipeline import storage
 from pipeline.building import Request, make_spec
 from pipeline.counting import (
+    LEAST_CELL_IMAGES,
     Counter,
     DeviceRanges,
     Extractor,
@@ -22,10 +23,11 @@ from pipeline.counting import (
     ShardJob,
     Worker,
     cells_uri,
+    device_kind,
     expected_bytes,
     partial_uri,
 )
-from pipeline.counting.cells import cell_key, decode_cells, encode_cells
+from pipeline.counting.cells import BYTES_A_BIN, cell_key, decode_cells, encode_cells
 from pipeline.counting.stream import Stream
 from pipeline.dna import ExemplarSettings, Failure, Partial
 from pipeline.errors import ConservationError, CorruptFile, OverlapError
@@ -199,7 +201,14 @@ def test_the_file_of_cells_is_checked() -> None:
 def test_what_a_cell_takes_is_estimated_with_its_scatter(place: tiny.Place) -> None:
     spec = recipe_of(place).spec
     plain, scatter = (expected_bytes(spec, p) for p in (PRODUCTS, (*PRODUCTS, LAYER_GAUSSIAN)))
+    assert plain == int(BYTES_A_BIN * sum(tiny.WIDTHS) * tiny.BINS)
     assert scatter - plain == 8 * (4 * 5 // 2 + 3 * 4 // 2)
+
+
+def test_each_kind_of_device_has_a_size_of_cells() -> None:
+    """A GPU counts more images in the time that a cell's file takes."""
+    cpu, gpu = (LEAST_CELL_IMAGES[device_kind(Resources(gpus_per_worker=n))] for n in (0, 1))
+    assert cpu < gpu
 
 
 # A worker finds the cells of what a shard was.

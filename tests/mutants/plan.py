@@ -108,7 +108,6 @@ IN_FULL: tuple[str, ...] = (
     "catalogue/undoing.py",
     "comparing/tiles.py",
     "counting/activation_counts.py",
-    "counting/cells.py",
     "counting/reduction.py",
     "counting/shard.py",
     "dna/sealed.py",
