@@ -63,7 +63,8 @@ def plan_to_change(
         The manifest, with all its candidates.
 
     Raises:
-        UsageError: There is none, or other options chose its images.
+        UsageError: There is none, other options chose its images, or it does not know of the
+            version: two builds at once may each have changed what the other has not seen.
         SourceError: Some of its candidates are lost.
     """
     name, again = request.name, f"build it once without {option('changes')}"
@@ -75,12 +76,18 @@ def plan_to_change(
     planned, had = catalogue.planned(name, spec), catalogue.planned_selection(name, spec)
     if planned is None or had is None:
         raise UsageError(f"{name}: it is not known how its images were listed last; {again}")
+    selection, began_with = had
+    if base.manifest not in (planned[0].digest, began_with):
+        raise UsageError(
+            f"{name}: a version was committed, or rolled back to, that the plan made last does not "
+            f"know; {again}"
+        )
     now = selection_of(request)
     for each in SELECTING:
-        if had.get(each) != now.get(each):
+        if selection.get(each) != now.get(each):
             raise UsageError(
-                f"{name}: its images were listed with {each} {had.get(each)!r}, and {each} is "
-                f"{now.get(each)!r} now; give the same, or {again}"
+                f"{name}: its images were listed with {each} {selection.get(each)!r}, and "
+                f"{each} is {now.get(each)!r} now; give the same, or {again}"
             )
     found = planned[0]
     if lost := found.entries.missing(found.files):

@@ -167,7 +167,13 @@ class Planner:
         job = replace(job, recipe=replace(recipe, backend=backend))
         selection = selection_of(request)
         catalogue.note_plan(
-            request.name, spec.digest, manifest.digest, products, backend, selection
+            request.name,
+            spec.digest,
+            manifest.digest,
+            products,
+            backend,
+            selection,
+            base.manifest if base is not None else "",
         )
         return DatasetPlan(
             request,
@@ -187,7 +193,9 @@ class Planner:
         selection = selection_of(request)
         if not catalogue.notes_plan(name, spec, manifest.digest, products, selection):
             backend = counted_by(base.numerics) or "torch"
-            catalogue.note_plan(name, spec, manifest.digest, products, backend, selection)
+            catalogue.note_plan(
+                name, spec, manifest.digest, products, backend, selection, base.manifest
+            )
 
     def _backend(
         self, request: Request, network: Network, spec: str, base: Version | None

@@ -74,8 +74,8 @@ class Ran:
     Attributes:
         shards: How many shards were counted now.
         errors: The receipts of those that could not be counted.
-        images: How many images were counted now.
-        seconds: How long workers had their shards, added up.
+        images: How many images were counted now, in shards that had no sums kept.
+        seconds: How long workers had these shards, added up.
     """
 
     shards: int
@@ -223,8 +223,9 @@ class _ShardRun:
         self._left[at].discard(index)
         self._errors.pop((at, index), None)
         self._counted[at] += receipt.counted
-        self._images[at] += receipt.images
-        self._seconds[at] += receipt.seconds if receipt.images else 0.0
+        if receipt.images and not receipt.reused:  # else it took time for more than its images
+            self._images[at] += receipt.images
+            self._seconds[at] += receipt.seconds
         self._by_others += not receipt.counted
         self._ahead += receipt.ahead
         self._reused += receipt.reused

@@ -215,6 +215,7 @@ class Catalogue(VersionFiles):
         products: Sequence[str],
         backend: Backend,
         selection: Mapping[str, str | int] | None = None,
+        base: str = "",
     ) -> None:
         """Notes the plan of a build that begins, for `planned`.
 
@@ -225,12 +226,14 @@ class Catalogue(VersionFiles):
             products: What the build keeps beside the histograms.
             backend: What runs the network.
             selection: The options that chose the images, and those that grouped them.
+            base: Digest of the manifest of the version that the build began with, if there is one.
         """
         plan = {
             "manifest": manifest,
             "products": list(products),
             "backend": backend,
             "selection": dict(selection or {}),
+            "base": base,
         }
         storage.replace(self.plan_uri(dataset, spec), canonical_json(plan))
 
@@ -250,18 +253,20 @@ class Catalogue(VersionFiles):
             return None
         return next((each for each in get_args(Backend) if each == noted), None)
 
-    def planned_selection(self, dataset: str, spec: str) -> dict[str, str | int] | None:
-        """Reads which options chose the images of the plan that was noted last.
+    def planned_selection(self, dataset: str, spec: str) -> tuple[dict[str, str | int], str] | None:
+        """Reads which options chose the images of the plan that was noted last, and its base.
 
         Args:
             dataset: The dataset.
             spec: Digest of the spec.
 
         Returns:
-            The options. None if no readable plan is noted.
+            The options, and the digest of the manifest of the version that the build began with.
+            None if no readable plan is noted.
         """
         try:
-            return dict(json.loads(storage.read(self.plan_uri(dataset, spec)))["selection"])
+            plan = json.loads(storage.read(self.plan_uri(dataset, spec)))
+            return dict(plan["selection"]), str(plan["base"])
         except (SourceError, ValueError, TypeError, KeyError):
             return None
 

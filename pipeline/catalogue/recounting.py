@@ -198,7 +198,7 @@ class _DatasetRecount:
         """Counts the chosen shards and compares each with its partial."""
         version, todo = self._version, []
         uri = self._catalogue.uri("manifests", version.spec, self._name, version.manifest)
-        job = ShardJob(self._recipe, uri, work, self._catalogue.entries_uri)
+        job = ShardJob(self._recipe, uri, work, self._catalogue.entries_uri, keeps_cells=False)
         for index in chosen:
             if changed := _changed_images(self._manifest.shards[index]):
                 yield self._finding(

@@ -6,8 +6,8 @@
 A shard of several cells has an object `cells/<shard key>.parquet` beside its partial, with the
 partial of each cell. Nothing is added up from it but the shards that come after: when members of a
 shard change, the new shard states what it was, and its worker takes the cells that are the same.
-It saves work and nothing else. A cell is named by all that is counted in it, so what is taken is
-what would be counted.
+It saves work and nothing else. A cell is named by all that is counted in it, and is taken only if
+it was counted under the worker's own numerics, so what is taken is what would be counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.dna import (
 )
 from pipeline.errors import ConservationError, CorruptFile, SourceError
 from pipeline.sources import USUAL_CELL_IMAGES, Shard, shard_key
-from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
+from pipeline.spec import LAYER_GAUSSIAN, Numerics, Spec, digest_of
 
 CELLS = FileKind("cells")
 
@@ -123,7 +123,6 @@ def find_cells(
         The file of each kept cell's partial, by the cell's key.
     """
     wanted = {cell_key(spec_digest, products, cell) for cell in shard.cell_runs()}
-    found: dict[str, bytes] = {}
     for origin in shard.origins:
         uri = cells_uri(work_uri, shard_key(origin, spec_digest, products))
         try:
@@ -133,19 +132,23 @@ def find_cells(
         except CorruptFile as error:
             logger.warning("its images are counted again: %s", error)
             continue
-        found |= {key: kept[key] for key in wanted & kept.keys()}
-        if wanted <= found.keys():
-            break
-    return found
+        # It has all cells of its shard. Older ones add only what has changed back.
+        return {key: kept[key] for key in wanted & kept.keys()}
+    return {}
 
 
-def partial_of_cell(data: bytes, key: str, candidates: int) -> Partial | None:
-    """Returns the partial of a kept cell; None if it is not what its key says, which is logged.
+def partial_of_cell(data: bytes, key: str, candidates: int, numerics: Numerics) -> Partial | None:
+    """Returns the partial of a kept cell, if it is what would be counted here.
 
     Args:
         data: The file of the partial.
         key: The key of the cell.
         candidates: How many members the cell has.
+        numerics: The numerics of this worker.
+
+    Returns:
+        The partial. None if it was counted under other numerics, such as by another version of a
+        library; or if it is not what its key says, which is logged.
     """
     try:
         partial = Partial.decode(data, f"cell {key}")
@@ -153,7 +156,8 @@ def partial_of_cell(data: bytes, key: str, candidates: int) -> Partial | None:
         why = str(error)
     else:
         if (partial.shards, partial.candidates) == ((key,), candidates):
-            return partial
+            same = all(its == numerics for its, _ in partial.dna.numerics)
+            return partial if same else None
         why = f"cell {key} holds {partial.candidates} images of {partial.shards}, not {candidates}"
     logger.warning("its images are counted again: %s", why)
     return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -97,25 +97,40 @@ class Counter:
             The file, that of its cells, and how many images are in it.
         """
         cells = self._cells(shard)
-        files: dict[str, bytes] = {}
-        partials: dict[str, Partial] = {}
-        for cell, run in cells.items():
-            data = (kept or {}).get(cell)
-            if data and (found := partial_of_cell(data, cell, len(run.members))) is not None:
-                files[cell], partials[cell] = data, found
-        reused = sum(partial.candidates for partial in partials.values())
+        files = {
+            cell: data
+            for cell, run in cells.items()
+            if (data := (kept or {}).get(cell)) and self._kept(data, cell, run) is not None
+        }
         missing = {cell: run for cell, run in cells.items() if cell not in files}
-        images = failures = 0
         rest = _joined(shard.index, missing.values())
         counted = self._counted(rest, list(missing), isolated=isolated)
-        for partial, data in self._encoded(counted, encode=bool(shard.cells)):
-            (cell,) = partial.shards
-            partials[cell], files[cell] = partial, data
-            images += partial.dna.images
-            failures += len(partial.failures)
-        total = _sum_of_cells(shard, key, (partials[cell] for cell in cells))
+        images = failures = 0
+
+        def in_order(new: Iterator[tuple[Partial, bytes]]) -> Iterator[Partial]:
+            """Yields one partial after the other: each is large, and there may be many."""
+            nonlocal images, failures
+            for cell, run in cells.items():
+                if cell not in missing:
+                    partial = self._kept(files[cell], cell, run)
+                    if partial is None:
+                        raise ConservationError(f"shard {shard.index}: cell {cell} has changed")
+                    yield partial
+                    continue
+                partial, files[cell] = next(new)
+                images += partial.dna.images
+                failures += len(partial.failures)
+                yield partial
+
+        with closing(self._encoded(counted, encode=bool(shard.cells))) as new:
+            total = _sum_of_cells(shard, key, in_order(new))
+        reused = total.candidates - images - failures
         kept_now = encode_cells({cell: files[cell] for cell in cells}) if shard.cells else b""
         return Made(total.encode(), images, failures, reused, kept_now)
+
+    def _kept(self, data: bytes, cell: str, run: Shard) -> Partial | None:
+        """Returns the partial of a kept cell, if it may be taken (see `partial_of_cell`)."""
+        return partial_of_cell(data, cell, len(run.members), self._extractor.numerics)
 
     def _cells(self, shard: Shard) -> dict[str, Shard]:
         """Returns the members of each cell, in order, by the cell's key."""
@@ -172,7 +187,7 @@ class Counter:
 
     def _encoded(
         self, cells: Iterable[_CellSum], *, encode: bool
-    ) -> Iterator[tuple[Partial, bytes]]:
+    ) -> Generator[tuple[Partial, bytes], None, None]:
         """Makes the partial of each cell, and its file, while the next cells are counted.
 
         Where a GPU counts, its tables are waited for here, so that it is not kept waiting.

@@ -100,6 +100,7 @@ class ShardJob:
         entries_uri: The uri of the folder of the manifest's entries files.
         claimant: The id by which workers claim shards, so that another job leaves them alone; empty
             if a shard is to be counted whoever else counts it.
+        keeps_cells: Whether the sums of the shards' cells are kept for later builds.
     """
 
     recipe: Recipe
@@ -107,6 +108,7 @@ class ShardJob:
     work_uri: str
     entries_uri: str
     claimant: str = ""
+    keeps_cells: bool = True
 
 
 def device_kind(resources: Resources) -> str:
@@ -222,7 +224,7 @@ class Worker:
                 isolated = die_of_images(len(crashes), len(lease.before))
                 kept = _kept_cells(job, shard)
                 made = self._makers.make(job.recipe, shard, key, isolated=isolated, kept=kept)
-                if made.cells:
+                if made.cells and job.keeps_cells:
                     storage.replace(cells_uri(job.work_uri, key), made.cells)
                 storage.create(uri, made.data)
             lease.forget_dead()

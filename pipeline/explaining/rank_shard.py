@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -287,7 +287,8 @@ class Ranker:
         rows: list[dict[str, Any]] = [
             {"uri": entry.uri, "member": entry.member} for entry in shard.members
         ]
-        stream = self._stream.observed(shard, self._observe, fetch, isolated=isolated)
+        whole = replace(shard, cells=())  # ranks have no cells, so batches need not end with one
+        stream = self._stream.observed(whole, self._observe, fetch, isolated=isolated)
         with closing(stream) as observed:
             for places, found in observed:
                 if isinstance(found, Failure):

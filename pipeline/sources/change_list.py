@@ -207,6 +207,7 @@ class _ChangeLister(SourceLister):
                 f"{option('changes')}"
             )
         self._uri_of_changes = storage.canonical(changes)
+        self._folders: set[str] = set()
         self._changes = self._open(changes)
         self._columns = [*ENTRY_SCHEMA.names, *label_columns(self._labels)]
 
@@ -275,6 +276,12 @@ class _ChangeLister(SourceLister):
                 require_nameable(uri, table.uri)
             elif not f"{uri}/".startswith(f"{self._root.rstrip('/')}/"):
                 raise SourceError(f"{uri} is not in the source, {storage.readable(self._root)}")
+            if not {".", ".."}.isdisjoint(uri.split("/")):
+                raise SourceError(
+                    f"{uri} has a part that is . or ..; name the image as it is listed"
+                )
+            if word != IS_GONE and self._kind not in ("table", "list"):
+                _require_no_link(uri, self._root)
             member = str(row.get("member") or "")
             if member and self._table is None:
                 raise SourceError(
@@ -378,6 +385,7 @@ class _ChangeLister(SourceLister):
         Raises:
             SourceError: A part of an archive is named, and the rest has changed, too.
         """
+        self._require_no_folder(rows["uri"].combine_chunks())
         self._db.register("chunk", rows)
         joined = self._db.sql(
             "select chunk.*, keys.uri is not null or coalesce(whole, false) as hit, "
@@ -398,6 +406,36 @@ class _ChangeLister(SourceLister):
             self._db.execute("insert into touched select * from chunk")
             self._db.unregister("chunk")
         self._candidates.add_table(joined.filter(pc.invert(joined["hit"])).select(self._columns))
+
+    def _require_no_folder(self, uris: pa.Array) -> None:
+        """Checks that the list names images, and no folder that images are in.
+
+        Args:
+            uris: What was there before.
+
+        Raises:
+            SourceError: It names a folder.
+        """
+        folders = pc.unique(pc.replace_substring_regex(uris, "/[^/]*$", "")).to_pylist()
+        above = set()
+        for folder in folders:
+            while "/" in folder and folder not in self._folders:
+                self._folders.add(folder)
+                above.add(folder)
+                folder = folder.rpartition("/")[0]
+        if not above:
+            return
+        self._db.register("chunk", pa.table({"uri": sorted(above)}))
+        found = self._db.execute(
+            "select number, uri from named semi join chunk using (uri) where not archive "
+            "order by number limit 1"
+        ).fetchall()
+        self._db.unregister("chunk")
+        for number, uri in found:
+            raise SourceError(
+                f"{self._uri_of_changes}, row {number}: {uri} is a folder of images; name each "
+                "image in it"
+            )
 
     def _counts(self) -> ChangeCounts:
         rest = self._columns[2:]
@@ -424,6 +462,28 @@ class _ChangeLister(SourceLister):
         """Returns how many rows a query finds."""
         ((number,),) = self._db.execute(f"select count(*) from ({rows})").fetchall()
         return int(number)
+
+
+def _require_no_link(uri: str, root: str) -> None:
+    """Checks that a file is not named by way of a link, as a listing may name it by another.
+
+    Args:
+        uri: The url of a file, or of an object elsewhere.
+        root: The url of the source, which may be a link itself.
+
+    Raises:
+        SourceError: A folder between the source and the file is a link.
+    """
+    if storage.protocol_of(uri) != "file":
+        return
+    top, folder = storage.local_path(root), os.path.dirname(storage.local_path(uri))
+    if os.path.realpath(folder) != os.path.join(
+        os.path.realpath(top), os.path.relpath(folder, top)
+    ).removesuffix("/."):
+        raise SourceError(
+            f"{storage.readable(uri)} is reached through a link; name it by its own folder, or "
+            f"build once without {option('changes')}"
+        )
 
 
 def _chunks(manifest: Manifest) -> Iterator[pa.Table]:

@@ -47,8 +47,8 @@ HEADS_A_GROUP = 1024
 def manifest_digest(labels: Sequence[str], heads: Sequence[ShardHead]) -> str:
     """Returns the digest of the candidates and the plan.
 
-    It does not cover where the candidates were listed, what was ignored, and in which files the
-    shards are.
+    It does not cover where the candidates were listed, what was ignored, in which files the shards
+    are, and what they were before.
 
     Args:
         labels: The names of the labels.

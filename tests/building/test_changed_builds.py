@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.building import Request, Result, build_datasets, runner
+from pipeline.building import Request, Result, build_datasets, planner, runner
+from pipeline.building.planner import Planner
 from pipeline.catalogue import Catalogue, roll_back, verify
 from pipeline.catalogue.undoing import remove
 from pipeline.engine import InProcess
-from pipeline.errors import SourceError, TransientError, UsageError
+from pipeline.errors import Conflict, SourceError, TransientError, UsageError
 from pipeline.events import Said
 from pipeline.refreshing import load_config
 from pipeline.reporting import build_json, build_sentence
-from pipeline.sources import ChangeCounts
+from pipeline.sources import ChangeCounts, Listing, Manifest
 from pipeline.spec import Resources
 from tests.sources.test_change_list import Row, write_changes
 from tests.support import tiny_network as tiny
@@ -272,6 +273,51 @@ def test_after_a_rollback_a_list_still_applies_to_the_newest_listing(place: Plac
     place.require_whole(result)
 
 
+def test_two_lists_at_once_lose_no_image(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One build reads the plan before the other notes its own, and notes its own after it."""
+    place.build()
+    place.write("a/one.png", 7)
+    one = place.changes(added="a/one.png")
+    place.write("a/two.png", 8)
+    two = place.changes(added="a/two.png")
+    real = planner.plan_to_change
+
+    def meanwhile(*args: Any) -> Manifest:
+        found = real(*args)
+        monkeypatch.setattr(planner, "plan_to_change", real)
+        place.build(one)
+        return found
+
+    monkeypatch.setattr(planner, "plan_to_change", meanwhile)
+    with pytest.raises(Conflict):
+        place.build(two)
+    with pytest.raises(UsageError, match=r"^x: a version was committed, .*build it once without"):
+        place.build(two)
+    place.require_whole(place.build())
+
+
+def test_a_listing_that_a_list_overtook_is_not_built_upon(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.build()
+    real = Planner._list
+
+    def overtaken(self: Planner, *args: Any) -> Listing:
+        found = real(self, *args)
+        monkeypatch.setattr(Planner, "_list", real)
+        place.write("a/one.png", 7)
+        place.build(place.changes(added="a/one.png"))
+        return found
+
+    place.write("b/new.png", 9)
+    monkeypatch.setattr(Planner, "_list", overtaken)
+    with pytest.raises(Conflict):
+        place.build()
+    with pytest.raises(UsageError, match="a version was committed"):
+        place.build(place.changes(removed="a/0.png"))
+    place.require_whole(place.build())
+
+
 def test_candidates_that_are_lost_are_not_dropped(place: Place) -> None:
     version = place.build().version
     manifest = place.catalogue.manifest("x", version)
@@ -289,6 +335,22 @@ def test_a_note_that_is_lost_is_an_error(place: Place) -> None:
         place.build(place.changes(added="a/0.png"))
     assert not place.build().changed
     assert not place.build(place.changes(added="a/0.png")).changed
+
+
+@pytest.mark.parametrize("word", ["removed", "added"])
+def test_a_folder_in_a_list_is_an_error(place: Place, word: str) -> None:
+    """Its images would stay, and nobody would notice."""
+    place.build()
+    with pytest.raises(SourceError, match=r"row 1: .*/a (is a folder|does not exist|is no file)"):
+        place.build(place.changes(**{word: "a"}))
+
+
+def test_an_image_that_is_named_through_a_link_is_refused(place: Place) -> None:
+    """The listing has it by its own folder already."""
+    place.build()
+    (place.images / "link").symlink_to(place.images / "a")
+    with pytest.raises(SourceError, match=r"link/0\.png is reached through a link"):
+        place.build(place.changes(added="link/0.png"))
 
 
 def test_an_image_that_is_gone_again_is_an_error_that_names_it(place: Place) -> None:

@@ -342,6 +342,28 @@ def test_a_worker_that_dies_before_the_partial_leaves_cells_that_harm_nobody(
     assert job.partial == job.clean(new_counter())
 
 
+def test_cells_of_other_numerics_are_counted_again(
+    job: Job, folder: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of a library: the images of a shard have one numerics."""
+    assert job.count(worker) == (20, 0)
+    write(folder, 0, tiny.Picture("good", 100))
+    real = Extractor.numerics.fget
+    assert real is not None
+    monkeypatch.setattr(Extractor, "numerics", property(lambda of: replace(real(of), threads=7)))
+    assert job.count(worker) == (20, 0)
+
+
+def test_a_job_that_keeps_no_cells_writes_none(job: Job, worker: Worker) -> None:
+    manifest = job.plan()
+    uri = storage.join(job.work, "manifest.parquet")
+    storage.create(uri, manifest.data)
+    entries = storage.join(job.work, "entries")
+    receipt = worker.run(ShardJob(job.recipe, uri, job.work, entries, keeps_cells=False), 0)
+    assert receipt.counted
+    assert not storage.exists(cells_uri(job.work, job.key()))
+
+
 # What must not happen, is refused.
 
 

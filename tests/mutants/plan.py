@@ -89,7 +89,13 @@ ONLY: dict[str, tuple[str, ...]] = {
     ),
     "counting/shard.py": (
         *(f"Counter.{name}" for name in ("__init__", "count", "make", "close")),
-        *("Counter._cells", "Counter._counted", "Counter._counted.cell_at"),
+        *(
+            "Counter.make.in_order",
+            "Counter._kept",
+            "Counter._cells",
+            "Counter._counted",
+            "Counter._counted.cell_at",
+        ),
         *("Counter._counted.observe", "Counter._counted.note", "Counter._encoded"),
         *("Counter._encoded.finished", "Counter._new_sum", "Counter._partial_of"),
         *("Counter._new_counts", "dna_of_counts", "Noted.add", "_joined", "_sum_of_cells"),
