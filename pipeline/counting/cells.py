@@ -137,8 +137,8 @@ def find_cells(
     return {}
 
 
-def partial_of_cell(data: bytes, key: str, candidates: int, numerics: Numerics) -> Partial | None:
-    """Returns the partial of a kept cell, if it is what would be counted here.
+def is_cell(data: bytes, key: str, candidates: int, numerics: Numerics) -> bool:
+    """Tells whether the partial of a kept cell is what would be counted here.
 
     Args:
         data: The file of the partial.
@@ -147,8 +147,8 @@ def partial_of_cell(data: bytes, key: str, candidates: int, numerics: Numerics) 
         numerics: The numerics of this worker.
 
     Returns:
-        The partial. None if it was counted under other numerics, such as by another version of a
-        library; or if it is not what its key says, which is logged.
+        Whether it is. It is not if it was counted under other numerics, such as by another version
+        of a library; or if it is not what its key says, which is logged.
     """
     try:
         partial = Partial.decode(data, f"cell {key}")
@@ -156,8 +156,7 @@ def partial_of_cell(data: bytes, key: str, candidates: int, numerics: Numerics) 
         why = str(error)
     else:
         if (partial.shards, partial.candidates) == ((key,), candidates):
-            same = all(its == numerics for its, _ in partial.dna.numerics)
-            return partial if same else None
+            return all(its == numerics for its, _ in partial.dna.numerics)
         why = f"cell {key} holds {partial.candidates} images of {partial.shards}, not {candidates}"
     logger.warning("its images are counted again: %s", why)
-    return None
+    return False

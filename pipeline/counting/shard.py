@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.counting.activation_counts import Counted, CpuCounts, GpuCounts, Means
-from pipeline.counting.cells import cell_key, encode_cells, partial_of_cell
+from pipeline.counting.cells import cell_key, encode_cells, is_cell
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.device_counts import DeviceRanges
 from pipeline.counting.extractor import Extractor
@@ -100,7 +100,7 @@ class Counter:
         files = {
             cell: data
             for cell, run in cells.items()
-            if (data := (kept or {}).get(cell)) and self._kept(data, cell, run) is not None
+            if (data := (kept or {}).get(cell)) and self._may_take(data, cell, run)
         }
         missing = {cell: run for cell, run in cells.items() if cell not in files}
         rest = _joined(shard.index, missing.values())
@@ -110,12 +110,9 @@ class Counter:
         def in_order(new: Iterator[tuple[Partial, bytes]]) -> Iterator[Partial]:
             """Yields one partial after the other: each is large, and there may be many."""
             nonlocal images, failures
-            for cell, run in cells.items():
+            for cell in cells:
                 if cell not in missing:
-                    partial = self._kept(files[cell], cell, run)
-                    if partial is None:
-                        raise ConservationError(f"shard {shard.index}: cell {cell} has changed")
-                    yield partial
+                    yield Partial.decode(files[cell], f"cell {cell}")
                     continue
                 partial, files[cell] = next(new)
                 images += partial.dna.images
@@ -128,9 +125,9 @@ class Counter:
         kept_now = encode_cells({cell: files[cell] for cell in cells}) if shard.cells else b""
         return Made(total.encode(), images, failures, reused, kept_now)
 
-    def _kept(self, data: bytes, cell: str, run: Shard) -> Partial | None:
-        """Returns the partial of a kept cell, if it may be taken (see `partial_of_cell`)."""
-        return partial_of_cell(data, cell, len(run.members), self._extractor.numerics)
+    def _may_take(self, data: bytes, cell: str, run: Shard) -> bool:
+        """Tells whether the partial of a kept cell may be taken (see `is_cell`)."""
+        return is_cell(data, cell, len(run.members), self._extractor.numerics)
 
     def _cells(self, shard: Shard) -> dict[str, Shard]:
         """Returns the members of each cell, in order, by the cell's key."""

@@ -91,7 +91,7 @@ ONLY: dict[str, tuple[str, ...]] = {
         *(f"Counter.{name}" for name in ("__init__", "count", "make", "close")),
         *(
             "Counter.make.in_order",
-            "Counter._kept",
+            "Counter._may_take",
             "Counter._cells",
             "Counter._counted",
             "Counter._counted.cell_at",
