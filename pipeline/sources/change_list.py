@@ -280,8 +280,6 @@ class _ChangeLister(SourceLister):
                 raise SourceError(
                     f"{uri} has a part that is . or ..; name the image as it is listed"
                 )
-            if word != IS_GONE and self._kind not in ("table", "list"):
-                _require_no_link(uri, self._root)
             member = str(row.get("member") or "")
             if member and self._table is None:
                 raise SourceError(
@@ -307,6 +305,7 @@ class _ChangeLister(SourceLister):
 
         Raises:
             UsageError: A link leads to the results.
+            SourceError: A link leads to the object.
         """
         item = change.row.item
         if self._inventory is not None and outside is not None:
@@ -315,6 +314,9 @@ class _ChangeLister(SourceLister):
                 return False
         elif self._table is None:
             next(self._found([item], outside))
+            if self._kind != "list":
+                with named_in_errors(f"{self._uri_of_changes}, row {change.number}"):
+                    _require_no_link(item.uri, self._root)
         return True
 
     def require_clear(self) -> None:
