@@ -226,6 +226,7 @@ def test_the_loss_of_a_node_that_decodes_costs_no_image(
 def fake_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     ray.init(
+        address="local",  # else it may connect to a cluster of a test beside it
         num_cpus=8,
         num_gpus=2,
         include_dashboard=False,
