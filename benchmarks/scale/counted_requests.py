@@ -42,7 +42,7 @@ class Weighing(Counting):
             self.read += len(answer[1]) if is_read else 0
             await deliver(answer)
 
-        exchange.deliver = weighed  # type: ignore[method-assign]
+        exchange.deliver = weighed  # type: ignore[method-assign]  # the bytes are counted on the way
         return exchange
 
 

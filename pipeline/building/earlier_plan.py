@@ -79,8 +79,8 @@ def plan_to_change(
     selection, began_with = had
     if base.manifest not in (planned[0].digest, began_with):
         raise UsageError(
-            f"{name}: a version was committed, or rolled back to, that the plan made last does not "
-            f"know; {again}"
+            f"{name}: another build or a rollback has changed it since its images were listed "
+            f"last; {again}"
         )
     now = selection_of(request)
     for each in SELECTING:

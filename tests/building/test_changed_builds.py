@@ -291,7 +291,9 @@ def test_two_lists_at_once_lose_no_image(place: Place, monkeypatch: pytest.Monke
     monkeypatch.setattr(planner, "plan_to_change", meanwhile)
     with pytest.raises(Conflict):
         place.build(two)
-    with pytest.raises(UsageError, match=r"^x: a version was committed, .*build it once without"):
+    with pytest.raises(
+        UsageError, match=r"^x: another build or a rollback .*build it once without"
+    ):
         place.build(two)
     place.require_whole(place.build())
 
@@ -313,7 +315,7 @@ def test_a_listing_that_a_list_overtook_is_not_built_upon(
     monkeypatch.setattr(Planner, "_list", overtaken)
     with pytest.raises(Conflict):
         place.build()
-    with pytest.raises(UsageError, match="a version was committed"):
+    with pytest.raises(UsageError, match="another build or a rollback"):
         place.build(place.changes(removed="a/0.png"))
     place.require_whole(place.build())
 
