@@ -120,6 +120,7 @@ def watched(
     _WATCHES[name] = look
     try:
         yield
+        warnings.look()  # a node may have been lost since the last look
     finally:
         del _WATCHES[name]
         context.custom_execution_callback_classes = []
@@ -175,21 +176,20 @@ class RayWarnings:
         """
         self._listener = listener
         self._told: set[tuple[str, ...]] = set()
-        self._seen: set[str] = set()
+        self._gone_before: set[str] | None = None
         self._asked: dict[str, Any] | None = None
         self._spilled: int | None = None
         self._head_answered = False
 
     def look(self) -> None:
-        """Asks Ray for nodes that were there before, and are lost."""
+        """Asks Ray for nodes that were lost since the first look, which tells nothing."""
         nodes = list_nodes()
         self._asked = next((node for node in nodes if node["Alive"]), None)
-        for node in nodes:
-            if node["Alive"]:
-                self._seen.add(node["NodeID"])
-            if node["NodeID"] not in self._seen or node["Alive"]:
-                continue
-            if node["DeathReason"] in PLANNED_DEATHS:
+        lost = [node for node in nodes if not node["Alive"]]
+        if self._gone_before is None:
+            self._gone_before = {node["NodeID"] for node in lost}
+        for node in lost:
+            if node["NodeID"] in self._gone_before or node["DeathReason"] in PLANNED_DEATHS:
                 continue
             why = node["DeathReasonMessage"] or "Ray does not know why"
             self.tell(

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.data import DataContext
 
 from pipeline.engine import ray_nodes, ray_watch
 from pipeline.engine.pool_watch import SETTLE_SECONDS, Limits, PoolWatch
 from pipeline.engine.ray_nodes import GROWTH, SPARE_CPUS, Room, room_of, wants, workers_held
-from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched_cluster
+from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched, watched_cluster
 from pipeline.errors import TransientError
 from pipeline.events import Event, PoolChanged, Warned
 from pipeline.spec import Resources
@@ -146,8 +147,32 @@ def test_a_lost_node_is_told_once_and_one_that_was_stopped_is_not(
         )
     ]
     nodes[:3] = [node("a", False, 2), node("d", False, 3), node("c", False, 1)]
+    for _ in range(2):
+        warnings.look()
+    assert len(events) == 2, "one that came and went between two looks may have had a shard"
+    assert "address of d" in str(events[1])
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_node_that_is_lost_at_the_end_of_a_pool_is_told(
+    monkeypatch: pytest.MonkeyPatch, ends_well: bool
+) -> None:
+    """Where a pool ends by an error, Ray may not answer."""
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        context = DataContext()
+    nodes = [node("a")]
+    events: list[Event] = []
+    warnings = RayWarnings(events.append)
+    monkeypatch.setattr(ray_watch, "list_nodes", lambda: nodes)
     warnings.look()
-    assert len(events) == 1, "nobody has seen it"
+    with (
+        contextlib.nullcontext() if ends_well else pytest.raises(ZeroDivisionError),
+        watched("pool", watch()[0], warnings, context),
+    ):
+        nodes[0] = node("a", False, 2)
+        if not ends_well:
+            raise ZeroDivisionError
+    assert ["address of a was lost" in str(event) for event in events] == [True] * ends_well
 
 
 def test_spilling_is_told_once_and_only_what_was_spilled_since_the_job_began(
