@@ -8,7 +8,7 @@ SETUP := $(VENV)/.installed
 # The tests start many processes, which import the same modules: the first keeps them compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo pictures test test-busy soak chaos mutants mutants-sample lint docs bench clean
+.PHONY: demo pictures test test-busy soak mutants mutants-sample lint docs bench clean
 
 demo: $(SETUP)-demo
 	$(BIN)/vdna demo --out vdna-demo
@@ -27,10 +27,6 @@ test-busy: $(SETUP)-test
 
 soak: $(SETUP)-test
 	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder --timeout 1500
-
-# A build on a cluster where all fails that can. It needs the machine to itself, and is not part of CI.
-chaos: $(SETUP)-test
-	VDNA_TEST_CHAOS=yes $(BIN)/python -m pytest -m soak --timeout 1500 tests/engine/test_chaos.py
 
 # Small faults in the code that holds the promises: some test must notice each (docs/mutants.md).
 mutants: $(SETUP)-test

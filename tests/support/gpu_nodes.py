@@ -34,11 +34,12 @@ SOUND: dict[str, str] = {}
 BROKEN = {"BROKEN_GPU": "1"}
 WITHOUT_MEMORY = {
     "RAY_memory_usage_threshold": "0.0",
-    "RAY_memory_monitor_refresh_ms": "12000",
+    "RAY_memory_monitor_refresh_ms": "30000",
     "RAY_event_stats_print_interval_ms": "1000",
 }
 """Whenever Ray's own monitor looks, it finds that such a node has no memory left, and kills its
-worker. It tells so each second instead of each minute."""
+worker. Between two looks a worker can start and begin a shard. Ray tells of it each second instead
+of each minute."""
 
 
 class GpuNodes:
@@ -55,7 +56,7 @@ class GpuNodes:
             ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "tests.support.fake_gpu.install",
         }
         self._cluster = Cluster()
-        self.alive: list[Any] = []
+        self._kinds: dict[Any, dict[str, str]] = {}
 
     def __enter__(self) -> GpuNodes:
         self._add(num_cpus=0, include_dashboard=False, _system_config=PATIENT_CHECKS)
@@ -68,11 +69,22 @@ class GpuNodes:
     def address(self) -> str:
         return str(self._cluster.address)
 
+    @property
+    def alive(self) -> list[Any]:
+        """The nodes that were added and not lost, the oldest first."""
+        return list(self._kinds)
+
     def add(self, kind: dict[str, str] = SOUND) -> Any:
         """Adds a node. To be called in the main thread, as Ray wants it."""
         node = self._add(num_cpus=2, num_gpus=1, env_vars=self._environment | kind)
-        self.alive.append(node)
+        self._kinds[node] = kind
         return node
+
+    def replace(self, node: Any) -> Any:
+        """Adds a node of the kind of one that is lost now."""
+        kind = self._kinds[node]
+        self.lose(node)
+        return self.add(kind)
 
     def _add(self, **what: Any) -> Any:
         what = {"object_store_memory": SMALL_STORE} | what
@@ -84,7 +96,7 @@ class GpuNodes:
 
     def lose(self, node: Any) -> None:
         """Kills all processes of a node."""
-        self.alive.remove(node)
+        del self._kinds[node]
         self._cluster.remove_node(node, allow_graceful=False)
 
     def lose_all(self) -> None:
@@ -92,7 +104,7 @@ class GpuNodes:
         for node in [self._cluster.head_node, *self.alive]:
             if node is not None:
                 node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-        self.alive.clear()
+        self._kinds.clear()
 
 
 def _runs(node: Any) -> bool:
