@@ -25,6 +25,7 @@ from jobs.rm import rm
 from jobs.rollback import rollback
 from jobs.serve import serve
 from jobs.show import show
+from jobs.tag import tag
 from jobs.verify import verify
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def main(
 
 for command in (
     *(demo, build, refresh, compare, explain, rank, report, serve, calibrate),
-    *(ls, show, log, rm, rollback, verify, gc),
+    *(ls, show, log, tag, rm, rollback, verify, gc),
 ):
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword

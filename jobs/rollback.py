@@ -19,7 +19,10 @@ def rollback(
     catalogue: CatalogueOption,
     name: Annotated[str, typer.Argument(help="Dataset, which may have been taken out.")],
     to: Annotated[
-        str, typer.Option(help="Commit that has the version: its number, or an ISO time.")
+        str,
+        typer.Option(
+            help="The version: a commit's number, -1 for the one before, a day or time, or a tag."
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -32,7 +35,8 @@ def rollback(
     place = Catalogue(catalogue)
     before = place.at().number
     commit = roll_back(place, name, to, options.spec)
-    version = place.find(name, commit.number, options.spec or place.find(name, to).spec)
+    former = place.find(f"{name}@{to}", before, options.spec)
+    version = place.find(name, commit.number, former.spec)
     if as_json:
         print_json({"commit": commit.number, "changed": commit.number != before} | asdict(version))
         return

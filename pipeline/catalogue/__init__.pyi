@@ -25,11 +25,16 @@ from .matrix_header import matrix_metadata as matrix_metadata
 from .names import check_name as check_name
 from .names import part_name as part_name
 from .recounting import recount as recount
+from .tagging import remove_tag as remove_tag
+from .tagging import tag_version as tag_version
 from .undoing import remove as remove
 from .undoing import roll_back as roll_back
 from .verification import verify as verify
 from .version_history import PastVersion as PastVersion
 from .version_history import version_histories as version_histories
+from .version_names import VersionName as VersionName
+from .version_names import check_version_name as check_version_name
+from .version_names import dataset_of as dataset_of
 from .version_options import CommitOptions as CommitOptions
 from .version_options import SnapshotKeywords as SnapshotKeywords
 from .version_options import SnapshotOptions as SnapshotOptions

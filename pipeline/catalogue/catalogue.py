@@ -3,27 +3,26 @@
     >>> catalogue = Catalogue("s3://bucket/dnas")                        # doctest: +SKIP
     >>> catalogue.load("cityscapes").images, catalogue.names()
 
-`version_files.py` reads the files of a version, `commit_log.py` reads and appends the commits, and
-`layout.py` says where objects lie.
+`version_lookup.py` finds a version by its name, `version_files.py` reads its files, `commit_log.py`
+reads and appends the commits, and `layout.py` says where objects lie.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import reduce
 from typing import TYPE_CHECKING, get_args
 
 from pipeline import storage
 from pipeline.catalogue.changes import with_version
 from pipeline.catalogue.commit import Commit, Version, canonical_json
-from pipeline.catalogue.version_files import VersionFiles, decode_manifest
-from pipeline.errors import NotFound, SourceError
+from pipeline.catalogue.version_files import decode_manifest
+from pipeline.catalogue.version_lookup import VersionLookup
+from pipeline.errors import SourceError
 from pipeline.spec import Backend
-from pipeline.wording import option
 
 if TYPE_CHECKING:
     from pipeline.dna import DNA
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
-class Catalogue(VersionFiles):
+class Catalogue(VersionLookup):
     """A place for DNAs. Making one does no I/O; its first commit creates it.
 
     Attributes:
@@ -67,106 +66,6 @@ class Catalogue(VersionFiles):
             f"{action} {dataset}", lambda head: with_version(head, dataset, new, base, parts)
         )
 
-    def names(self, at: int | str | None = None, spec: str | None = None) -> list[str]:
-        """Lists the datasets that have a version under a spec.
-
-        Args:
-            at: The state to look in, as `at` takes it.
-            spec: The beginning of the spec's digest; None for the default spec.
-
-        Returns:
-            Their names, sorted.
-
-        Raises:
-            NotFound: If there is no such state or spec.
-        """
-        commit = self.head() if at is None else self.at(at)
-        if not commit.datasets:
-            return []
-        chosen = self.spec_digest(commit, spec)
-        return sorted(name for name, specs in commit.datasets.items() if chosen in specs)
-
-    def spec_digest(self, commit: Commit, prefix: str | None = None) -> str:
-        """Completes the digest of a spec.
-
-        Args:
-            commit: The commit to look in.
-            prefix: The beginning of the digest; None for the catalogue's default spec.
-
-        Returns:
-            The digest.
-
-        Raises:
-            NotFound: If no spec, or several, begin so.
-        """
-        if prefix is None:
-            if commit.default_spec is None:
-                raise self._absent()
-            return commit.default_spec
-        known = sorted({spec for specs in commit.datasets.values() for spec in specs})
-        found = [spec for spec in known if spec.startswith(prefix)]
-        if len(found) != 1:
-            raise NotFound(
-                f"{len(found)} specs of {self.root} begin with {prefix!r}; there are: "
-                f"{', '.join(known) or 'none'}"
-            )
-        return found[0]
-
-    def find(self, name: str, at: int | str | None = None, spec: str | None = None) -> Version:
-        """Finds a dataset's version.
-
-        Args:
-            name: The dataset.
-            at: The state to look in, as `at` takes it.
-            spec: The beginning of the spec's digest; None for the dataset's only spec, or else the
-                catalogue's default.
-
-        Returns:
-            The version.
-
-        Raises:
-            NotFound: If there is none. The message names what there is.
-        """
-        return self._find(self.at(at), name, spec)
-
-    def find_all(
-        self, names: Iterable[str], at: int | str | None = None, spec: str | None = None
-    ) -> dict[str, Version]:
-        """Finds the versions of many datasets in one commit, which is read once.
-
-        Args:
-            names: The datasets.
-            at: As in `find`.
-            spec: As in `find`.
-
-        Returns:
-            The versions, by dataset.
-
-        Raises:
-            NotFound: If one of them has none.
-        """
-        commit = self.at(at)
-        return {name: self._find(commit, name, spec) for name in names}
-
-    def _find(self, commit: Commit, name: str, spec: str | None) -> Version:
-        if name not in commit.datasets:
-            near = get_close_matches(name, commit.datasets, 1)
-            raise NotFound(
-                f"{self.root} has no dataset {name!r}; it has: "
-                f"{', '.join(sorted(commit.datasets)) or 'none'}"
-                + (f". Did you mean {near[0]}?" if near else "")
-            )
-        versions = commit.datasets[name]
-        if spec is None and len(versions) == 1:
-            return next(iter(versions.values()))
-        digest = self.spec_digest(commit, spec)
-        if digest not in versions:
-            raise NotFound(
-                f"{name} has no version under spec {digest}; it has one under: "
-                f"{', '.join(sorted(versions))} (choose with {option('spec')})"
-            )
-        return versions[digest]
-
     def load(
         self,
         name: str,
@@ -180,7 +79,7 @@ class Catalogue(VersionFiles):
         """Reads a dataset's DNA and checks what is read of its file.
 
         Args:
-            name: The dataset.
+            name: The dataset, or the name of a version, as in `find`.
             at: As in `find`.
             spec: As in `find`.
             layers: The layers to read; None for all.

@@ -1,7 +1,7 @@
 """One commit of a catalogue, and what the JSON file of the log holds of it: what it changes.
 
 >>> StoredCommit.of(commit).encode()                                           # doctest: +SKIP
->>> StoredCommit.decode(data, "1.json").whole({}) == commit                    # doctest: +SKIP
+>>> StoredCommit.decode(data, "1.json").whole() == commit                      # doctest: +SKIP
 True
 """
 
@@ -14,17 +14,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.buffers import Data, footer_start, sha256
 from pipeline.catalogue.names import check_name
+from pipeline.catalogue.version_names import check_tag
 from pipeline.errors import CorruptFile, UsageError, wrong_fields
 from pipeline.spec import digest_of
 
-FORMAT = 2
-"""Format 1 was never released: each of its files held all datasets, and none is read here."""
+FORMAT = 3
+"""Format 2, which is read as well, had no tags. Format 1 was never released, and is not read."""
+
+READ_FORMATS = (2, FORMAT)
+"""The formats that are read."""
 
 SPANS = (10, 100)
 """A commit whose number is a multiple of the last span holds all datasets. Any other one holds what
@@ -50,6 +54,9 @@ FILE_NAME = r"[A-Za-z0-9]+"
 FileName = Annotated[str, Field(pattern=f"^{FILE_NAME}$")]
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+Held = TypeVar("Held")
+"""What a commit holds of a dataset: its versions, or the numbers of its tags."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +225,8 @@ class Commit:
         datasets: Each dataset's versions by the digest of their spec.
         previous: The sha256 of the bytes of the commit before this one; None for the first.
         software: The name and version of the software that made the commit.
+        tags: The tags of each dataset, each with the number of the commit whose version it names.
+            They stay when a dataset is taken out.
     """
 
     number: WholeNumber
@@ -227,6 +236,7 @@ class Commit:
     datasets: Mapping[str, Mapping[str, WholeVersion]]
     previous: Sha256 | None
     software: str = field(default_factory=lambda: software())
+    tags: Mapping[str, Mapping[str, WholeNumber]] = field(default_factory=dict)
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -252,7 +262,7 @@ class StoredCommit:
 
     Attributes:
         stated: The commit, with no other datasets than those that differ from the base, each with
-            all its versions. One that is gone has none.
+            all its versions, and the tags of those whose tags differ. What is gone has none.
         base: The sha256 of the bytes of the commit that it builds upon, whose number is
             `base_number`; None if that is 0.
     """
@@ -272,23 +282,25 @@ class StoredCommit:
         Returns:
             What its file will hold.
         """
-        before = base.datasets if base else {}
-        changed = {
-            name: commit.datasets.get(name, {})
-            for name in sorted(commit.datasets.keys() | before.keys())
-            if commit.datasets.get(name) != before.get(name)
-        }
-        return cls(replace(commit, datasets=changed), digest)
+        base = base or EMPTY
+        changed = replace(
+            commit,
+            datasets=_changed(commit.datasets, base.datasets),
+            tags=_changed(commit.tags, base.tags),
+        )
+        return cls(changed, digest)
 
-    def whole(self, base: Mapping[str, Mapping[str, Version]]) -> Commit:
-        """Returns the commit with all datasets.
+    def whole(self, base: Commit | None = None) -> Commit:
+        """Returns the commit with all datasets and tags.
 
         Args:
-            base: The datasets of the commit that this one builds upon; none if it is 0.
+            base: The commit that this one builds upon; None if its number is 0.
         """
-        datasets = {**base, **self.stated.datasets}
+        base = base or EMPTY
         return replace(
-            self.stated, datasets={name: specs for name, specs in datasets.items() if specs}
+            self.stated,
+            datasets=_put_over(base.datasets, self.stated.datasets),
+            tags=_put_over(base.tags, self.stated.tags),
         )
 
     def encode(self) -> bytes:
@@ -321,11 +333,11 @@ class StoredCommit:
         """
         try:
             body = json.loads(data)
-            if body["format"] != FORMAT:
+            if body["format"] not in READ_FORMATS:
                 raise CorruptFile(
-                    f"{name}: format {body['format']}; this version of vdna reads {FORMAT}. Read "
-                    "the catalogue with the version that wrote it, or build it again in another "
-                    "folder"
+                    f"{name}: format {body['format']}; this version of vdna reads "
+                    f"{READ_FORMATS[0]} to {FORMAT}. Read the catalogue with the version that "
+                    "wrote it, or build it again in another folder"
                 )
             checksum = body.pop("checksum")
             if checksum != digest_of(body):
@@ -343,6 +355,21 @@ class StoredCommit:
         return cls(commit, base)
 
 
+def _changed(
+    now: Mapping[str, Mapping[str, Held]], before: Mapping[str, Mapping[str, Held]]
+) -> dict[str, Mapping[str, Held]]:
+    """Finds what differs of each dataset. A dataset that is gone holds nothing."""
+    names = sorted(now.keys() | before.keys())
+    return {name: now.get(name, {}) for name in names if now.get(name) != before.get(name)}
+
+
+def _put_over(
+    before: Mapping[str, Mapping[str, Held]], changed: Mapping[str, Mapping[str, Held]]
+) -> dict[str, Mapping[str, Held]]:
+    """Puts what differs, as `_changed` found it, over what was there before."""
+    return {name: held for name, held in {**before, **changed}.items() if held}
+
+
 def _require_sound(commit: Commit, base: str | None, name: str) -> None:
     """Refuses a file whose fields contradict each other."""
     datetime.fromisoformat(commit.time)
@@ -357,6 +384,15 @@ def _require_sound(commit: Commit, base: str | None, name: str) -> None:
             f"{name}: commit {commit.number} builds upon {base or 'no commit'}; it must build upon "
             f"{f'commit {number}' if number else 'none'}. Restore the file"
         )
+    for dataset, tags in commit.tags.items():
+        check_name(dataset)
+        for tag, tagged in tags.items():
+            check_tag(tag)
+            if not 0 < tagged < commit.number:
+                raise CorruptFile(
+                    f"{name}: {dataset}@{tag} names commit {tagged}, which is not before commit "
+                    f"{commit.number}. Restore the file"
+                )
     for dataset, versions in commit.datasets.items():
         check_name(dataset)
         for spec, stated in versions.items():

@@ -28,6 +28,7 @@ from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.catalogue.commit import EMPTY, Commit, StoredCommit, base_number, software
 from pipeline.catalogue.layout import Layout
+from pipeline.catalogue.version_names import last_moment
 from pipeline.errors import (
     CorruptFile,
     NoBucket,
@@ -92,8 +93,11 @@ class CommitLog(Layout):
         """
         return self._read(number).commit
 
-    def log(self) -> Iterator[Commit]:
+    def log(self, newest: Commit | None = None) -> Iterator[Commit]:
         """Reads all commits.
+
+        Args:
+            newest: The commit to begin with; None for the newest of all.
 
         Yields:
             Each commit, the newest first.
@@ -102,7 +106,7 @@ class CommitLog(Layout):
             CorruptFile: If one is missing, cannot be read, or is not the one that the next one
                 names.
         """
-        commit = self.head()
+        commit = newest or self.head()
         if commit.number:
             yield commit
         at_once = 1
@@ -139,8 +143,8 @@ class CommitLog(Layout):
         """Reads one state of the catalogue.
 
         Args:
-            at: A commit's number, or an ISO date or time (UTC unless it says otherwise) for the
-                state as it was then. None for the newest.
+            at: A commit's number; or a month, a day or an ISO time (in UTC unless it says
+                otherwise) for the state at its end. None for the newest.
 
         Returns:
             The commit.
@@ -158,15 +162,28 @@ class CommitLog(Layout):
                 self._existing_head()
                 raise
         try:
-            moment = datetime.fromisoformat(at)
+            moment = last_moment(at)
         except ValueError as error:
-            raise UsageError(f"at is {at!r}; give a commit's number or an ISO time") from error
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        for commit in self.log():
-            if datetime.fromisoformat(commit.time) <= moment:
-                return commit
-        self._existing_head()
-        raise NotFound(f"{self.root} has no commit as old as {at}")
+            raise UsageError(
+                f"at is {at!r}; give a commit's number, or a month, day or time such as 2026-10-05"
+            ) from error
+        commit = self.as_of(moment, self._existing_head())
+        if commit is None:
+            raise NotFound(f"{self.root} has no commit as old as {at}")
+        return commit
+
+    def as_of(self, moment: datetime, newest: Commit) -> Commit | None:
+        """Finds the last commit that was made at a moment or before.
+
+        Args:
+            moment: The moment.
+            newest: The commit to begin with; later ones are left out.
+
+        Returns:
+            The commit; None if there is none as old.
+        """
+        commits = self.log(newest)
+        return next((c for c in commits if datetime.fromisoformat(c.time) <= moment), None)
 
     def _existing_head(self) -> Commit:
         """Returns the newest commit, or says that there is no catalogue yet."""
@@ -263,9 +280,9 @@ class CommitLog(Layout):
         if stored.stated.number != number:
             raise CorruptFile(f"{uri} holds commit {stored.stated.number}; restore the file")
         if stored.base is None:
-            return _ReadCommit(stored.whole({}), sha256(data))
+            return _ReadCommit(stored.whole(), sha256(data))
         base = _kept_base(self.root, base_number(number), stored.base)
-        return _ReadCommit(stored.whole(base.commit.datasets), sha256(data), base)
+        return _ReadCommit(stored.whole(base.commit), sha256(data), base)
 
     def _hint(self) -> int:
         """Returns the number that `_latest` names; 0 if it is missing or names none."""

@@ -43,7 +43,7 @@ def kept_versions(commits: Iterable[Commit], keep: int | None = None) -> Iterato
     Args:
         commits: The commits, the newest first.
         keep: How many versions to find of each dataset and spec that the newest commit has, and
-            none of others; None for all.
+            none of others; None for all. What the newest commit has a tag for is found anyway.
 
     Yields:
         Each version once, as the newest commit that holds it states it; the newest first.
@@ -60,7 +60,8 @@ def kept_versions(commits: Iterable[Commit], keep: int | None = None) -> Iterato
                 wanted = whole is None or (whole.dna, whole.by) in known
             else:
                 there = version.spec in current.datasets.get(name, {})
-                wanted = keep is None or (there and len(versions) < keep)
+                tagged = commit.number in current.tags.get(name, {}).values()
+                wanted = keep is None or tagged or (there and len(versions) < keep)
             if wanted and (version.dna, version.by) not in versions:
                 versions.add((version.dna, version.by))
                 yield KeptVersion(name, version, commit.number)

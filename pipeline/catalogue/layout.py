@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from pipeline import storage
 from pipeline.catalogue.commit import Version
+from pipeline.catalogue.version_names import dataset_of
 from pipeline.errors import UsageError
 from pipeline.spec import digest_of
 from pipeline.wording import option
@@ -43,8 +44,18 @@ class Layout:
         return self._uri("_log", "_latest")
 
     def uri(self, kind: str, spec: str, dataset: str, digest: str) -> str:
-        """Returns the url of a version's file of one of the `VERSION_FILES`."""
-        return self._uri(kind, spec, dataset, f"{digest}.parquet")
+        """Returns the url of a version's file of one of the `VERSION_FILES`.
+
+        Args:
+            kind: The kind of file.
+            spec: Digest of the spec.
+            dataset: The dataset, or the name of a version of it.
+            digest: What the file is named for.
+
+        Returns:
+            The url.
+        """
+        return self._uri(kind, spec, dataset_of(dataset), f"{digest}.parquet")
 
     @property
     def entries_uri(self) -> str:
@@ -65,7 +76,7 @@ class Layout:
 
     def partials_uri(self, name: str, version: Version) -> str:
         """Returns the folder of a version's partials; a part has those of the whole dataset."""
-        return self.work_uri(version.part_of or name, version.spec)
+        return self.work_uri(version.part_of or dataset_of(name), version.spec)
 
     def plan_uri(self, dataset: str, spec: str) -> str:
         """Returns the object where a build notes its plan when it begins."""

@@ -13,6 +13,9 @@ from pipeline.errors import UsageError
 LONGEST_SEGMENT = 200
 """The most characters between two slashes of a part's name; a file's name may have 255."""
 
+VERSION_MARK = "@"
+"""What stands between a dataset's name and the version that is meant."""
+
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -61,7 +64,8 @@ def check_name(name: str, of: str = "dataset") -> str:
     segments = name.split("/")
     if all(_SEGMENT.fullmatch(s) and s.strip(".") for s in segments):
         return name
+    hint = "; name the dataset, and no version of it" if VERSION_MARK in name else ""
     raise UsageError(
         f"{of} name {name!r}: use letters, digits, '.', '_', '-', and '/' between groups; no "
-        "group may be empty or made of dots"
+        f"group may be empty or made of dots{hint}"
     )

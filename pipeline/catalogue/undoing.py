@@ -17,6 +17,7 @@ from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.changes import parts_of, with_version, without_datasets
 from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.kept_versions import KeptVersion, missing_files
+from pipeline.catalogue.names import VERSION_MARK, check_name
 from pipeline.errors import CorruptFile, UsageError
 
 
@@ -37,7 +38,7 @@ def remove(catalogue: Catalogue, names: Sequence[str], spec: str | None = None) 
     """
     chosen = None if spec is None else catalogue.spec_digest(catalogue.at(), spec)
     head = catalogue.at()
-    for name in names:
+    for name in map(check_name, names):
         any_spec = next(iter(head.datasets.get(name, {})), None)
         catalogue.find(name, head.number, chosen or any_spec)
     commit = catalogue.append(
@@ -52,7 +53,7 @@ def remove(catalogue: Catalogue, names: Sequence[str], spec: str | None = None) 
 
 
 def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None = None) -> Commit:
-    """Makes the version that a dataset had at a commit its current one, with its parts.
+    """Makes a former version of a dataset its current one, with its parts.
 
     Its files are written once more. So a collection of garbage that runs meanwhile, and has listed
     them, finds them young. It may still remove partials, whose images a later build counts again.
@@ -60,20 +61,20 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
     Args:
         catalogue: The catalogue.
         name: The dataset. The newest commit need not have it.
-        to: The commit's number, or an ISO time, as `Catalogue.at` takes it.
+        to: What stands after the `@` in the name of a version: see `VersionName.parse`.
         spec: The beginning of the spec's digest, as `Catalogue.find` takes it.
 
     Returns:
         The new commit, or the newest one if that is its current version.
 
     Raises:
-        NotFound: If there is no such commit, or it has no such dataset.
+        NotFound: If there is no such version.
         UsageError: If it is a part of a dataset.
         CorruptFile: If `gc` has removed files of the version.
         Conflict: If a name of a part is another dataset's by now.
     """
-    former = catalogue.at(to)
-    version = catalogue.find(name, former.number, spec)
+    named = catalogue.resolve(f"{check_name(name)}{VERSION_MARK}{to}", spec=spec)
+    former, version = catalogue.commit(named.commit), named.version
     if version.part_of:
         raise UsageError(
             f"{name} was a part of {version.part_of} at commit {former.number}; roll back "
@@ -82,29 +83,55 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
     parts = parts_of(former, name, version.spec)
     wanted = [KeptVersion(n, v, former.number) for n, v in {name: version, **parts}.items()]
 
-    def require_files(instead: str) -> None:
-        for kept in wanted:
-            if missing := missing_files(catalogue, kept):
-                raise CorruptFile(
-                    f"{kept.name} cannot go back to commit {former.number}: `vdna gc` has removed "
-                    f"its {', '.join(missing)}; {instead}"
-                )
-
     def change(head: Commit) -> Commit:
         current = head.datasets.get(name, {}).get(version.spec)
         return with_version(head, name, version, current, parts)
 
-    build = f"build it again from {version.source}"
-    require_files(build)
-    for kept in wanted:
-        for kind in kept.version.sha256:
-            digest = kept.version.digest_in(kind)
-            uri = catalogue.uri(kind, version.spec, kept.name, digest)
-            storage.replace(uri, storage.read_on_disk(uri))
-    if not version.imported:  # parts have their candidates in the files of the whole
-        manifest = catalogue.manifest(name, version)
-        manifest.entries.renew(manifest.files)
+    task, build = (
+        f"cannot go back to commit {former.number}",
+        f"build it again from {version.source}",
+    )
+    require_files(catalogue, wanted, task, build)
+    renew_files(catalogue, wanted)
     commit = catalogue.append(f"roll back {name} to commit {former.number}", change)
-    # A collection may have run meanwhile.
-    require_files(f"take it out of commit {commit.number} by `vdna rm {name}`, and {build}")
+    instead = f"take it out of commit {commit.number} by `vdna rm {name}`, and {build}"
+    require_files(catalogue, wanted, task, instead)  # a collection may have run meanwhile
     return commit
+
+
+def require_files(
+    catalogue: Catalogue, wanted: Sequence[KeptVersion], task: str, instead: str
+) -> None:
+    """Checks that versions have all their files.
+
+    Args:
+        catalogue: The catalogue.
+        wanted: The versions.
+        task: What cannot be done without the files, for the error.
+        instead: What to do instead, for the error.
+
+    Raises:
+        CorruptFile: If a file is missing.
+    """
+    for kept in wanted:
+        if missing := missing_files(catalogue, kept):
+            raise CorruptFile(
+                f"{kept.name} {task}: `vdna gc` has removed its {', '.join(missing)}; {instead}"
+            )
+
+
+def renew_files(catalogue: Catalogue, wanted: Sequence[KeptVersion]) -> None:
+    """Writes the files of versions once more, so that a collection of garbage finds them young.
+
+    Args:
+        catalogue: The catalogue.
+        wanted: A version and its parts, which have their candidates in the files of the whole.
+    """
+    for kept in wanted:
+        version = kept.version
+        for kind in version.sha256:
+            uri = catalogue.uri(kind, version.spec, kept.name, version.digest_in(kind))
+            storage.replace(uri, storage.read_on_disk(uri))
+        if not (version.imported or version.part_of):
+            manifest = catalogue.manifest(kept.name, version)
+            manifest.entries.renew(manifest.files)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.catalogue.commit import ON_DISK, Footer, Version
 from pipeline.catalogue.commit_log import CommitLog
-from pipeline.errors import CorruptFile, NotFound, UsageError
+from pipeline.catalogue.version_names import dataset_of
+from pipeline.errors import CorruptFile, NoBucket, NotFound, SourceError, UsageError
 from pipeline.spec import Spec
 from pipeline.wording import option
 
@@ -89,13 +91,16 @@ class VersionFiles(CommitLog):
         uri = self.uri(kind, version.spec, name, version.dna)
         _require_file(kind, name, version)
         footer = version.footers[kind]
-        file = None if layers is None else _open_part(uri, kind, footer, layers)
+        file = None
+        if layers is not None:
+            with _if_missing(uri, name, version):
+                file = _open_part(uri, kind, footer, layers)
         if file is None:
             data = self.read_checked(kind, name, version)
             file = DnaFile(storage.on_disk(data) if on_disk else data, kind, uri)
             _require_footer(uri, Footer.of(data), footer)
         dataset = file.metadata.get("dataset")
-        if (dataset, file.spec.digest) != (name, version.spec):
+        if (dataset, file.spec.digest) != (dataset_of(name), version.spec):
             raise CorruptFile(
                 f"{uri} belongs to {dataset} under spec {file.spec.digest}, not to {name} under "
                 f"{version.spec}"
@@ -192,11 +197,13 @@ class VersionFiles(CommitLog):
         Raises:
             CorruptFile: If it is not the file that was committed.
             NotFound: If the version has no file of that kind.
+            SourceError: If the file is not there any more.
         """
         _require_file(kind, name, version)
         stated = version.sha256[kind]
         uri = self.uri(kind, version.spec, name, version.digest_in(kind))
-        data = storage.read_on_disk(uri) if kind in ON_DISK else storage.read(uri)
+        with _if_missing(uri, name, version):
+            data = storage.read_on_disk(uri) if kind in ON_DISK else storage.read(uri)
         found = sha256(data)
         if found != stated:
             raise CorruptFile(
@@ -271,6 +278,20 @@ def _require_file(kind: str, name: str, version: Version) -> None:
         keeps = {"layer_gaussians": ("layer_gaussian", True), "exemplars": ("exemplars", 8)}
         why = "it was imported" if version.imported else f"build it with {option(*keeps[kind])}"
         raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
+
+
+@contextmanager
+def _if_missing(uri: str, name: str, version: Version) -> Iterator[None]:
+    """Says of a file of a version that is not there why that may be."""
+    try:
+        yield
+    except NoBucket:
+        raise
+    except SourceError as error:
+        raise SourceError(
+            f"{name}: {uri} is missing. `vdna gc` has removed the files of this version, or they "
+            f"were lost; choose a version that is kept, or build it again from {version.source}"
+        ) from error
 
 
 def _open_part(uri: str, kind: str, stated: Footer, layers: Sequence[str]) -> DnaFile | None:

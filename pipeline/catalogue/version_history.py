@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.catalogue.commit import Commit, Version
@@ -21,12 +21,19 @@ class PastVersion:
         commit: Number of the first commit in a row that holds the version.
         time: When that commit was made, as an ISO time in UTC.
         software: The name and version of the software that made the commit.
+        last: Number of the last commit in that row.
     """
 
     version: Version
     commit: int
     time: str
     software: str
+    last: int
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What tells the version from others of the dataset and the spec."""
+        return _identity(self.version)
 
 
 def version_histories(commits: Iterable[Commit], spec: str) -> dict[str, list[PastVersion]]:
@@ -49,10 +56,37 @@ def version_histories(commits: Iterable[Commit], spec: str) -> dict[str, list[Pa
                 continue
             version, found = versions[spec], histories.setdefault(name, [])
             here[name] = version
+            last = commit.number
             if name in newer and _identity(newer[name]) == _identity(version):
-                found.pop()
-            found.append(PastVersion(version, commit.number, commit.time, commit.software))
+                last = found.pop().last
+            found.append(PastVersion(version, commit.number, commit.time, commit.software, last))
     return histories
+
+
+def past_versions(commits: Iterable[Commit], name: str, spec: str) -> Iterator[PastVersion]:
+    """Finds the versions of one dataset under one spec, and reads no more commits than it must.
+
+    Args:
+        commits: The commits, the newest first, as `version_histories` takes them.
+        name: The dataset.
+        spec: The whole digest of the spec.
+
+    Yields:
+        Each version as `version_histories` has it, the newest first.
+    """
+    held: PastVersion | None = None
+    for commit in commits:
+        version = commit.datasets.get(name, {}).get(spec)
+        same = held is not None and version is not None and held.identity == _identity(version)
+        if held is not None and not same:
+            yield held
+        if version is None:
+            held = None
+        else:
+            last = held.last if held is not None and same else commit.number
+            held = PastVersion(version, commit.number, commit.time, commit.software, last)
+    if held is not None:
+        yield held
 
 
 def _identity(version: Version) -> tuple[str, str]:

@@ -34,7 +34,7 @@ class CommitOptions(Options):
     at: Annotated[
         int | str | None,
         Option(
-            "Look at the catalogue as of this commit: its number, or an ISO time "
+            "Look at the catalogue as of this commit: its number, or a month, day or ISO time "
             "(default: the newest)."
         ),
     ] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.catalogue import Catalogue, Commit, Version
+from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.tiles import Job
 from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
@@ -19,7 +19,7 @@ class Selection:
 
     Attributes:
         spec_digest: Digest of the spec.
-        versions: The version of each dataset.
+        versions: The version of each dataset, by the name that was given.
     """
 
     spec_digest: str
@@ -38,7 +38,8 @@ class Selection:
 
         Args:
             catalogue: Where they are.
-            names: The datasets; none for all of the snapshot that have the spec.
+            names: The datasets, or names of versions; none for all datasets of the snapshot that
+                have the spec.
             at: The commit or time to look at; None for the newest.
             spec: Digest of the spec. None takes the only one that all names share, or else the
                 default.
@@ -53,18 +54,19 @@ class Selection:
             UsageError: If fewer than two datasets are left.
         """
         commit = catalogue.at(at)
+        there: dict[str, Mapping[str, Version]] = dict(commit.datasets)
         for name in names:
-            if name not in commit.datasets:
-                catalogue.find(name, at)  # which says what there is
-        digest = _shared_spec(commit, names) if spec is None and names else None
+            found = catalogue.look_up(name, commit)
+            there[name] = {each: named.version for each, named in found.items()}
+        digest = _shared_spec(there, names) if spec is None and names else None
         digest = digest or catalogue.spec_digest(commit, spec)
         wanted = list(dict.fromkeys(names)) or [
             name for name, specs in sorted(commit.datasets.items()) if digest in specs
         ]
-        missing = [name for name in wanted if digest not in commit.datasets.get(name, {})]
+        missing = [name for name in wanted if digest not in there[name]]
         present = next((name for name in wanted if name not in missing), "the catalogue's default")
         for name in missing:
-            for other in sorted(commit.datasets.get(name, {})):
+            for other in sorted(there[name]):
                 catalogue.spec(digest).require_same(
                     catalogue.spec(other),
                     f"{present} (spec {digest[:12]})",
@@ -87,7 +89,7 @@ class Selection:
             if names:
                 hint = f", {wanted[0]}; without a name all {len(have)} under its spec are compared"
             raise UsageError(f"compare needs two datasets or more; there is {len(wanted)}{hint}")
-        versions = {name: commit.datasets[name][digest] for name in wanted}
+        versions = {name: there[name][digest] for name in wanted}
         return cls(digest, versions)
 
     def job(
@@ -182,7 +184,7 @@ def spec_of(
     return catalogue.spec(resolve_versions(catalogue, names, at=at, spec=spec)[0])
 
 
-def _shared_spec(commit: Commit, names: Sequence[str]) -> str | None:
+def _shared_spec(there: Mapping[str, Mapping[str, Version]], names: Sequence[str]) -> str | None:
     """Returns the only spec under which all names have a version, or None."""
-    shared = set.intersection(*(set(commit.datasets[name]) for name in names))
+    shared = set.intersection(*(set(there[name]) for name in names))
     return shared.pop() if len(shared) == 1 else None

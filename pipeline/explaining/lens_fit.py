@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.catalogue import Catalogue, Version, check_name, software
+from pipeline.catalogue import Catalogue, Version, check_version_name, software
 from pipeline.comparing import (
     FALSE_DISCOVERY_RATE,
     LEAST_FOLDS,
@@ -85,8 +85,8 @@ class Attribute:
     """Two datasets that differ in an attribute.
 
     Attributes:
-        with_it: Name of the dataset with the attribute.
-        without: Name of the dataset without it.
+        with_it: Name of the dataset, or of the version, with the attribute.
+        without: Name of the one without it.
         paired: Whether they are the same images but for the attribute.
     """
 
@@ -117,7 +117,7 @@ class Attribute:
         with_it, sign, without = found.groups()
         if with_it == without:
             raise UsageError(f"attribute is {text!r}; name two different datasets")
-        return cls(check_name(with_it), check_name(without), sign == "=")
+        return cls(check_version_name(with_it), check_version_name(without), sign == "=")
 
     def __str__(self) -> str:
         return f"{self.with_it}{'=' if self.paired else ':'}{self.without}"

@@ -23,7 +23,7 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
 
     Attributes:
         source: Where the images are.
-        to: Name of the dataset.
+        to: The dataset, or the name of a version of it.
         layers: Layers that get a distance of their own, in the column `emd:<layer>`.
         top: How many images of either end are reported.
         out: The Parquet file that all images are written to, or None.

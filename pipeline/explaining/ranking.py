@@ -28,7 +28,7 @@ from pipeline.building import (
     run_missing,
     store_manifest,
 )
-from pipeline.catalogue import Catalogue, Commit, Version, software
+from pipeline.catalogue import Catalogue, Commit, Version, dataset_of, software
 from pipeline.comparing import is_nested, lens_notes
 from pipeline.counting import (
     Recipe,
@@ -95,13 +95,14 @@ def rank(
     """
     resources = resources or Resources()
     progress = progress or ignore
-    source, name, top = request.source, request.to, request.top
+    source, top = request.source, request.top
     output = None if request.out is None else storage.canonical(request.out)
     resources.require_engine(engine.in_process)
     if not engine.in_process:
         require_shared(catalogue.root, source)
     require_apart(catalogue.root, source, request.rules)
-    dataset = _TargetDataset.find(catalogue, name, at, spec)
+    dataset = _TargetDataset.find(catalogue, request.to, at, spec)
+    name = dataset.name
     chosen = tuple(dict.fromkeys(request.layers))
     _require_weight(dataset.spec, lens, chosen)
     build = Request(name, **dataset.settings, **shared_values(request, Request))
@@ -156,9 +157,9 @@ class _TargetDataset:
     def find(
         cls, catalogue: Catalogue, name: str, at: int | str | None, spec: str | None
     ) -> _TargetDataset:
-        commit = catalogue.at(at)
-        version = catalogue.find(name, commit.number, spec)
-        return cls(name, commit, version, catalogue.spec(version.spec))
+        named = catalogue.resolve(name, at, spec)
+        commit, version = catalogue.commit(named.commit), named.version
+        return cls(dataset_of(name), commit, version, catalogue.spec(version.spec))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -329,7 +330,7 @@ def _lens_notes(lens: Lens | None, commit: Commit, source: str) -> Iterator[str]
     shared = [
         name
         for name, dna in fitted_on.items()
-        for version in commit.datasets.get(name, {}).values()
+        for version in commit.datasets.get(dataset_of(name), {}).values()
         if version.dna == dna and not version.imported and is_nested(version.source, source)
     ]
     if lens and shared:

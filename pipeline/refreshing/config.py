@@ -112,7 +112,7 @@ class Bound(BaseModel):
     """A bound of the gate: how far apart two datasets may be.
 
     Attributes:
-        a: One dataset.
+        a: One dataset, or the name of a version of it, such as `photos@release`.
         b: The other.
         lens: The name or the file of a lens to compare through.
         layer: The layer to compare, or `all`.

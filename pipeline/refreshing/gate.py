@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.building import Request, Result
-from pipeline.catalogue import Catalogue, Commit, find_lens, newest_lenses
+from pipeline.catalogue import Catalogue, Commit, VersionName, dataset_of, find_lens, newest_lenses
 from pipeline.comparing import ALL, Effort, Matrix, compare, spec_of
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError, VdnaError
@@ -114,8 +114,9 @@ def require_known(
     head = catalogue.head()
     known = head.datasets.keys() | {request.name for request in requests}
     for bound in bounds:
-        builds = [_request_for(name, requests, head) for name in (bound.a, bound.b)]
-        for name, request in zip((bound.a, bound.b), builds, strict=True):
+        named = [VersionName.parse(name).dataset for name in (bound.a, bound.b)]
+        builds = [_request_for(name, requests, head) for name in named]
+        for name, request in zip(named, builds, strict=True):
             if name not in known and request is None:
                 raise UsageError(
                     f"{bound}: there is no dataset {name!r}; there are {', '.join(sorted(known))}"
@@ -177,7 +178,8 @@ def judge(
         catalogue: The catalogue.
         bounds: The bounds.
         requests: The datasets that were to be built. A bound on one that was not is not judged, as
-            its old version would be misleading.
+            its old version would be misleading, unless the bound names a version that stays the
+            same whatever is built.
         results: What was built.
         matrices: Matrices without a lens that were computed already. Others are computed here.
         effort: How to compute.
@@ -194,8 +196,10 @@ def judge(
     verdicts = []
     for bound in bounds:
         try:
-            for name in (bound.a, bound.b):
-                _require_built(name, specs, _request_for(name, requests, head))
+            for name in map(VersionName.parse, (bound.a, bound.b)):
+                if name.follows:
+                    request = _request_for(name.dataset, requests, head)
+                    _require_built(name.dataset, specs, request)
             spec = _spec_of(catalogue, bound, specs)
             matrix = _find_matrix(bound, spec, matrices)
             if matrix is None:
@@ -243,7 +247,7 @@ def _require_built(name: str, specs: Mapping[str, str], request: Request | None)
 
 def _spec_of(catalogue: Catalogue, bound: Bound, specs: Mapping[str, str]) -> str | None:
     """Returns the digest of the spec of both datasets, which must be one; None if not built."""
-    a, b = specs.get(bound.a), specs.get(bound.b)
+    a, b = (specs.get(dataset_of(name)) for name in (bound.a, bound.b))
     if a and b and a != b:
         catalogue.spec(a).require_same(catalogue.spec(b), bound.a, bound.b)
     return a or b
@@ -275,6 +279,8 @@ def _verdict(catalogue: Catalogue, bound: Bound, matrix: Matrix) -> Verdict:
         for column in ("emd", "emd_corrected", "low", "high")
     )
     a, b = (catalogue.find(name, spec=matrix.spec_digest) for name in (bound.a, bound.b))
-    if a.part_of == bound.b or b.part_of == bound.a:  # intervals suppose independent samples
+    if a.part_of == dataset_of(bound.b) or b.part_of == dataset_of(
+        bound.a
+    ):  # intervals suppose independent samples
         return Verdict(bound, emd, nested=True)
     return Verdict(bound, emd, corrected, low, high)

@@ -46,7 +46,7 @@ def commit_of(of: Version) -> bytes:
 
 
 def test_a_version_with_every_kind_of_file_is_read_back() -> None:
-    commit = StoredCommit.decode(commit_of(version()), "c").whole({})
+    commit = StoredCommit.decode(commit_of(version()), "c").whole()
     assert commit.datasets["a"]["s"] == version()
 
 

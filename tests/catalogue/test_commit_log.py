@@ -262,7 +262,7 @@ def test_a_catalogue_of_the_former_format_is_refused_with_what_to_do() -> None:
     place = grown(2)
     former = {name: value for name, value in stored(place, 2).items() if name != "base"}
     storage.replace(place.log_uri(2), sealed(former | {"format": 1}))
-    with pytest.raises(CorruptFile, match=r"format 1; this version of vdna reads 2\. Read the cat"):
+    with pytest.raises(CorruptFile, match=r"format 1; this version of vdna reads 2 to 3\. Read"):
         place.head()
 
 

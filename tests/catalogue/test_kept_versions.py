@@ -105,3 +105,17 @@ def test_an_imported_version_needs_no_candidates() -> None:
     assert missing_files(place, KeptVersion("a", imported, 1)) == ["dna"]
     storage.create(place.uri("dna", "s", "a", "1"), b"x")
     assert missing_files(place, KeptVersion("a", imported, 1)) == []
+
+
+OF_ONE = log({"a": [version("1")]}, {"a": [version("2")]}, {"a": [version("3")]})
+
+
+def test_a_tagged_version_is_found_beyond_the_number_to_keep() -> None:
+    newest = replace(OF_ONE[0], tags={"a": {"v": 1}})
+    commits = [newest, *OF_ONE[1:]]
+    assert found(commits, 1) == [("a", "3", 3), ("a", "1", 1)]
+    assert found(OF_ONE, 1) == [("a", "3", 3)]
+    moved = [OF_ONE[0], replace(OF_ONE[1], tags={"a": {"v": 1}}), OF_ONE[2]]
+    assert found(moved, 1) == [("a", "3", 3)]  # the newest commit has the tag no more
+    other = [replace(OF_ONE[0], tags={"b": {"v": 1}}), *OF_ONE[1:]]
+    assert found(other, 1) == [("a", "3", 3)]

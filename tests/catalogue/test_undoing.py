@@ -26,6 +26,7 @@ from pipeline.catalogue import (
     verify,
 )
 from pipeline.catalogue.changes import without_datasets
+from pipeline.catalogue.kept_versions import KeptVersion
 from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
 from pipeline.sources import Entries
 from tests.catalogue.test_kept_versions import found, log, version
@@ -102,9 +103,9 @@ def test_names_that_are_not_there_change_nothing(place: Place) -> None:
         remove(place.catalogue, ["a", "c"])
     with pytest.raises(NotFound, match="0 specs of"):
         remove(place.catalogue, ["a"], "ffff")
-    with pytest.raises(NotFound, match="no commit 7"):
+    with pytest.raises(NotFound, match="there is no a@7; its versions are a@1"):
         roll_back(place.catalogue, "a", 7)
-    with pytest.raises(NotFound, match="no dataset 'b'"):
+    with pytest.raises(NotFound, match="there is no b@1; its versions are b@2"):
         roll_back(place.catalogue, "b", 1)
     assert place.catalogue.head() == before
 
@@ -281,3 +282,29 @@ def test_a_former_version_whose_parts_lack_files_does_not_come_back(place: Place
     catalogue.put_version("a", whole, divided.datasets["a"][whole.spec])
     with pytest.raises(CorruptFile, match="a/x cannot go back to commit 3: `vdna gc` has removed"):
         roll_back(catalogue, "a", divided.number)
+
+
+def test_the_former_version_is_that_of_the_spec(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = place.catalogue
+    monkeypatch.setattr(undoing, "require_files", lambda *_: None)
+    monkeypatch.setattr(undoing, "renew_files", lambda *_: None)
+    for dna in ("1", "2"):
+        for spec in ("aaaa", "bbbb"):
+            base = catalogue.head().datasets.get("c", {}).get(spec)
+            catalogue.put_version("c", version(dna, spec), base)
+    back = roll_back(catalogue, "c", 4, "bb").datasets["c"]
+    assert {spec: of.dna for spec, of in back.items()} == {"aaaa": "2", "bbbb": "1"}
+
+
+def test_imported_versions_and_parts_have_no_candidates_of_their_own(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(storage, "read_on_disk", lambda uri: uri)
+    monkeypatch.setattr(storage, "replace", lambda uri, data: written.append(uri))
+    one = version("1")
+    for of in (replace(one, origin={"file": "x"}), replace(one, part_of="c")):
+        undoing.renew_files(place.catalogue, [KeptVersion("c", of, 1)])
+    assert len(written) == 2 * len(one.sha256) > 0

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Version, canonical_json
+from pipeline.catalogue import Catalogue, Version, canonical_json, tag_version
 from pipeline.comparing import compare
 from pipeline.comparing.distance import emd, nfd
 from pipeline.counting import partial_uri, plan_folds
@@ -151,6 +151,7 @@ def write(folder: Path) -> None:
     of_few = commit_dataset(place, "few", few, [hand_made(shard) for shard in few.shards])
     commit_dataset(place, "one", one, with_an_undefined_neuron(one))
     matrix = compare(place)
+    tag_version(place, "group/photos@1", "first")
     with_a_part(place, of_few)
     folds = folds_of(manifest, partials)
     total = reduce(DNA.__add__, folds.values())

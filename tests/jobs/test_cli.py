@@ -525,6 +525,7 @@ def test_ls_lists_every_dataset_under_every_spec(
             ["rank", ".", "--to", "a"],
             ["report"],
             *(["gc"], ["rm", "a"], ["rollback", "a", "--to", "1"]),
+            *(["tag", "a", "v"], ["tag", "a", "v", "--remove"], ["compare", "a@1", "a@-1"]),
             ["ls", "--at", "1"],
         ),
         *(["lens", "ls"], ["lens", "choose", "x", "--layer", "y"], ["lens", "show", "x"]),
@@ -668,6 +669,46 @@ def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -
     }
     assert vdna_json("ls", "-c", tmp_path) == version
     assert vdna_json("rm", "a", "-c", tmp_path) == {"commit": 4, "removed": ["a"]}
+
+
+def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.Place) -> None:
+    source, place = tmp_path / "photos", tmp_path / "c"
+    write_photos(source, 12)
+    build("x", source, place, *SMALL)
+    photo(90).save(source / "photo-0000.jpg")
+    photo(91).save(source / "photo-0019.jpg")
+    build("x", source, place, *SMALL)
+    told = vdna_json("tag", "x@-1", "first", "-c", place)
+    assert told == {"commit": 3, "changed": True, "tagged": 1}
+    assert vdna("tag", "x@1", "first", "-c", place).stdout == (
+        "x@first: nothing to do, it is the version of commit 1\n"
+    )
+    rows = [vdna_json("show", f"x@{each}", "-c", place)["dna"] for each in ("first", "-1", 1)]
+    assert len({*rows}) == 1
+    assert rows[0] != vdna_json("show", "x", "-c", place)["dna"]
+    pairs = vdna_json("compare", "x@first", "x", "-c", place, "--html", tmp_path / "m.html")
+    (pair,) = [row for row in pairs if (row["a"], row["b"]) == ("x@first", "x")]
+    assert pair["emd"] > 0
+    assert "x@first" in (tmp_path / "m.html").read_text(encoding="utf-8")
+    near = vdna("compare", "x@first", "x", "-c", place, "--near", "x@first").stdout
+    assert "x@first" in near
+    explained = vdna_json("explain", "x@-1", "x", "-c", place, "--html", tmp_path / "w.html")
+    assert (explained["a"], explained["b"]) == ("x@-1", "x")
+    weights = ("--weights", network.options["weights"], "--workers", 0)
+    ranked = vdna_json("rank", source, "--to", "x@first", "-c", place, *weights)
+    assert (ranked["to"], ranked["commit"], ranked["dna"]) == ("x", 1, rows[0])
+    vdna("export", "x@first", tmp_path / "x.npz", "-c", place)
+    fitting = vdna("lens", "fit", "old", "--focus", "x@first:x", "-c", place, exits=2)
+    assert "x@first:x: no neuron differs" in fitting.stderr  # in so few images
+    for words in (("build", "x@2", source), ("rm", "x@1")):
+        refused(vdna(*words, "-c", place, exits=2), "name the dataset, and no version of it")
+    refused(vdna("compare", "x@5", "x", "-c", place, exits=1), "there is no x@5", "x@2 and x@1")
+    refused(vdna("compare", "x@2026-99", "x", "-c", place, exits=2), "after the @ stands")
+    assert vdna("tag", "x", "first", "--remove", "-c", place).stdout == (
+        "x: the tag first is taken away by commit 4\n"
+    )
+    vdna("rollback", "x", "--to", -1, "-c", place)
+    assert vdna_json("show", "x", "-c", place)["dna"] == rows[0]
 
 
 def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:

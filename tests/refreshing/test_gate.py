@@ -344,6 +344,34 @@ def test_a_dataset_whose_build_failed_is_not_judged_by_its_old_version(tmp_path:
     assert [one["holds"] for one in told["gate"]] == [False, False]
 
 
+def test_a_dataset_is_judged_against_its_own_versions(tmp_path: Path) -> None:
+    bounds = [f"{{a: {a}, b: day, max: {limit}}}" for a, limit in (("day@-1", 99), ("day@1", 0))]
+    refresh(parted(tmp_path, {"day": 100}, "{a: day@1, b: day, max: 0}"))
+    refresh(parted(tmp_path, {"day": 100}, *bounds), exits=1)  # there is none before it yet
+    for path in (tmp_path / "day").rglob("*.jpg"):
+        Image.new("RGB", (32, 32)).save(path)
+    done = refresh(tmp_path / "datasets.yaml", exits=3)
+    assert "day@-1 and day, all neurons:" in done.stdout
+    told = json.loads(refresh(tmp_path / "datasets.yaml", "--json", exits=3).stdout)
+    assert [(one["a"], one["holds"]) for one in told["gate"]] == [
+        ("day@-1", True),
+        ("day@1", False),
+    ]
+    (tmp_path / "day").rename(tmp_path / "away")
+    done = refresh(tmp_path / "datasets.yaml", exits=1)
+    assert done.stdout.count("not judged: day was not built") == 2
+    kept = "{a: day@1, b: day@1, max: 0}"
+    refused(refresh(parted(tmp_path, {"night": 50}, kept), exits=2), "the same dataset")
+
+
+def test_a_bound_on_no_version_is_refused_before_a_build(place: Catalogue) -> None:
+    with pytest.raises(UsageError, match=r"a@\?: after the @ stands '\?'"):
+        require_known([Bound(a="a@?", b="b", max=1)], place, [])
+    with pytest.raises(UsageError, match="there is no dataset 'x'; there are a, b"):
+        require_known([Bound(a="x@1", b="b", max=1)], place, [])
+    require_known([Bound(a="a@-1", b="a", max=1)], place, [])
+
+
 def test_a_part_that_no_longer_exists_is_not_judged(tmp_path: Path) -> None:
     refresh(parted(tmp_path, {"day": 100}, PARTS))
     (tmp_path / "day" / "sun").rename(tmp_path / "day" / "fog")

@@ -105,7 +105,7 @@ def dataset(folder: Path) -> Path:
         matrix,
         ("It is divided into parts by weather.",),
         {matrix.names[1]: version},
-        [PastVersion(version, 3, "2026-01-02T03:04:05", "vdna")] * 2,
+        [PastVersion(version, 3, "2026-01-02T03:04:05", "vdna", 3)] * 2,
         (("spec", "ab"),),
         "Where it comes from.",
     )

@@ -192,7 +192,7 @@ def test_the_page_says_first_how_many_images_of_where_and_links_back() -> None:
 def test_its_parts_lead_to_their_pages_and_its_versions_are_a_table() -> None:
     matrix = with_estimates(matrix_of("all", "all/rain", "all/sun"))
     part = version_without_files("2", "s")
-    history = [PastVersion(replace(part, images=7), 12, "2026-01-02T03:04:05+00:00", "vdna 9")]
+    history = [PastVersion(replace(part, images=7), 12, "2026-01-02T03:04:05+00:00", "vdna 9", 12)]
     page = render_dataset(
         page_of(
             matrix,
@@ -234,7 +234,7 @@ def test_hostile_texts_are_shown_and_never_run(reader: Reader, tmp_path: Path) -
         version=version,
         known=(HOSTILE,),
         parts={HOSTILE: version},
-        history=[PastVersion(version, 1, HOSTILE, HOSTILE)],
+        history=[PastVersion(version, 1, HOSTILE, HOSTILE, 1)],
         shared=((HOSTILE, HOSTILE),),
         about=HOSTILE,
     )

@@ -235,7 +235,7 @@ def test_a_golden_matrix_is_read(folder: Path, expected: dict[str, Any]) -> None
 
 
 def test_a_golden_commit_is_read(folder: Path, expected: dict[str, Any]) -> None:
-    commit = StoredCommit.decode(*read(folder, "commit.json")).whole({})
+    commit = StoredCommit.decode(*read(folder, "commit.json")).whole()
     found = json.loads(json.dumps(asdict(commit)))
     for versions in found["datasets"].values():
         for version in versions.values():
@@ -246,6 +246,13 @@ def test_a_golden_commit_is_read(folder: Path, expected: dict[str, Any]) -> None
     for kind in ("dna", "folds", "failures", "manifests"):
         name = f"{kind.removesuffix('s') if kind == 'manifests' else kind}.parquet"
         assert version.sha256[kind] == expected["sha256"][name]
+
+
+def test_a_commit_of_the_format_without_tags_is_read() -> None:
+    path = GOLDEN / "former" / "commit-2.json"
+    former = StoredCommit.decode(path.read_bytes(), str(path)).whole()
+    now = StoredCommit.decode(*read(GOLDEN / "v1", "commit.json")).whole()
+    assert former == replace(now, tags={})
 
 
 # Digests, which are names, never change; they are computed again from plain numbers.
@@ -299,7 +306,7 @@ def test_golden_partials_reduce_to_the_same_dna(folder: Path, expected: dict[str
 
 def test_a_golden_catalogue_is_read_and_verified(folder: Path, expected: dict[str, Any]) -> None:
     place = Catalogue(f"memory://{uuid.uuid4().hex}")
-    commit = StoredCommit.decode(*read(folder, "commit.json")).whole({})
+    commit = StoredCommit.decode(*read(folder, "commit.json")).whole()
     version = commit.datasets[NAME][expected["dna"]["spec"]]
     for name, uri in stored_files(place, NAME, version, golden_manifest(folder)).items():
         storage.create(uri, (folder / name).read_bytes())

@@ -1,0 +1,246 @@
+"""Finds versions of datasets by their names: in a state of the catalogue, and in its history.
+
+>>> Catalogue("dnas").find("photos@-1").images                       # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from itertools import groupby, islice
+
+from pipeline.catalogue.commit import Commit, Version
+from pipeline.catalogue.version_files import VersionFiles
+from pipeline.catalogue.version_history import PastVersion, past_versions
+from pipeline.catalogue.version_names import VersionName
+from pipeline.errors import NotFound
+from pipeline.wording import option, some_of
+
+
+@dataclass(frozen=True)
+class NamedVersion:
+    """A version that a name means.
+
+    Attributes:
+        version: The version.
+        commit: Number of a commit that holds it.
+    """
+
+    version: Version
+    commit: int
+
+
+class VersionLookup(VersionFiles):
+    """Finds the versions that names mean. Every name of a dataset may be that of a version."""
+
+    def names(self, at: int | str | None = None, spec: str | None = None) -> list[str]:
+        """Lists the datasets that have a version under a spec.
+
+        Args:
+            at: The state to look in, as `at` takes it.
+            spec: The beginning of the spec's digest; None for the default spec.
+
+        Returns:
+            Their names, sorted.
+
+        Raises:
+            NotFound: If there is no such state or spec.
+        """
+        commit = self.head() if at is None else self.at(at)
+        if not commit.datasets:
+            return []
+        chosen = self.spec_digest(commit, spec)
+        return sorted(name for name, specs in commit.datasets.items() if chosen in specs)
+
+    def spec_digest(self, commit: Commit, prefix: str | None = None) -> str:
+        """Completes the digest of a spec.
+
+        Args:
+            commit: The commit to look in.
+            prefix: The beginning of the digest; None for the catalogue's default spec.
+
+        Returns:
+            The digest.
+
+        Raises:
+            NotFound: If no spec, or several, begin so.
+        """
+        return self._completed(prefix, commit, ())
+
+    def _completed(self, prefix: str | None, commit: Commit, more: Iterable[str]) -> str:
+        """Completes a digest among the specs of a commit, and some more."""
+        if prefix is None:
+            if commit.default_spec is None:
+                raise self._absent()
+            return commit.default_spec
+        known = sorted({*more, *(spec for specs in commit.datasets.values() for spec in specs)})
+        found = [spec for spec in known if spec.startswith(prefix)]
+        if len(found) != 1:
+            raise NotFound(
+                f"{len(found)} specs of {self.root} begin with {prefix!r}; there are: "
+                f"{', '.join(known) or 'none'}"
+            )
+        return found[0]
+
+    def find(self, name: str, at: int | str | None = None, spec: str | None = None) -> Version:
+        """Finds a dataset's version.
+
+        Args:
+            name: The dataset, or the name of a version, as `VersionName.parse` takes it.
+            at: The state to look in, as `at` takes it. Versions are counted back from it.
+            spec: The beginning of the spec's digest; None for the dataset's only spec, or else the
+                catalogue's default.
+
+        Returns:
+            The version.
+
+        Raises:
+            NotFound: If there is none. The message names what there is.
+        """
+        return self.resolve(name, at, spec).version
+
+    def resolve(
+        self, name: str, at: int | str | None = None, spec: str | None = None
+    ) -> NamedVersion:
+        """Finds a dataset's version, and a commit that holds it. Raises as `find` does.
+
+        Args:
+            name: As in `find`.
+            at: As in `find`.
+            spec: As in `find`.
+
+        Returns:
+            The version with the number of the commit.
+        """
+        return self._resolved(self.at(at), name, spec)
+
+    def find_all(
+        self, names: Iterable[str], at: int | str | None = None, spec: str | None = None
+    ) -> dict[str, Version]:
+        """Finds the versions of many datasets in one commit, which is read once.
+
+        Args:
+            names: The datasets, or names of versions.
+            at: As in `find`.
+            spec: As in `find`.
+
+        Returns:
+            The versions, by the names that were given.
+
+        Raises:
+            NotFound: If one of them has none.
+        """
+        commit = self.at(at)
+        return {name: self._resolved(commit, name, spec).version for name in names}
+
+    def look_up(self, name: str, newest: Commit) -> Mapping[str, NamedVersion]:
+        """Finds the versions that a name means, of all specs.
+
+        Args:
+            name: As in `find`.
+            newest: The state to look in.
+
+        Returns:
+            The versions by the digests of their specs; one at least.
+
+        Raises:
+            NotFound: If there is none. The message names what there is.
+        """
+        named = VersionName.parse(name)
+        if named.which is None:
+            return self._in(newest, named.dataset)
+        if isinstance(named.which, str):
+            return self._tagged(named.dataset, named.which, newest)
+        if isinstance(named.which, datetime):
+            state = self.as_of(named.which, newest)
+        elif named.which >= 0:
+            state = self._numbered(named.which, newest)
+        else:
+            return self._back(named.dataset, -named.which, newest)
+        if state is None or named.dataset not in state.datasets:
+            raise self._no_version(name, named.dataset, newest)
+        return self._in(state, named.dataset)
+
+    def _resolved(self, commit: Commit, name: str, spec: str | None) -> NamedVersion:
+        versions = self.look_up(name, commit)
+        if spec is None and len(versions) == 1:
+            return next(iter(versions.values()))
+        digest = self._completed(spec, commit, versions)
+        if digest not in versions:
+            raise NotFound(
+                f"{name} has no version under spec {digest}; it has one under: "
+                f"{', '.join(sorted(versions))} (choose with {option('spec')})"
+            )
+        return versions[digest]
+
+    def _in(self, commit: Commit, dataset: str) -> dict[str, NamedVersion]:
+        """Returns the versions of a dataset that a commit holds."""
+        if dataset not in commit.datasets:
+            near = get_close_matches(dataset, commit.datasets, 1)
+            raise NotFound(
+                f"{self.root} has no dataset {dataset!r}; it has: "
+                f"{', '.join(sorted(commit.datasets)) or 'none'}"
+                + (f". Did you mean {near[0]}?" if near else "")
+            )
+        return {
+            spec: NamedVersion(version, commit.number)
+            for spec, version in commit.datasets[dataset].items()
+        }
+
+    def _numbered(self, number: int, newest: Commit) -> Commit | None:
+        """Reads the commit of that number; None if there is none."""
+        try:
+            return newest if number == newest.number else self.commit(number)
+        except NotFound:
+            return None
+
+    def _back(self, dataset: str, count: int, newest: Commit) -> dict[str, NamedVersion]:
+        """Finds the version of each spec that a dataset had so many versions before."""
+        found: dict[str, NamedVersion] = {}
+        for spec in self._in(newest, dataset):
+            distinct = _distinct(past_versions(self.log(newest), dataset, spec))
+            for past in islice(distinct, count, count + 1):
+                found[spec] = NamedVersion(past.version, past.last)
+        if not found:
+            raise self._no_version(f"{dataset}@-{count}", dataset, newest)
+        return found
+
+    def _tagged(self, dataset: str, tag: str, newest: Commit) -> dict[str, NamedVersion]:
+        """Finds what a tag names; a part has the tags of the dataset that it is a part of."""
+        parents = dataset.split("/")
+        for length in range(len(parents), 0, -1):
+            whole = "/".join(parents[:length])
+            number = newest.tags.get(whole, {}).get(tag)
+            versions = self._in(self.commit(number), dataset) if number is not None else {}
+            own = {
+                spec: named
+                for spec, named in versions.items()
+                if whole in (dataset, named.version.part_of)
+            }
+            if own:
+                return own
+        tags = sorted(newest.tags.get(dataset, {}))
+        raise self._no_version(
+            f"{dataset}@{tag}", dataset, newest, f"its tags are {some_of(tags)}, " if tags else ""
+        )
+
+    def _no_version(self, name: str, dataset: str, newest: Commit, tags: str = "") -> NotFound:
+        """Returns the error that says which versions a dataset has, the newest first."""
+        specs: dict[str, list[int]] = {}
+        for commit in self.log(newest):
+            for spec in commit.datasets.get(dataset, {}):
+                specs.setdefault(spec, [])
+        for spec, numbers in specs.items():
+            numbers += [past.commit for past in past_versions(self.log(newest), dataset, spec)]
+        there = [f"{dataset}@{n}" for n in sorted({n for of in specs.values() for n in of})[::-1]]
+        if not there:
+            return NotFound(f"there is no {name}: {self.root} never had a dataset {dataset!r}")
+        return NotFound(f"there is no {name}; {tags}its versions are {some_of(there)}")
+
+
+def _distinct(versions: Iterable[PastVersion]) -> Iterator[PastVersion]:
+    """Leaves out a version that was taken out and came back: the newest time stands for both."""
+    for _, same in groupby(versions, key=lambda past: past.identity):
+        yield next(same)

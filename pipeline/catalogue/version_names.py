@@ -1,0 +1,149 @@
+"""The names of versions: a dataset's name, `@`, and which of its versions is meant.
+
+>>> VersionName.parse("photos/night@-1")
+VersionName(dataset='photos/night', which=-1)
+>>> VersionName.parse("photos@release").which, VersionName.parse("photos").which
+('release', None)
+
+No dataset's name has an `@`, so nothing else is ever named so.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Self
+
+from pipeline.catalogue.names import VERSION_MARK, check_name
+from pipeline.errors import UsageError
+
+_NUMBER = re.compile(r"-?[0-9]+")
+_MONTH = re.compile(r"\d{4}-\d{2}")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[T ].+")
+_TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+
+KINDS = (
+    "a commit's number (@7), how many versions back (@-1), a month, day or ISO time in UTC "
+    "(@2026-10), or a tag, which begins with a letter"
+)
+"""What may stand after the `@`, as errors say it."""
+
+
+@dataclass(frozen=True)
+class VersionName:
+    """A dataset's name, and which version of it is meant.
+
+    Attributes:
+        dataset: The name of the dataset, or of a part of one.
+        which: A number from 0 up is that of a commit: the version that the dataset had then. A
+            number below 0 counts versions back from the current one. A time means the version that
+            the dataset had then, and text is a tag. None means the current version.
+    """
+
+    dataset: str
+    which: int | datetime | str | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether the name means another version once a new one is committed."""
+        return self.which is None or (isinstance(self.which, int) and self.which < 0)
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Reads the name of a version.
+
+        Args:
+            name: NAME, NAME@7, NAME@-1, NAME@2026-10, NAME@2026-10-05, NAME@2026-10-05T12:00 or
+                NAME@TAG.
+
+        Returns:
+            What it means. Whether there is such a version is not looked up.
+
+        Raises:
+            UsageError: If what follows the `@` is none of these.
+        """
+        dataset, mark, text = name.partition(VERSION_MARK)
+        if not mark:
+            return cls(dataset)
+        if _NUMBER.fullmatch(text):
+            return cls(dataset, int(text))
+        if _TAG.fullmatch(text):
+            return cls(dataset, text)
+        try:
+            return cls(dataset, last_moment(text))
+        except ValueError as error:
+            raise UsageError(f"{name}: after the @ stands {text!r}; give {KINDS}") from error
+
+
+def dataset_of(name: str) -> str:
+    """Returns the dataset that a name of a version is of.
+
+    >>> dataset_of("photos@-1"), dataset_of("photos")
+    ('photos', 'photos')
+    """
+    return name.partition(VERSION_MARK)[0]
+
+
+def check_version_name(name: str) -> str:
+    """Checks a name as it may stand where a version is chosen.
+
+    Args:
+        name: The name of a dataset or of a version.
+
+    Returns:
+        The name.
+
+    Raises:
+        UsageError: If the dataset's name is not allowed, or what follows the `@` names no version.
+    """
+    check_name(VersionName.parse(name).dataset)
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """Checks a tag: a letter, then letters, digits, `.`, `_` and `-`.
+
+    Args:
+        tag: The tag.
+
+    Returns:
+        The tag.
+
+    Raises:
+        UsageError: If it has another character, or could be taken for a number or a time.
+    """
+    if _TAG.fullmatch(tag):
+        return tag
+    raise UsageError(
+        f"the tag is {tag!r}; begin with a letter, so that it is no number and no time, and use "
+        "letters, digits, '.', '_' and '-'"
+    )
+
+
+def last_moment(text: str) -> datetime:
+    """Finds the last moment of a month or a day, or reads a time.
+
+    >>> str(last_moment("2026-02")), str(last_moment("2026-10-05T12:00"))
+    ('2026-02-28 23:59:59.999999+00:00', '2026-10-05 12:00:00+00:00')
+
+    Args:
+        text: A month or a day in UTC, or an ISO time, in UTC unless it says otherwise.
+
+    Returns:
+        The moment.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    before_next = timedelta(microseconds=-1)
+    if _MONTH.fullmatch(text):
+        first = datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC)
+        return (first + timedelta(days=31)).replace(day=1) + before_next
+    if _DAY.fullmatch(text):
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(1) + before_next
+    if not _TIME.fullmatch(text):
+        raise ValueError(f"{text!r} is no month, day or ISO time")
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
