@@ -33,7 +33,7 @@ from pipeline.counting.reduction import FAN_IN
 from pipeline.sources.entries_file import FILE_BYTES, FILE_ROWS
 from pipeline.sources.listing import PART_ENTRIES
 from pipeline.sources.parallel_listing import LISTERS
-from pipeline.sources.sharding import (
+from pipeline.sources.shard_sizes import (
     USUAL_CELL_IMAGES,
     default_cell_images,
     default_shard_images,

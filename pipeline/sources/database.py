@@ -35,3 +35,8 @@ def connect(folder: str) -> duckdb.DuckDBPyConnection:
 def quoted_column(name: str) -> str:
     """Returns the name of a column, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def quoted_text(text: str) -> str:
+    """Returns a text, quoted for SQL."""
+    return "'" + text.replace("'", "''") + "'"

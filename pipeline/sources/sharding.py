@@ -22,47 +22,34 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby, pairwise
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.errors import SourceError, StorageError, UsageError
-from pipeline.sources.database import connect, quoted_column
+from pipeline.sources.blocks import between, block_number, ends_block
+from pipeline.sources.cell_cuts import cells_left, new_cells
+from pipeline.sources.database import connect, quoted_column, quoted_text
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
 from pipeline.sources.entry import Entry, ShardHead
 from pipeline.sources.fold_assignment import FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.plan_options import CELL_IMAGES, LIMIT, SHARD_IMAGES
+from pipeline.sources.shard_sizes import SHARD_MULTIPLE, USUAL_CELL_IMAGES, NewShardSizes
 from pipeline.spec import FOLDS
-
-MAX_SHARD_IMAGES = 4096
-
-MIN_SHARD_IMAGES = 64
-
-SHARD_MULTIPLE = 8
-"""New shards are multiples of this: whole micro-batches of a CPU."""
-
-USUAL_CELL_IMAGES = 128
-"""How many members a cell has, if their images are not small."""
-
-CELL_SLACK = 4
-"""A cell may have this part of its size more or less, to end where a folder does."""
-
-CELL_SHARE = 0.25
-"""About the most that the sums of cells may take, as a share of the images' bytes."""
 
 MOST_ORIGINS = 4
 """How many earlier states of a shard are kept in mind. The latest may never have been counted."""
 
 MANY = 2**20
-"""From this number of single images on, their folds are taken from a hash alone. The sizes of the
-folds then differ by about 1 in 250."""
+"""From this number of single images on, their folds are taken from a hash alone, and they are
+planned block by block (see `blocks`). The sizes of the folds then differ by about 1 in 250."""
 
 PREVIOUS_SCHEMA = pa.schema(
     [
@@ -133,46 +120,57 @@ def plan(
         pa.default_memory_pool().release_unused()
     if entries is None:
         entries = previous.entries if previous is not None else Entries()
+    sizes = NewShardSizes(
+        shard_images, most_shard_images, cell_images, cell_bytes, least_cell_images
+    )
+    with _planning() as (folder, database):
+        planner = _ShardPlanner(database, folder, listing, by, sizes)
+        planner.load_listing(limit=limit)
+        planner.load_previous(previous)
+        return planner.write(entries)
+
+
+def plan_block(
+    listing: Listing, after: str, until: str | None, sizes: NewShardSizes, entries: Entries
+) -> Manifest:
+    """Plans one block of a source that has at least `MANY` single images, and no earlier plan.
+
+    The shards of all blocks, in their order, are those that `plan` makes of the whole source.
+
+    Args:
+        listing: Candidates; all of the block's, and any others.
+        after: The uri that ends the block before; empty for the first block.
+        until: The uri that ends the block. None for the last one.
+        sizes: How large shards and cells are.
+        entries: Where the candidates are stored.
+
+    Returns:
+        A plan of the block.
+
+    Raises:
+        SourceError: The block has no candidates.
+        StorageError: The disk for temporary files has no room.
+    """
+    with _planning() as (folder, database):
+        planner = _ShardPlanner(database, folder, listing, None, sizes)
+        planner.load_listing(within=between(after, until))
+        return planner.write_block(entries)
+
+
+@contextmanager
+def _planning() -> Iterator[tuple[str, duckdb.DuckDBPyConnection]]:
+    """Opens a database with a folder for what does not fit into memory; words their errors."""
     try:
         with (
             tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
             connect(folder) as database,
         ):
-            planner = _ShardPlanner(database, folder, listing, by)
-            planner.load_listing(limit)
-            planner.choose_shard_size(shard_images, most_shard_images)
-            planner.choose_cell_size(cell_images, cell_bytes, least_cell_images)
-            planner.load_previous(previous)
-            return planner.write(entries)
+            yield folder, database
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise StorageError(
             f"the plan cannot be written to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk "
             "with more room"
         ) from error
-
-
-def default_shard_images(candidates: int) -> int:
-    """Returns the size of shards for a number of candidates: two shards a fold, within bounds.
-
-    Small shards waste work on half-empty micro-batches; large ones lose much work when a worker
-    dies. With fewer than 1,000 candidates the 16 folds make shards smaller still.
-    """
-    even = -(-candidates // (2 * FOLDS * SHARD_MULTIPLE)) * SHARD_MULTIPLE
-    return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
-
-
-def default_cell_images(cell_bytes: int, image_bytes: float, least: int) -> int:
-    """Returns the size of cells whose sums take at most `CELL_SHARE` of their images' bytes.
-
-    Args:
-        cell_bytes: About how many bytes the sums of a cell take, however many images it has.
-        image_bytes: The size of an image in bytes, on average.
-        least: The size of cells whose images are not small.
-    """
-    images = least
-    while images < MAX_SHARD_IMAGES and cell_bytes > CELL_SHARE * images * image_bytes:
-        images *= 2
-    return images
 
 
 class _ShardPlanner:
@@ -188,6 +186,7 @@ class _ShardPlanner:
         folder: str,
         listing: Listing,
         by: str | None,
+        sizes: NewShardSizes,
     ) -> None:
         self._db = database
         self._folder = folder
@@ -197,22 +196,24 @@ class _ShardPlanner:
         self._by = None if by is None else labels[listing.labels.index(by)]
         self._value = "''" if self._by is None else f"coalesce({quoted_column(self._by)}, '')"
         self._previous: Manifest | None = None
+        self._sizes = sizes
 
-    def load_listing(self, limit: int | None) -> None:
-        """Fills the table `listing`.
+    def load_listing(self, *, limit: int | None = None, within: str = "true") -> None:
+        """Fills the table `listing`, and chooses the sizes of new shards and cells.
 
         Args:
             limit: Takes only this many candidates.
+            within: SQL that tells which rows of the listing to take.
 
         Raises:
             SourceError: There are no candidates, or one is listed with two groups or labels.
         """
-        parts = [part.replace("'", "''") for part in self._listing.parts]
-        if not parts:
+        if not self._listing.parts:
             raise SourceError("the source has no image")
-        files = "[" + ", ".join(f"'{part}'" for part in parts) + "]"
+        files = "[" + ", ".join(map(quoted_text, self._listing.parts)) + "]"
         self._db.execute(
-            f"create view listed as select * from read_parquet({files}, union_by_name = true)"
+            f"create view listed as select * from read_parquet({files}, union_by_name = true) "
+            f"where {within}"
         )
         listed = self._number("select count(*) from listed")
         # Hashes of different names may agree, but never those of equal ones differ.
@@ -228,21 +229,12 @@ class _ShardPlanner:
                 f"limit {int(limit)}"
             )
             self._db.execute("create or replace view listing as select * from sample")
-        if not self._number("select count(*) from listing"):
-            raise SourceError("the source has no image")
-
-    def choose_shard_size(self, shard_images: int | None, most: int | None) -> None:
-        """Chooses the size of new shards; see `plan`."""
         candidates = self._number("select count(*) from listing")
-        self._size = shard_images or min(most or MAX_SHARD_IMAGES, default_shard_images(candidates))
-
-    def choose_cell_size(self, cell_images: int | None, cell_bytes: int | None, least: int) -> None:
-        """Chooses the size of new shards' cells; see `plan`."""
-        self._cell = cell_images or self._size
-        if cell_images is None and cell_bytes is not None:
-            candidates = self._number("select count(*) from listing")
-            image_bytes = self._number("select sum(size) from listing") / candidates
-            self._cell = default_cell_images(cell_bytes, image_bytes, least)
+        if not candidates:
+            raise SourceError("the source has no image")
+        self._size = self._sizes.shard(candidates)
+        image_bytes = self._number("select sum(size) from listing") / candidates
+        self._cell = self._sizes.cell(self._size, image_bytes)
 
     def _drop_duplicates(self, listed: int) -> None:
         """Fills `listing` with each candidate once; `listed` is how many rows there are."""
@@ -345,7 +337,7 @@ class _ShardPlanner:
         stays = self._previous is not None and entries.holds_those_of(self._previous.entries)
         with ManifestWriter(entries, self._listing.labels) as writer:
             for kept, rows in self._kept_shards():
-                cells = _cells_left(kept, rows["place"].to_numpy())
+                cells = cells_left(kept, rows["place"].to_numpy())
                 content = (kept.content,) if kept.cells else ()
                 writer.add(
                     kept.fold,
@@ -355,11 +347,24 @@ class _ShardPlanner:
                     (*content, *kept.origins)[:MOST_ORIGINS],
                 )
                 sizes.add(kept.fold, self._value_of(rows), rows.num_rows)
-            for fold, rows in self._fresh_shards(sizes):
-                cells = _new_cells(rows, self._cell)
+            for fold, rows, cell in self._fresh_shards(sizes):
+                cells = new_cells(rows, cell)
                 writer.add(fold, rows.select(self._columns).rename_columns(names), cells=cells)
         listing = self._listing
         return writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
+
+    def write_block(self, entries: Entries) -> Manifest:
+        """Writes the shards of a block; see `plan_block`.
+
+        Returns:
+            The manifest.
+        """
+        self._size = self._sizes.shard(MANY)
+        self._db.execute("create view fresh as select * from listing")
+        with ManifestWriter(entries) as writer:
+            for fold, rows, cell in self._shards_of_blocks([]):
+                writer.add(fold, rows, cells=new_cells(rows, cell))
+        return writer.manifest(self._size, duplicates=self._duplicates)
 
     def _kept_shards(self) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Finds the shards of the previous plan that still have members.
@@ -378,43 +383,51 @@ class _ShardPlanner:
         for shard, of_shard in groupby(pieces, lambda piece: piece["shard"][0].as_py()):
             yield self._previous.heads[shard], pa.Table.from_batches(list(of_shard))
 
-    def _fresh_shards(self, sizes: FoldSizes) -> Iterator[tuple[int, pa.Table]]:
+    def _fresh_shards(self, sizes: FoldSizes) -> Iterator[tuple[int, pa.Table, int]]:
         """Cuts the candidates that are in no kept shard into new ones, fold by fold.
 
         Args:
             sizes: How many candidates of kept shards each fold has.
 
         Yields:
-            The fold and the members of each shard.
+            The fold and the members of each shard, and the size of its cells.
         """
         if self._by is None and self._number("select count(*) from fresh") >= MANY:
             bound = "select count(*) from fresh where access <> '' or \"group\" <> ''"
             if not self._number(bound):
-                yield from self._hashed_shards()
+                found = f"select uri from fresh where {ends_block()} order by uri"
+                ends = [uri for (uri,) in self._db.execute(found).fetchall()]
+                yield from self._shards_of_blocks(ends)
                 return
         files = [FoldFile(os.path.join(self._folder, f"{fold}.arrow")) for fold in range(FOLDS)]
         self._assign_folds(sizes, files)
         for fold, rows_on_disk in enumerate(files):
             for rows in self._new_shards(self._by_name(rows_on_disk.batches())):
-                yield fold, rows
+                yield fold, rows, self._cell
 
-    def _hashed_shards(self) -> Iterator[tuple[int, pa.Table]]:
-        """Takes the fold of each candidate from the hash of its name; see `_fresh_shards`.
+    def _shards_of_blocks(self, ends: Sequence[str]) -> Iterator[tuple[int, pa.Table, int]]:
+        """Cuts candidates into shards block by block; see `_fresh_shards`.
 
-        Folds of many candidates are of nearly equal size anyway.
+        The fold of each candidate is taken from the hash of its name. Folds of many candidates are
+        of nearly equal size anyway. Nothing depends on other blocks.
+
+        Args:
+            ends: The uris that end blocks, in their order.
 
         Yields:
-            The fold and the members of each shard.
+            The fold and the members of each shard, and the size of its cells.
         """
         columns = ", ".join(quoted_column(name) for name in self._columns)
         query = (
-            f"select {columns}, (md5_number_lower(uri) % {FOLDS})::integer as fold from fresh "
-            "order by fold, uri"
+            f"select {columns}, {block_number(ends)} * {FOLDS} + "
+            f"(md5_number_lower(uri) % {FOLDS})::integer as place from fresh order by place, uri"
         )
-        pieces = _cut_at_changes(self._batches(query), "fold")
-        for fold, of_fold in groupby(pieces, lambda piece: piece["fold"][0].as_py()):
-            for rows in self._new_shards(of_fold):
-                yield fold, rows
+        pieces = _cut_at_changes(self._batches(query), "place")
+        for place, of_place in groupby(pieces, lambda piece: piece["place"][0].as_py()):
+            rows = pa.Table.from_batches(list(of_place))
+            cell = self._sizes.cell(self._size, pc.mean(rows["size"]).as_py())
+            for shard in _even_pieces(rows, self._size):
+                yield place % FOLDS, shard, cell
 
     def _assign_folds(self, sizes: FoldSizes, files: list[FoldFile]) -> None:
         """Writes each fresh candidate to the file of its fold.
@@ -528,6 +541,15 @@ class _ShardPlanner:
         yield from self._db.sql(query).to_arrow_reader(BATCH_ROWS)
 
 
+def _even_pieces(rows: pa.Table, most: int) -> Iterator[pa.Table]:
+    """Cuts rows into as few pieces of at most `most` rows as may be, of nearly equal size."""
+    pieces = -(-rows.num_rows // most)
+    each = -(-rows.num_rows // (pieces * SHARD_MULTIPLE)) * SHARD_MULTIPLE
+    each = min(each, most)
+    for start in range(0, rows.num_rows, each):
+        yield rows.slice(start, each)
+
+
 def _cut_at_changes(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[pa.RecordBatch]:
     """Cuts batches where the value of a column changes.
 
@@ -540,50 +562,6 @@ def _cut_at_changes(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[
         starts = [0, *(np.flatnonzero(changes) + 1), batch.num_rows]
         for start, end in pairwise(starts):
             yield batch.slice(start, end - start)
-
-
-def _new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
-    """Cuts a new shard into cells, at the end of a folder where one is near.
-
-    Args:
-        rows: The members of the shard.
-        size: How many members a cell should have. It has a quarter less or more to end where a
-            folder does, so that a folder that is deleted touches few cells.
-
-    Returns:
-        How many members each cell has; nothing if it is one cell.
-    """
-    slack = size // CELL_SLACK
-    if rows.num_rows <= size + slack:
-        return ()
-    folders = pc.replace_substring_regex(rows["uri"].combine_chunks(), "[^/]*$", "")
-    ends = pc.not_equal(folders[1:], folders[:-1]).to_numpy(zero_copy_only=False)
-    ends = np.flatnonzero(ends) + 1
-    cells, start = [], 0
-    while rows.num_rows - start > size + slack:
-        wanted = start + size
-        near = ends[np.searchsorted(ends, wanted - slack) :]
-        near = near[: np.searchsorted(near, wanted + slack, side="right")]
-        end = int(near[np.abs(near - wanted).argmin()]) if len(near) else wanted
-        cells.append(end - start)
-        start = end
-    return (*cells, rows.num_rows - start)
-
-
-def _cells_left(shard: ShardHead, places: NDArray[np.int32]) -> tuple[int, ...]:
-    """Returns how many members each cell still has, without cells that have none.
-
-    Args:
-        shard: The shard as it was.
-        places: Where in it those members were that are left.
-
-    Returns:
-        The sizes of the cells; nothing if the shard is one cell.
-    """
-    ends = np.cumsum(shard.cells)
-    left = np.bincount(np.searchsorted(ends, places, side="right"))
-    sizes = tuple(int(size) for size in left if size)
-    return sizes if len(sizes) > 1 else ()
 
 
 def _rows_of(manifest: Manifest) -> Iterator[pa.RecordBatch]:

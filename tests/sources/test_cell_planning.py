@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.sources import Entries, Entry, Manifest, plan
-from pipeline.sources.sharding import (
+from pipeline.sources.shard_sizes import (
     CELL_SHARE,
     MAX_SHARD_IMAGES,
     USUAL_CELL_IMAGES,

@@ -31,7 +31,7 @@ from pipeline.sources import (
 )
 from pipeline.sources.entries_file import ENTRIES
 from pipeline.sources.manifest_file import HEADS_A_GROUP
-from pipeline.sources.sharding import default_shard_images
+from pipeline.sources.shard_sizes import default_shard_images
 from pipeline.sources.table_digest import table_digest
 from pipeline.spec import FOLDS
 from tests.support.builders import with_digest
@@ -394,7 +394,7 @@ def test_many_images_get_their_folds_from_a_hash_and_shards_have_neighbours(
     assert all(abs(size - 250) < 5 * 250**0.5 for size in sizes.values())
     for earlier, later in pairwise(manifest.shards):
         if earlier.fold == later.fold:
-            assert len(earlier.members) == 40
+            assert len(earlier.members) in (32, 40)  # in as few shards as may be, of equal size
             assert earlier.members[-1].uri < later.members[0].uri
     # A day that is deleted touches its own shards only: at most two of each fold.
     rest = [entry for entry in found if not entry.uri.startswith("s3://b/day=011/")]

@@ -32,7 +32,7 @@ from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import plan_folds
 from pipeline.engine import InProcess
 from pipeline.sources import entries_file, plan
-from pipeline.sources.sharding import default_shard_images
+from pipeline.sources.shard_sizes import default_shard_images
 from pipeline.spec import PRODUCTS
 from pipeline.storage import Stored, objects
 from tests.golden.handmade import entries

@@ -1,0 +1,61 @@
+"""Cuts shards into cells, whose sums are kept apart, and finds what is left of earlier cells.
+
+>>> new_cells(rows, size=128)                                  # doctest: +SKIP
+(128, 120, 136)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.sources.entry import ShardHead
+
+CELL_SLACK = 4
+"""A cell may have this part of its size more or less, to end where a folder does."""
+
+
+def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
+    """Cuts a new shard into cells, at the end of a folder where one is near.
+
+    Args:
+        rows: The members of the shard.
+        size: How many members a cell should have. It has a quarter less or more to end where a
+            folder does, so that a folder that is deleted touches few cells.
+
+    Returns:
+        How many members each cell has; nothing if it is one cell.
+    """
+    slack = size // CELL_SLACK
+    if rows.num_rows <= size + slack:
+        return ()
+    folders = pc.replace_substring_regex(rows["uri"].combine_chunks(), "[^/]*$", "")
+    ends = pc.not_equal(folders[1:], folders[:-1]).to_numpy(zero_copy_only=False)
+    ends = np.flatnonzero(ends) + 1
+    cells, start = [], 0
+    while rows.num_rows - start > size + slack:
+        wanted = start + size
+        near = ends[np.searchsorted(ends, wanted - slack) :]
+        near = near[: np.searchsorted(near, wanted + slack, side="right")]
+        end = int(near[np.abs(near - wanted).argmin()]) if len(near) else wanted
+        cells.append(end - start)
+        start = end
+    return (*cells, rows.num_rows - start)
+
+
+def cells_left(shard: ShardHead, places: NDArray[np.int32]) -> tuple[int, ...]:
+    """Returns how many members each cell still has, without cells that have none.
+
+    Args:
+        shard: The shard as it was.
+        places: Where in it those members were that are left.
+
+    Returns:
+        The sizes of the cells; nothing if the shard is one cell.
+    """
+    ends = np.cumsum(shard.cells)
+    left = np.bincount(np.searchsorted(ends, places, side="right"))
+    sizes = tuple(int(size) for size in left if size)
+    return sizes if len(sizes) > 1 else ()

@@ -1,0 +1,113 @@
+"""Tests that a large source is planned block by block as it is planned as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.sources import (
+    Entries,
+    Entry,
+    Listing,
+    NewShardSizes,
+    blocks,
+    plan,
+    plan_block,
+    sharding,
+)
+from pipeline.spec import FOLDS
+
+BLOCK = 50
+
+NAMES = st.lists(
+    st.text("ab'%/é0", min_size=1, max_size=6).map(lambda text: f"s3://b/{text}.jpg"),
+    min_size=40,
+    max_size=300,
+    unique=True,
+)
+
+SIZES = st.builds(
+    NewShardSizes,
+    shard_images=st.sampled_from([None, 5, 8, 24]),
+    cell_images=st.sampled_from([None, 3]),
+    cell_bytes=st.sampled_from([None, 50]),
+    least_cell_images=st.just(2),
+)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "MANY", 40)
+    monkeypatch.setattr(blocks, "BLOCK_IMAGES", BLOCK)
+
+
+def ends_of(uris: list[str]) -> list[str]:
+    """The uris that end blocks, found without SQL."""
+    numbers = {u: int.from_bytes(hashlib.md5(u.encode()).digest()[8:], "little") for u in uris}
+    return sorted(u for u, number in numbers.items() if number // FOLDS % BLOCK == 0)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
+@given(NAMES, SIZES, st.randoms())
+def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
+    uris: list[str], sizes: NewShardSizes, random: object
+) -> None:
+    found = [Entry(uri, "", 10 + len(uri), uri[-7]) for uri in uris]
+    listing, entries = Listing.of(found), Entries()
+    options = {name: getattr(sizes, name) for name in NewShardSizes.__dataclass_fields__}
+    whole = plan(listing, entries=entries, **options)
+    ends = ends_of(uris)
+    bounds: list[str | None] = ["", *ends]
+    if not ends or ends[-1] != max(uris):
+        bounds.append(None)
+    heads = []
+    for after, until in pairwise(bounds):
+        heads += plan_block(listing, after or "", until, sizes, entries).heads
+    assert [replace(head, index=at) for at, head in enumerate(heads)] == list(whole.heads)
+
+
+def test_a_name_that_goes_changes_its_own_block_alone() -> None:
+    uris = [f"s3://b/{i:04}.jpg" for i in range(1_000)]
+    ends = ends_of(uris)
+    assert len(ends) > 5
+    gone = next(uri for uri in uris if ends[2] < uri < ends[3])
+    before = plan([Entry(uri, "", 9, "e") for uri in uris], shard_images=8)
+    after = plan([Entry(uri, "", 9, "e") for uri in uris if uri != gone], shard_images=8)
+    moved = {h.digest for h in before.heads} - {h.digest for h in after.heads}
+    shards = [s for s in before.shards if s.digest in moved]
+    assert shards
+    assert all(ends[2] < e.uri <= ends[3] for s in shards for e in s.members)
+
+
+def test_a_name_that_ends_a_block_and_goes_joins_two() -> None:
+    uris = [f"s3://b/{i:04}.jpg" for i in range(1_000)]
+    ends = ends_of(uris)
+    before = plan([Entry(uri, "", 9, "e") for uri in uris], shard_images=8)
+    after = plan([Entry(uri, "", 9, "e") for uri in uris if uri != ends[2]], shard_images=8)
+    moved = {h.digest for h in before.heads} - {h.digest for h in after.heads}
+    touched = [e.uri for s in before.shards if s.digest in moved for e in s.members]
+    assert ends[1] < min(touched)
+    assert max(touched) <= ends[3]
+
+
+def test_shards_of_a_block_are_nearly_equal() -> None:
+    uris = [f"s3://b/{i:05}.jpg" for i in range(4_000)]
+    made = plan([Entry(uri, "", 9, "e") for uri in uris], shard_images=16)
+    ends = ends_of(uris)
+
+    def place(uri: str) -> int:
+        return sum(end < uri for end in ends)
+
+    of_block: dict[tuple[int, int], list[int]] = {}
+    for shard in made.shards:
+        key = place(shard.members[0].uri), shard.fold
+        assert {place(e.uri) for e in shard.members} == {key[0]}
+        of_block.setdefault(key, []).append(len(shard.members))
+    for sizes in of_block.values():
+        assert max(sizes) <= 16
+        assert len(sizes) == -(-sum(sizes) // 16) or len(set(sizes[:-1])) == 1
