@@ -2,8 +2,9 @@
 
     >>> build_datasets(Catalogue("dnas"), [Request("a", "photos/")], InProcess())  # doctest: +SKIP
 
-All requests are planned first. Then the missing shards of all datasets are counted together, and
-each dataset is reduced and committed as soon as its last shard is counted. After a crash, the same
+All requests are planned first; shards of a very large source are counted while it is still listed.
+Then the missing shards of all datasets are counted together, and each dataset is reduced and
+committed as soon as its last shard is counted. After a crash, the same
 call does only what is missing.
 """
 
@@ -15,9 +16,11 @@ from dataclasses import replace
 
 from pipeline import storage
 from pipeline.building.committer import finish_dataset
+from pipeline.building.counting_ahead import CountingAhead
+from pipeline.building.plan_counting import CountedDataset, count_shards
 from pipeline.building.planner import Planner, unchanged_result
 from pipeline.building.request import Request, Result, require_apart, require_shared
-from pipeline.building.runner import CountedDataset, count_shards, require_counted
+from pipeline.building.runner import require_counted
 from pipeline.building.shard_time import note_speed
 from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind, require_backend
@@ -141,10 +144,12 @@ def _plan_and_count(
         if attempt:
             names = ", ".join(request.name for request in pending)
             planner.progress(Said(f"the source changed while it was read: {names}"))
-        plans = planner.plans(pending, failed)
+        with CountingAhead(planner.engine, planner.progress) as ahead:
+            plans = planner.plans(pending, ahead, failed)
+            counted_ahead = ahead.finish()
         for request in pending:
             counted.pop(request.name, None)  # it was planned from an outdated listing
-        found = count_shards(plans, planner.engine, planner.progress, landed)
+        found = count_shards(plans, planner.engine, planner.progress, landed, counted_ahead)
         for each in found.values():
             recipe = each.plan.job.recipe
             spec = recipe.spec.digest

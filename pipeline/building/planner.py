@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from pipeline import storage
 from pipeline.buffers import sha256
+from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.earlier_plan import kept_plan, plan_to_change, selection_of
 from pipeline.building.request import Request, Result
 from pipeline.building.shard_time import most_shard_images
@@ -46,6 +47,8 @@ from pipeline.sources import (
     Listing,
     ListingCheckpoint,
     Manifest,
+    NewShardSizes,
+    PlanAhead,
     list_changed,
     list_source,
 )
@@ -108,12 +111,16 @@ class Planner:
     noted: set[str] = field(default_factory=set)
 
     def plans(
-        self, requests: Sequence[Request], failed: Callable[[str, Exception], None]
+        self,
+        requests: Sequence[Request],
+        ahead: CountingAhead,
+        failed: Callable[[str, Exception], None],
     ) -> list[DatasetPlan]:
         """Plans the requests, each by itself.
 
         Args:
             requests: What to plan.
+            ahead: Counts shards of large sources while they are listed.
             failed: Is called with the name of each request that cannot be planned, and why.
 
         Returns:
@@ -122,12 +129,12 @@ class Planner:
         plans = []
         for request in requests:
             try:
-                plans.append(self._plan(request))
+                plans.append(self._plan(request, ahead))
             except Exception as error:
                 failed(request.name, error)
         return plans
 
-    def _plan(self, request: Request) -> DatasetPlan:
+    def _plan(self, request: Request, ahead: CountingAhead) -> DatasetPlan:
         catalogue = self.catalogue
         network = describe(request.extractor, request.weights, request.taps)
         if network.weights_uri:
@@ -140,21 +147,18 @@ class Planner:
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
         products = products_of(request, network, base)
-        cell_bytes = expected_bytes(spec, products)
-        manifest, parts, changes = self._manifest_and_parts(
-            request, spec.digest, cell_bytes, base, head
-        )
-        request = replace(request, by=_effective_by(request, base))
-        uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         ranges_uri = catalogue.ranges_uri(found.digest)
-        work_uri = catalogue.work_uri(request.name, spec.digest)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
-        job = ShardJob(recipe, uri, work_uri, catalogue.entries_uri)
         spec_uri = catalogue.spec_uri(spec.digest)
         if not storage.exists(ranges_uri):
             storage.create(ranges_uri, encode_ranges(found, network, **provenance))
         if not storage.exists(spec_uri):
             storage.create(spec_uri, canonical_json(spec.to_json()))
+        manifest, parts, changes = self._manifest_and_parts(request, recipe, base, head, ahead)
+        request = replace(request, by=_effective_by(request, base))
+        uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
+        work_uri = catalogue.work_uri(request.name, spec.digest)
+        job = ShardJob(recipe, uri, work_uri, catalogue.entries_uri)
         if base is not None and _is_up_to_date(catalogue, request, base, manifest, job, head):
             self._note_committed(request, base, manifest, products)
             return DatasetPlan(
@@ -225,12 +229,17 @@ class Planner:
             self.progress(Said(message))
 
     def _manifest_and_parts(
-        self, request: Request, spec: str, cell_bytes: int, base: Version | None, head: Commit
+        self,
+        request: Request,
+        recipe: Recipe,
+        base: Version | None,
+        head: Commit,
+        ahead: CountingAhead,
     ) -> tuple[Manifest, Mapping[str, Sequence[int]], ChangeCounts | None]:
         """Returns the manifest, the indices of each part's shards by its value, and the changes."""
         asked = replace(request, by=_effective_by(request, base))
         try:
-            manifest, changes = self._manifest(asked, spec, cell_bytes, base)
+            manifest, changes = self._manifest(asked, recipe, base, ahead)
             return manifest, _parts(asked, manifest, head), changes
         except UsageError as error:
             if not asked.by or request.by is not None:
@@ -240,28 +249,62 @@ class Planner:
             ) from error
 
     def _manifest(
-        self, request: Request, spec: str, cell_bytes: int, base: Version | None
+        self, request: Request, recipe: Recipe, base: Version | None, ahead: CountingAhead
     ) -> tuple[Manifest, ChangeCounts | None]:
         checkpoint, changes = self._checkpoint(request), None
+        spec, device = recipe.spec.digest, device_kind(self.resources)
+        sizes = NewShardSizes(
+            request.shard_images,
+            most_shard_images(self.catalogue, spec, device),
+            request.cell_images,
+            expected_bytes(recipe.spec, recipe.products),
+            LEAST_CELL_IMAGES[device],
+        )
+        before = kept_plan(self.catalogue, request.name, spec, base)
+        is_new = before is None and request.limit is None
         if request.changes is not None:
             listing, changes = self._apply(request, request.changes, spec, base)
         else:
-            listing = self.listings.get(request.name) or self._list(request, checkpoint)
-        manifest = plan_shards(
+            planning = self._plan_ahead(request, recipe, base, sizes, ahead) if is_new else None
+            listing = self.listings.get(request.name) or self._list(request, checkpoint, planning)
+        manifest = listing.planned or plan_shards(
             listing,
-            shard_images=request.shard_images,
-            previous=kept_plan(self.catalogue, request.name, spec, base),
+            previous=before,
             limit=request.limit,
             by=request.rules.label,
             entries=Entries(self.catalogue.entries_uri),
-            most_shard_images=most_shard_images(self.catalogue, spec, device_kind(self.resources)),
-            cell_images=request.cell_images,
-            cell_bytes=cell_bytes,
-            least_cell_images=LEAST_CELL_IMAGES[device_kind(self.resources)],
+            **asdict(sizes),
         )
         if checkpoint is not None:
             checkpoint.remove()
         return manifest, changes
+
+    def _plan_ahead(
+        self,
+        request: Request,
+        recipe: Recipe,
+        base: Version | None,
+        sizes: NewShardSizes,
+        ahead: CountingAhead,
+    ) -> PlanAhead:
+        """Returns how a source is planned while it is listed, if it turns out to be very large.
+
+        The network's backend is chosen and noted before anything is counted, so that a build that
+        goes on after a crash takes the same.
+        """
+        catalogue, name, spec = self.catalogue, request.name, recipe.spec.digest
+
+        def planned(some: Manifest) -> None:
+            backend = self._backend(request, recipe.network, spec, base)
+            if catalogue.planned_backend(name, spec) != backend:
+                catalogue.note_plan(name, spec, "", recipe.products, backend)
+            uri = catalogue.uri("manifests", spec, name, some.digest)
+            store_manifest(uri, some)
+            work = catalogue.work_uri(name, spec)
+            its = replace(recipe, backend=backend)
+            ahead.add(name, ShardJob(its, uri, work, catalogue.entries_uri), some)
+
+        return PlanAhead(sizes, Entries(catalogue.entries_uri), planned, ahead.mapper)
 
     def _apply(
         self, request: Request, changes: str, spec: str, base: Version | None
@@ -291,7 +334,9 @@ class Planner:
         uri = self.catalogue.listing_uri(place)
         return ListingCheckpoint(uri, datetime.now(UTC), relist=self.relist)
 
-    def _list(self, request: Request, checkpoint: ListingCheckpoint | None) -> Listing:
+    def _list(
+        self, request: Request, checkpoint: ListingCheckpoint | None, ahead: PlanAhead | None
+    ) -> Listing:
         if request.source:
             request.rules.canonical(request.source)  # refuses what must not be shown
         self.progress(Said(f"{request.name}: listing {request.source}"))
@@ -303,6 +348,7 @@ class Planner:
             cache=self.catalogue.archives_uri,
             outside=self.catalogue.root,
             progress=self.progress,
+            ahead=ahead,
         )
 
 

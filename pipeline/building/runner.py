@@ -10,7 +10,6 @@ from functools import partial
 from time import monotonic, sleep
 
 from pipeline import storage
-from pipeline.building.planner import DatasetPlan
 from pipeline.building.waiting import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR, SharedShards
 from pipeline.counting import ShardJob, ShardReceipt, order_of_claims
 from pipeline.engine import Engine
@@ -78,10 +77,19 @@ class Ran:
         seconds: How long workers had these shards, added up.
     """
 
-    shards: int
-    errors: tuple[ShardReceipt, ...]
+    shards: int = 0
+    errors: tuple[ShardReceipt, ...] = ()
     images: int = 0
     seconds: float = 0.0
+
+    def with_more(self, later: Ran) -> Ran:
+        """Returns this and what a later run has counted; the errors are those of the later run."""
+        return Ran(
+            self.shards + later.shards,
+            later.errors,
+            self.images + later.images,
+            self.seconds + later.seconds,
+        )
 
 
 def run_missing(
@@ -261,59 +269,3 @@ def _stored_keys(work_uri: str) -> set[str]:
     except SourceError:
         return set()
     return {item.uri.rpartition("/")[2].removesuffix(".parquet") for item in items}
-
-
-@dataclass(frozen=True)
-class CountedDataset:
-    """What became of a plan's shards.
-
-    Attributes:
-        plan: The plan.
-        shards: How many shards were counted now.
-        errors: The receipts of those that could not be counted.
-        images: How many images were counted now.
-        seconds: How long workers had their shards, added up.
-    """
-
-    plan: DatasetPlan
-    shards: int = 0
-    errors: tuple[ShardReceipt, ...] = ()
-    images: int = 0
-    seconds: float = 0.0
-
-    @property
-    def changed(self) -> bool:
-        """Whether shards failed, all of them because the source changed since it was listed."""
-        return bool(self.errors) and all(receipt.changed for receipt in self.errors)
-
-
-def count_shards(
-    plans: Sequence[DatasetPlan],
-    engine: Engine,
-    progress: Listener,
-    landed: Callable[[CountedDataset], None],
-) -> dict[str, CountedDataset]:
-    """Runs the missing shards of all plans.
-
-    Args:
-        plans: The plans, of different datasets.
-        engine: Where the shards run.
-        progress: Is told of each shard.
-        landed: Is called with each dataset whose shards are all stored while others still run.
-
-    Returns:
-        What became of each plan's shards, by the name of its dataset.
-    """
-    pending = [p for p in plans if not p.up_to_date]
-    counted = {p.request.name: CountedDataset(p) for p in plans}
-    for p in plans:
-        if p.up_to_date and pending:
-            landed(counted[p.request.name])
-
-    def all_stored(at: int, shards: int) -> None:
-        landed(CountedDataset(pending[at], shards))
-
-    ran = run_missing([(p.job, p.manifest) for p in pending], engine, progress, all_stored)
-    for p, its in zip(pending, ran, strict=True):
-        counted[p.request.name] = CountedDataset(p, its.shards, its.errors, its.images, its.seconds)
-    return counted

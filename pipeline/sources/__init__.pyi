@@ -26,5 +26,5 @@ from .shard_sizes import SHARD_MULTIPLE as SHARD_MULTIPLE
 from .shard_sizes import USUAL_CELL_IMAGES as USUAL_CELL_IMAGES
 from .shard_sizes import NewShardSizes as NewShardSizes
 from .sharding import plan as plan
-from .sharding import plan_block as plan_block
 from .source import list_source as list_source
+from .task_listing import PlanAhead as PlanAhead

@@ -20,12 +20,15 @@ BLOCK_IMAGES = 2**19
 small blocks would make too many; a large block has to wait long until it is listed."""
 
 
-def ends_block() -> str:
+def ends_block(block_images: int) -> str:
     """Returns SQL that tells whether the `uri` ends a block.
 
     The lowest digit of the hash is the image's fold, so the others are taken.
+
+    Args:
+        block_images: How many images a block has on average.
     """
-    return f"(md5_number_lower(uri) // {FOLDS}) % {BLOCK_IMAGES} = 0"
+    return f"(md5_number_lower(uri) // {FOLDS}) % {block_images} = 0"
 
 
 def between(after: str, until: str | None) -> str:

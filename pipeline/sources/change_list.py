@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -45,7 +45,7 @@ from pipeline.sources.lists_and_tables import (
 )
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.rules import Rules
-from pipeline.sources.source import PAGE_OBJECTS, SourceLister
+from pipeline.sources.source_lister import PAGE_OBJECTS, SourceLister
 from pipeline.sources.table_file import JSON_LINES, TABLE_EXTENSIONS
 from pipeline.storage import Stored
 from pipeline.wording import option
@@ -195,10 +195,10 @@ class _ChangeLister(SourceLister):
                 f"{option('changes')} does not go with a glob, and the source is {self._shown}; "
                 f"name its folder, and give {option('include')}"
             )
-        if before.source != self._source:
+        if before.source != self.source:
             raise UsageError(
                 f"the images were listed from {storage.readable(before.source)}, and the source is "
-                f"{storage.readable(self._source)} now; build once without {option('changes')}"
+                f"{storage.readable(self.source)} now; build once without {option('changes')}"
             )
         if before.labels != self._labels:
             raise UsageError(
@@ -220,7 +220,7 @@ class _ChangeLister(SourceLister):
         Raises:
             UsageError: It is no change list.
         """
-        uri, rules = self._uri_of_changes, self._rules
+        uri, rules = self._uri_of_changes, self.rules
         lines = splitext(uri)[1].lower() in JSON_LINES and storage.exists(uri)
         if lines and not storage.info(uri).size:
             return None
@@ -243,7 +243,7 @@ class _ChangeLister(SourceLister):
             )
         return table if self._table is None else replace(table, group=self._table.group)
 
-    def _pages(self, outside: str | None) -> Iterator[Iterable[tuple[Any, ...]]]:
+    def _pages(self, outside: str | None) -> Generator[Iterable[tuple[Any, ...]], None, None]:
         """Yields pages of arguments for `_add_object`: what was added and what was changed."""
         empty = NAMED_SCHEMA.empty_table()
         self._db.register("page", empty)
@@ -271,7 +271,7 @@ class _ChangeLister(SourceLister):
             word = row[CHANGE_COLUMN]
             if word not in CHANGE_WORDS:
                 raise SourceError(f"{CHANGE_COLUMN} is {shortened(word)}; it must be {ONE_OF_THEM}")
-            uri = absolute_uri(table.name_in(row), self._root, self._rules)
+            uri = absolute_uri(table.name_in(row), self._root, self.rules)
             if self._kind in ("table", "list"):
                 require_nameable(uri, table.uri)
             elif not f"{uri}/".startswith(f"{self._root.rstrip('/')}/"):
@@ -310,7 +310,7 @@ class _ChangeLister(SourceLister):
         item = change.row.item
         if self._inventory is not None and outside is not None:
             if item.uri.startswith(f"{outside}/"):
-                self._candidates.filtered += 1
+                self.candidates.filtered += 1
                 return False
         elif self._table is None:
             next(self._found([item], outside))
@@ -372,7 +372,7 @@ class _ChangeLister(SourceLister):
         }
         columns = ", ".join(f"{quoted_column(name)} {kind}" for name, kind in kinds.items())
         self._db.execute(f"create table touched ({columns})")
-        parts = [part.replace("'", "''") for part in self._candidates.listing(self._source).parts]
+        parts = [part.replace("'", "''") for part in self.candidates.listing(self.source).parts]
         files = ", ".join(f"'{part}'" for part in parts)
         names = ", ".join(map(quoted_column, self._columns))
         found = f"read_parquet([{files}])" if parts else "touched where false"
@@ -407,7 +407,7 @@ class _ChangeLister(SourceLister):
             self._db.register("chunk", named)
             self._db.execute("insert into touched select * from chunk")
             self._db.unregister("chunk")
-        self._candidates.add_table(joined.filter(pc.invert(joined["hit"])).select(self._columns))
+        self.candidates.add_table(joined.filter(pc.invert(joined["hit"])).select(self._columns))
 
     def _require_no_folder(self, uris: pa.Array) -> None:
         """Checks that the list names images, and no folder that images are in.
@@ -457,7 +457,7 @@ class _ChangeLister(SourceLister):
             removed=self._number(f"{names} touched anti join found using (uri, member)"),
             changed=kept - equal,
             unchanged=equal + absent,
-            filtered=self._candidates.filtered,
+            filtered=self.candidates.filtered,
         )
 
     def _number(self, rows: str) -> int:

@@ -28,10 +28,30 @@ from pipeline.errors import StorageError
 from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.entry import Entry
 from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
+from pipeline.sources.manifest import Manifest
 from pipeline.storage import Stored
 
 PART_ENTRIES = 100_000
 """Candidates that are collected in memory before they are written."""
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A part of a listing in storage. Its candidates are sorted by their uris.
+
+    Attributes:
+        uri: Where it is.
+        rows: How many candidates it has, at least one.
+        first: The uri of the first one.
+        last: The uri of the last one.
+        ends: Those of its uris that end a block (see `blocks`).
+    """
+
+    uri: str
+    rows: int
+    first: str
+    last: str
+    ends: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,8 @@ class Listing:
         labels: The names of the labels.
         filtered: How many files the rules leave out.
         duplicates: How many members of archives are replaced by a later one of the same name.
+        planned: The plan of the source, if it was made while the source was listed. There are no
+            parts then.
     """
 
     source: str
@@ -54,6 +76,7 @@ class Listing:
     labels: tuple[str, ...] = ()
     filtered: int = 0
     duplicates: int = 0
+    planned: Manifest | None = None
     _folders: tuple[_TemporaryFolder, ...] = field(default=(), repr=False)
 
     @classmethod
@@ -116,7 +139,8 @@ class ListingWriter:
         duplicates: How many members of archives a later one replaced so far.
         archives: Archives to look into once everything is listed. A part records those that came
             since the part before it.
-        total: How many candidates came so far.
+        stored: Parts that tasks have put into storage. They are no files here.
+        total: How many candidates came so far, with those of stored parts.
         resumed: How many of them came from the checkpoint.
 
     Args:
@@ -131,9 +155,11 @@ class ListingWriter:
         self.filtered = 0
         self.duplicates = 0
         self.archives: list[Stored] = []
+        self.stored: list[StoredPart] = []
         self.total = 0
         self._folder = _TemporaryFolder()
         self._paths: list[str] = []
+        self._made = 0
         self._labels = tuple(labels)
         names = label_columns(labels)
         self._schema = pa.schema([*ENTRY_SCHEMA, *((name, pa.string()) for name in names)])
@@ -143,7 +169,7 @@ class ListingWriter:
         self._checkpoint = checkpoint
         for data in checkpoint.take_parts() if checkpoint else ():
             self._resume(data)
-        self._archives_recorded = len(self.archives)
+        self._archives_recorded, self._stored_recorded = len(self.archives), len(self.stored)
         self.resumed = self.total
 
     def add(
@@ -196,20 +222,54 @@ class ListingWriter:
         goes on behind the last of them.
         """
         if self._waiting >= PART_ENTRIES:
-            path = self._flush()
-            if self._checkpoint is not None and path is not None:
-                self._checkpoint.store(path)
+            self.end_part()
 
-    def listing(self, source: str) -> Listing:
-        """Returns the candidates added so far as a listing of a source."""
+    def end_part(self) -> None:
+        """Writes a part of the candidates that are in none yet; see `end_page`."""
+        path = self._flush()
+        if self._checkpoint is not None and path is not None:
+            self._checkpoint.store(path)
+
+    def end_round(self, stored: Sequence[StoredPart]) -> None:
+        """Records parts that tasks have stored, so that an interrupted listing goes on behind them.
+
+        Args:
+            stored: The parts. What the tasks have ignored was added before.
+        """
+        self.stored += stored
+        self.total += sum(part.rows for part in stored)
+        path = self._write(self._schema.empty_table())
+        if self._checkpoint is not None:
+            self._checkpoint.store(path)
+        self._paths.remove(str(path))
+        path.unlink()
+
+    def take_stored(self, data: bytes) -> None:
+        """Takes a stored part over as a file. Its candidates were counted when it was stored."""
+        with _disk_errors():
+            self._new_path().write_bytes(data)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files of the candidates that were added here."""
         self._flush()
+        return tuple(self._paths)
+
+    def listing(self, source: str, planned: Manifest | None = None) -> Listing:
+        """Returns the candidates added so far as a listing of a source.
+
+        Args:
+            source: What was listed.
+            planned: The plan of all candidates, if there is one.
+        """
         return Listing(
             source,
-            tuple(self._paths),
+            self.paths if planned is None else (),
             dict(self.ignored),
             self._labels,
             self.filtered,
             self.duplicates,
+            planned,
             (self._folder,),
         )
 
@@ -228,8 +288,9 @@ class ListingWriter:
         if self._checkpoint is not None:
             since = self.archives[self._archives_recorded :]
             notes["archives"] = [[item.uri, item.size, item.identity] for item in since]
+            notes["stored"] = [asdict(part) for part in self.stored[self._stored_recorded :]]
             notes |= self._checkpoint.notes()
-            self._archives_recorded = len(self.archives)
+            self._archives_recorded, self._stored_recorded = len(self.archives), len(self.stored)
         with (
             _disk_errors(),
             path.open("wb") as sink,
@@ -241,7 +302,8 @@ class ListingWriter:
         return path
 
     def _new_path(self) -> Path:
-        path = Path(self._folder.path) / f"{len(self._paths):06d}.parquet"
+        self._made += 1
+        path = Path(self._folder.path) / f"{self._made:06d}.parquet"
         self._paths.append(str(path))
         return path
 
@@ -257,7 +319,9 @@ class ListingWriter:
         self.archives += [
             Stored(uri, size, identity, None) for uri, size, identity in notes["archives"]
         ]
-        self.total += file.rows
+        stored = [StoredPart(**part) for part in notes.get("stored", ())]
+        self.stored += stored
+        self.total += file.rows + sum(part.rows for part in stored)
 
 
 class _TemporaryFolder:

@@ -36,6 +36,7 @@ class ListingCheckpoint:
     Attributes:
         ranges: How far each range of keys was read, by its number (see `list_pages`).
         written: When the last part that was found was written. None if there was none.
+        parts_folder: Where tasks put the parts that they list. A part here states which they are.
 
     Args:
         folder: Where the parts lie.
@@ -45,12 +46,14 @@ class ListingCheckpoint:
 
     def __init__(self, folder: str, now: datetime, *, relist: bool = False) -> None:
         self._folder = folder
+        self.parts_folder = f"{folder}-parts"
         self._now = now
         self._reset()
         self._owned = True
         items = sorted(_objects_in(folder), key=lambda item: item.uri)
         if items and (relist or not self._load(items)):
             storage.delete_tree(folder)
+            storage.delete_tree(self.parts_folder)
             self._reset()
         self._next = len(self._parts)
 
@@ -114,9 +117,10 @@ class ListingCheckpoint:
             self._next += 1
 
     def remove(self) -> None:
-        """Deletes the parts once the listing has been planned."""
+        """Deletes the parts, those of tasks, too, once the listing has been planned."""
         if self._next:
             storage.delete_tree(self._folder)
+            storage.delete_tree(self.parts_folder)
 
     def _uri(self, number: int) -> str:
         return storage.join(self._folder, f"{number:06d}.parquet")

@@ -60,7 +60,7 @@ def list_pages(uri: str, ranges: dict[int, KeyRange] | None = None) -> Iterator[
     state = ranges if ranges is not None else {}
     if not state:
         state[0] = KeyRange("")
-    found = any(of_range.after for of_range in state.values())
+    found = any(of_range.after or of_range.done for of_range in state.values())
     todo = deque(sorted(number for number, of_range in state.items() if not of_range.done))
     begun: list[int] = []  # ranges with a page read and more to come; the last one split is last
     reading: dict[Future[tuple[list[Stored], str, bool]], int] = {}

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, StorageError, UsageError
+from pipeline.sources import blocks
 from pipeline.sources.blocks import between, block_number, ends_block
 from pipeline.sources.cell_cuts import cells_left, new_cells
 from pipeline.sources.database import connect, quoted_column, quoted_text
@@ -395,9 +396,9 @@ class _ShardPlanner:
         if self._by is None and self._number("select count(*) from fresh") >= MANY:
             bound = "select count(*) from fresh where access <> '' or \"group\" <> ''"
             if not self._number(bound):
-                found = f"select uri from fresh where {ends_block()} order by uri"
-                ends = [uri for (uri,) in self._db.execute(found).fetchall()]
-                yield from self._shards_of_blocks(ends)
+                is_end = ends_block(blocks.BLOCK_IMAGES)
+                ends = self._db.execute(f"select uri from fresh where {is_end} order by uri")
+                yield from self._shards_of_blocks([uri for (uri,) in ends.fetchall()])
                 return
         files = [FoldFile(os.path.join(self._folder, f"{fold}.arrow")) for fold in range(FOLDS)]
         self._assign_folds(sizes, files)

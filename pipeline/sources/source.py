@@ -3,52 +3,26 @@
     >>> list_source("photos/").ignored                        # doctest: +SKIP
     {'.txt': 3}
 
-A source is a folder or prefix, a glob, one object, a text list, a table with a column that names
-images, or a report of S3 Inventory. Archives among its objects are looked into (see
-`pipeline.sources.archives`). Files of well-known other kinds are ignored by their names, and
-counted. Everything else is a candidate whatever its name says: its content decides when it is
-decoded (see `pipeline.images`).
+`source_lister` says what a source may be. A prefix of S3 that turns out to be large is listed by
+tasks, if there is an engine with workers (see `task_listing`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from posixpath import splitext
-from time import monotonic
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.errors import SourceError, UsageError, printable
-from pipeline.events import Listener, Said, ignore
-from pipeline.mapper import Mapper, map_in_order
-from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
-from pipeline.sources.archives.index import ArchiveIndex, label_column
-from pipeline.sources.inventory import OBJECTS_SCHEMA, find_inventory
-from pipeline.sources.listing import Listing, ListingWriter, label_columns
+from pipeline.errors import UsageError
+from pipeline.events import Listener, ignore
+from pipeline.mapper import Mapper
+from pipeline.sources.listing import Listing
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
-from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
-from pipeline.sources.parallel_listing import list_pages
-from pipeline.sources.rules import Rules, other_kind
-from pipeline.storage import Stored
-from pipeline.wording import count_of, option, some_of
+from pipeline.sources.rules import Rules
+from pipeline.sources.source_lister import SourceLister
+from pipeline.sources.task_listing import PlanAhead, TaskListing
 
-PAGE_OBJECTS = 1000
-
-MOST_CLASSES = 1000
-"""Folders of more than so many are not taken for classes."""
-
-PLAIN_IMAGE = r"(?i)/[^/.][^/]*\.(jpe?g|png|webp|bmp|gif|tiff?|jp2|ppm|ico)$"
-"""What the uri of a file ends with that is a candidate and no archive."""
-
-SAY_SECONDS = 10.0
-"""Time between two messages about the progress of a listing."""
+ALONE = 2**18
+"""How many candidates of an S3 prefix this process lists before tasks go on: some ten seconds."""
 
 
 def list_source(
@@ -60,6 +34,7 @@ def list_source(
     cache: str | None = None,
     outside: str | None = None,
     progress: Listener | None = None,
+    ahead: PlanAhead | None = None,
 ) -> Listing:
     """Lists the candidates of a source.
 
@@ -73,9 +48,11 @@ def list_source(
         cache: The uri of a folder where the contents of archives are kept by their identity.
         outside: The uri of a folder of results, which no link in the source may lead into.
         progress: Is told how far the listing has come.
+        ahead: How a large prefix of single images is planned while it is listed. None does not.
 
     Returns:
-        The candidates. One that the source names twice may be there twice.
+        The candidates. One that the source names twice may be there twice. If the source was
+        planned while it was listed, the listing has the plan in place of candidates.
 
     Raises:
         UsageError: The source is empty, an option does not go with it, or a link leads into
@@ -86,382 +63,11 @@ def list_source(
     if not text:
         raise UsageError("the source is empty; give a folder, a glob, a list or a url")
     lister = SourceLister(text, rules or Rules(), checkpoint, progress or ignore)
-    lister.list_objects(outside and storage.resolved(outside))
+    in_tasks = lister.can_be_cut and mapper is not None and not mapper.in_process
+    lister.list_objects(outside and storage.resolved(outside), ALONE if in_tasks else None)
+    if mapper is not None and checkpoint is not None and in_tasks:
+        planned = TaskListing(lister, checkpoint, mapper, ahead).run()
+        if planned is not None:
+            return lister.listing(planned)
     lister.list_archives(mapper, cache)
     return lister.listing()
-
-
-@dataclass(frozen=True)
-class _NamedArchive:
-    """An archive that the source names.
-
-    `members` has the group and the labels of each member that a table names; the member "" stands
-    for all that have no row of their own.
-    """
-
-    item: Stored
-    members: dict[str, tuple[str | None, tuple[str | None, ...]]]
-
-
-class SourceLister:
-    """Lists one source: first its objects, then the members of its archives."""
-
-    def __init__(
-        self, text: str, rules: Rules, checkpoint: ListingCheckpoint | None, progress: Listener
-    ) -> None:
-        self._text, self._shown = text, printable(text)
-        self._rules = rules
-        self._progress = progress
-        self._uri = rules.canonical(text)
-        self._inventory = find_inventory(self._uri)
-        self._table = None if self._inventory else SourceTable.open(self._uri, rules)
-        self._labels = self._choose_labels()
-        self._archive_labels = self._choose_archive_labels()
-        self._kind = self._find_kind()
-        self._source = self._root = self._uri  # what was listed; what paths are relative to
-        if self._kind in ("table", "list"):
-            self._root = self._uri.rpartition("/")[0]
-            if self._table is not None:
-                self._root = self._table.folder(self._root)
-        elif self._kind == "glob":
-            fixed = text.split("*")[0].split("?")[0].split("[")[0]
-            self._source = self._root = rules.canonical(fixed.rpartition("/")[0] or ".")
-        elif self._inventory is not None:
-            self._source = self._root = self._inventory.bucket
-        self._is_plain = not (
-            any((rules.include, rules.exclude, rules.group_by, rules.by)) or self._archive_labels
-        )
-        self._checkpoint = checkpoint if self._kind == "prefix" else None
-        self._candidates = ListingWriter(self._labels, self._checkpoint)
-        self._archives: dict[str, _NamedArchive] = {}
-        for item in self._candidates.archives:
-            self._add_archive(item, "", None, ())
-        self._classes: dict[str, None] | None = None  # folders of an ImageFolder
-        if self._kind in ("prefix", "folder or object") and not rules.by:
-            self._classes = {}
-        self._last_said = self._started = monotonic()
-
-    def _choose_labels(self) -> tuple[str, ...]:
-        rules, table = self._rules, self._table
-        if table is None:
-            return (rules.label,) if rules.label else ()
-        if rules.label_depth:
-            raise UsageError(
-                f"by is {rules.by!r}, a number of folders, and {self._shown} is a table; name one "
-                f"of its labels: {', '.join(map(printable, table.labels))}{table.file.head()}"
-            )
-        if rules.by is not None and rules.by not in table.labels:
-            raise UsageError(
-                f"by is {rules.by!r}; the labels of {self._shown} are: "
-                f"{', '.join(map(printable, table.labels))}{table.file.head()}"
-            )
-        return table.labels
-
-    def _choose_archive_labels(self) -> tuple[str, ...]:
-        """Returns the labels that archives have to tell: those that are no folders."""
-        rules = self._rules
-        if self._table is not None:
-            return ()
-        by_column = rules.by if rules.label_depth is None else None
-        return tuple(dict.fromkeys(name for name in (by_column, rules.group_column) if name))
-
-    def _refuse_label(self, path: str) -> None:
-        """Says that a single image has no labels but its folders.
-
-        Raises:
-            UsageError: Always.
-        """
-        name = self._archive_labels[0]
-        choice = "by" if name == self._rules.by else "group_by"
-        folders = path.split("/")[:-1]
-        lies = f" lies in the folder {folders[0]!r}" if folders else ""
-        raise UsageError(
-            f"{choice.replace('_', '-')} is {name!r}, and {self._shown} is not a table or an "
-            f"archive with labels: {printable(path) or self._shown}{lies or ' is an image'}. "
-            f"{option(choice, 1)} goes by the first folder"
-        )
-
-    def _find_kind(self) -> str:
-        store = storage.store_of(self._uri)
-        if self._inventory is not None:
-            return "inventory"
-        if self._table is not None:
-            return "table"
-        if splitext(self._uri)[1].lower() == LIST_EXTENSION and storage.exists(self._uri):
-            return "list"
-        if any(mark in self._text for mark in "*?[") and not storage.exists(self._uri):
-            return "glob"  # a mark may also be part of a name, and a `?` begin a query
-        if store.is_local and not os.path.exists(storage.local_path(self._uri)):
-            raise SourceError(
-                f"{self._shown} does not exist; check the path. A source is a folder, a glob, a "
-                f"list of images ({LIST_EXTENSION}), a table, an archive, an image, or a url of one"
-            )
-        return "prefix" if store.lists_in_key_order else "folder or object"
-
-    def list_objects(self, outside: str | None) -> None:
-        """Lists the single images. Archives are noted for later.
-
-        Args:
-            outside: The folder that no link may lead into, with links followed.
-        """
-        if self._checkpoint and self._checkpoint.written:
-            self._progress(
-                Said(
-                    f"going on with the listing that was interrupted at "
-                    f"{self._checkpoint.written:%H:%M:%S} UTC "
-                    f"({count_of(self._candidates.resumed, 'candidate')})"
-                )
-            )
-        for page in self._pages(outside):
-            for row in page:
-                self._add_object(*row)
-            self._candidates.end_page()
-            self._say()
-
-    def _pages(self, outside: str | None) -> Iterator[Iterable[tuple[Any, ...]]]:
-        """Yields pages of arguments for `_add_object`, and adds what it can add as a whole."""
-        rows: Iterator[tuple[Any, ...]]
-        if self._inventory is not None:
-            for found in self._inventory.objects():
-                objects = found if outside is None else self._not_below(outside, found)
-                yield zip(self._add_plain_images(objects), strict=True)
-            return
-        if self._kind == "prefix":
-            ranges = self._checkpoint.ranges if self._checkpoint else None
-            for page in list_pages(self._uri, ranges):
-                columns = {n: [getattr(item, n) for item in page] for n in OBJECTS_SCHEMA.names}
-                yield zip(self._add_plain_images(pa.table(columns, OBJECTS_SCHEMA)), strict=True)
-            return
-        if self._table is not None:
-            rows = self._table.rows(self._root, self._rules)
-        elif self._kind == "list":
-            rows = zip(objects_in_list(self._uri, self._root, self._rules), strict=True)
-        elif self._kind == "glob":
-            local = storage.store_of(self._uri).is_local
-            rows = self._found(storage.glob(self._text if local else self._uri), outside)
-        else:
-            rows = self._found(storage.walk(self._uri), outside)
-        while some := list(islice(rows, PAGE_OBJECTS)):
-            yield some
-
-    def _not_below(self, folder: str, objects: pa.Table) -> pa.Table:
-        """Leaves out the objects of a folder of results, which lie in the bucket, too."""
-        theirs = pc.starts_with(objects["uri"], f"{folder}/")
-        self._candidates.filtered += pc.sum(theirs).as_py() or 0
-        return objects.filter(pc.invert(theirs))
-
-    def _add_plain_images(self, objects: pa.Table) -> Iterator[Stored]:
-        """Adds the objects that are candidates by their name alone, many times as fast.
-
-        Args:
-            objects: A table of `OBJECTS_SCHEMA`.
-
-        Yields:
-            The other objects, which the rules have to look at one by one.
-        """
-        if self._is_plain and self._classes is None:
-            plain = pc.match_substring_regex(objects["uri"], PLAIN_IMAGE)
-            self._candidates.add_objects(objects.filter(plain))
-            objects = objects.filter(pc.invert(plain))
-        for row in objects.to_pylist():
-            yield Stored(**row, modified=None)
-
-    def _found(self, items: Iterable[Stored], outside: str | None) -> Iterator[tuple[Stored]]:
-        """Yields the objects that a search finds.
-
-        Raises:
-            UsageError: A link led the search into `outside`.
-        """
-        last = ""
-        for item in items:
-            folder = item.uri.rpartition("/")[0]
-            if outside is not None and folder != last:
-                last = folder
-                if f"{storage.resolved(folder)}/".startswith(f"{outside}/"):
-                    raise UsageError(
-                        f"a link in {self._shown} leads to {storage.readable(outside)}: "
-                        f"{storage.readable(item.uri)} would be listed with the images. Remove the "
-                        "link, or put the results elsewhere"
-                    )
-            yield (item,)
-
-    def list_archives(self, mapper: Mapper | None, cache: str | None) -> None:
-        """Lists the members of the archives."""
-        if not self._archives:
-            return
-        self._progress(Said(f"looking into {count_of(len(self._archives), 'archive')}"))
-        task = partial(
-            encoded_index,
-            image_column=self._rules.image_column,
-            cache=cache,
-            labels=self._archive_labels,
-        )
-        many = map_in_order if mapper is None or mapper.in_process else mapper.map
-        for uri, data in many(task, [found.item for found in self._archives.values()]):
-            index = None if data is None else ArchiveIndex.decode(data, uri)
-            self._add_members(self._archives[uri], index)
-            self._say()
-
-    def listing(self) -> Listing:
-        """Returns the listing of everything that was found.
-
-        Raises:
-            SourceError: Nothing was found.
-        """
-        found = self._candidates.listing(self._source)
-        self._offer_parts()
-        if not self._candidates.total:
-            raise SourceError(
-                f"{self._shown} holds no image ("
-                f"{count_of(sum(found.ignored.values()), 'file')} of other kinds ignored, "
-                f"{found.filtered} left out by include and exclude)"
-            )
-        return found
-
-    def _add_object(
-        self,
-        item: Stored,
-        member: str = "",
-        group: str | None = None,
-        labels: Sequence[str | None] = (),
-    ) -> None:
-        path = self._relative(item.uri)
-        if archive_kind(item.uri) is not None:
-            if self._rules.excludes(path):
-                self._candidates.filtered += 1
-            else:
-                if item.uri not in self._archives:
-                    self._candidates.archives.append(item)
-                self._add_archive(item, member, group, labels)
-        elif not self._rules.selects(path):
-            self._candidates.filtered += 1
-        elif kind := other_kind(item.uri):
-            self._candidates.ignored[kind] += 1
-        else:
-            if self._archive_labels:
-                self._refuse_label(path)
-            self._note_class(path)
-            group = self._folder_group(item.uri) if group is None else group
-            labels = labels if self._table else self._folder_label(item.uri)
-            self._candidates.add(item.uri, "", item.size, item.identity, group, labels=labels)
-
-    def _note_class(self, path: str) -> None:
-        """Notes the folder of a single image, while all images lie in such folders."""
-        if self._classes is None:
-            return
-        folders = path.split("/")[:-1]
-        if len(folders) == 1:
-            self._classes[folders[0]] = None
-        if len(folders) != 1 or len(self._classes) > MOST_CLASSES:
-            self._classes = None
-
-    def _offer_parts(self) -> None:
-        """Offers to go by the folders, if they look like classes."""
-        if self._classes is not None and len(self._classes) > 1 and not self._archives:
-            names = some_of([printable(name) for name in sorted(self._classes)])
-            self._progress(
-                Said(
-                    f"the images lie in {count_of(len(self._classes), 'folder')} ({names}); "
-                    f"{option('by', 1)} also builds a dataset of each"
-                )
-            )
-
-    def _add_archive(
-        self, item: Stored, member: str, group: str | None, labels: Sequence[str | None]
-    ) -> None:
-        """Notes an archive, or one member of it that a table names.
-
-        Raises:
-            SourceError: It was named before with another group or label.
-        """
-        members = self._archives.setdefault(item.uri, _NamedArchive(item, {})).members
-        described = (group, tuple(labels))
-        if member in members:
-            self._candidates.duplicates += 1
-            if members[member] != described:
-                raise SourceError(
-                    f"{item.uri}::{member} is listed twice, as {members[member]} and {described}; "
-                    "it counts once, so give it one group and one of each label"
-                )
-        members[member] = described
-
-    def _add_members(self, archive: _NamedArchive, index: ArchiveIndex | None) -> None:
-        """Adds those members of an archive that are named and selected.
-
-        Raises:
-            SourceError: A member that is named does not exist.
-        """
-        item, path = archive.item, self._relative(archive.item.uri)
-        if index is None:  # a table without images
-            self._candidates.ignored[splitext(item.uri)[1].lower()] += 1
-            return
-        self._candidates.ignored.update(index.ignored)
-        self._candidates.duplicates += index.duplicates
-        names = index.members["member"].to_pylist()
-        if missing := archive.members.keys() - {"", *names}:
-            raise SourceError(f"{item.uri} has no member {min(missing)!r}, which is listed")
-        members_are_files = archive_kind(item.uri) not in TABLES
-        kept, groups, labels = [], [], []
-        told = [index.members[label_column(number)].to_pylist() for number in range(index.labels)]
-        for number, name in enumerate(names):
-            named = archive.members.get(name) or archive.members.get("")
-            if named is None:
-                continue
-            if name and not self._rules.selects(f"{path}/{name}".lstrip("/")):
-                self._candidates.filtered += 1
-            elif members_are_files and name and (kind := other_kind(name)):
-                self._candidates.ignored[kind] += 1
-            else:
-                kept.append(number)
-                group, of_row = named
-                uri = f"{item.uri}/{name}"
-                its = {label: told[at][number] for at, label in enumerate(self._archive_labels)}
-                if self._rules.group_column in its:
-                    group = its[self._rules.group_column] or ""
-                groups.append(self._folder_group(uri) if group is None else group)
-                if self._table is None:
-                    of_row = (
-                        (its[self._rules.by],) if self._rules.by in its else self._folder_label(uri)
-                    )
-                labels.append(of_row)
-        table = index.members.take(pa.array(kept, pa.int64()))
-        columns = {name: table[name] for name in ("member", "size", "position", "access")} | {
-            "uri": pa.array([item.uri] * table.num_rows, pa.string()),
-            "identity": pa.array([item.identity] * table.num_rows, pa.string()),
-            "group": pa.array(groups, pa.string()),
-        }
-        for at, name in enumerate(label_columns(self._labels)):
-            columns[name] = pa.array([values[at] for values in labels], pa.string())
-        self._candidates.add_table(pa.table(columns))
-
-    def _relative(self, uri: str) -> str:
-        """Returns the path below the source, as people write it."""
-        return storage.readable(uri).removeprefix(storage.readable(self._root)).lstrip("/")
-
-    def _folder_group(self, uri: str) -> str:
-        """Returns the uri of the leading folders that name a group; empty without such groups."""
-        depth = self._rules.group_depth
-        if depth is None:
-            return ""
-        prefix = self._root.rstrip("/") + "/"
-        return prefix + "/".join(uri.removeprefix(prefix).split("/")[:-1][:depth])
-
-    def _folder_label(self, uri: str) -> tuple[str | None, ...]:
-        """Returns the label of an image: its leading folders, or None if it has too few."""
-        depth = self._rules.label_depth
-        if depth is None:
-            return ()
-        folders = self._relative(uri).split("/")[:-1]
-        return ("/".join(folders[:depth]) if len(folders) >= depth else None,)
-
-    def _say(self) -> None:
-        now = monotonic()
-        if now - self._last_said >= SAY_SECONDS:
-            self._last_said = now
-            listed = self._candidates.total - self._candidates.resumed
-            rate = listed / (now - self._started)
-            self._progress(
-                Said(
-                    f"{count_of(self._candidates.total, 'candidate')} listed, {rate:,.0f} a second"
-                )
-            )

@@ -29,7 +29,7 @@ from pipeline.sources import (
     listing,
     parallel_listing,
     plan,
-    source,
+    source_lister,
 )
 from pipeline.sources.listing import ListingWriter
 from pipeline.sources.parallel_listing import KeyRange, midpoint
@@ -351,7 +351,9 @@ def test_archives_found_before_the_interruption_are_indexed_after_it(
     names = [*FRAMES, *(f"video{i}/more.tar" for i in range(7))]
     looked: list[str] = []
     monkeypatch.setattr(
-        source, "encoded_index", lambda item, **_: (looked.append(item.uri), (item.uri, None))[1]
+        source_lister,
+        "encoded_index",
+        lambda item, **_: (looked.append(item.uri), (item.uri, None))[1],
     )
     interrupt_listing(serve, folder, 200, names)
     assert looked == []

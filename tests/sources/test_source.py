@@ -21,7 +21,7 @@ from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.rules import other_kind
-from pipeline.sources.source import PLAIN_IMAGE
+from pipeline.sources.source_lister import PLAIN_IMAGE
 from tests.support.archives import write_mixed_folder
 
 

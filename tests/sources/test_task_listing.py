@@ -1,0 +1,282 @@
+"""Tests that a large prefix that tasks list and plan is planned as one process would plan it."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import ConservationError, CorruptFile, StorageError, TransientError
+from pipeline.events import Said
+from pipeline.mapper import SerialMapper
+from pipeline.sources import (
+    Entries,
+    Listing,
+    ListingCheckpoint,
+    Manifest,
+    NewShardSizes,
+    PlanAhead,
+    Rules,
+    blocks,
+    list_source,
+    listing,
+    parallel_listing,
+    plan,
+    sharding,
+    source,
+    source_lister,
+    task_listing,
+)
+from tests.sources.test_listing import FakeStore, patched_storage
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ROOT = "s3://b/p"
+
+SIZES = NewShardSizes(shard_images=8, cell_images=3)
+
+
+class Tasks(SerialMapper):
+    """Calls functions as a cluster does: what goes there and comes back is pickled."""
+
+    in_process = False
+    workers = 3
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+        self.rounds = 0
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        self.rounds += 1
+        order = self._random.sample(items, len(items))
+        for item in pickle.loads(pickle.dumps(order)):
+            yield pickle.loads(pickle.dumps(function(item)))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "MANY", 140)
+    monkeypatch.setattr(blocks, "BLOCK_IMAGES", 100)
+    monkeypatch.setattr(task_listing, "BLOCK_IMAGES", 100)
+    monkeypatch.setattr(task_listing, "STRETCH_KEYS", 150)
+    monkeypatch.setattr(listing, "PART_ENTRIES", 80)
+    monkeypatch.setattr(parallel_listing, "LISTERS", 2)
+    monkeypatch.setattr(source, "ALONE", 60)
+
+
+def frames(count: int) -> list[str]:
+    return [f"video{i % 7}/frame-{i:06d}.{'jpg' if i % 10 else 'txt'}" for i in range(count)]
+
+
+class Run:
+    """One listing by tasks, kept in a folder, with the plans of blocks as they come."""
+
+    def __init__(self, folder: Path, store: FakeStore, seed: int = 0, **options: Any) -> None:
+        self.store = store
+        self.tasks = Tasks(seed)
+        self.blocks: list[Manifest] = []
+        self.listed_at: list[int] = []
+        self.entries = Entries((folder / "entries").as_uri())
+        self.checkpoint = ListingCheckpoint((folder / "kept").as_uri(), datetime.now(UTC))
+        self.ahead = PlanAhead(SIZES, self.entries, self._planned, lambda: self.tasks)
+        self._options = options
+
+    def _planned(self, some: Manifest) -> None:
+        self.blocks.append(some)
+        self.listed_at.append(len(self.store.answered))
+
+    def list(self, ahead: bool = True) -> Listing:
+        patch = patched_storage(self.store)
+        try:
+            return list_source(
+                ROOT,
+                checkpoint=self.checkpoint,
+                mapper=self.tasks,
+                ahead=self.ahead if ahead else None,
+                **self._options,
+            )
+        finally:
+            patch.undo()
+
+
+def alone(keys: list[str], rules: Rules | None = None) -> Listing:
+    patch = patched_storage(FakeStore(keys, 20))
+    try:
+        return list_source(ROOT, rules)
+    finally:
+        patch.undo()
+
+
+def planned_alone(keys: list[str]) -> Manifest:
+    return plan(alone(keys), shard_images=8, cell_images=3)
+
+
+KEYS = st.lists(
+    st.text("ab/%'é0", min_size=1, max_size=5).map(lambda text: f"{text}.jpg"),
+    min_size=200,
+    max_size=500,
+    unique=True,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5)
+@given(KEYS, st.integers(5, 40), st.integers(0, 999))
+def test_tasks_make_the_plan_of_one_process(keys: list[str], page: int, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), FakeStore(keys, page), seed)
+        found = run.list()
+        assert found.planned is not None
+        assert found.parts == ()
+        whole = planned_alone(keys)
+        assert found.planned.digest == whole.digest
+        assert list(found.planned.shards) == list(whole.shards)
+        assert (found.source, found.ignored) == (whole.source, whole.ignored)
+        shards = [shard.digest for some in run.blocks for shard in some.shards]
+        assert sorted(shards) == sorted(head.digest for head in whole.heads)
+
+
+def test_blocks_are_planned_while_the_listing_runs(tmp_path: Path) -> None:
+    keys = frames(3_000)
+    run = Run(tmp_path, FakeStore(keys, 20))
+    found = run.list()
+    assert found.planned is not None
+    assert found.planned.candidates == 2_700
+    assert found.ignored == {".txt": 300}
+    early = [listed for listed in run.listed_at if listed < len(keys)]
+    assert len(early) > len(run.blocks) / 4
+    assert min(early) < len(keys) / 2
+    assert run.tasks.rounds > 5
+
+
+@pytest.mark.parametrize("at", [3, 9, 40, 120])
+def test_an_interrupted_listing_goes_on(tmp_path: Path, at: int) -> None:
+    """Wherever it ends, nothing is lost, and what its tasks have stored is not listed again."""
+    keys = frames(3_000)
+
+    def before(asked: int) -> None:
+        if asked >= at:
+            raise StorageError("the machine is gone")
+
+    with pytest.raises(StorageError, match="the machine is gone"):
+        Run(tmp_path, FakeStore(keys, 20, before)).list()
+    store = FakeStore(keys, 20)
+    again = Run(tmp_path, store)
+    found = again.list()
+    assert found.planned is not None
+    assert found.planned.digest == planned_alone(keys).digest
+    assert found.ignored == {".txt": 300}
+    if at == 120:
+        assert len(store.answered) < len(keys) - 1_000
+    again.checkpoint.remove()
+    assert not [path for path in tmp_path.rglob("kept*/**/*") if path.is_file()]
+
+
+def test_a_listing_that_was_complete_is_not_listed_again(tmp_path: Path) -> None:
+    keys = frames(1_000)
+    first = Run(tmp_path, FakeStore(keys, 20)).list()
+    store = FakeStore(keys, 20)
+    again = Run(tmp_path, store).list()
+    assert store.asked == 0
+    assert first.planned is not None
+    assert again.planned is not None
+    assert again.planned.digest == first.planned.digest
+
+
+def test_a_source_with_few_images_is_planned_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "MANY", 5_000)
+    run = Run(tmp_path, FakeStore(frames(1_000), 20))
+    found = run.list()
+    assert (found.planned, run.blocks) == (None, [])
+    assert plan(found).digest == plan(alone(frames(1_000))).digest
+
+
+def test_without_a_plan_all_candidates_are_brought_here(tmp_path: Path) -> None:
+    found = Run(tmp_path, FakeStore(frames(1_000), 20)).list(ahead=False)
+    assert found.planned is None
+    assert plan(found).digest == plan(alone(frames(1_000))).digest
+
+
+@pytest.mark.parametrize(
+    "rules", [Rules(group_by="1"), Rules(by="1"), Rules(exclude="video3/*")], ids=str
+)
+def test_rules_hold_in_tasks(tmp_path: Path, rules: Rules) -> None:
+    run = Run(tmp_path, FakeStore(frames(1_000), 20), rules=rules)
+    found, expected = run.list(), alone(frames(1_000), rules)
+    assert found.filtered == expected.filtered
+    assert (found.planned is None) == (rules.exclude is None)
+    made = found.planned or plan(found, by=rules.label, shard_images=8, cell_images=3)
+    whole = plan(expected, by=rules.label, shard_images=8, cell_images=3)
+    assert made.digest == whole.digest
+
+
+def test_archives_that_tasks_find_are_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source is planned anew then: the members of an archive are bound to each other."""
+    looked = []
+    monkeypatch.setattr(
+        source_lister,
+        "encoded_index",
+        lambda item, **_: (looked.append(item.uri), (item.uri, None))[1],
+    )
+    monkeypatch.setattr(Tasks, "__reduce__", lambda self: (Tasks, ()))
+    monkeypatch.setattr(pickle, "dumps", lambda item: item)
+    monkeypatch.setattr(pickle, "loads", lambda item: item)
+    keys = [*frames(1_000), "video6/z.tar"]
+    run = Run(tmp_path, FakeStore(keys, 20))
+    found = run.list()
+    assert looked == [f"{ROOT}/video6/z.tar"]
+    assert found.planned is None
+    assert plan(found).candidates == 900
+
+
+def test_folders_that_look_like_classes_are_found_across_tasks(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, Said):
+            said.append(event.message)
+
+    Run(tmp_path, FakeStore(frames(1_000), 20), progress=listen).list()
+    assert any("the images lie in 7 folders" in message for message in said)
+
+
+def test_a_part_that_was_removed_or_damaged_ends_the_listing(tmp_path: Path) -> None:
+    keys = frames(1_000)
+    run = Run(tmp_path, FakeStore(keys, 20))
+    run.list()
+    parts = sorted((tmp_path / "kept-parts").iterdir())
+    whole = parts[0].read_bytes()
+    parts[0].write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    with pytest.raises(CorruptFile):
+        Run(tmp_path, FakeStore(keys, 20)).list()
+    for part in parts:
+        part.unlink()
+    with pytest.raises(TransientError, match="removed while the source was listed; rerun"):
+        Run(tmp_path, FakeStore(keys, 20)).list(ahead=False)
+
+
+def test_a_plan_that_lacks_a_candidate_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sharding.plan_block
+
+    def lose(*arguments: Any) -> Manifest:
+        made = real(*arguments)
+        return replace(made, heads=made.heads[1:])
+
+    monkeypatch.setattr(sharding, "plan_block", lose)
+    with pytest.raises(ConservationError, match="candidates were listed, and"):
+        Run(tmp_path, FakeStore(frames(1_000), 20)).list()
