@@ -1,0 +1,256 @@
+"""Tests that shards of a large source are counted while it is listed, each image once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Event as Signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import storage
+from pipeline.building import Request, build_datasets
+from pipeline.building.counting_ahead import CountingAhead
+from pipeline.building.runner import Ran
+from pipeline.catalogue import Catalogue, verify
+from pipeline.counting import Counter, ShardJob, ShardReceipt
+from pipeline.engine import InProcess
+from pipeline.errors import StorageError, TransientError
+from pipeline.events import Event, Said, Started, StepDone
+from pipeline.sources import (
+    blocks,
+    listing,
+    parallel_listing,
+    sharding,
+    source,
+    task_listing,
+)
+from pipeline.spec import Resources
+from tests.support import tiny_network as tiny
+from tests.support.builders import jpeg, same_counts_and_failures
+from tests.support.s3 import put
+
+IMAGES = 120
+RESOURCES = Resources(workers=0, threads=1)
+COUNTING: dict[str, Any] = {}
+
+
+class TaskEngine(InProcess):
+    """An engine whose functions run elsewhere, as far as its callers know."""
+
+    in_process = False
+    workers = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network(tmp_path_factory: pytest.TempPathFactory) -> None:
+    COUNTING.update(tiny.install(tmp_path_factory.mktemp("tiny")).options, shard_images=8)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "MANY", 40)
+    monkeypatch.setattr(blocks, "BLOCK_IMAGES", 20)
+    monkeypatch.setattr(task_listing, "BLOCK_IMAGES", 20)
+    monkeypatch.setattr(task_listing, "STRETCH_KEYS", 20)
+    monkeypatch.setattr(listing, "PART_ENTRIES", 20)
+    monkeypatch.setattr(parallel_listing, "LISTERS", 2)
+    monkeypatch.setattr(source, "ALONE", 20)
+    real = storage.list_page
+
+    def list_page(uri: str, after: str) -> tuple[list[Any], str, bool]:
+        items, last, more = real(uri, after)
+        if len(items) <= 5:
+            return items, last, more
+        return items[:5], items[4].uri.removeprefix(f"{uri}/"), True
+
+    monkeypatch.setattr(storage, "list_page", list_page)
+
+
+@pytest.fixture(scope="module")
+def images(bucket: str) -> str:
+    source = f"{bucket}/counting-ahead/images"
+    for i in range(IMAGES):
+        data = b"no image" if i == 77 else jpeg(i, 24, 16)
+        put(f"{source}/day{i % 5}/{i:03}.jpg", data)
+    return source
+
+
+def build(root: str, images: str, engine: InProcess, listen: Any = None) -> Any:
+    request = Request("photos", images, **COUNTING)
+    (result,) = build_datasets(Catalogue(root), [request], engine, RESOURCES, listen)
+    return result
+
+
+@pytest.fixture(scope="module")
+def alone(bucket: str, images: str) -> Iterator[Any]:
+    """The same dataset, listed and counted by one process, and planned in the same blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "MANY", 40)
+        patch.setattr(blocks, "BLOCK_IMAGES", 20)
+        root = f"{bucket}/counting-ahead/alone"
+        result = build(root, images, InProcess())
+        yield Catalogue(root), result
+
+
+def test_a_build_counts_while_it_lists(root: str, images: str, alone: Any) -> None:
+    events: list[Event] = []
+    with TaskEngine() as engine:
+        result = build(root, images, engine, events.append)
+    catalogue, expected = alone
+    place = Catalogue(root)
+    assert (result.version.images, result.version.failed) == (IMAGES - 1, 1)
+    assert result.version.manifest == expected.version.manifest
+    assert same_counts_and_failures(place.load("photos"), catalogue.load("photos"))
+    assert result.counted_shards == expected.counted_shards
+    assert [finding for finding in verify(place) if not finding.ok] == []
+    stages = [event for event in events if isinstance(event, Started) and event.unit == "images"]
+    assert len(stages) > 1
+    assert stages[-1].steps == 0  # everything was counted while it was listed
+    assert sum(event.units for event in events if isinstance(event, StepDone)) == IMAGES
+
+
+@pytest.mark.parametrize("at", [2, 5, 8])
+def test_a_build_that_ends_while_it_lists_is_gone_on_with(
+    root: str, images: str, alone: Any, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = task_listing.Stretch.run
+    runs = 0
+
+    def run(stretch: task_listing.Stretch) -> Any:
+        nonlocal runs
+        runs += 1
+        if runs == at:
+            raise StorageError("out of power")
+        return real(stretch)
+
+    with monkeypatch.context() as patch, TaskEngine() as engine:
+        patch.setattr(task_listing.Stretch, "run", run)
+        with pytest.raises(StorageError, match="out of power"):
+            build(root, images, engine)
+    counted: list[int] = []
+    make = Counter.make
+    monkeypatch.setattr(
+        Counter,
+        "make",
+        lambda counter, shard, *a, **k: (
+            counted.append(len(shard.members)),
+            make(counter, shard, *a, **k),
+        )[1],
+    )
+    with TaskEngine() as engine:
+        result = build(root, images, engine)
+    catalogue, expected = alone
+    assert result.version.manifest == expected.version.manifest
+    assert same_counts_and_failures(Catalogue(root).load("photos"), catalogue.load("photos"))
+    if at == 8:
+        assert sum(counted) < IMAGES
+
+
+def test_a_refresh_lists_by_tasks_and_counts_what_is_new(root: str, images: str) -> None:
+    with TaskEngine() as engine:
+        build(root, images, engine)
+        put(f"{images}/day9/new.jpg", jpeg(999, 24, 16))
+        again = build(root, images, engine)
+    assert (again.version.images, again.version.failed) == (IMAGES, 1)
+    assert again.counted_shards == 1
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own warning
+def test_ray_lists_plans_and_counts_at_once(
+    root: str, images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tasks run in processes of their own."""
+    from pipeline.engine import RayEngine
+
+    monkeypatch.setattr(sharding, "MANY", 10)
+    request = Request("photos", images, shard_images=8, include="day0/*")
+    (alone,) = build_datasets(Catalogue(f"{root}/alone"), [request], InProcess(), RESOURCES)
+    resources = Resources(workers=1, threads=1)
+    events: list[Event] = []
+    with RayEngine(resources) as engine:
+        place = Catalogue(f"{root}/ray")
+        (spread,) = build_datasets(place, [request], engine, resources, events.append)
+    assert spread.version.dna == alone.version.dna
+    assert spread.version.manifest == alone.version.manifest
+    assert [finding for finding in verify(place) if not finding.ok] == []
+    stages = [event for event in events if isinstance(event, Started) and event.unit == "images"]
+    assert stages[-1].present > 0
+
+
+class Shards:
+    """An engine that waits before it counts, and keeps what it was asked for."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.may_go = Signal()
+        self.asked: list[list[int]] = []
+        self._error = error
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+        self.asked.append([index for _, index in work])
+        assert self.may_go.wait(10)
+        if self._error is not None:
+            raise self._error
+        for job, index in work:
+            yield ShardReceipt(job.manifest_uri, index, images=3, seconds=2.0)
+
+    def beside_shards(self) -> str:
+        return "beside"
+
+
+def job(folder: Path, name: str) -> Any:
+    recipe = SimpleNamespace(spec=SimpleNamespace(digest="s"), products=())
+    return ShardJob(recipe, name, folder.as_uri(), "e")  # type: ignore[arg-type]  # in its place
+
+
+def shards(count: int) -> Any:
+    heads = [SimpleNamespace(index=at, candidates=3) for at in range(count)]
+    return SimpleNamespace(heads=heads, keys=lambda *_: [f"k{h.index}" for h in heads])
+
+
+def test_shards_that_come_while_others_are_counted_wait_together(tmp_path: Path) -> None:
+    engine: Any = Shards()
+    with CountingAhead(engine, lambda event: None) as ahead:
+        assert ahead.mapper() is engine
+        ahead.add("a", job(tmp_path, "1"), shards(2))
+        while not engine.asked:
+            pass
+        assert ahead.mapper() == "beside"
+        ahead.add("b", job(tmp_path, "2"), shards(1))
+        ahead.add("a", job(tmp_path, "3"), shards(3))
+        engine.may_go.set()
+        assert ahead.finish() == {"a": Ran(5, (), 15, 10.0), "b": Ran(1, (), 3, 2.0)}
+    assert [len(asked) for asked in engine.asked] == [2, 4]
+
+
+def test_an_error_is_raised_where_the_shards_are_waited_for(tmp_path: Path) -> None:
+    engine: Any = Shards(TransientError("no node came"))
+    engine.may_go.set()
+    with CountingAhead(engine, lambda event: None) as ahead:
+        ahead.add("a", job(tmp_path, "1"), shards(2))
+        with pytest.raises(TransientError, match="no node came"):
+            ahead.finish()
+
+
+def test_a_build_that_ends_does_not_go_on_counting(tmp_path: Path) -> None:
+    engine: Any = Shards()
+    told: list[Event] = []
+    ahead = CountingAhead(engine, told.append)
+
+    def interrupted() -> None:
+        with ahead:
+            ahead.add("a", job(tmp_path, "1"), shards(200))
+            while not engine.asked:
+                pass
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    engine.may_go.set()
+    assert ahead._thread is not None
+    ahead._thread.join(10)
+    assert not ahead._thread.is_alive()
+    assert not [event for event in told if isinstance(event, StepDone | Said)]
