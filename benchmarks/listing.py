@@ -1,22 +1,29 @@
 """Listing and planning a prefix of many million images, beside holding them in memory.
 
     python -m benchmarks.listing [--entries 10000000] [--out FILE]
+    python -m benchmarks.listing --entries 100000000 --only tasks
 
 A store that answers listings from a formula stands in for S3, so only the driver is measured: its
 memory and its time, from the first page to the plan of the shards. Then a second build is planned
 that finds a thousandth of the images changed. For comparison, on a tenth of the entries, a driver
 asks fsspec for all objects (`find`), sorts them and cuts them into shards. Each runs in a fresh
-process. If one fails, or loses its folder on the way, only that process ends, and the results of
-the others are kept.
+process. `tasks` lists and plans the same prefix as a cluster does, with two processes in place of
+its tasks: their time is CPU time, without that of the store's formula. If one fails, or loses its
+folder on the way, only that process ends, and the results of the others are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import multiprocessing
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +57,135 @@ def first_above(after: str, entries: int) -> int:
     return low
 
 
+def list_page(entries: int, changed: bool, uri: str, after: str) -> tuple[list[Any], str, bool]:
+    """The next page of a prefix of `entries` images, as `storage.list_page` returns it."""
+    from pipeline.storage import Stored
+
+    first = first_above(after, entries) if after else 0
+    last = min(first + PAGE, entries)
+    items = [
+        Stored(f"{uri}/{key(i)}", 100_000 + i % 1000, etag(i, changed), None)
+        for i in range(first, last)
+    ]
+    return items, key(last - 1) if last > first else after, last < entries
+
+
+STORE_SECONDS = [0.0]
+"""CPU time that this process's store has taken, in seconds."""
+
+TIMING = threading.Lock()
+
+
+def _serve(entries: int) -> None:
+    """Puts the formula in the place of S3, in a process of the pool; it notes its time."""
+    from pipeline import storage
+
+    def timed(uri: str, after: str) -> tuple[list[Any], str, bool]:
+        started = time.thread_time()
+        page = list_page(entries, False, uri, after)
+        with TIMING:
+            STORE_SECONDS[0] += time.thread_time() - started
+        return page
+
+    storage.list_page = timed
+
+
+def _timed(function: Callable[[Any], Any], item: Any) -> tuple[Any, str, float, float]:
+    """Runs a task; returns its result, kind and CPU time, and the CPU time of the store."""
+    store, started = STORE_SECONDS[0], time.process_time()
+    result = function(item)
+    used, of_store = time.process_time() - started, STORE_SECONDS[0] - store
+    return result, type(item).__name__, used - of_store, of_store
+
+
+class Processes:
+    """Runs tasks in processes of their own, as a cluster would, and adds up their CPU time."""
+
+    in_process = False
+
+    def __init__(self, entries: int, workers: int) -> None:
+        self.workers = workers
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, context, _serve, (entries,))
+        self.cpu: Counter[str] = Counter()
+        self.rounds = 0
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        self.rounds += 1
+        for done in as_completed([self._pool.submit(_timed, function, item) for item in items]):
+            result, kind, used, store = done.result()
+            self.cpu[kind] += used
+            self.cpu["store"] += store
+            yield result
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _by_tasks(entries: int) -> dict[str, Any]:
+    import pipeline.engine.ray_engine  # noqa: F401 - what a driver has loaded: Ray above all
+    from pipeline.sources import (
+        Entries,
+        ListingCheckpoint,
+        Manifest,
+        NewShardSizes,
+        PlanAhead,
+        list_source,
+    )
+
+    _serve(entries)
+    processes = Processes(entries, workers=2)
+    planned: list[tuple[int, int]] = []  # images listed, and images of the block, as it is planned
+    phase: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        root = Path(folder).as_uri()
+        checkpoint = ListingCheckpoint(f"{root}/kept", datetime.now(UTC))
+        listed = [0]
+
+        def note(event: Any) -> None:
+            listed[0] = int(str(event.message).split(" ")[0].replace(",", ""))
+
+        def take(some: Manifest) -> None:
+            planned.append((listed[0], some.candidates))
+
+        ahead = PlanAhead(
+            NewShardSizes(cell_bytes=1_500_000), Entries(f"{root}/entries"), take, lambda: processes
+        )
+        own = time.process_time()
+        with measure.phase(phase):
+            found = list_source(
+                "s3://bucket/images",
+                checkpoint=checkpoint,
+                mapper=processes,
+                ahead=ahead,
+                progress=note,
+            )
+        own = time.process_time() - own
+        if found.planned is None or found.planned.candidates != entries:
+            raise ValueError(f"not all of {entries} images are planned")
+        digest, shards = found.planned.digest, len(found.planned.heads)
+        size = len(found.planned.data)
+    processes.close()
+    cpu = processes.cpu
+    seconds = cpu["Stretch"] + cpu["NameBlock"] + own
+    return {
+        "entries": entries,
+        "digest": digest,
+        "shards": shards,
+        "manifest_mb": round(size / 1e6, 1),
+        "rounds": processes.rounds,
+        "driver": phase | {"cpu_seconds": round(own, 1)},
+        "list_rows_per_cpu_second": round(entries / cpu["Stretch"]),
+        "plan_rows_per_cpu_second": round(entries / cpu["NameBlock"]),
+        "rows_per_cpu_second": round(entries / seconds),
+        "store_alone_cpu_seconds": round(cpu["store"], 1),
+        "planned_while_listing": round(
+            sum(images for at, images in planned if at < entries) / entries, 3
+        ),
+        "first_planned_at": round(planned[0][0] / entries, 3),
+    }
+
+
 def _product(entries: int) -> dict[str, Any]:
     import pipeline.engine.ray_engine  # noqa: F401 - what a driver has loaded: Ray above all
     from pipeline import storage
@@ -57,18 +193,7 @@ def _product(entries: int) -> dict[str, Any]:
     from pipeline.sources import Entries, Manifest, list_pages, list_source, plan
 
     changed = False
-    now = datetime.now(UTC)
-
-    def list_page(uri: str, after: str) -> tuple[list[storage.Stored], str, bool]:
-        first = first_above(after, entries) if after else 0
-        last = min(first + PAGE, entries)
-        items = [
-            storage.Stored(f"{uri}/{key(i)}", 100_000 + i % 1000, etag(i, changed), now)
-            for i in range(first, last)
-        ]
-        return items, key(last - 1) if last > first else after, last < entries
-
-    storage.list_page = list_page
+    storage.list_page = lambda uri, after: list_page(entries, changed, uri, after)
     started = time.perf_counter()
     for _ in list_pages("s3://bucket/images"):
         pass
@@ -130,24 +255,32 @@ def _in_memory(entries: int) -> dict[str, Any]:
 
 
 def _work(which: str, entries: int) -> dict[str, Any]:
-    return _product(entries) if which == "product" else _in_memory(entries)
+    works = {"product": _product, "tasks": _by_tasks, "in memory": _in_memory}
+    return works[which](entries)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--out", type=Path, help="kept up to date from run to run")
+    parser.add_argument("--only", choices=["tasks"], help="measure nothing else")
     parser.add_argument("--child", action="store_true")
     arguments = parser.parse_args()
     if arguments.child:
         measure.answer(_work)
         return
     few = max(1, arguments.entries // 10)
-    runs = {
-        "product": {"which": "product", "entries": arguments.entries},
-        "product, a tenth": {"which": "product", "entries": few},
-        "in memory, a tenth": {"which": "in memory", "entries": few},
-    }
+    tasks = {"tasks": {"which": "tasks", "entries": arguments.entries}}
+    runs = (
+        tasks
+        if arguments.only
+        else {
+            "product": {"which": "product", "entries": arguments.entries},
+            "product, a tenth": {"which": "product", "entries": few},
+            "in memory, a tenth": {"which": "in memory", "entries": few},
+            **tasks,
+        }
+    )
     results: dict[str, Any] = {}
     for name, settings in runs.items():
         try:
@@ -156,14 +289,17 @@ def main() -> None:
             results[name] = {"error": str(error)}
         if arguments.out is not None:
             measure.keep(arguments.out, results)
-    measure.emit(results, _line(arguments.entries, results))
+    lines = [_line_of_tasks(results["tasks"])]
+    if not arguments.only:
+        lines.insert(0, _line(arguments.entries, results))
+    measure.emit(results, "; ".join(lines))
     if any("error" in result for result in results.values()):
         sys.exit(1)
 
 
 def _line(entries: int, results: dict[str, Any]) -> str:
     """The driver's own peaks, phase by phase; then beside those of a tenth, and of a list."""
-    whole, tenth, memory = results.values()
+    whole, tenth, memory = (results[name] for name in list(results)[:3])
     told = [
         f"{build} {name} {phase['peak_mb']:,} MB ({phase['anonymous_mb']:,} anonymous, "
         f"{phase['file_mb']:,} of files)"
@@ -178,6 +314,21 @@ def _line(entries: int, results: dict[str, Any]) -> str:
         line += f"; in memory they take {each:,.0f} bytes each, {times:.1f} times that"
     errors = [f"{name}: {result['error']}" for name, result in results.items() if "error" in result]
     return "; ".join([line, *errors])
+
+
+def _line_of_tasks(result: dict[str, Any]) -> str:
+    """What tasks took, and when the first block was planned."""
+    if "error" in result:
+        return f"tasks: {result['error']}"
+    return (
+        f"{result['entries']:,} images by tasks: a core lists "
+        f"{result['list_rows_per_cpu_second']:,} rows/s without the store's time, plans "
+        f"{result['plan_rows_per_cpu_second']:,} rows/s, and does both at "
+        f"{result['rows_per_cpu_second']:,} rows/s; the process that builds takes at most "
+        f"{result['driver']['peak_mb']:,} MB; the first block is planned after "
+        f"{result['first_planned_at']:.0%} of the listing, and "
+        f"{result['planned_while_listing']:.0%} of the images before it ends"
+    )
 
 
 def _phases(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

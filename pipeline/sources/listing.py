@@ -146,11 +146,17 @@ class ListingWriter:
     Args:
         labels: The names of the labels.
         checkpoint: Parts of an interrupted listing, which are taken over; new parts go there, too.
+        part_entries: How many candidates are held in memory before they are written. None takes
+            `PART_ENTRIES`.
     """
 
     def __init__(
-        self, labels: Sequence[str] = (), checkpoint: ListingCheckpoint | None = None
+        self,
+        labels: Sequence[str] = (),
+        checkpoint: ListingCheckpoint | None = None,
+        part_entries: int | None = None,
     ) -> None:
+        self._part_entries = part_entries or PART_ENTRIES
         self.ignored: Counter[str] = Counter()
         self.filtered = 0
         self.duplicates = 0
@@ -221,7 +227,7 @@ class ListingWriter:
         Call it only when everything of the pages read so far has been added: an interrupted listing
         goes on behind the last of them.
         """
-        if self._waiting >= PART_ENTRIES:
+        if self._waiting >= self._part_entries:
             self.end_part()
 
     def end_part(self) -> None:
@@ -273,14 +279,16 @@ class ListingWriter:
             (self._folder,),
         )
 
-    def _flush(self) -> Path | None:
-        if not self._waiting:
-            return None
+    def take_table(self) -> pa.Table:
+        """Returns the candidates that are held in memory, and forgets them."""
         columns = dict(zip(self._schema.names, self._columns, strict=True))
         found = pa.concat_tables([*self._tables, pa.table(columns, self._schema)])
         self._columns = [[] for _ in self._schema.names]
         self._tables, self._waiting = [], 0
-        return self._write(found)
+        return found
+
+    def _flush(self) -> Path | None:
+        return self._write(self.take_table()) if self._waiting else None
 
     def _write(self, table: pa.Table) -> Path:
         path = self._new_path()

@@ -84,6 +84,7 @@ class SourceLister:
         checkpoint: Where parts of the listing of an S3 prefix are kept. None keeps none.
         progress: Is told how far the listing has come.
         ranges: The ranges of keys to list. None takes those of the checkpoint, or else all.
+        part_entries: See `ListingWriter`.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class SourceLister:
         checkpoint: ListingCheckpoint | None,
         progress: Listener,
         ranges: dict[int, KeyRange] | None = None,
+        part_entries: int | None = None,
     ) -> None:
         self.text, self._shown = text, printable(text)
         self.rules = rules
@@ -119,7 +121,7 @@ class SourceLister:
         self._checkpoint = checkpoint if self._kind == "prefix" else None
         kept = self._checkpoint.ranges if self._checkpoint else {}
         self.ranges = kept if ranges is None else ranges
-        self.candidates = ListingWriter(self._labels, self._checkpoint)
+        self.candidates = ListingWriter(self._labels, self._checkpoint, part_entries)
         self._archives: dict[str, _NamedArchive] = {}
         for item in self.candidates.archives:
             self._add_archive(item, "", None, ())

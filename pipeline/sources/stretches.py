@@ -11,9 +11,10 @@ import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.buffers import sha256
@@ -31,6 +32,9 @@ from pipeline.storage import Stored
 
 STRETCH_KEYS = 2**18
 """After how many candidates a task ends: some ten seconds of listing. It holds them in memory."""
+
+LARGEST_STRETCH = 2**40
+"""No task holds so many candidates: it writes nothing before it ends."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,16 @@ class Stretch:
 
     def run(self) -> FoundStretch:
         """Lists the ranges until they are read or the task has enough."""
-        lister = SourceLister(self.source, self.rules, None, ignore, dict(enumerate(self.ranges)))
+        ranges = dict(enumerate(self.ranges))
+        lister = SourceLister(self.source, self.rules, None, ignore, ranges, LARGEST_STRETCH)
         lister.list_objects(None, self.keys)
         found = lister.candidates
+        starts = [each.after for each in self.ranges]
+        starts += [each.until for each in ranges.values() if each.until is not None]
+        cuts = [storage.join(lister.uri, start) for start in sorted(set(starts))]
+        rows = found.take_table()
         return FoundStretch(
-            tuple(store_sorted(found.paths, self.folder, self.block_images)),
+            tuple(store_sorted(rows, self.folder, self.block_images, cuts)),
             tuple(each for each in lister.ranges.values() if not each.done),
             dict(found.ignored),
             found.filtered,
@@ -92,23 +101,31 @@ class Stretch:
         )
 
 
-def store_sorted(paths: Sequence[str], folder: str, block_images: int) -> Iterator[StoredPart]:
-    """Stores the candidates in files, sorted, as parts of at most `PART_ENTRIES`.
+def store_sorted(
+    rows: pa.Table, folder: str, block_images: int, cuts: Sequence[str] = ()
+) -> Iterator[StoredPart]:
+    """Stores candidates, sorted, as parts of at most `PART_ENTRIES`.
 
     Args:
-        paths: The files.
+        rows: The candidates.
         folder: The uri of the folder that the parts go to. A part is named by the sha256 of its
             bytes.
         block_images: How many images a block has on average.
+        cuts: Uris at which ranges of keys begin, in their order. A part is of one range, so that
+            it has few names that other parts have between its own.
 
     Yields:
         Each part.
     """
-    if not paths:
-        return
-    rows = pa.concat_tables([pq.read_table(path) for path in paths]).sort_by("uri")
-    for start in range(0, rows.num_rows, PART_ENTRIES):
-        some = rows.slice(start, PART_ENTRIES)
+    rows = rows.sort_by("uri").combine_chunks()
+    places = [pc.sum(pc.less_equal(rows["uri"], cut)).as_py() or 0 for cut in cuts]
+    bounds = [
+        at
+        for start, stop in pairwise([0, *places, rows.num_rows])
+        for at in range(start, stop, PART_ENTRIES)
+    ]
+    for start, stop in pairwise([*bounds, rows.num_rows]):
+        some = rows.slice(start, stop - start)
         sink = io.BytesIO()
         with SealedWriter(sink, PART, some.schema, write_statistics=False) as writer:
             for piece in cut_rows(some):

@@ -17,12 +17,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline import storage
 from pipeline.errors import ConservationError
 from pipeline.mapper import Mapper
 from pipeline.sources import sharding
 from pipeline.sources.blocks import BLOCK_IMAGES
-from pipeline.sources.entries_file import Entries
+from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import Listing, StoredPart
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
@@ -70,7 +73,7 @@ class PlannedBlock:
 
 
 @dataclass(frozen=True)
-class Block:
+class NameBlock:
     """A block for one task to plan.
 
     Attributes:
@@ -135,7 +138,7 @@ class TaskListing:
             return None  # the source is small
         self._found.end_part()
         if self._ahead is not None:
-            self._own = list(store_sorted(self._found.paths, self._folder, BLOCK_IMAGES))
+            self._own = list(store_sorted(self._own_rows(), self._folder, BLOCK_IMAGES))
         while tasks := self._tasks():
             mapper = self._mapper if self._ahead is None else self._ahead.mapper()
             listed: list[FoundStretch] = []
@@ -153,7 +156,12 @@ class TaskListing:
             self._found.take_stored(data)
         return None
 
-    def _tasks(self) -> list[Stretch | Block]:
+    def _own_rows(self) -> pa.Table:
+        """Returns what this process has listed, which is little."""
+        own = [pq.read_table(path) for path in self._found.paths]
+        return pa.concat_tables(own) if own else ENTRY_SCHEMA.empty_table()
+
+    def _tasks(self) -> list[Stretch | NameBlock]:
         return [*self._stretches(), *self._blocks()]
 
     @property
@@ -197,7 +205,7 @@ class TaskListing:
             ranges[0] = KeyRange("", done=True)
         self._found.end_round([part for found in listed for part in found.parts])
 
-    def _blocks(self) -> list[Block]:
+    def _blocks(self) -> list[NameBlock]:
         """Returns the blocks whose candidates are all listed and that are not planned yet."""
         if self._ahead is None or not self._is_planned_by_blocks:
             return []
@@ -214,7 +222,7 @@ class TaskListing:
             if block in self._planned or any(_have_names_in_common(block, each) for each in left):
                 continue
             its = tuple(part for part in parts if _may_have_some_of(part, block))
-            blocks.append(Block(block, its, self._ahead.sizes, self._ahead.entries))
+            blocks.append(NameBlock(block, its, self._ahead.sizes, self._ahead.entries))
         return blocks
 
     def _uri(self, key: str) -> str:
@@ -250,7 +258,7 @@ class TaskListing:
         return made
 
 
-def _run(task: Stretch | Block) -> FoundStretch | PlannedBlock:
+def _run(task: Stretch | NameBlock) -> FoundStretch | PlannedBlock:
     return task.run()
 
 
