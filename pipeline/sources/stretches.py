@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -124,6 +125,7 @@ def store_sorted(
         for start, stop in pairwise([0, *places, rows.num_rows])
         for at in range(start, stop, PART_ENTRIES)
     ]
+    ends = _ends(rows, block_images)
     for start, stop in pairwise([*bounds, rows.num_rows]):
         some = rows.slice(start, stop - start)
         sink = io.BytesIO()
@@ -134,8 +136,9 @@ def store_sorted(
         data = sink.getvalue()
         uri = storage.join(folder, f"{sha256(data)}.parquet")
         storage.replace(uri, data)
-        uris, ends = some["uri"], _ends(some, block_images)
-        yield StoredPart(uri, some.num_rows, uris[0].as_py(), uris[-1].as_py(), ends)
+        first, last = some["uri"][0].as_py(), some["uri"][-1].as_py()
+        its_ends = tuple(ends[bisect_left(ends, first) : bisect_right(ends, last)])
+        yield StoredPart(uri, some.num_rows, first, last, its_ends)
 
 
 def read_stored(parts: Iterable[StoredPart]) -> Iterator[bytes]:
@@ -159,10 +162,10 @@ def read_stored(parts: Iterable[StoredPart]) -> Iterator[bytes]:
         yield data
 
 
-def _ends(rows: pa.Table, block_images: int) -> tuple[str, ...]:
+def _ends(rows: pa.Table, block_images: int) -> list[str]:
     """Returns the uris that end a block, in their order."""
     with tempfile.TemporaryDirectory(prefix="vdna-ends-") as folder, connect(folder) as database:
         database.register("listed", rows.select(["uri"]))
         ends = ends_block(block_images)
         found = database.execute(f"select uri from listed where {ends} order by uri").fetchall()
-        return tuple(uri for (uri,) in found)
+        return [uri for (uri,) in found]
