@@ -11,6 +11,7 @@ from jobs.build import build
 from jobs.calibrate import calibrate
 from jobs.compare import compare
 from jobs.demo import demo
+from jobs.diff import diff
 from jobs.explain import explain
 from jobs.export import export
 from jobs.gc import gc
@@ -51,7 +52,7 @@ def main(
 
 
 for command in (
-    *(demo, build, refresh, compare, explain, rank, report, serve, calibrate),
+    *(demo, build, refresh, compare, explain, diff, rank, report, serve, calibrate),
     *(ls, show, log, tag, rm, rollback, verify, gc),
 ):
     app.command()(command)

@@ -1,7 +1,8 @@
-"""Print the history of the catalogue."""
+"""Print the history of the catalogue, or of one dataset."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import islice
 from typing import Annotated
 
@@ -9,20 +10,56 @@ import typer
 
 from jobs.output import print_json, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
+from pipeline.catalogue import SpecOptions
+from pipeline.events import Listener
+
+COMMITS = 50
 
 
 @guarded
 def log(
+    options: SpecOptions,
+    progress: Listener,
     catalogue: CatalogueOption,
-    limit: Annotated[int, typer.Option(min=1, help="Number of commits to print.")] = 50,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Dataset whose versions to print, or the version to begin with."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of commits, or of versions, to print (default: 50 or 10)."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the commits, the newest first."""
+    """Print the commits, the newest first; or the versions of a dataset.
+
+    For each version: what changed in its images since the one before, how far that moved the
+    dataset, how far it has drifted since the oldest version that is printed, and its tags.
+    """
     from pipeline.catalogue import Catalogue
 
     place = Catalogue(catalogue)
     place.at()  # says so if there is no catalogue
-    commits = list(islice(place.log(), limit))
+    if name is not None:
+        from pipeline.comparing import Effort
+        from pipeline.explaining import VERSIONS_LISTED, list_versions
+        from pipeline.reporting import version_lines
+
+        rows = list_versions(
+            place,
+            name,
+            spec=options.spec,
+            limit=limit or VERSIONS_LISTED,
+            effort=Effort(progress=progress),
+        )
+        if as_json:
+            print_json([asdict(row) for row in rows])
+        else:
+            say(*version_lines(rows))
+        return
+    commits = list(islice(place.log(), limit or COMMITS))
     if as_json:
         print_json(
             [

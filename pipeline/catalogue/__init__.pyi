@@ -31,6 +31,7 @@ from .undoing import remove as remove
 from .undoing import roll_back as roll_back
 from .verification import verify as verify
 from .version_history import PastVersion as PastVersion
+from .version_history import past_versions as past_versions
 from .version_history import version_histories as version_histories
 from .version_names import VersionName as VersionName
 from .version_names import check_version_name as check_version_name

@@ -54,12 +54,15 @@ class VersionLookup(VersionFiles):
         chosen = self.spec_digest(commit, spec)
         return sorted(name for name, specs in commit.datasets.items() if chosen in specs)
 
-    def spec_digest(self, commit: Commit, prefix: str | None = None) -> str:
+    def spec_digest(
+        self, commit: Commit, prefix: str | None = None, more: Iterable[str] = ()
+    ) -> str:
         """Completes the digest of a spec.
 
         Args:
             commit: The commit to look in.
             prefix: The beginning of the digest; None for the catalogue's default spec.
+            more: Specs that may be meant besides those of the commit.
 
         Returns:
             The digest.
@@ -67,10 +70,6 @@ class VersionLookup(VersionFiles):
         Raises:
             NotFound: If no spec, or several, begin so.
         """
-        return self._completed(prefix, commit, ())
-
-    def _completed(self, prefix: str | None, commit: Commit, more: Iterable[str]) -> str:
-        """Completes a digest among the specs of a commit, and some more."""
         if prefix is None:
             if commit.default_spec is None:
                 raise self._absent()
@@ -167,7 +166,7 @@ class VersionLookup(VersionFiles):
         versions = self.look_up(name, commit)
         if spec is None and len(versions) == 1:
             return next(iter(versions.values()))
-        digest = self._completed(spec, commit, versions)
+        digest = self.spec_digest(commit, spec, versions)
         if digest not in versions:
             raise NotFound(
                 f"{name} has no version under spec {digest}; it has one under: "

@@ -59,7 +59,8 @@ class Selection:
             found = catalogue.look_up(name, commit)
             there[name] = {each: named.version for each, named in found.items()}
         digest = _shared_spec(there, names) if spec is None and names else None
-        digest = digest or catalogue.spec_digest(commit, spec)
+        of_names = {each for name in names for each in there[name]}
+        digest = digest or catalogue.spec_digest(commit, spec, of_names)
         wanted = list(dict.fromkeys(names)) or [
             name for name, specs in sorted(commit.datasets.items()) if digest in specs
         ]

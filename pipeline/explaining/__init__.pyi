@@ -29,3 +29,8 @@ from .reactions import NamedImage as NamedImage
 from .reactions import Reaction as Reaction
 from .reactions import TellingImage as TellingImage
 from .sensitivity import explain as explain
+from .version_difference import VersionDifference as VersionDifference
+from .version_difference import difference as difference
+from .version_table import VERSIONS_LISTED as VERSIONS_LISTED
+from .version_table import VersionRow as VersionRow
+from .version_table import list_versions as list_versions

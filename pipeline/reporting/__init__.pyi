@@ -51,3 +51,6 @@ from .report_options import SHOWN_IMAGES as SHOWN_IMAGES
 from .report_options import ReportKeywords as ReportKeywords
 from .report_options import ReportOptions as ReportOptions
 from .terminal import print_matrix as print_matrix
+from .version_words import difference_json as difference_json
+from .version_words import difference_lines as difference_lines
+from .version_words import version_lines as version_lines

@@ -11,6 +11,9 @@ from .listing import Listing as Listing
 from .listing_checkpoint import ListingCheckpoint as ListingCheckpoint
 from .lists_and_tables import SHARED_STORES as SHARED_STORES
 from .manifest import Manifest as Manifest
+from .manifest_difference import DIFFERENCE_SCHEMA as DIFFERENCE_SCHEMA
+from .manifest_difference import ImageChanges as ImageChanges
+from .manifest_difference import ManifestDifference as ManifestDifference
 from .manifest_file import MANIFEST as MANIFEST
 from .manifest_file import head_at as head_at
 from .parallel_listing import list_pages as list_pages

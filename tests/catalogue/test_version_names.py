@@ -24,6 +24,7 @@ from pipeline.catalogue import (
     VersionName,
     check_name,
     collect,
+    past_versions,
     remove,
     remove_tag,
     roll_back,
@@ -32,7 +33,6 @@ from pipeline.catalogue import (
     verify,
     version_histories,
 )
-from pipeline.catalogue.version_history import past_versions
 from pipeline.catalogue.version_names import check_tag, last_moment
 from pipeline.comparing import compare, resolve_versions
 from pipeline.errors import (

@@ -526,6 +526,7 @@ def test_ls_lists_every_dataset_under_every_spec(
             ["report"],
             *(["gc"], ["rm", "a"], ["rollback", "a", "--to", "1"]),
             *(["tag", "a", "v"], ["tag", "a", "v", "--remove"], ["compare", "a@1", "a@-1"]),
+            *(["log", "a"], ["diff", "a@-1", "a"]),
             ["ls", "--at", "1"],
         ),
         *(["lens", "ls"], ["lens", "choose", "x", "--layer", "y"], ["lens", "show", "x"]),
@@ -694,6 +695,21 @@ def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.
     assert "x@first" in near
     explained = vdna_json("explain", "x@-1", "x", "-c", place, "--html", tmp_path / "w.html")
     assert (explained["a"], explained["b"]) == ("x@-1", "x")
+    now, former = vdna_json("log", "x", "-c", place)
+    assert now["changes"] == {"added": 1, "removed": 0, "changed": 1, "equal": 11}
+    assert now["movement"] == now["drift"] == pair["emd"]
+    assert (former["changes"], former["tags"]) == (None, ["first"])
+    said = vdna("log", "x", "-c", place).stdout.splitlines()
+    assert said[1].split()[4:8] == ["+1", "-0", "~1", "=11"]
+    assert said[2].endswith(" first")
+    told = vdna_json("diff", "x@-1", "x", "-c", place, "--out", tmp_path / "d.parquet")
+    assert told["changes"] == now["changes"]
+    assert told["neurons"][0]["exemplars"]["a"]
+    assert pq.read_table(tmp_path / "d.parquet").num_rows == 2
+    shown = vdna("diff", "x@-1", "x", "-c", place).stdout
+    assert shown.startswith("From x@-1 to x: +1 -0 ~1 =11 images\n  + ")
+    assert "photo-0019.jpg" in shown.splitlines()[1]
+    assert "From x@-1 to x: layers" in shown
     weights = ("--weights", network.options["weights"], "--workers", 0)
     ranked = vdna_json("rank", source, "--to", "x@first", "-c", place, *weights)
     assert (ranked["to"], ranked["commit"], ranked["dna"]) == ("x", 1, rows[0])
