@@ -98,6 +98,11 @@ class Job:
         """How many shards it found done."""
         return int(self.events("Started")[0]["present"])
 
+    @property
+    def device_errors(self) -> int:
+        failed = [json.dumps(line) for line in self.events("StepFailed")]
+        return sum("CUDA error: an illegal memory access" in line for line in failed)
+
     def wait(self) -> int:
         code = self.process.wait(timeout=LONGEST)
         self._reader.join()
@@ -203,14 +208,13 @@ class Storm:
 
     def figures(self) -> dict[str, int]:
         """Returns how many faults there were, by what was seen and told."""
-        failed = [json.dumps(line) for job in self.jobs for line in job.events("StepFailed")]
         return {
             "nodes killed": sum(loss.killed for loss in self.losses),
             "nodes that Ray took for lost": sum(not loss.killed for loss in self.losses),
             "losses told": sum(len(job.told(LOST)) for job in self.jobs),
             "workers that died": sum(len(job.told(DIED)) for job in self.jobs),
             "jobs told of memory": sum(len(job.told(MEMORY)) for job in self.jobs),
-            "errors of a device": sum("CUDA error" in line for line in failed),
+            "errors of a device": sum(job.device_errors for job in self.jobs),
             "nodes left out": sum(len(job.told(BROKE)) for job in self.jobs),
         }
 
@@ -320,9 +324,8 @@ def require_told_once(storm: Storm) -> None:
             assert len(job.told(words)) <= 1
         died = Counter(job.told(DIED))
         assert max(died.values(), default=1) == 1
-        if job.told(BROKE):
-            failed = [json.dumps(line) for line in job.events("StepFailed")]
-            assert sum("CUDA error" in line for line in failed) >= 3
+        # A node that is left out has had shards under way.
+        assert 3 * len(job.told(BROKE)) <= job.device_errors <= 5
 
 
 def require_quiet(

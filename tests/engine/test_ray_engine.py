@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +129,7 @@ def test_a_killed_driver_is_rerun_at_once_and_only_the_rest_is_counted(
     assert result["counted_shards"] <= SHARDS - 5
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
-    third = small.start(folder, tmp_path)
+    third = small.start(folder, tmp_path, workers=0)
     with ended(third):
         again = finish(third)
     assert (again["changed"], again["counted_shards"]) == (False, 0)
@@ -162,6 +162,13 @@ if any(word.endswith(os.path.join("dashboard", "agent.py")) for word in sys.orig
         break
 """
 """Ray's raylet waits 15 s for this process, and then ends itself."""
+
+FAST_CLOCK = """
+if "jobs.build" in sys.orig_argv:
+    real = time.monotonic
+    time.monotonic = lambda: 3 * real()
+"""
+"""Ray itself waits 30 s for the raylet, for which it has no setting. A third will do."""
 
 
 @pytest.fixture
@@ -201,10 +208,15 @@ def test_ray_is_started_again_if_it_is_slow_to_start(
 
 @pytest.mark.soak
 def test_a_ray_that_never_starts_is_an_error_and_leaves_no_process(
-    folder: Path, small: Small, tmp_path: Path, slow_starts: Callable[[int], None]
+    folder: Path,
+    small: Small,
+    tmp_path: Path,
+    slow_starts: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", "3000")
     slow_starts(MAX_STARTS)
-    process = small.start(folder, tmp_path / "c", patch=SLOW_TO_START)
+    process = small.start(folder, tmp_path / "c", patch=SLOW_TO_START + FAST_CLOCK)
     with ended(process):
         out, err = process.communicate(timeout=240)
     assert process.returncode == 1
@@ -254,28 +266,6 @@ def deadly(file, *args, **kwargs):
 module.open = deadly
 """
 """Runs first in every process of a build: some files make PIL die, as its next bug might."""
-
-
-@pytest.mark.soak
-def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
-    folder: Path, small: Small, tmp_path: Path
-) -> None:
-    """PIL dies on one image in every process, as a hostile file might make it do."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for path in folder.iterdir():
-        (source / path.name).write_bytes(path.read_bytes())
-    marked = PngImagePlugin.PngInfo()
-    marked.add_text("comment", "decoder is killed")
-    photo(99).save(source / "poison.png", pnginfo=marked)
-    process = small.start(source, tmp_path / "c", patch=DEADLY)
-    with ended(process):
-        _, err = process.communicate(timeout=240)
-    assert process.returncode == 3, err
-    assert "poison.png: decoder_crashed" in err
-    failures = _failures(tmp_path / "c")
-    assert [f["nondeterministic"] for f in failures if f["uri"].endswith("poison.png")] == [True]
-    assert len(failures) == 3
 
 
 @pytest.mark.soak
@@ -477,11 +467,6 @@ def _partials(catalogue: Path) -> list[Partial]:
     return [Partial.decode(path.read_bytes(), path.name) for path in paths]
 
 
-def _failures(catalogue: Path) -> list[dict[str, object]]:
-    """Returns the failures in all partials, which a build lists if its gate passes."""
-    return [asdict(f) for partial in _partials(catalogue) for f in partial.failures]
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [2, 0])
 def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
@@ -500,16 +485,21 @@ def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
     monkeypatch.setenv("FAULTED_ONCE", str(tmp_path / "once"))
     runs = 0
     while True:  # without Ray the process itself dies, and is started again by hand
-        process = small.start(source, catalogue, patch=DEADLY, workers=workers)
+        process = small.start(
+            source, catalogue, "--max-failures", "1", patch=DEADLY, workers=workers
+        )
         runs += 1
         with ended(process):
-            out, err = process.communicate(timeout=240)
+            _, err = process.communicate(timeout=240)
         if workers or process.returncode >= 0 or runs == 9:
             break
-    assert process.returncode == 0, err
+    assert process.returncode == 3, err
+    assert "is%20killed.png: decoder_crashed" in err
     assert (tmp_path / "once").exists()
-    result = json.loads(out)
-    assert (result["images"], result["failed"]) == (21, 2)
+    again = small.start(source, catalogue, patch=DEADLY, workers=0)
+    with ended(again):
+        result = finish(again)
+    assert (result["images"], result["failed"], result["counted_shards"]) == (21, 2, 0)
     failures = Catalogue(str(catalogue)).failures(
         "photos", Catalogue(str(catalogue)).find("photos")
     )
