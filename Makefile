@@ -25,8 +25,9 @@ test-busy: $(SETUP)-test
 	trap "kill $$first $$second" EXIT; \
 	$(MAKE) test
 
+# Those that start Ray wait half of the time: three at once keep two cores busy.
 soak: $(SETUP)-test
-	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder --timeout 1500
+	$(BIN)/python -m pytest -m soak -n 3 --dist loadfile --no-loadscope-reorder --timeout 1500
 
 # Small faults in the code that holds the promises: some test must notice each (docs/mutants.md).
 mutants: $(SETUP)-test

@@ -166,13 +166,14 @@ def main() -> None:
     parser.add_argument("--ranges", type=Path, default=EMBEDDED)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--seconds", type=float, default=10, help="of the forward pass alone")
     parser.add_argument("--rounds", type=int, default=1, help="take turns; the best of each counts")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has vdna")
     parser.add_argument("--extractor", default=EXTRACTOR)
     parser.add_argument("--weights", type=Path, help="a folder with files of safetensors")
     arguments = parser.parse_args()
     folder, ranges = arguments.folder.resolve(strict=True), arguments.ranges
-    threads, precision = arguments.threads, arguments.precision
+    threads, precision, seconds = arguments.threads, arguments.precision, arguments.seconds
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         network: dict[str, str] = {}
@@ -186,12 +187,14 @@ def main() -> None:
         for turn in range(arguments.rounds):
             place = Path(scratch, f"catalogue-{turn}")
             found = {
-                "forward": forward_only(threads, precision=precision, **network),
+                "forward": forward_only(threads, seconds, precision, **network),
                 "make_dna": run_product(folder, ranges, ours, threads, precision, network=network),
                 "build": run_build(folder, ranges, place, precision, network),
             }
             if precision == "fp32":
-                found["forward_openvino"] = forward_only(threads, backend="openvino", **network)
+                found["forward_openvino"] = forward_only(
+                    threads, seconds, backend="openvino", **network
+                )
                 found["make_dna_openvino"] = run_product(
                     folder,
                     ranges,

@@ -21,9 +21,14 @@ LONGEST = [
     f"test_{name}.py"
     for name in (
         "ray_engine",
-        "kills",
+        "chaos",
         "histories",
         "agreement",
+        "elastic",
+        "kills",
+        "ray_decoding",
+        "benchmarks",
+        "experiments",
         "networks",
         "calibration",
         "tiles",

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from pipeline.comparing import frechet
 from pipeline.counting import Extractor
 from pipeline.dna import DNA
 from pipeline.networks import describe
+from pipeline.networks.weights import without_random_values
 from pipeline.spec import Preprocess
 from tests.support.builders import photo
 from tests.support.reference_package import ReferenceNetworks, randomised, unset_network
@@ -82,6 +83,7 @@ class BothSides:
         self.network = describe(name, self.options.get("weights"))
         self.extractor = Extractor(self.network)
         self.folders = folders
+        self.seen: dict[bytes, Features] = {}
         self.extremes = self.reference_dna("activation-ranges", "day")
         self.ranges = as_ranges(self.extremes)
         file = place / "activation_ranges.json"
@@ -94,7 +96,8 @@ class BothSides:
         with pytest.MonkeyPatch.context() as patch:
             same_pixels(self.network, patch)
             vdna.fill_vdna(
-                _Observed(self.extractor, ranges), DataSettings(source=str(self.folders[name]))
+                _Observed(self.extractor, ranges, self.seen),
+                DataSettings(source=str(self.folders[name])),
             )
         return vdna
 
@@ -117,10 +120,29 @@ def quiet_settings(batch_size: int) -> ExtractionSettings:
     return ExtractionSettings(device="cpu", batch_size=batch_size, num_workers=0, verbose=False)
 
 
+Features = dict[str, torch.Tensor]
+
+
+def once(
+    features: Callable[[torch.Tensor], Features], seen: dict[bytes, Features]
+) -> Callable[[torch.Tensor], Features]:
+    """Keeps the activations of each batch, since every kind of DNA needs the same ones."""
+
+    def found(batch: torch.Tensor) -> Features:
+        key = hashlib.sha256(batch.numpy().tobytes()).digest()
+        if key not in seen:
+            seen[key] = features(batch)
+        return dict(seen[key])
+
+    return found
+
+
 class _Observed(FeatureExtractionModel):
     """A model of the reference whose features are what our extractor gives for its batch."""
 
-    def __init__(self, extractor: Extractor, ranges: dict[str, Any]) -> None:
+    def __init__(
+        self, extractor: Extractor, ranges: dict[str, Any], seen: dict[bytes, Features]
+    ) -> None:
         network = extractor.network
         super().__init__(
             NetworkSettings(
@@ -135,18 +157,13 @@ class _Observed(FeatureExtractionModel):
         )
         self.name = network.name
         self._extractor = extractor
+        self._once = once(self._observed, seen)
 
-    seen: ClassVar[dict[tuple[str, bytes], dict[str, torch.Tensor]]] = {}
-    """Activations by network and pixels, since every kind of DNA needs the same ones."""
+    def get_features(self, batch: torch.Tensor) -> Features:
+        return self._once(batch)
 
-    def get_features(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        key = (self.name, hashlib.sha256(batch.numpy().tobytes()).digest())
-        if key not in self.seen:
-            self.seen[key] = self._observed(batch)
-        return dict(self.seen[key])
-
-    def _observed(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = {}
+    def _observed(self, batch: torch.Tensor) -> Features:
+        found: Features = {}
 
         def visit(index: int, x: torch.Tensor) -> None:
             found[self._extractor.network.taps[index].name] = x.transpose(1, 2).unsqueeze(3).clone()
@@ -172,9 +189,8 @@ def both(
     request: pytest.FixtureRequest,
     folders: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[BothSides]:
-    yield BothSides(request.param, tmp_path_factory.mktemp("network"), folders)
-    _Observed.seen.clear()
+) -> BothSides:
+    return BothSides(request.param, tmp_path_factory.mktemp("network"), folders)
 
 
 @pytest.fixture(scope="module")
@@ -338,11 +354,14 @@ def test_whole_pipelines_agree_within_rounding(
     equal to 1 in 10,000.
     """
     reference = ReferenceNetworks(monkeypatch, tmp_path)
+    seen: dict[bytes, Features] = {}
 
     def of(kind: str, folder: str) -> VDNA:
         reference.settings = quiet_settings(5)  # a DNA changes them, so each needs its own
-        model = getattr(reference, name)().eval()
+        with without_random_values():
+            model = getattr(reference, name)().eval()
         model.name = name
+        monkeypatch.setattr(model, "get_features", once(model.get_features, seen))
         if name == "mugs_vit_small":  # the reference publishes no ranges for it, and reads none
             model.norm_means_per_layer, model.norm_stds_per_layer = (
                 get_pre_hist_norm_params_from_min_max(json.loads(reference.ranges.read_text()), 1.2)

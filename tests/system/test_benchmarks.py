@@ -101,7 +101,7 @@ def test_the_benchmark_of_memory_counts_every_image() -> None:
 @pytest.mark.soak
 def test_the_product_and_the_reference_agree_in_the_benchmark_of_a_build(tmp_path: Path) -> None:
     write_photos(tmp_path, 12)
-    result = result_of("benchmarks.end_to_end", str(tmp_path))
+    result = result_of("benchmarks.end_to_end", str(tmp_path), "--seconds", "0.5")
     assert result["build"]["images"] == result["make_dna"]["images"] == 12
     assert dict(suite.ratios("end_to_end", result))
     assert result["agreement"]["moved"] < 1e-3
