@@ -30,6 +30,7 @@ from pipeline.counting.cells import LEAST_CELL_IMAGES
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.counting.preparing import FETCH_THREADS
 from pipeline.counting.reduction import FAN_IN
+from pipeline.sources.blocks import BLOCK_IMAGES
 from pipeline.sources.entries_file import FILE_BYTES, FILE_ROWS
 from pipeline.sources.listing import PART_ENTRIES
 from pipeline.sources.parallel_listing import LISTERS
@@ -38,6 +39,10 @@ from pipeline.sources.shard_sizes import (
     default_cell_images,
     default_shard_images,
 )
+from pipeline.sources.sharding import MANY
+from pipeline.sources.source import ALONE
+from pipeline.sources.stretches import STRETCH_KEYS
+from pipeline.sources.task_listing import MOST_TASKS
 from pipeline.spec import FOLDS, Resources
 
 KINDS = ("LIST", "HEAD", "GET", "PUT", "DELETE")
@@ -217,11 +222,32 @@ class Model:
 
     @property
     def listing(self) -> float:
-        """Seconds of listing: of the driver, or of the store if it is slower."""
+        """Seconds of listing: of the driver and the tasks, or of the store if it is slower.
+
+        The last round of tasks may be one task alone.
+        """
         if self.case.inventory:
             return self.case.images * self.parts.inventory_seconds
-        waited = self.pages * self.case.page_seconds / LISTERS
-        return max(self.rows * self.parts.list_seconds, waited)
+        if self.case.images <= ALONE:
+            waited = self.pages * self.case.page_seconds / LISTERS
+            return max(self.rows * self.parts.list_seconds, waited)
+        each = max(self.parts.list_seconds, self.case.page_seconds / LISTERS / PAGE)
+        rest, twice = self.case.images - ALONE, self.rows - self.case.images
+        return each * (twice + ALONE + min(rest, STRETCH_KEYS + rest / self.tasks))
+
+    @property
+    def planning(self) -> float:
+        """Seconds of planning: of the driver, or of tasks. Blocks are of very different sizes."""
+        alone = self.case.images * self.parts.plan_seconds
+        if self.case.images < MANY or self.case.inventory:
+            return alone
+        blocks = 4 * BLOCK_IMAGES * self.parts.plan_seconds
+        return min(alone, blocks + alone / self.tasks)
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks list and plan at a time."""
+        return min(self.slots, MOST_TASKS)
 
     @property
     def slots(self) -> int:
@@ -260,7 +286,7 @@ class Model:
         return {
             "start": parts.start_seconds,
             "listing": self.listing,
-            "planning": case.images * parts.plan_seconds,
+            "planning": self.planning,
             "loading": parts.load_seconds + manifests / bandwidth,
             "counting": self.counting,
             "summing": self.adding + self.composing,

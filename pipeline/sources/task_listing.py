@@ -41,6 +41,9 @@ from pipeline.sources.stretches import (
     store_sorted,
 )
 
+MOST_TASKS = 64
+"""How many tasks list at a time. Each asks for 28 pages a second, and S3 answers some thousands."""
+
 Bounds = tuple[str, str | None]
 """The uri that ends the block before, empty if there is none, and the one that ends the block."""
 
@@ -176,7 +179,7 @@ class TaskListing:
     def _stretches(self) -> list[Stretch]:
         """Spreads what is left over tasks. A range is halved where there are fewer than tasks."""
         ranges = self._left
-        workers = self._mapper.workers
+        workers = min(self._mapper.workers, MOST_TASKS)
         while 0 < len(ranges) < workers:
             halves = [half for each in ranges for half in _halves(each)]
             if len(halves) == len(ranges):
