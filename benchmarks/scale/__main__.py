@@ -148,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from benchmarks.scale.checking import check
 
             rows = check(parts)
-            return measure.emit({"machine": machine, "checks": rows}, told(rows))
+            result = {"machine": machine, "checks": rows, "errors": largest_errors(rows)}
+            return measure.emit(result, told(rows))
         cases = [
             Case(**stated | {"images": images, "gpus": gpus})
             for images in chosen.images
@@ -167,19 +168,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure.emit(result, f"{assumptions(cases[0], prices)}\n\n{table}")
 
 
+def error_of(row: dict[str, Any]) -> float | None:
+    """By how much a prediction is too large, as a share of what was measured; None of nothing."""
+    return row["predicted"] / row["measured"] - 1 if row["measured"] else None
+
+
+KINDS = {
+    "requests": lambda what: ": " in what,
+    "bytes": lambda what: "bytes" in what,
+    "CPU time": lambda what: what == "seconds of CPU",
+    "seconds of whole builds": lambda what: what == "seconds",
+    "shards and files": lambda what: True,
+}
+"""What is predicted, by the name of a row."""
+
+
+def largest_errors(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The error of each kind that is farthest from zero."""
+    found: dict[str, float] = {}
+    for row in rows:
+        kind = next(kind for kind, holds in KINDS.items() if holds(row["what"]))
+        if (error := error_of(row)) is not None:
+            found[kind] = max(found.get(kind, 0.0), error, key=abs)
+    return found
+
+
 def told(rows: Sequence[dict[str, Any]]) -> str:
-    """What was predicted and measured, as a table."""
+    """What was predicted and measured, as a table, and how far off that is."""
     cells = [
         [
             row["run"],
             row["what"],
             amount(row["predicted"]),
             amount(row["measured"]),
-            "" if not row["measured"] else f"{row['predicted'] / row['measured'] - 1:+.1%}",
+            "" if (error := error_of(row)) is None else f"{error:+.1%}",
         ]
         for row in rows
     ]
-    return markdown(("run", "what", "predicted", "measured", "error"), cells)
+    table = markdown(("run", "what", "predicted", "measured", "error"), cells)
+    errors = ", ".join(f"{kind} {error:+.1%}" for kind, error in largest_errors(rows).items())
+    return f"{table}\n\nLargest errors: {errors}"
 
 
 if __name__ == "__main__":

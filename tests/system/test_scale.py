@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.collecting import DictStore
 from benchmarks.s3_requests import per_unit
 from benchmarks.scale import __main__ as command
+from benchmarks.scale import checking
 from benchmarks.scale import model as modelling
 from benchmarks.scale.case import Case, Parts, Prices
 from benchmarks.scale.checking import check
@@ -386,6 +387,36 @@ def test_the_documented_table_is_that_of_the_kept_parts(
     for line in told.splitlines():
         if line.startswith("|"):
             assert line in documented
+
+
+def test_a_check_states_the_largest_error_of_each_kind(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        ("build: GET", 101, 100),
+        ("gc: LIST", 70, 100),
+        ("verify: LIST", 3, 0),
+        ("bytes read", 150, 100),
+        ("driver, bytes", 90, 100),
+        ("seconds of CPU", 80, 100),
+        ("seconds", 100, 400),
+        ("shards", 80, 80),
+    ]
+    made = [checking.row("a build", *each) for each in rows]
+    monkeypatch.setattr(checking, "check", lambda parts: made)
+    result, told = run(capsys, "--check")
+    assert result["errors"] == pytest.approx(
+        {
+            "requests": -0.3,
+            "bytes": 0.5,
+            "CPU time": -0.2,
+            "seconds of whole builds": -0.75,
+            "shards and files": 0,
+        }
+    )
+    assert "| a build | gc: LIST | 70 | 100 | -30.0% |" in told
+    assert "| a build | verify: LIST | 3 | 0 |  |" in told
+    assert "Largest errors: requests -30.0%, bytes +50.0%, CPU time -20.0%, " in told
 
 
 @pytest.mark.soak  # it builds on Ray, and counts hundreds of images
