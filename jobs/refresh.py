@@ -57,6 +57,7 @@ def refresh(
         print_matrix,
         replacement_lines,
         summary_sentence,
+        work_lines,
     )
 
     settings = load_config(config)
@@ -86,7 +87,8 @@ def refresh(
         )
     else:
         for result in done.datasets:
-            say(build_sentence(result), *replacement_lines(result), *failure_lines(result))
+            say(build_sentence(result), *work_lines(result))
+            say(*replacement_lines(result), *failure_lines(result))
         for matrix in done.matrices:
             print_matrix(matrix, Console())
             say(summary_sentence(matrix))

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from time import monotonic
 
 from pipeline import storage
 from pipeline.building.committer import finish_dataset
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.plan_counting import CountedDataset, count_shards
-from pipeline.building.planner import Planner, unchanged_result
+from pipeline.building.planner import DatasetPlan, Planner, unchanged_result
+from pipeline.building.reading_estimate import estimate_reading
 from pipeline.building.request import Request, Result, require_apart, require_shared
 from pipeline.building.runner import require_counted
 from pipeline.building.shard_time import note_speed
@@ -28,7 +30,7 @@ from pipeline.engine import Engine
 from pipeline.errors import GateError, UnexpectedError, UsageError, VdnaError, known_error
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper
-from pipeline.sources import Listing
+from pipeline.sources import ImageChanges, Listing, ManifestDifference
 from pipeline.spec import Resources
 
 RELISTS = 3
@@ -89,6 +91,7 @@ def build_datasets(
         require_apart(catalogue.root, request.source, request.rules)
     catalogue.require_no_file()
     storage.require_exclusive(catalogue.root)
+    began = monotonic()
     planner = Planner(catalogue, engine, resources, progress, listings or {}, relist)
     results: dict[str, Result] = {}
     problems: dict[str, VdnaError] = {}
@@ -100,7 +103,8 @@ def build_datasets(
     def finish(counted: CountedDataset, mapper: Mapper) -> None:
         name = counted.plan.request.name
         try:
-            results[name] = _finish(planner, counted, mapper)
+            finished = _finish(planner, counted, mapper)
+            results[name] = replace(finished, seconds=monotonic() - began)
         except Exception as error:
             fail(name, error)
         else:
@@ -138,6 +142,15 @@ def _plan_and_count(
     Returns:
         What was counted, by the request's name.
     """
+
+    def begins(plan: DatasetPlan, missing: Sequence[int]) -> None:
+        spec, resources = plan.job.recipe.spec.digest, planner.resources
+        try:
+            what = str(estimate_reading(planner.catalogue, plan.manifest, missing, spec, resources))
+        except VdnaError as error:  # the build may do without
+            what = f"how much there is to read is not known: {error}"
+        planner.progress(Said(f"{plan.request.name}: {what}"))
+
     counted: dict[str, CountedDataset] = {}
     pending = list(requests)
     for attempt in range(1 + (RELISTS if planner.relist else 0)):
@@ -149,12 +162,12 @@ def _plan_and_count(
             counted_ahead = ahead.finish()
         for request in pending:
             counted.pop(request.name, None)  # it was planned from an outdated listing
-        found = count_shards(plans, planner.engine, planner.progress, landed, counted_ahead)
+        found = count_shards(plans, planner.engine, planner.progress, landed, counted_ahead, begins)
         for each in found.values():
-            recipe = each.plan.job.recipe
+            recipe, ran = each.plan.job.recipe, each.ran
             spec = recipe.spec.digest
             try:
-                note_speed(planner.catalogue, spec, recipe.device, each.images, each.seconds)
+                note_speed(planner.catalogue, spec, recipe.device, ran.images, ran.seconds)
             except VdnaError as error:  # what was counted is worth more than this hint
                 planner.progress(Said(f"{each.plan.request.name}: {error}"))
         counted |= found
@@ -170,9 +183,32 @@ def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result
     if plan.up_to_date:
         found = unchanged_result(catalogue, plan, catalogue.head())
     else:
-        require_counted(plan.request.name, len(plan.manifest.heads), counted.errors)
-        found = finish_dataset(catalogue, plan, counted.shards, mapper, planner.progress)
-    return replace(found, changes=plan.changes)
+        require_counted(plan.request.name, len(plan.manifest.heads), counted.ran.errors)
+        found = finish_dataset(catalogue, plan, counted.ran.shards, mapper, planner.progress)
+        found = replace(found, image_changes=_image_changes(catalogue, plan, planner.progress))
+    reused = max(0, plan.manifest.candidates - counted.ran.read)
+    return replace(found, changes=plan.changes, read=counted.ran.read, reused=reused)
+
+
+def _image_changes(
+    catalogue: Catalogue, plan: DatasetPlan, progress: Listener
+) -> ImageChanges | None:
+    """Counts how the images of a plan differ from those of the version before, if it has a list.
+
+    The dataset is committed by now, so what cannot be counted is said and not raised.
+
+    Returns:
+        The numbers; None if they are not known.
+    """
+    name, base = plan.request.name, plan.base
+    if base is None or base.imported:
+        return None
+    try:
+        with ManifestDifference(catalogue.manifest(name, base), plan.manifest) as found:
+            return found.counts
+    except VdnaError as error:
+        progress(Said(f"{name}: what changed is not known: {error}"))
+        return None
 
 
 def _named(name: str, error: Exception) -> VdnaError:

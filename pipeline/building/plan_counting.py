@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.building.planner import DatasetPlan
 from pipeline.building.runner import Ran, run_missing
-from pipeline.counting import ShardReceipt
 from pipeline.engine import Engine
 from pipeline.events import Listener
 
@@ -18,22 +17,16 @@ class CountedDataset:
 
     Attributes:
         plan: The plan.
-        shards: How many shards were counted now.
-        errors: The receipts of those that could not be counted.
-        images: How many images were counted now.
-        seconds: How long workers had their shards, added up.
+        ran: What became of its shards, those that were counted ahead among them.
     """
 
     plan: DatasetPlan
-    shards: int = 0
-    errors: tuple[ShardReceipt, ...] = ()
-    images: int = 0
-    seconds: float = 0.0
+    ran: Ran = field(default_factory=Ran)
 
     @property
     def changed(self) -> bool:
         """Whether shards failed, all of them because the source changed since it was listed."""
-        return bool(self.errors) and all(receipt.changed for receipt in self.errors)
+        return bool(self.ran.errors) and all(receipt.changed for receipt in self.ran.errors)
 
 
 def count_shards(
@@ -42,6 +35,7 @@ def count_shards(
     progress: Listener,
     landed: Callable[[CountedDataset], None],
     ahead: Mapping[str, Ran],
+    begins: Callable[[DatasetPlan, Sequence[int]], None],
 ) -> dict[str, CountedDataset]:
     """Runs the missing shards of all plans.
 
@@ -51,16 +45,14 @@ def count_shards(
         progress: Is told of each shard.
         landed: Is called with each dataset whose shards are all stored while others still run.
         ahead: What was counted while the plans were made, by the name of the dataset.
+        begins: Is called with each plan that has shards to run, and their numbers.
 
     Returns:
         What became of each plan's shards, by the name of its dataset.
     """
 
     def counted_of(plan: DatasetPlan, ran: Ran) -> CountedDataset:
-        all_of_it = ahead.get(plan.request.name, Ran()).with_more(ran)
-        return CountedDataset(
-            plan, all_of_it.shards, all_of_it.errors, all_of_it.images, all_of_it.seconds
-        )
+        return CountedDataset(plan, ahead.get(plan.request.name, Ran()).with_more(ran))
 
     pending = [p for p in plans if not p.up_to_date]
     counted = {p.request.name: CountedDataset(p) for p in plans}
@@ -68,10 +60,14 @@ def count_shards(
         if p.up_to_date and pending:
             landed(counted[p.request.name])
 
-    def all_stored(at: int, shards: int) -> None:
-        landed(counted_of(pending[at], Ran(shards)))
+    def all_stored(at: int, ran: Ran) -> None:
+        landed(counted_of(pending[at], ran))
 
-    ran = run_missing([(p.job, p.manifest) for p in pending], engine, progress, all_stored)
+    def begin(at: int, missing: Sequence[int]) -> None:
+        begins(pending[at], missing)
+
+    work = [(p.job, p.manifest) for p in pending]
+    ran = run_missing(work, engine, progress, all_stored, begin)
     for p, its in zip(pending, ran, strict=True):
         counted[p.request.name] = counted_of(p, its)
     return counted

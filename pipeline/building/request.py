@@ -24,7 +24,7 @@ from pipeline.wording import count_of, option
 if TYPE_CHECKING:
     from pipeline.catalogue import Version
     from pipeline.dna import Failure
-    from pipeline.sources import ChangeCounts
+    from pipeline.sources import ChangeCounts, ImageChanges
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
 
@@ -375,6 +375,12 @@ class Result:
             default.
         changes: What a change list did to the images that were planned last. None if the source was
             listed.
+        image_changes: How the images differ from those of the version before. None if there was
+            none, if nothing was committed now, or if the list of its images is gone.
+        read: How many images were read now, those that could not be read among them.
+        reused: How many were not, as sums of their shards or cells were stored already.
+        seconds: How long it took from the beginning of the call, in which other datasets may have
+            been counted, too.
     """
 
     name: str
@@ -388,6 +394,10 @@ class Result:
     replaced: Version | None = None
     former_options: Mapping[str, int | str] = field(default_factory=dict)
     changes: ChangeCounts | None = None
+    image_changes: ImageChanges | None = None
+    read: int = 0
+    reused: int = 0
+    seconds: float = 0.0
 
     def __repr__(self) -> str:
         version = self.version
@@ -411,6 +421,8 @@ class Result:
         rows += [
             (f"part {name}", count_of(part.images, "image")) for name, part in self.parts.items()
         ]
+        if self.image_changes is not None:
+            rows.append(("since the version before", str(self.image_changes)))
         if self.changes is not None:
             rows += [(what, f"{number:,}") for what, number in asdict(self.changes).items()]
         if self.replaced is not None:

@@ -75,12 +75,14 @@ class Ran:
         errors: The receipts of those that could not be counted.
         images: How many images were counted now, in shards that had no sums kept.
         seconds: How long workers had these shards, added up.
+        read: How many images were read now, those that failed among them.
     """
 
     shards: int = 0
     errors: tuple[ShardReceipt, ...] = ()
     images: int = 0
     seconds: float = 0.0
+    read: int = 0
 
     def with_more(self, later: Ran) -> Ran:
         """Returns this and what a later run has counted; the errors are those of the later run."""
@@ -89,6 +91,7 @@ class Ran:
             later.errors,
             self.images + later.images,
             self.seconds + later.seconds,
+            self.read + later.read,
         )
 
 
@@ -96,7 +99,8 @@ def run_missing(
     work: Sequence[tuple[ShardJob, Manifest]],
     engine: Engine,
     progress: Listener,
-    landed: Callable[[int, int], None] = lambda at, shards: None,
+    landed: Callable[[int, Ran], None] = lambda at, ran: None,
+    begins: Callable[[int, Sequence[int]], None] = lambda at, missing: None,
 ) -> list[Ran]:
     """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
 
@@ -107,13 +111,14 @@ def run_missing(
         work: The jobs, each with its manifest.
         engine: Where the shards run.
         progress: Is told of each shard.
-        landed: Is called with the number of a job, and how many of its shards were counted here, as
-            soon as all are stored and other jobs still have shards to run.
+        landed: Is called with the number of a job, and what became of its shards here, as soon as
+            all are stored and other jobs still have shards to run.
+        begins: Is called with the number of each job that has shards to run, and theirs.
 
     Returns:
         What became of each job's shards, in the order of the jobs.
     """
-    return _ShardRun(work, engine, progress, landed).run()
+    return _ShardRun(work, engine, progress, landed, begins).run()
 
 
 class _ShardRun:
@@ -124,19 +129,22 @@ class _ShardRun:
         work: Sequence[tuple[ShardJob, Manifest]],
         engine: Engine,
         progress: Listener,
-        landed: Callable[[int, int], None],
+        landed: Callable[[int, Ran], None],
+        begins: Callable[[int, Sequence[int]], None],
     ) -> None:
         claimant = secrets.token_hex(8)
         self._jobs = [replace(job, claimant=claimant) for job, _ in work]
         self._engine = engine
         self._progress = progress
         self._landed = landed
+        self._begins = begins
         self._sizes = [{h.index: h.candidates for h in plan.heads} for _, plan in work]
         self._plans = [plan for _, plan in work]
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
         self._left = [set(_missing(one)) for one in work]
         self._counted: Counter[int] = Counter()
         self._images: Counter[int] = Counter()
+        self._read: Counter[int] = Counter()
         self._seconds = [0.0] * len(work)
         self._failed: Counter[tuple[int, int]] = Counter()
         self._errors: dict[tuple[int, int], ShardReceipt] = {}
@@ -152,12 +160,15 @@ class _ShardRun:
             for at, left in enumerate(self._left)
             for index in order_of_claims(claimant, sorted(left))
         ]
+        for at, left in enumerate(self._left):
+            if left:
+                self._begins(at, sorted(left))
         total = sum(self._sizes[at][index] for at, left in enumerate(self._left) for index in left)
         present = sum(map(len, self._sizes)) - len(todo)
         with stage(self._progress, Started(total, len(todo), present)):
             for at, left in enumerate(self._left):
                 if not left and todo:
-                    self._landed(at, 0)
+                    self._landed(at, self._ran(at))
             while todo or self._others.held:
                 todo = self._once(todo) if todo else self._wait()
             if self._by_others:
@@ -169,15 +180,17 @@ class _ShardRun:
             if self._ahead:
                 images = count_of(self._ahead, "image")
                 self._progress(Said(f"tasks decoded {images} of {total:,} for the workers"))
-        return [
-            Ran(
-                self._counted[at],
-                tuple(receipt for (of, _), receipt in self._errors.items() if of == at),
-                self._images[at],
-                self._seconds[at],
-            )
-            for at in range(len(self._jobs))
-        ]
+        return [self._ran(at) for at in range(len(self._jobs))]
+
+    def _ran(self, at: int) -> Ran:
+        """Returns what has become of a job's shards so far."""
+        return Ran(
+            self._counted[at],
+            tuple(receipt for (of, _), receipt in self._errors.items() if of == at),
+            self._images[at],
+            self._seconds[at],
+            self._read[at],
+        )
 
     def _once(self, todo: Sequence[tuple[ShardJob, int]]) -> list[tuple[ShardJob, int]]:
         """Runs shards; returns those that failed and are to be tried again."""
@@ -231,6 +244,7 @@ class _ShardRun:
         self._left[at].discard(index)
         self._errors.pop((at, index), None)
         self._counted[at] += receipt.counted
+        self._read[at] += receipt.images + receipt.failures
         if receipt.images and not receipt.reused:  # else it took time for more than its images
             self._images[at] += receipt.images
             self._seconds[at] += receipt.seconds
@@ -244,7 +258,7 @@ class _ShardRun:
             self._progress(Said(f"{name}: its worker decoded for a task: {receipt.missed}"))
             self._told = True
         if not self._left[at] and any(self._left):
-            self._landed(at, self._counted[at])
+            self._landed(at, self._ran(at))
 
 
 def _tries(receipt: ShardReceipt) -> int:

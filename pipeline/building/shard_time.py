@@ -46,7 +46,7 @@ def most_shard_images(catalogue: Catalogue, spec: str, device: str) -> int | Non
     Returns:
         The number of images; None if nothing is known.
     """
-    seconds = _noted_seconds(catalogue.speed_uri(spec, device))
+    seconds = noted_seconds(catalogue, spec, device)
     return None if seconds is None else images_in(SHARD_SECONDS, seconds)
 
 
@@ -65,10 +65,21 @@ def note_speed(catalogue: Catalogue, spec: str, device: str, images: int, second
         storage.replace(catalogue.speed_uri(spec, device), canonical_json(noted))
 
 
-def _noted_seconds(uri: str) -> float | None:
-    """Returns the seconds for an image that are noted; None if nothing is, or nothing sound."""
+def noted_seconds(catalogue: Catalogue, spec: str, device: str) -> float | None:
+    """Returns the seconds that a worker takes for an image, as a build noted them last.
+
+    Args:
+        catalogue: Where it is noted.
+        spec: Digest of the spec.
+        device: The kind of device that computes.
+
+    Returns:
+        The seconds; None if nothing is noted, or nothing sound.
+    """
     try:
-        seconds = float(json.loads(storage.read(uri))["seconds_per_image"])
+        seconds = float(
+            json.loads(storage.read(catalogue.speed_uri(spec, device)))["seconds_per_image"]
+        )
     except (SourceError, ValueError, TypeError, KeyError):
         return None
     return seconds if math.isfinite(seconds) and seconds > 0 else None

@@ -44,6 +44,7 @@ from .outcomes import pair_rows as pair_rows
 from .outcomes import ranking_json as ranking_json
 from .outcomes import ranking_lines as ranking_lines
 from .outcomes import replacement_lines as replacement_lines
+from .outcomes import work_lines as work_lines
 from .page import HtmlPage as HtmlPage
 from .page import Report as Report
 from .report_options import EXPLAINED_PAIRS as EXPLAINED_PAIRS

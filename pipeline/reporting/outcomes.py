@@ -35,6 +35,10 @@ def build_json(result: Result) -> dict[str, object]:
         "parts": {name: asdict(version) for name, version in result.parts.items()},
         "replaced": asdict(result.replaced) if result.replaced else None,
         "changes": asdict(result.changes) if result.changes else None,
+        "image_changes": asdict(result.image_changes) if result.image_changes else None,
+        "read": result.read,
+        "reused": result.reused,
+        "seconds": result.seconds,
         **asdict(result.version),
     }
 
@@ -54,9 +58,21 @@ def build_sentence(result: Result) -> str:
     return f"{result.name}: {', '.join(notes)}; {state} (dna {version.dna[:12]})"
 
 
+def work_lines(result: Result) -> list[str]:
+    """Says what a build that committed something did: what changed, and how much it read."""
+    if not result.changed:
+        return []
+    words = [] if result.image_changes is None else [f"{result.image_changes} images"]
+    words.append(f"{result.read:,} read")
+    if result.reused:
+        words.append(f"{result.reused:,} not, as their sums were stored already")
+    return [f"  {', '.join(words)}, in {result.seconds:,.1f} s"]
+
+
 def build_lines(result: Result, alpha: Alpha) -> list[str]:
     """Returns what became of a build by a rule of transparency, with first failures and parts."""
-    lines = [build_sentence(result), *replacement_lines(result), *failure_lines(result)]
+    lines = [build_sentence(result), *work_lines(result)]
+    lines += [*replacement_lines(result), *failure_lines(result)]
     parts = list(result.parts.items())
     for name, version in parts[:LISTED]:
         lines.append(f"  {name}: {count_of(version.images, 'image')}")

@@ -222,7 +222,7 @@ def test_shards_that_come_while_others_are_counted_wait_together(tmp_path: Path)
         ahead.add("b", job(tmp_path, "2"), shards(1))
         ahead.add("a", job(tmp_path, "3"), shards(3))
         engine.may_go.set()
-        assert ahead.finish() == {"a": Ran(5, (), 15, 10.0), "b": Ran(1, (), 3, 2.0)}
+        assert ahead.finish() == {"a": Ran(5, (), 15, 10.0, 15), "b": Ran(1, (), 3, 2.0, 3)}
     assert [len(asked) for asked in engine.asked] == [2, 4]
 
 

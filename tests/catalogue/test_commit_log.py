@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -272,3 +273,45 @@ def test_a_hint_that_is_far_behind_costs_a_read_for_each_commit_since() -> None:
     assert place.head().number == 25
     append(place, setting("d0", "s", "last"))
     assert storage.read(place.hint_uri) == b"26"
+
+
+def test_tags_are_held_as_the_datasets_are() -> None:
+    place, after = grown(1), dict[int, dict[str, dict[str, int]]]()
+    tags: dict[str, dict[str, int]] = {}
+    for number in range(2, 27):
+        if number % 3:
+            tags = {**tags, f"d{number % 4}": {"v": 1, f"t{number}": number - 1}}
+        elif number % 2:
+            tags = {name: of for name, of in tags.items() if name != f"d{number % 4}"}
+        datasets = {"a": {"s": version(f"n{number}", "s")}}  # of which some are not changed
+        place.append("tag", partial(replace, tags=tags, datasets=datasets))
+        after[number] = tags
+    for number, stated in after.items():
+        commit_log._kept_base.cache_clear()
+        assert Catalogue(place.root).commit(number).tags == stated
+    assert after[26] != after[21] != after[20]
+
+
+@pytest.mark.parametrize(
+    ("tags", "why"),
+    [
+        ({"..": {"v": 1}}, "dataset name '..'"),
+        ({"a": {"7": 1}}, "the tag is '7'"),
+        ({"a": {"v": 0}}, "a@v names commit 0, which is not before commit 3"),
+        ({"a": {"v": 3}}, "a@v names commit 3, which is not before commit 3"),
+        ({"a": {"v": -1}}, "tags"),
+    ],
+)
+def test_a_tag_that_names_no_earlier_commit_is_refused(
+    tags: dict[str, dict[str, int]], why: str
+) -> None:
+    place = grown(3)
+    storage.replace(place.log_uri(3), sealed(stored(place, 3) | {"tags": tags}))
+    with pytest.raises(CorruptFile, match=why):
+        place.head()
+
+
+def test_the_log_may_begin_with_an_older_commit() -> None:
+    place = grown(5)
+    assert [found.number for found in place.log(place.commit(3))] == [3, 2, 1]
+    assert [found.number for found in place.log(place.commit(1))] == [1]

@@ -149,10 +149,12 @@ def specs(place: Path) -> dict[int, str]:
 
 def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -> None:
     done = build("a", photos, tmp_path / "c")
-    (line,) = done.stdout.splitlines()
+    line, work = done.stdout.splitlines()
     digest = Catalogue(str(tmp_path / "c")).find("a").dna
     assert line == (f"a: 6 images, 1 file of other kinds ignored; committed (dna {digest[:12]})")
+    assert work.startswith("  6 read, in ")
     assert f"listing {photos}" in done.stderr
+    assert "a: up to 6 images of 6 to read, about " in done.stderr
     assert "6/6 images" in done.stderr
 
 
@@ -244,7 +246,8 @@ def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
 
 def test_allowed_failures_are_listed(tmp_path: Path, spoilt: Path) -> None:
     done = build("x", spoilt, tmp_path / "c", *SMALL, "--max-failures", 1)
-    first, second = done.stdout.splitlines()
+    first, work, second = done.stdout.splitlines()
+    assert work.startswith("  4 read, in ")
     assert first.startswith("x: 3 images, 1 could not be read; committed")
     assert second.startswith("  not counted: ")
     assert "photo-0703.jpg: truncated" in second
@@ -942,7 +945,7 @@ def test_a_build_of_another_source_than_before_must_be_meant(photos: Path, tmp_p
     refused(build("x", tmp_path / "night.txt", place, *SMALL, exits=2), changed, "give --replace")
     assert Catalogue(str(place)).head().number == 1
     done = build("x", tmp_path / "night.txt", place, *SMALL, "--replace")
-    assert done.stdout.splitlines()[1] == (
+    assert done.stdout.splitlines()[2] == (
         f"  replaces 1 image of {tmp_path}/day.txt by 1 of {tmp_path}/night.txt; the former "
         "version is kept until `vdna gc --keep N` finds N newer ones (--at 1 reads it)"
     )

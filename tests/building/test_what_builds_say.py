@@ -1,0 +1,146 @@
+"""A build says what it will read, and then what changed, and how much it has read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.building import Request, Result, build_datasets
+from pipeline.building.reading_estimate import ReadingEstimate, estimate_reading
+from pipeline.building.shard_time import note_speed
+from pipeline.catalogue import Catalogue
+from pipeline.events import Event, Said
+from pipeline.mapper import SerialMapper
+from pipeline.reporting import build_json, build_lines, work_lines
+from pipeline.sources import Entry, ImageChanges, Manifest, Shard, plan
+from pipeline.spec import Resources
+from tests.golden.handmade import NETWORK, SPEC, HandMade, Place
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    return Place(tmp_path)
+
+
+class Engine(HandMade):
+    """Makes partials by hand, for several datasets."""
+
+    def beside_shards(self) -> SerialMapper:
+        return SerialMapper()
+
+
+def build(place: Place, *names: str) -> tuple[list[Result], list[str]]:
+    """Builds datasets; returns the results, and what was said."""
+    requests = [
+        Request(
+            name,
+            str(place.folder / name),
+            extractor=NETWORK.name,
+            bins=SPEC.bins,
+            ranges=str(place.folder / "tiny.ranges.parquet"),
+            max_failures=100,
+            shard_images=4,
+            exemplars=0,
+        )
+        for name in names
+    ]
+    events: list[Event] = []
+    results = build_datasets(place.catalogue, requests, Engine(), progress=events.append)
+    return results, [event.message for event in events if isinstance(event, Said)]
+
+
+def test_a_build_tells_what_changed_and_how_much_it_read(place: Place) -> None:
+    place.photos("a", 40, bad=2)
+    (first,), said = build(place, "a")
+    assert any(each.startswith("a: up to 40 images of 40 to read, about 3") for each in said)
+    assert (first.image_changes, first.read, first.reused) == (None, 40, 0)
+    assert first.seconds > 0
+    (line,) = work_lines(first)
+    assert line.startswith("  40 read, in ")
+    for name in ("photo-007", "photo-008"):
+        (place.folder / "a" / f"{name}.jpg").write_bytes(b"another picture")
+    (place.folder / "a" / "photo-009.jpg").unlink()
+    (place.folder / "a" / "photo-100.jpg").write_bytes(b"a new one")
+    (second,), said = build(place, "a")
+    assert second.image_changes == ImageChanges(added=1, removed=1, changed=2, equal=37)
+    assert second.read + second.reused == 40
+    assert 3 <= second.read < 40
+    assert any(each.startswith(f"a: up to {second.read} images of 40 to read") for each in said)
+    (line,) = work_lines(second)
+    assert line.startswith(f"  +1 -1 ~2 =37 images, {second.read} read, {second.reused} not, as ")
+    assert build_lines(second, "drop")[1] == line
+    told = build_json(second)
+    assert told["image_changes"] == {"added": 1, "removed": 1, "changed": 2, "equal": 37}
+    assert (told["read"], told["reused"]) == (second.read, second.reused)
+    (third,), said = build(place, "a")
+    assert (third.changed, third.image_changes, third.read, third.reused) == (False, None, 0, 40)
+    assert work_lines(third) == []
+    assert not any("to read" in each for each in said)
+
+
+def test_each_dataset_of_a_build_has_its_own_numbers(place: Place) -> None:
+    place.photos("a", 9)
+    place.photos("b", 5)
+    results, _ = build(place, "a", "b")
+    assert [(of.name, of.read, of.reused) for of in results] == [("a", 9, 0), ("b", 5, 0)]
+    place.photos("b", 6)
+    results, _ = build(place, "a", "b")
+    assert [of.image_changes for of in results] == [None, ImageChanges(1, 0, 0, 5)]
+
+
+def test_a_version_before_whose_list_is_gone_does_not_keep_a_build_from_its_end(
+    place: Place,
+) -> None:
+    place.photos("a", 5)
+    (first,), _ = build(place, "a")
+    version = first.version
+    storage.delete(place.catalogue.uri("manifests", version.spec, "a", version.manifest))
+    place.photos("a", 6)
+    (second,), said = build(place, "a")
+    assert second.changed
+    assert second.image_changes is None
+    assert any(each.startswith("a: what changed is not known: a: ") for each in said)
+
+
+SIZES = st.lists(st.integers(-1, 10**9), min_size=1, max_size=30)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIZES, st.integers(1, 6), st.data())
+def test_the_bytes_of_few_shards_are_exact(
+    sizes: list[int], most: int, data: st.DataObject
+) -> None:
+    members = [Entry(f"s3://b/{i}", "", size, "e") for i, size in enumerate(sizes)]
+    cuts = range(0, len(members), most)
+    shards = [Shard(i, 0, tuple(members[cut : cut + most])) for i, cut in enumerate(cuts)]
+    manifest = Manifest.of(shards, most)
+    missing = sorted(data.draw(st.sets(st.integers(0, len(shards) - 1), min_size=1, max_size=8)))
+    found = estimate_reading(Catalogue("memory://none"), manifest, missing, "s", Resources())
+    left = [entry for index in missing for entry in shards[index].members]
+    assert (found.images, found.of, found.seconds) == (len(left), len(sizes), None)
+    assert found.bytes == (sum(max(entry.size, 0) for entry in left) or None)
+
+
+def test_many_shards_are_sampled_and_the_time_is_that_of_the_last_run() -> None:
+    manifest = plan([Entry(f"s3://b/{i}", "", 1000, f"{i}") for i in range(400)], shard_images=4)
+    catalogue = Catalogue("memory://speeds")
+    note_speed(catalogue, "s", "cpu", images=1000, seconds=50)
+    every = range(len(manifest.heads))
+    found = estimate_reading(catalogue, manifest, every, "s", Resources())
+    assert found == ReadingEstimate(images=400, of=400, bytes=400_000, seconds=pytest.approx(20))
+
+
+def test_an_estimate_in_words() -> None:
+    whole = ReadingEstimate(images=23, of=1141, bytes=4_140_000, seconds=5.2)
+    assert str(whole) == (
+        "up to 23 images of 1,141 to read, about 4.1 MB, about 5 s of one worker as of late"
+    )
+    for size, words in ((999, "999 bytes"), (1000, "1.0 kB"), (83_000_000_000, "83 GB")):
+        assert str(replace(whole, bytes=size, seconds=None)).endswith(f"to read, about {words}")
+    assert str(ReadingEstimate(1, 1, None, None)) == "up to 1 image of 1 to read"
