@@ -183,11 +183,11 @@ class Images:
         return np.bincount(np.arange(self.common.shape[1]) % FOLDS, minlength=FOLDS).astype(float)
 
 
-def noise_of(folds: Array, images: Array) -> NoiseCurves:
-    """Returns the curves of one DNA from those of its folds (K, neurons, points)."""
+def noise_of(folds: Array, images: Array, numbers: tuple[int, ...] | None = None) -> NoiseCurves:
+    """Returns the curves of one DNA from those of its folds (K, neurons, points), numbered so."""
     count, neurons, points = folds.shape
     made = NoiseCurves.empty(neurons, 1, points)
-    signs = intervals.patterns(count).astype(np.float32)
+    signs = intervals.patterns(numbers or tuple(range(count))).astype(np.float32)
     _add_folds(folds, images / images.sum(), signs, made.whole[0], made.rows, made.variance)
     return made
 

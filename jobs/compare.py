@@ -122,7 +122,12 @@ def compare(
         page.save(html)
     versions = place.find_all(matrix.names, options.at, matrix.spec_digest)
     notes = partial(
-        print_notes, versions, apart=apart, lenses=[through], barred=bool(matrix.estimates)
+        print_notes,
+        versions,
+        apart=apart,
+        lenses=[through],
+        barred=bool(matrix.estimates),
+        paired=matrix.paired(),
     )
     if as_json:
         print_json(Rows(pair_rows(matrix, layers, near)))

@@ -87,7 +87,7 @@ def explain(
                 "unlike": _unlike_json(found),
             }
         )
-        print_notes(found.versions, lenses=[through], to=sys.stderr)
+        print_notes(found.versions, lenses=[through], paired=found.paired(), to=sys.stderr)
         return
     from rich.console import Console
 
@@ -95,7 +95,7 @@ def explain(
 
     print_explanation(found, Console(), options.top)
     say(explanation_sentence(found), *group_lines(found))
-    print_notes(found.versions, lenses=[through])
+    print_notes(found.versions, lenses=[through], paired=found.paired())
     for written in filter(None, (out, html)):
         say(f"written to {written}")
 

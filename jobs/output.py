@@ -50,12 +50,13 @@ def print_notes(
     apart: Sequence[str] = (),
     lenses: Sequence[Lens | None] = (),
     barred: bool = True,
+    paired: Mapping[tuple[str, str], float] | None = None,
     to: TextIO | None = None,
 ) -> None:
     """Prints what a reader of these versions' distances should know."""
     from pipeline.comparing import notes_of
 
-    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
+    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred, paired=paired)
     notes += [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
     for note in notes:
         say(f"note: {note}", to=to)

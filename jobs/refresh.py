@@ -96,7 +96,7 @@ def refresh(
             say(f"gate: {verdict}")
     for matrix in done.matrices:
         versions = done.catalogue.find_all(matrix.names, spec=matrix.spec_digest)
-        print_notes(versions, to=sys.stderr if as_json else None)
+        print_notes(versions, paired=matrix.paired(), to=sys.stderr if as_json else None)
     if done.error is not None:
         tell_error(done.error, as_json=as_json)
         raise typer.Exit(done.error.exit_code)

@@ -104,7 +104,8 @@ class Catalogue(VersionLookup):
 
         file = self.open_file("folds", name, version, layers)
         held = (HeldFolds.of(file.read_folds(layer).items()) for layer in dna.layers)
-        return replace(dna, folds=reduce(HeldFolds.__add__, held, HeldFolds()))
+        folded = reduce(HeldFolds.__add__, held, HeldFolds())
+        return replace(dna, folds=replace(folded, pairs=file.pairs))
 
     def note_plan(
         self,

@@ -15,6 +15,7 @@ from .distance import cumulative as cumulative
 from .emd_kernel import Curves as Curves
 from .emd_kernel import distances as distances
 from .fold_curves import FoldCurves as FoldCurves
+from .fold_statistics import LEAST_PAIRED as LEAST_PAIRED
 from .fold_statistics import METHOD as METHOD
 from .fold_statistics import NEURON_COLUMNS as NEURON_COLUMNS
 from .fold_statistics import PAIR_ESTIMATES as PAIR_ESTIMATES

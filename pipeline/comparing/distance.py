@@ -116,6 +116,11 @@ class Distance(float):
         return self._estimated("se")
 
     @property
+    def paired(self) -> float:
+        """Share of the images that are in pairs with the other DNA's; NaN if it is not known."""
+        return self._estimated("paired")
+
+    @property
     def low(self) -> float:
         """Lower end of the 95% interval of the distance that samples without end would show."""
         return self._estimated("low")

@@ -17,7 +17,7 @@ from pipeline.comparing.emd_kernel import Curves, pointer
 from pipeline.comparing.intervals import patterns, splits
 from pipeline.comparing.noise_kernel import Draws, NoiseCurves
 from pipeline.compiled import compiled
-from pipeline.dna import DNA, Floats, Ints
+from pipeline.dna import DNA, Floats, Ints, Pairs
 from pipeline.spec import FOLDS
 
 SPLITS = FOLDS - 1
@@ -38,8 +38,11 @@ class FoldCurves:
             the whole one's, at these points.
         halves: (C, D, 15) float64 distances between halves.
         images: (D, 16) int64 images of each fold; 0 for folds that a DNA does not have.
+        numbers: (D, 16) int64 numbers of these folds, in their order; -1 for the others.
         unknown: (C, D) whether the neuron has no finite activation in some fold.
         bins: Bins of a histogram.
+        pairs: By which names the images of each DNA are paired with others'; None where that is not
+            known.
     """
 
     whole: Curves
@@ -47,14 +50,17 @@ class FoldCurves:
     offsets: NDArray[np.float32]
     halves: Floats
     images: Ints
+    numbers: Ints
     unknown: NDArray[np.bool_]
     bins: int
+    pairs: list[Pairs | None]
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
+        plain = ("bins", "pairs")
         return sum(
-            getattr(self, field.name).nbytes for field in fields(self) if field.name != "bins"
+            getattr(self, field.name).nbytes for field in fields(self) if field.name not in plain
         )
 
     @property
@@ -95,28 +101,40 @@ class FoldCurves:
             np.zeros((size, FOLDS, neurons, points), np.float32),
             np.full((neurons, size, SPLITS), np.nan),
             np.zeros((size, FOLDS), np.int64),
+            np.full((size, FOLDS), -1, np.int64),
             np.zeros((neurons, size), bool),
             bins,
+            [None] * size,
         )
 
     @classmethod
-    def of(cls, dnas: Sequence[DNA], folds: Sequence[Mapping[int, DNA]]) -> FoldCurves:
+    def of(
+        cls,
+        dnas: Sequence[DNA],
+        folds: Sequence[Mapping[int, DNA]],
+        pairs: Sequence[Pairs | None] | None = None,
+    ) -> FoldCurves:
         """Makes the curves of some DNAs.
 
         Args:
             dnas: DNAs of the same layer.
             folds: The folds of each DNA, by number; none if it has none.
+            pairs: By which names the images of each DNA are paired with others'. None if that is
+                not known of any.
 
         Returns:
             The curves, in the order of the DNAs.
         """
         neurons, bins = dnas[0].counts.shape
         curves = cls.empty(neurons, len(dnas), bins)
-        for slot, (dna, parts) in enumerate(zip(dnas, folds, strict=True)):
-            curves.fill(slot, dna, parts)
+        named = [None] * len(dnas) if pairs is None else pairs
+        for slot, (dna, parts, names) in enumerate(zip(dnas, folds, named, strict=True)):
+            curves.fill(slot, dna, parts, names)
         return curves
 
-    def fill(self, slot: int, dna: DNA, folds: Mapping[int, DNA]) -> None:
+    def fill(
+        self, slot: int, dna: DNA, folds: Mapping[int, DNA], pairs: Pairs | None = None
+    ) -> None:
         """Writes the curves of one DNA into their place.
 
         Args:
@@ -124,10 +142,14 @@ class FoldCurves:
             dna: The DNA.
             folds: Its folds by number, 16 at most. They sum to the DNA; those without images are
                 left out.
+            pairs: By which names its images are paired with others'.
         """
+        self.pairs[slot] = pairs
         self.whole.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
-        parts = [part for _, part in sorted(folds.items()) if part.images]
+        numbers = tuple(number for number, part in sorted(folds.items()) if part.images)
+        parts = [folds[number] for number in numbers]
         self.images[slot, : len(parts)] = [part.images for part in parts]
+        self.numbers[slot, : len(parts)] = numbers
         if len(parts) < 2:
             return
         held = [np.ascontiguousarray(part.counts, np.int64) for part in parts]
@@ -137,7 +159,7 @@ class FoldCurves:
             np.array([part.underflow for part in parts]),
             np.array([part.overflow for part in parts]),
             splits(len(parts)),
-            patterns(len(parts)),
+            patterns(numbers),
             grid(dna.spec.bins),
             slot,
             self.noise.whole[slot],

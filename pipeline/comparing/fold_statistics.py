@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import product
 from typing import Any, cast
 
@@ -23,9 +24,22 @@ from pipeline.comparing.emd_kernel import ONE, distances
 from pipeline.comparing.fold_curves import SPLITS, FoldCurves
 from pipeline.comparing.intervals import ADDED, CHANGES, DRAWS, Estimates, estimate, floor, splits
 from pipeline.comparing.noise_kernel import neuron_noise, noise_sums
-from pipeline.comparing.significance import curve_difference_gram, difference_gram, flip_test
-from pipeline.dna import Floats, Ints
+from pipeline.comparing.significance import (
+    curve_difference_gram,
+    difference_gram,
+    flip_test,
+    fold_shares,
+    paired_shares,
+)
+from pipeline.dna import UNKNOWN, Floats, Ints, Pairs, Shared
 from pipeline.spec import FOLDS
+
+LEAST_PAIRED = 0.01
+"""From this share of images in pairs on, noise is estimated for pairs. Of less it would be as good
+as the same, but have half of the degrees of freedom."""
+
+LEAST_COPIED = 0.95
+"""From this share of both datasets' images in pairs on, one is taken for a copy of the other."""
 
 FEW_NEURONS = 256
 """Inner products of up to so many neurons are computed in float64."""
@@ -50,6 +64,11 @@ class FoldSums:
         gram_ab: (P, A, B, 16, 16) inner products of a's folds with b's.
         images_a: (A, 16) int64 images of each fold of a.
         images_b: (B, 16) int64 images of each fold of b.
+        numbers_a: (A, 16) int64 numbers of a's folds; -1 for those it does not have.
+        numbers_b: (B, 16) int64 numbers of b's folds.
+        paired: (A, B) share of the smaller dataset's images that are in pairs with the other's, and
+            both in folds of one number; NaN if that is not known.
+        copied: (A, B) the same, as a share of the larger dataset's images.
     """
 
     theta: Floats
@@ -62,6 +81,10 @@ class FoldSums:
     gram_ab: Floats
     images_a: Ints
     images_b: Ints
+    numbers_a: Ints
+    numbers_b: Ints
+    paired: Floats
+    copied: Floats
 
     @classmethod
     def stack(cls, layers: Sequence[FoldSums], totals: Sequence[float], *, whole: bool) -> FoldSums:
@@ -80,7 +103,7 @@ class FoldSums:
         stacked: dict[str, Any] = {}
         for column in (field.name for field in fields(cls)):
             parts = [getattr(layer, column) for layer in layers]
-            if column.startswith("images"):
+            if column.startswith(("images", "numbers", "paired", "copied")):
                 stacked[column] = parts[0]
                 continue
             planes = np.concatenate([*parts, *([np.sum(parts, axis=0)] if whole else [])])
@@ -115,6 +138,10 @@ class FoldSums:
             gram_ab=unknown(a, b, FOLDS, FOLDS),
             images_a=np.zeros((a, FOLDS), np.int64),
             images_b=np.zeros((b, FOLDS), np.int64),
+            numbers_a=np.full((a, FOLDS), -1, np.int64),
+            numbers_b=np.full((b, FOLDS), -1, np.int64),
+            paired=np.full((a, b), np.nan),
+            copied=np.full((a, b), np.nan),
         )
 
     def fill(self, a: slice, b: slice, part: FoldSums) -> None:
@@ -150,6 +177,10 @@ class FoldSums:
             self.gram_ab[:, a, b],
             self.images_a[a],
             self.images_b[b],
+            self.numbers_a[a],
+            self.numbers_b[b],
+            self.paired[a, b],
+            self.copied[a, b],
         )
 
 
@@ -178,7 +209,10 @@ def fold_sums(
     used = np.flatnonzero(weights)
 
     theta = distances(a.whole, b.whole, weights, threads=threads, device=device)
-    added, changes = noise_sums(a.noise, b.noise, weights * a.step, threads=threads)
+    paired, copied = _paired_images(a, b)
+    added, changes = noise_sums(
+        a.noise, b.noise, weights * a.step, paired=paired >= LEAST_PAIRED, threads=threads
+    )
     unknown = _unknown(a, used)[:, None] | _unknown(b, used)
     added[unknown], changes[unknown] = np.nan, np.nan
     gram_aa, gram_bb, gram_ab = _grams(a, b, used, weights)
@@ -195,16 +229,21 @@ def fold_sums(
         gram_ab[None],
         a.images,
         b.images,
+        a.numbers,
+        b.numbers,
+        paired,
+        copied,
     )
 
 
-METHOD = "1"
+METHOD = "2"
 """Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
 in `noise_kernel` or in `significance`: kept matrices and tiles of another version are computed
 anew."""
 
-PAIR_ESTIMATES = ("emd_corrected", "se", "low", "high", "floor", "p")
-"""Estimates of a pair that do not depend on other pairs."""
+PAIR_ESTIMATES = ("emd_corrected", "se", "low", "high", "floor", "p", "paired")
+"""Estimates of a pair that do not depend on other pairs. The last is the share of its images that
+are in pairs. From `LEAST_PAIRED` on, the estimates before are those for pairs."""
 
 INTERVAL = tuple(field.name for field in fields(Estimates))
 """Those that `intervals.estimate` makes."""
@@ -224,13 +263,17 @@ def estimates(sums: FoldSums) -> dict[str, Floats]:
     """
     found = {name: np.full(sums.theta.shape, np.nan) for name in PAIR_ESTIMATES}
     folds_a, folds_b = ((images > 0).sum(axis=1) for images in (sums.images_a, sums.images_b))
+    estimated = (folds_a >= 2)[:, None] & (folds_b >= 2)
+    found["paired"][:] = np.where(estimated, sums.paired, np.nan)
+    together = sums.paired >= LEAST_PAIRED
     for k_a, k_b in product(np.unique(folds_a).tolist(), np.unique(folds_b).tolist()):
         if min(k_a, k_b) < 2:
             continue
         a, b = np.flatnonzero(folds_a == k_a), np.flatnonzero(folds_b == k_b)
         images_a, images_b = sums.images_a[a, None, :k_a], sums.images_b[None, b, :k_b]
         here = np.ix_(np.arange(len(sums.theta)), a, b)
-        of_emd = estimate(sums.theta[here], sums.added[here], sums.changes[here], k_a, k_b)
+        flags = together[np.ix_(a, b)], sums.copied[np.ix_(a, b)] >= LEAST_COPIED
+        of_emd = estimate(sums.theta[here], sums.added[here], sums.changes[here], k_a, k_b, *flags)
         for name in INTERVAL:
             found[name][here] = getattr(of_emd, name)
         found["floor"][here] = floor(
@@ -243,11 +286,34 @@ def estimates(sums: FoldSums) -> dict[str, Floats]:
             sums.gram_aa[:, a, None, :k_a, :k_a],
             sums.gram_bb[:, None, b, :k_b, :k_b],
             sums.gram_ab[here][..., :k_a, :k_b],
-            images_a,
-            images_b,
+            *fold_shares(images_a, images_b),
         )
-        found["p"][here] = flip_test(apart)
+        alone = ~together[np.ix_(a, b)]
+        p = np.full(found["p"][here].shape, np.nan)
+        p[:, alone] = flip_test(apart[:, alone])
+        found["p"][here] = p
+    for i, j in np.argwhere(together & estimated):
+        found["p"][:, i, j] = _paired_test(sums.select(slice(i, i + 1), slice(j, j + 1)))
     return found
+
+
+def _paired_test(sums: FoldSums) -> Floats:
+    """Returns the (P,) p of a pair of DNAs whose images are in pairs."""
+    one, other = (slice(0, (images > 0).sum()) for images in (sums.images_a[0], sums.images_b[0]))
+    shares = paired_shares(
+        sums.images_a[0, one],
+        sums.numbers_a[0, one],
+        sums.images_b[0, other],
+        sums.numbers_b[0, other],
+    )
+    return flip_test(
+        difference_gram(
+            sums.gram_aa[:, 0, one, one],
+            sums.gram_bb[:, 0, other, other],
+            sums.gram_ab[:, 0, 0, one, other],
+            *shares,
+        )
+    )
 
 
 def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict[str, Floats]:
@@ -278,13 +344,23 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
         return np.asarray(each.transpose(1, 0, 2))
 
     images_a, images_b = a.images[:, :folds_a], b.images[:, :folds_b]
-    of_emd = estimate(found["emd"], *neuron_noise(a.noise, b.noise, a.step), folds_a, folds_b)
+    share = _paired_share(a.pairs[0], b.pairs[0])
+    found["paired"][:] = share.of_smaller
+    paired, copied = share.of_smaller >= LEAST_PAIRED, share.of_larger >= LEAST_COPIED
+    noise = neuron_noise(a.noise, b.noise, a.step, paired=paired)
+    of_emd = estimate(found["emd"], *noise, folds_a, folds_b, paired, copied)
     for name in INTERVAL:
         found[name] = getattr(of_emd, name)
     halves = [side.halves[:, 0, : len(splits(k))] for side, k in ((a, folds_a), (b, folds_b))]
     found["floor"] = floor(halves[0], images_a, halves[1], images_b)
     if test:
-        apart = curve_difference_gram(curves(a, folds_a), curves(b, folds_b), images_a, images_b)
+        numbers_a, numbers_b = a.numbers[0, :folds_a], b.numbers[0, :folds_b]
+        shares = (
+            paired_shares(images_a[0], numbers_a, images_b[0], numbers_b)
+            if paired
+            else fold_shares(images_a, images_b)
+        )
+        apart = curve_difference_gram(curves(a, folds_a), curves(b, folds_b), *shares)
         found["p"] = flip_test(apart)
     unknown = undefined | a.unknown[:, 0] | b.unknown[:, 0]
     for name in PAIR_ESTIMATES:
@@ -295,7 +371,8 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
 def paired_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
     """Computes the distance of each neuron between the same images with a change and without.
 
-    The folds of both DNAs have the same images, so that their noise is drawn with the same signs.
+    The folds of both DNAs have the same images. Nothing is corrected for noise: only the change is
+    between the two.
 
     Args:
         a: Curves whose first DNA is taken, of two folds at least.
@@ -306,10 +383,21 @@ def paired_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
     """
     one, other = (side.whole.values[:, 0].astype(np.int64) for side in (a, b))
     whole = np.asarray(np.abs(one - other).sum(axis=-1) / ONE)
-    _, changes = neuron_noise(a.noise, b.noise, a.step)
-    se = np.sqrt((changes[:, 1::2, 0] ** 2).mean(axis=1))  # noise of a less that of b
+    _, changes = neuron_noise(a.noise, b.noise, a.step, paired=True)
+    se = np.sqrt((changes[:, :, 0] ** 2).mean(axis=1))
     unknown = a.unknown[:, 0] | b.unknown[:, 0]
     return {name: np.where(unknown, np.nan, of) for name, of in (("emd", whole), ("se", se))}
+
+
+def _paired_images(a: FoldCurves, b: FoldCurves) -> tuple[Floats, Floats]:
+    """Returns (A, B) shares of the smaller DNAs' images that are in pairs, and of the larger's."""
+    shares = np.array([[_paired_share(one, other) for other in b.pairs] for one in a.pairs], float)
+    return shares[..., 0], shares[..., 1]
+
+
+@lru_cache(maxsize=2**16)  # each layer asks again
+def _paired_share(a: Pairs | None, b: Pairs | None) -> Shared:
+    return UNKNOWN if a is None or b is None else a.shared(b)
 
 
 def _unknown(side: FoldCurves, used: Ints) -> NDArray[np.bool_]:

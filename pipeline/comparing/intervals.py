@@ -28,6 +28,17 @@ is that of its central difference: how much it changes if the noise of such a cu
 of taken away. `REACH` of the noise is added. Less counts curvature several times (Efron and Stein,
 1981), and more smooths the slope away.
 
+**Pairs.** Two datasets may share images, or one may have altered copies of the other's: then their
+noise is not independent. If the images of a pair are in the same fold, the noise of a difference is
+made of the differences of these folds. So both sides' folds are added with the same signs, and one
+is taken from the other. That has the covariance in it, whatever part of the images is in pairs. It
+is one sample of folds and not two, so there are fifteen draws, and as many degrees of freedom. If
+an alteration moves few images past a point, the difference is skewed, and the standard error grows
+with it. Then sums that should lie below the true distance, or above it, may not. But the mean of
+`emd` is never below it. So no sum below it is taken to be more than `emd`. Between a dataset and
+its altered copy there is little noise to correct, and the interval reaches as far as `emd` and its
+own error.
+
 **Interval.** Its ends are where a true value would be just likely enough. If the true value were as
 large as `emd` or larger, most differences would be far from zero, and noise would enter in full. So
 noise is counted in full at such an end, and as it is found at 0, as in a score interval. The truth
@@ -125,7 +136,15 @@ class Estimates:
     high: Floats
 
 
-def estimate(emd: Floats, added: Floats, changes: Floats, folds_a: int, folds_b: int) -> Estimates:
+def estimate(
+    emd: Floats,
+    added: Floats,
+    changes: Floats,
+    folds_a: int,
+    folds_b: int,
+    paired: NDArray[np.bool_] | bool = False,
+    copied: NDArray[np.bool_] | bool = False,
+) -> Estimates:
     """Estimates the distance that samples without end would show, and its 95% interval.
 
     Where `low` is 0, `high` is an upper bound.
@@ -133,9 +152,12 @@ def estimate(emd: Floats, added: Floats, changes: Floats, folds_a: int, folds_b:
     Args:
         emd: (...) distances of all images.
         added: (..., 6) what the sums `ADDED` are larger by.
-        changes: (..., 30, 8) changes of the sums `CHANGES`, for each draw of noise.
+        changes: (..., 30, 8) changes of the sums `CHANGES`, for each draw of noise. Those of paired
+            datasets are fifteen, each of them twice.
         folds_a: Folds of a.
         folds_b: Folds of b.
+        paired: (...) whether images of both are in pairs.
+        copied: (...) whether all of them are.
 
     Returns:
         Estimates of shape (...). All are NaN if a dataset has fewer than two folds.
@@ -151,7 +173,11 @@ def estimate(emd: Floats, added: Floats, changes: Floats, folds_a: int, folds_b:
 
     def tightest(which: slice, sign: int) -> tuple[Floats, Floats]:
         """Returns the sum that makes the tightest bound, and its variance."""
-        sums, spread = emd[..., None] + added[..., which], variances[..., which]
+        more_than_emd = added[..., which]
+        if sign < 0:
+            above_emd = np.asarray(paired)[..., None] & (more_than_emd > 0)
+            more_than_emd = np.where(above_emd, 0, more_than_emd)
+        sums, spread = emd[..., None] + more_than_emd, variances[..., which]
         bound = sign * sums + quantile[..., None] * np.sqrt(spread)
         at = np.where(np.isnan(bound), np.inf, bound).argmin(axis=-1)[..., None]
         chosen = [np.take_along_axis(of, at, axis=-1)[..., 0] for of in (sums, spread)]
@@ -161,6 +187,8 @@ def estimate(emd: Floats, added: Floats, changes: Floats, folds_a: int, folds_b:
     below, spread_below = tightest(_BELOW, -1)
     low = _lower_end(below, emd, quantile, spread_below, more)
     high = _upper_end(np.maximum(above, 0), emd, quantile, spread_above, more)
+    least_high = np.where(copied, emd + quantile * np.sqrt(plain), -np.inf)
+    high = np.maximum(high, least_high)
     square = emd**2 - ((emd + added[..., 0]) ** 2 - emd**2) / REACH**2
     least = np.maximum(np.minimum(below, above), low)
     corrected = np.clip(_root(square), least, np.maximum(np.minimum(above, high), least))
@@ -208,7 +236,10 @@ def _upper_end(sums: Floats, emd: Floats, quantile: Floats, spread: Floats, more
 
 
 def _freedom(changes: Floats, folds_a: int, folds_b: int) -> Floats:
-    """Returns the degrees of freedom of the sum of both sides' variances (Satterthwaite, 1946)."""
+    """Returns the degrees of freedom of the sum of both sides' variances (Satterthwaite, 1946).
+
+    For draws that are there twice, that is the number of folds less one.
+    """
     plus, minus = changes[..., 0::2], changes[..., 1::2]
     one, other = (((plus + sign * minus) ** 2).mean(axis=-1) for sign in (1, -1))
     scale = one**2 / (folds_a - 1) + other**2 / (folds_b - 1)
@@ -219,7 +250,7 @@ def _freedom(changes: Floats, folds_a: int, folds_b: int) -> Floats:
 
 def _ratio(x: Floats, y: Floats) -> Floats:
     """Returns x / y for values that are not negative; 0 / 0 is 0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return cast(Floats, np.where(x == 0, 0.0, x / y))
 
 
@@ -269,18 +300,18 @@ def floor(halves_a: Floats, images_a: Images, halves_b: Floats, images_b: Images
 
 
 @cache
-def patterns(folds: int) -> Floats:
+def patterns(numbers: tuple[int, ...]) -> Floats:
     """Finds how to add the deviations of folds, so that the sum is distributed as their noise.
 
     Each fold's deviation from the whole is first multiplied by the fold's share of the images. Rows
     are of a Hadamard matrix, other than `splits` in that they are always fifteen, and need not be
-    balanced.
+    balanced. Folds of one number have the same signs in all datasets.
 
     Args:
-        folds: Number of folds K, from 2 to 16.
+        numbers: The numbers of the K folds with images, two or more.
 
     Returns:
         (15, K) float64 factors. The mean over rows of the squared sums is the jackknife's variance.
     """
-    rows = hadamard(FOLDS, dtype=np.int64)[1:, :folds]
+    rows, folds = hadamard(FOLDS, dtype=np.int64)[1:, list(numbers)], len(numbers)
     return np.asarray(rows * np.sqrt(folds / (folds - 1) * PATTERNS / FOLDS))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ALL = "all"
 """Name of the plane that holds the means over all neurons."""
 
-Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
+Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q", "paired"]
 
 ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
 
@@ -57,6 +57,7 @@ MATRIX_SCHEMA = pa.schema(
         ("lens", pa.string()),
         ("low", pa.float64()),
         ("high", pa.float64()),
+        ("paired", pa.float64()),
     ]
 )
 
@@ -156,6 +157,19 @@ class Matrix:
         """
         corrected = self.of(layer, "emd_corrected")
         return np.where(self.is_corrected(layer), corrected, self.of(layer))
+
+    def paired(self) -> dict[tuple[str, str], float]:
+        """Finds whose images are in pairs.
+
+        Returns:
+            The share of images in pairs, of each two datasets that have some.
+        """
+        shares = np.triu(self.stacked("paired")[-1], 1)
+        rows, columns = np.nonzero(shares > 0)
+        return {
+            (self.names[i], self.names[j]): float(shares[i, j])
+            for i, j in zip(rows, columns, strict=True)
+        }
 
     def mapped(self, take: Callable[[Floats], Floats], **changes: Any) -> Matrix:
         """Applies a function to the (planes, D, D) values of each column.

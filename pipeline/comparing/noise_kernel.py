@@ -34,9 +34,12 @@ from pipeline.spec import available_cpus
 
 Draws = NDArray[np.float32]
 
+Flags = NDArray[np.bool_]
+
 _CLIPS = len(KNOTS)
 _HALF, _ONE, _ONE_HALF, _TWO, _THREE, _FOUR = (np.float32(knot) for knot in KNOTS)
 _NOISE = np.float32(REACH)
+_PATTERNS = np.float32(PATTERNS)
 
 LEVELS = _CLIPS + 2
 """Sums of a pair without added noise: clipped differences, plain ones, and standard errors."""
@@ -103,7 +106,12 @@ class NoiseCurves:
 
 
 def noise_sums(
-    a: NoiseCurves, b: NoiseCurves, weights: Floats, *, threads: int | None = None
+    a: NoiseCurves,
+    b: NoiseCurves,
+    weights: Floats,
+    *,
+    paired: Flags | None = None,
+    threads: int | None = None,
 ) -> tuple[Floats, Floats]:
     """Sums over neurons what is added to distances, and how noise changes them.
 
@@ -113,15 +121,19 @@ def noise_sums(
         a: Curves of A DNAs.
         b: Curves of B DNAs.
         weights: (C,) weight of each neuron, times the bins that a point stands for.
+        paired: (A, B) whether the noise of both sides is drawn with the same signs, as their images
+            are in pairs. None for no pair of DNAs.
         threads: Threads to use; None for all cores.
 
     Returns:
-        (A, B, 6) sums of `ADDED` and (A, B, 30, 8) sums of `CHANGES`, in bins.
+        (A, B, 6) sums of `ADDED` and (A, B, 30, 8) sums of `CHANGES`, in bins. Paired DNAs have
+        fifteen draws, each twice.
     """
     used = np.flatnonzero(weights)
     size_a, size_b = len(a.whole), len(b.whole)
     added = np.zeros((size_a, size_b, len(ADDED)))
     changes = np.zeros((size_a, size_b, DRAWS, len(CHANGES)))
+    together = np.zeros((size_a, size_b), bool) if paired is None else paired
 
     def row(i: int) -> None:
         first = i if a is b else 0
@@ -129,7 +141,7 @@ def noise_sums(
         moves = np.zeros((size_b - first, DRAWS, MOVES))
         _add_row(
             used, weights, i, first, a.whole, a.rows, a.variance, b.whole, b.rows, b.variance,
-            levels, moves,
+            together[i], levels, moves,
         )  # fmt: skip
         added[i, first:], changes[i, first:] = _combined(levels, moves)
 
@@ -138,7 +150,10 @@ def noise_sums(
     if a is b:
         below = np.tril_indices(size_a, -1)
         added[below] = added.transpose(1, 0, 2)[below]
-        changes[below] = swapped(changes.transpose(1, 0, 2, 3)[below])
+        mirrored = changes.transpose(1, 0, 2, 3)[below]
+        alone = ~together.T[below]
+        mirrored[alone] = swapped(mirrored[alone])
+        changes[below] = mirrored
     return added, changes
 
 
@@ -156,13 +171,16 @@ def swapped(changes: Floats) -> Floats:
     return turned
 
 
-def neuron_noise(a: NoiseCurves, b: NoiseCurves, step: float) -> tuple[Floats, Floats]:
+def neuron_noise(
+    a: NoiseCurves, b: NoiseCurves, step: float, *, paired: bool = False
+) -> tuple[Floats, Floats]:
     """Computes the same for each neuron alone, for one pair of DNAs.
 
     Args:
         a: Curves whose first DNA is taken.
         b: Curves whose first DNA is taken.
         step: Bins that a point stands for.
+        paired: Whether the noise of both sides is drawn with the same signs.
 
     Returns:
         (C, 6) of `ADDED` and (C, 30, 8) of `CHANGES`, in bins.
@@ -173,7 +191,7 @@ def neuron_noise(a: NoiseCurves, b: NoiseCurves, step: float) -> tuple[Floats, F
     )
     levels, moves = np.zeros((neurons, LEVELS)), np.zeros((neurons, DRAWS, MOVES))
     _add_neurons(
-        step, a.whole[0], rows_a, variance_a, b.whole[0], rows_b, variance_b, levels, moves
+        step, a.whole[0], rows_a, variance_a, b.whole[0], rows_b, variance_b, paired, levels, moves
     )
     return _combined(levels, moves)
 
@@ -215,6 +233,7 @@ def _add(
     curve_b: Floats,
     rows_b: Draws,
     variance_b: Draws,
+    paired: bool,
     room: Draws,
     levels: Floats,
     moves: Floats,
@@ -227,11 +246,17 @@ def _add(
     apart, error, draw = room[0], room[1], room[2]
     points = len(apart)
     zero = np.float32(0)
+    if paired:
+        draw[:] = zero
+        for k in range(len(rows_a)):
+            for i in range(points):
+                draw[i] += (rows_a[k, i] - rows_b[k, i]) ** 2
     a, b, c, d, e, f, plain, errors, lean = zero, zero, zero, zero, zero, zero, zero, zero, zero
     for i in range(points):
         difference = curve_a[i] - curve_b[i]
         apart[i] = np.float32(difference) if abs(difference) > _ROUNDING else zero
-        error[i] = np.sqrt(variance_a[i] + variance_b[i])
+        variance = draw[i] / _PATTERNS if paired else variance_a[i] + variance_b[i]
+        error[i] = np.sqrt(variance)
         x, s = abs(apart[i]), error[i]
         a += min(x, _HALF * s)
         b += min(x, s)
@@ -252,7 +277,7 @@ def _add(
     for i in range(points):
         apart[i] *= way
     for k in range(len(rows_a)):
-        for half in range(2):
+        for half in range(1 if paired else 0, 2):
             of_a, of_b, turn = (way, -way, _ONE) if half else (_ONE, _ONE, way)
             a, b, c, d, e, f, plain = zero, zero, zero, zero, zero, zero, zero
             both, pointwise, together = zero, zero, zero
@@ -274,6 +299,8 @@ def _add(
             out = moves[2 * k + half]
             for at, value in enumerate((a, b, c, d, e, f, plain, turn * both, pointwise, together)):
                 out[at] += weight * turn * value
+                if paired:
+                    moves[2 * k, at] += weight * turn * value
 
 
 @compiled
@@ -288,6 +315,7 @@ def _add_row(
     whole_b: Floats,
     rows_b: NDArray[Any],
     variance_b: NDArray[Any],
+    paired: Flags,
     levels: Floats,
     moves: Floats,
 ) -> None:
@@ -297,7 +325,8 @@ def _add_row(
         for j in range(first, len(whole_b)):
             _add(
                 weights[n], whole_a[row, n], rows_a[n, row], variance_a[n, row], whole_b[j, n],
-                rows_b[n, j], variance_b[n, j], room, levels[j - first], moves[j - first],
+                rows_b[n, j], variance_b[n, j], paired[j], room, levels[j - first],
+                moves[j - first],
             )  # fmt: skip
 
 
@@ -310,6 +339,7 @@ def _add_neurons(
     whole_b: Floats,
     rows_b: NDArray[Any],
     variance_b: NDArray[Any],
+    paired: bool,
     levels: Floats,
     moves: Floats,
 ) -> None:
@@ -318,5 +348,5 @@ def _add_neurons(
     for n in range(len(rows_a)):
         _add(
             step, whole_a[n], rows_a[n], variance_a[n], whole_b[n], rows_b[n], variance_b[n],
-            room, levels[n], moves[n],
+            paired, room, levels[n], moves[n],
         )  # fmt: skip

@@ -6,12 +6,17 @@ r"""Says what a reader of distances should know about the datasets that they are
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
 from pipeline.catalogue import Version
+from pipeline.comparing.fold_statistics import LEAST_PAIRED
 from pipeline.comparing.significance import CHECKED_IMAGES
 from pipeline.dna import Lens
 from pipeline.spec import flat_numerics
 from pipeline.wording import option, some_of
+
+Paired = Mapping[tuple[str, str], float]
+"""A share of images in pairs, by the names of two datasets."""
 
 LISTS = (".txt", ".csv")
 """Suffixes of sources that hold no image, but the names of images somewhere near them."""
@@ -23,6 +28,7 @@ def notes_of(
     apart: Sequence[str] = (),
     lenses: Iterable[Lens | None] = (),
     barred: bool = True,
+    paired: Paired | None = None,
 ) -> list[str]:
     """Lists all notes on a comparison, one sentence each.
 
@@ -31,6 +37,7 @@ def notes_of(
         apart: Datasets that were left out without being asked, as they have another spec.
         lenses: The lenses through which the datasets are compared; None stands for no lens.
         barred: Whether the comparison has error bars.
+        paired: The share of images in pairs, of each two datasets of which it is known.
 
     Returns:
         The sentences; none if there is nothing to note.
@@ -43,8 +50,9 @@ def notes_of(
     notes += [f"numerics differ: {note}" for note in numerics_notes(versions)]
     notes += [
         f"these may share images, and then error bars do not hold: {note}"
-        for note in shared_source_notes(versions)
+        for note in shared_source_notes(versions, paired or {})
     ]
+    notes += paired_notes(paired or {}) if barred else []
     notes += [note for lens in lenses if lens for note in lens_notes(lens, versions)]
     notes += few_images_notes(versions) if barred else []
     return notes + [
@@ -126,15 +134,32 @@ def few_images_notes(versions: Mapping[str, Version]) -> list[str]:
     ]
 
 
-def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
+def paired_notes(paired: Paired) -> list[str]:
+    """Says of which datasets the images are in pairs.
+
+    Args:
+        paired: The share of images in pairs, of each two datasets of which it is known.
+
+    Returns:
+        One sentence, or none.
+    """
+    found = [f"{a} and {b} ({share:.0%})" for (a, b), share in paired.items() if _is_paired(share)]
+    if not found:
+        return []
+    return [f"images have the same paths, and error bars are those of pairs: {some_of(found)}"]
+
+
+def shared_source_notes(versions: Mapping[str, Version], paired: Paired | None = None) -> list[str]:
     """Says which versions come from one source, or from a source within another's.
 
-    Error bars suppose independent samples, and nested sources may have images in common. Only the
-    outermost source is named, with a few of its datasets, since a catalogue may hold hundreds of
-    them. Parts of one dataset have no images in common.
+    Error bars suppose independent samples, or images in pairs, and nested sources may have images
+    in common that are not known to be pairs. Only the outermost source is named, with a few of its
+    datasets, since a catalogue may hold hundreds of them. Parts of one dataset have no images in
+    common.
 
     Args:
         versions: The version of each dataset.
+        paired: The share of images in pairs, of each two datasets of which it is known.
 
     Returns:
         A sentence for each such source.
@@ -151,12 +176,29 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
         if not groups or segments[: len(groups[-1][0])] != groups[-1][0]:
             groups.append((segments, []))
         groups[-1][1].append(name)
+    known = paired or {}
+    in_pairs = {frozenset(pair) for pair, share in known.items() if _is_paired(share)}
     return [
         f"{some_of(names)} are of the source {'/'.join(segments) or '/'}, or of places within it"
         for segments, names in groups
-        if len({versions[name].part_of or name for name in names}) > 1
-        or (len(names) > 1 and not versions[names[0]].part_of)
+        if (
+            len({versions[name].part_of or name for name in names}) > 1
+            or (len(names) > 1 and not versions[names[0]].part_of)
+        )
+        and any(
+            frozenset((a, b)) not in in_pairs and not _are_siblings(versions[a], versions[b])
+            for a, b in combinations(names, 2)
+        )
     ]
+
+
+def _are_siblings(one: Version, other: Version) -> bool:
+    """Returns whether both are parts of one dataset, which have no images in common."""
+    return bool(one.part_of) and one.part_of == other.part_of
+
+
+def _is_paired(share: float) -> bool:
+    return share >= LEAST_PAIRED  # not if it is unknown
 
 
 def is_nested(one: str, other: str) -> bool:

@@ -46,7 +46,10 @@ def estimate_pair(a: DNA, b: DNA, lens: Lens | None = None) -> PairEstimates:
     for layer in a.layers:
         neurons = a.spec.tap(layer).neurons
         weights = np.ones(neurons) if lens is None else lens.weights_of(layer)
-        sides = [FoldCurves.of([dna.select([layer])], [dna.folds.read(layer)]) for dna in (a, b)]  # type: ignore[union-attr]  # both have folds
+        sides = [
+            FoldCurves.of([dna.select([layer])], [folds.read(layer)], [folds.pairs])
+            for dna, folds in ((a, a.folds), (b, b.folds))
+        ]
         sums.append(fold_sums(sides[0], sides[1], weights))
         totals.append(float(weights.sum()))
     found = estimates(FoldSums.stack(sums, totals, whole=True))

@@ -13,6 +13,10 @@ for the skewness of differences (Johnson, 1978). The test is exact for datasets 
 nearly so for others. A permutation of folds would mix samples of unequal noise. Fewer than six
 pairs of folds cannot show anything at 5%, and are not tested.
 
+Nothing of that supposes that the two folds of a pair are independent of each other. If datasets
+share images, or one has altered copies, folds of the same number are paired. What their images have
+in common then cancels in their difference.
+
 `experiments.statistics` measures false alarms and power on real images.
 """
 
@@ -25,7 +29,7 @@ from typing import cast
 import numpy as np
 
 from pipeline.comparing.intervals import Images
-from pipeline.dna import Floats
+from pipeline.dna import Floats, Ints
 
 FALSE_DISCOVERY_RATE = 0.05
 """Share of the pairs called different that may be so by chance."""
@@ -47,11 +51,11 @@ _CHUNK = 4
 
 
 def difference_gram(
-    gram_aa: Floats, gram_bb: Floats, gram_ab: Floats, images_a: Images, images_b: Images
+    gram_aa: Floats, gram_bb: Floats, gram_ab: Floats, shares_a: Floats, shares_b: Floats
 ) -> Floats:
     """Computes inner products of the differences of paired folds, from those of the folds.
 
-    If one dataset has more folds, several of them make one, weighted by their images. Differences
+    Differences
     that may be rounding are set to zero, as a test would make something of their signs: those below
     a thousandth of what folds of one dataset differ by, or below 3e-7 of what they are.
 
@@ -59,17 +63,16 @@ def difference_gram(
         gram_aa: (..., K_a, K_a) inner products of the cumulative distributions of a's folds.
         gram_bb: (..., K_b, K_b) those of b's folds.
         gram_ab: (..., K_a, K_b) those of a's folds with b's.
-        images_a: (..., K_a) images of each fold of a.
-        images_b: (..., K_b) images of each fold of b.
+        shares_a: (..., K, K_a) share of each of a's folds in each of K; see `fold_shares`.
+        shares_b: (..., K, K_b) the same of b's folds.
 
     Returns:
-        (..., K, K) inner products, with K the smaller number of folds.
+        (..., K, K) inner products.
     """
-    pairs = min(gram_ab.shape[-2:])
-    of_a, of_b = _merged(images_a, pairs), _merged(images_b, pairs)
-    across: Floats = of_a @ gram_ab @ np.swapaxes(of_b, -1, -2)
+    pairs = shares_a.shape[-2]
+    across: Floats = shares_a @ gram_ab @ np.swapaxes(shares_b, -1, -2)
     own_a, own_b = (
-        of @ x @ np.swapaxes(of, -1, -2) for of, x in ((of_a, gram_aa), (of_b, gram_bb))
+        of @ x @ np.swapaxes(of, -1, -2) for of, x in ((shares_a, gram_aa), (shares_b, gram_bb))
     )
     difference: Floats = own_a + own_b - across - np.swapaxes(across, -1, -2)
     size = _trace(own_a) + _trace(own_b)
@@ -79,7 +82,7 @@ def difference_gram(
 
 
 def curve_difference_gram(
-    curves_a: Floats, curves_b: Floats, images_a: Images, images_b: Images
+    curves_a: Floats, curves_b: Floats, shares_a: Floats, shares_b: Floats
 ) -> Floats:
     """Computes inner products of the differences of paired folds, from the folds' curves.
 
@@ -89,14 +92,14 @@ def curve_difference_gram(
     Args:
         curves_a: (..., K_a, G) cumulative distributions of a's folds.
         curves_b: (..., K_b, G) those of b's folds.
-        images_a: (..., K_a) images of each fold of a.
-        images_b: (..., K_b) images of each fold of b.
+        shares_a: (..., K, K_a) share of each of a's folds in each of K; see `fold_shares`.
+        shares_b: (..., K, K_b) the same of b's folds.
 
     Returns:
-        (..., K, K) inner products, with K the smaller number of folds.
+        (..., K, K) inner products.
     """
-    pairs = min(curves_a.shape[-2], curves_b.shape[-2])
-    apart = _merged(images_a, pairs) @ curves_a - _merged(images_b, pairs) @ curves_b
+    pairs = shares_a.shape[-2]
+    apart = shares_a @ curves_a - shares_b @ curves_b
     difference: Floats = apart @ np.swapaxes(apart, -1, -2)
     difference[_trace(difference) <= 1e-24 * apart.shape[-1] * pairs] = 0
     return difference
@@ -106,10 +109,56 @@ def _trace(gram: Floats) -> Floats:
     return cast(Floats, np.einsum("...kk->...", gram))
 
 
-def _merged(images: Images, pairs: int) -> Floats:
-    """Returns the (..., pairs, K) share of each fold in each of `pairs` folds; rows sum to one."""
-    folds = images.shape[-1]
-    shares = (np.arange(folds) % pairs == np.arange(pairs)[:, None]) * images[..., None, :]
+def fold_shares(images_a: Images, images_b: Images) -> tuple[Floats, Floats]:
+    """Finds which folds of independent datasets are paired.
+
+    If one dataset has more folds, several of them make one, weighted by their images.
+
+    Args:
+        images_a: (..., K_a) images of each fold of a.
+        images_b: (..., K_b) images of each fold of b.
+
+    Returns:
+        (..., K, K_a) share of each of a's folds in each of K, the smaller number of folds, and
+        (..., K, K_b) that of each of b's. Rows sum to one.
+    """
+    pairs = min(images_a.shape[-1], images_b.shape[-1])
+    places = (np.arange(images.shape[-1]) % pairs for images in (images_a, images_b))
+    one, other = (
+        _merged(images, at, pairs) for images, at in zip((images_a, images_b), places, strict=True)
+    )
+    return one, other
+
+
+def paired_shares(
+    images_a: Images, numbers_a: Ints, images_b: Images, numbers_b: Ints
+) -> tuple[Floats, Floats]:
+    """Finds which folds of datasets are paired whose images are in pairs: those of the same number.
+
+    A fold that one dataset alone has is joined to the next one that both have.
+
+    Args:
+        images_a: (K_a,) images of each fold of a.
+        numbers_a: (K_a,) their numbers, in order.
+        images_b: (K_b,) images of each fold of b.
+        numbers_b: (K_b,) their numbers, in order.
+
+    Returns:
+        (K, K_a) share of each of a's folds in each of the K folds that both have, and (K, K_b) that
+        of each of b's.
+    """
+    both = np.intersect1d(numbers_a, numbers_b)
+    places = (np.searchsorted(both, of) % max(len(both), 1) for of in (numbers_a, numbers_b))
+    one, other = (
+        _merged(images, at, len(both))
+        for images, at in zip((images_a, images_b), places, strict=True)
+    )
+    return one, other
+
+
+def _merged(images: Images, places: Ints, pairs: int) -> Floats:
+    """Returns the (..., pairs, K) share of each fold in the pair that has its place."""
+    shares = (places == np.arange(pairs)[:, None]) * images[..., None, :]
     return cast(Floats, shares / shares.sum(axis=-1, keepdims=True))
 
 

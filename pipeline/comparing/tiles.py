@@ -628,7 +628,8 @@ class _Cache:
             if folds is None:
                 curves.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
             elif "folds" in version.sha256:
-                folds.fill(slot, dna, self._open(job, "folds", name, version).read_folds(layer))
+                file = self._open(job, "folds", name, version)
+                folds.fill(slot, dna, file.read_folds(layer), file.pairs)
             else:
                 folds.fill(slot, dna, {})
             if dna.images >= 2 and "mean" not in dna.unknown:

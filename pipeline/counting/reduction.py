@@ -42,7 +42,7 @@ from pipeline.dna import (
     to_table,
 )
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
-from pipeline.sources import Manifest
+from pipeline.sources import Manifest, pairs_of
 from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
 FAN_IN = 16
@@ -302,6 +302,9 @@ def compose(
         str(index): {key: stated[key] for key in FOLD_TOTALS if key in stated}
         for index, stated in ((index, dna_metadata(dna)) for index, dna in heads.items())
     }
+    stated: dict[str, dict[str, Any]] = {kind: shared for kind in kinds}
+    if (pairs := pairs_of(manifest)) is not None:
+        stated["folds"] = {**shared, "pairs": pairs.to_json()}
     kept = {}
     if (exemplars := _exemplars(files, products, dataset)) is not None:
         kept[EXEMPLAR_COLUMN] = exemplars.encode(dataset, digest)
@@ -312,7 +315,7 @@ def compose(
         tuple(dna_metadata(total)["numerics"]),
         kept
         | {
-            kind: writer.finish(dna_metadata(total, folds=folds_of[kind], **shared))
+            kind: writer.finish(dna_metadata(total, folds=folds_of[kind], **stated[kind]))
             for kind, writer in writers.items()
         },
         total.transparent,

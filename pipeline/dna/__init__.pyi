@@ -20,6 +20,9 @@ from .lens import Lens as Lens
 from .moments import Moments as Moments
 from .moments import merge_moments as merge_moments
 from .neuron_rows import to_table as to_table
+from .pairs import UNKNOWN as UNKNOWN
+from .pairs import Pairs as Pairs
+from .pairs import Shared as Shared
 from .partial import Partial as Partial
 from .partial import add_exemplars as add_exemplars
 from .partial import shards_and_failures as shards_and_failures

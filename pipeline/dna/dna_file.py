@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.dna.arrays import Floats, Ints
 from pipeline.dna.neuron_rows import ARROW_TYPES
+from pipeline.dna.pairs import Pairs
 from pipeline.dna.sealed import (
     FileKind,
     RowGroup,
@@ -35,6 +36,8 @@ class DnaFile:
         name: The name of the file in errors.
         metadata: What `dna_metadata` made.
         spec: The spec that the metadata states.
+        pairs: By which names the images are paired with others', in a file of folds. None if that
+            is not known.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class DnaFile:
             if kind == "folds":
                 folds = self.metadata["folds"].items()
                 self._totals |= {fold: _Totals.from_metadata(own) for fold, own in folds}
+            pairs = self.metadata.get("pairs")
+            self.pairs = None if pairs is None else Pairs.from_json(pairs)
         except (VdnaError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptFile(f"{name}: its metadata cannot be read: {error!r}") from error
         if self.spec.digest != stated:

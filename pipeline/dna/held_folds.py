@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline.dna.pairs import Pairs
 from pipeline.dna.value import DNA
 
 CODEC = "zstd"
@@ -68,9 +69,12 @@ class HeldFolds:
 
     Attributes:
         parts: The layers of all folds, of each layer and fold one or more.
+        pairs: By which names the images are paired with others'. None if that is not known, as of a
+            sum.
     """
 
     parts: tuple[PackedLayer, ...] = ()
+    pairs: Pairs | None = None
 
     @classmethod
     def of(cls, folds: Iterable[tuple[int, DNA]]) -> HeldFolds:

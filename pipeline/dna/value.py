@@ -23,6 +23,7 @@ from pipeline.dna.neuron_rows import (
     plot_distributions,
     to_table,
 )
+from pipeline.dna.pairs import Pairs
 from pipeline.dna.ranges import Ranges, neuron_name
 from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError
 from pipeline.notebook import arrow_data_frame, arrow_polars, html_table
@@ -49,6 +50,10 @@ FLOAT_SUMS = ("mean", "m2", "scatter")
 
 class FoldSource(Protocol):
     """The folds of a DNA, which `HeldFolds` holds."""
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """By which names the images are paired with others'; None if that is not known."""
 
     def read(self, layer: str) -> Mapping[int, DNA]:
         """Reads the DNA of one layer, of each fold."""

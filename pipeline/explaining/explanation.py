@@ -112,6 +112,16 @@ class Explanation:
         neurons = count_of(self.neurons.num_rows, "neuron")
         return f"<Explanation of {a} and {b}{through}: {neurons}{tested}{far}>"
 
+    def paired(self) -> dict[tuple[str, str], float]:
+        """Finds whether images of both datasets are in pairs.
+
+        Returns:
+            The share of those that are, by the names of the two; nothing if it is not known.
+        """
+        a, b = self.versions
+        shares = self.layers["paired"].drop_null().to_pylist()
+        return {(a, b): shares[0]} if shares else {}
+
     def _repr_html_(self) -> str:
         columns = ("layer", "emd", "emd_corrected", "q", "differing", "neurons", "share")
         rows = [

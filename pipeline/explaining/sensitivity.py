@@ -196,8 +196,9 @@ class Side:
             The DNA of that layer, and its curves with those of the folds.
         """
         dna = self.dna.read([layer])
-        folds = {} if self.folds is None else self.folds.read_folds(layer)
-        return dna, FoldCurves.of([dna], [folds])
+        if self.folds is None:
+            return dna, FoldCurves.of([dna], [{}])
+        return dna, FoldCurves.of([dna], [self.folds.read_folds(layer)], [self.folds.pairs])
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.building import Request, Result
 from pipeline.catalogue import Catalogue, Commit, VersionName, dataset_of, find_lens, newest_lenses
-from pipeline.comparing import ALL, Effort, Matrix, compare, spec_of
+from pipeline.comparing import ALL, LEAST_PAIRED, Effort, Matrix, compare, spec_of
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError, VdnaError
 from pipeline.networks import describe
@@ -278,9 +278,10 @@ def _verdict(catalogue: Catalogue, bound: Bound, matrix: Matrix) -> Verdict:
         float(matrix.of(bound.layer, column)[at])
         for column in ("emd", "emd_corrected", "low", "high")
     )
+    paired = matrix.of(bound.layer, "paired")[at] >= LEAST_PAIRED
     a, b = (catalogue.find(name, spec=matrix.spec_digest) for name in (bound.a, bound.b))
-    if a.part_of == dataset_of(bound.b) or b.part_of == dataset_of(
-        bound.a
-    ):  # intervals suppose independent samples
+    # Intervals suppose independent samples, or that it is known which images are shared.
+    nested = a.part_of == dataset_of(bound.b) or b.part_of == dataset_of(bound.a)
+    if nested and not paired:
         return Verdict(bound, emd, nested=True)
     return Verdict(bound, emd, corrected, low, high)

@@ -16,6 +16,7 @@ from .manifest_difference import ImageChanges as ImageChanges
 from .manifest_difference import ManifestDifference as ManifestDifference
 from .manifest_file import MANIFEST as MANIFEST
 from .manifest_file import head_at as head_at
+from .pair_sample import pairs_of as pairs_of
 from .parallel_listing import list_pages as list_pages
 from .plan_options import CELL_IMAGES as CELL_IMAGES
 from .plan_options import LIMIT as LIMIT

@@ -23,7 +23,7 @@ small blocks would make too many; a large block has to wait long until it is lis
 def ends_block(block_images: int) -> str:
     """Returns SQL that tells whether the `uri` ends a block.
 
-    The lowest digit of the hash is the image's fold, so the others are taken.
+    The lowest digit of such a hash may be the image's fold, so the others are taken.
 
     Args:
         block_images: How many images a block has on average.

@@ -1,4 +1,11 @@
-"""Chooses the fold of each group of candidates, and holds a fold's rows on disk."""
+"""Chooses the fold of each group of candidates, and holds a fold's rows on disk.
+
+A group's number is the hash of its name, the same in all datasets (see `pair_names`). From
+`HASHED_GROUPS` groups on, its fold is that number modulo 16. So images that two datasets share, or
+an image and its altered copy, are in the same fold. The folds' sizes then differ by chance, which
+costs error bars next to nothing. In a smaller dataset some folds could be empty, so folds are of
+equal size there, and most groups are in the fold that their number says.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +16,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.spec import FOLDS
+
+HASHED_GROUPS = 8 * FOLDS
+"""From this number of groups on, their folds are taken from a hash alone. A single image is a group
+of its own."""
 
 
 class FoldSizes:
@@ -30,6 +41,27 @@ class FoldSizes:
             return self._all.index(min(self._all))
         of_value = self._by_value[value]
         return min(range(FOLDS), key=lambda fold: (of_value[fold], self._all[fold]))
+
+    def nearest(self, number: int, value: str, candidates: int, share: int) -> int:
+        """Returns the fold of a group in a small dataset, where folds are of equal size.
+
+        It is the first one with room, from the fold that the group's number says, in steps that its
+        number says, too. If none has room, it is the smallest one.
+
+        Args:
+            number: The group's number.
+            value: The group's value of a label; empty for none.
+            candidates: How many candidates the group has.
+            share: How many candidates of the value a fold may have. A group may go beyond that by
+                half of its size.
+        """
+        sizes = self._by_value[value] if value else self._all
+        step = number // FOLDS % FOLDS | 1  # odd, so that it comes to all folds
+        for at in range(FOLDS):
+            fold = (number + at * step) % FOLDS
+            if 2 * sizes[fold] + candidates <= 2 * share:
+                return fold
+        return self.smallest(value)
 
 
 class FoldFile:

@@ -29,6 +29,7 @@ from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.entry import Entry
 from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.pair_names import Pairing
 from pipeline.storage import Stored
 
 PART_ENTRIES = 100_000
@@ -68,6 +69,7 @@ class Listing:
         duplicates: How many members of archives are replaced by a later one of the same name.
         planned: The plan of the source, if it was made while the source was listed. There are no
             parts then.
+        pairing: How images are named for pairing.
     """
 
     source: str
@@ -78,6 +80,7 @@ class Listing:
     duplicates: int = 0
     planned: Manifest | None = None
     _folders: tuple[_TemporaryFolder, ...] = field(default=(), repr=False)
+    pairing: Pairing = field(default_factory=Pairing)
 
     @classmethod
     def of(

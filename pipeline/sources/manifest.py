@@ -37,6 +37,7 @@ from pipeline.sources.manifest_file import (
     heads_in,
     manifest_digest,
 )
+from pipeline.sources.pair_names import Pairing
 from pipeline.spec import PRODUCTS
 
 
@@ -52,6 +53,8 @@ class Manifest:
         ignored: How many files were ignored, by kind.
         duplicates: How many candidates were listed more than once and dropped.
         labels: The names of the user's columns.
+        pairing: How images are named for pairing; None if that is not known, as of a manifest that
+            was read from its file.
     """
 
     heads: tuple[ShardHead, ...]
@@ -61,6 +64,7 @@ class Manifest:
     ignored: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     labels: tuple[str, ...] = ()
+    pairing: Pairing | None = None
 
     @cached_property
     def digest(self) -> str:

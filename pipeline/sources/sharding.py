@@ -8,9 +8,10 @@ of the shards' size are the same. A later plan keeps every shard whose members d
 that only what changed is counted again.
 
 Single images are spread over folds by a hash of their group, so that every fold is a fair sample; a
-group (a video, a drive, a patient) is never split over folds. The members of an
-archive are spread in runs of neighbours, so that a shard reads them in one piece. If parts are made
-by a label, each shard has one value of it, and each value is spread evenly over the folds.
+group (a video, a drive, a patient) is never split over folds. The hash is of the path below the
+source, so that a set and its altered copy have the same folds (see `fold_assignment`). The members
+of an archive are spread in runs of neighbours, so that a shard reads them in one piece. If parts
+are made by a label, each shard has one value of it, and each value is spread evenly over the folds.
 The shards of a fold are cut in the order of names, and so are the cells of a shard: a folder that
 is deleted touches few of them.
 
@@ -24,6 +25,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 import duckdb
@@ -38,9 +40,10 @@ from pipeline.sources.cell_cuts import cells_left, new_cells
 from pipeline.sources.database import connect, quoted_column, quoted_text
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
 from pipeline.sources.entry import Entry, ShardHead
-from pipeline.sources.fold_assignment import FoldFile, FoldSizes
+from pipeline.sources.fold_assignment import HASHED_GROUPS, FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
+from pipeline.sources.pair_names import name_number
 from pipeline.sources.plan_options import CELL_IMAGES, LIMIT, SHARD_IMAGES
 from pipeline.sources.shard_sizes import SHARD_MULTIPLE, USUAL_CELL_IMAGES, NewShardSizes
 from pipeline.spec import FOLDS
@@ -59,6 +62,10 @@ PREVIOUS_SCHEMA = pa.schema(
     ]
 )
 """What is known of the images of an earlier plan."""
+
+NAMED_COLUMNS = ("name", "value", "number", "count", "fold")
+"""What decides the fold of a candidate: its group's name, value, number and size, and the fold that
+the group has in an earlier plan."""
 
 BATCH_ROWS = 65_536
 """Rows of the plan that are in memory at a time."""
@@ -198,6 +205,7 @@ class _ShardPlanner:
         self._value = "''" if self._by is None else f"coalesce({quoted_column(self._by)}, '')"
         self._previous: Manifest | None = None
         self._sizes = sizes
+        self._pairing = listing.pairing
 
     def load_listing(self, *, limit: int | None = None, within: str = "true") -> None:
         """Fills the table `listing`, and chooses the sizes of new shards and cells.
@@ -352,7 +360,8 @@ class _ShardPlanner:
                 cells = new_cells(rows, cell)
                 writer.add(fold, rows.select(self._columns).rename_columns(names), cells=cells)
         listing = self._listing
-        return writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
+        made = writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
+        return replace(made, pairing=self._pairing)
 
     def write_block(self, entries: Entries) -> Manifest:
         """Writes the shards of a block; see `plan_block`.
@@ -421,7 +430,8 @@ class _ShardPlanner:
         columns = ", ".join(quoted_column(name) for name in self._columns)
         query = (
             f"select {columns}, {block_number(ends)} * {FOLDS} + "
-            f"(md5_number_lower(uri) % {FOLDS})::integer as place from fresh order by place, uri"
+            f"({name_number(self._pairing.name())} % {FOLDS})::integer as place "
+            "from fresh order by place, uri"
         )
         pieces = _cut_at_changes(self._batches(query), "place")
         for place, of_place in groupby(pieces, lambda piece: piece["place"][0].as_py()):
@@ -433,9 +443,10 @@ class _ShardPlanner:
     def _assign_folds(self, sizes: FoldSizes, files: list[FoldFile]) -> None:
         """Writes each fresh candidate to the file of its fold.
 
-        Groups come in the order of their hash. A group goes to the fold with the fewest candidates,
-        or to the one that it has in the previous plan. If parts are made, this is done value by
-        value; a group with several values is treated as having the first of them.
+        Groups come in the order of their names' hash. A group goes to the fold that it has in the
+        previous plan, or to the one that its hash says (see `fold_assignment`). If parts are made,
+        this is done value by value; a group with several values is treated as having the first of
+        them.
         """
         known = (
             'select "group" as name, min(fold) as fold from previous '
@@ -443,40 +454,65 @@ class _ShardPlanner:
             if self._previous is not None
             else "select '' as name, 0 as fold where false"
         )
+        self._measure_runs()
+        counts = self._group_counts()
         value = "''" if self._by is None else f"min({self._value}) over (partition by name)"
         columns = ", ".join(f"f.{quoted_column(name)}" for name in self._columns)
         query = (
-            f"with named as ({self._named_candidates()}), known as ({known}), valued as (select *, "
-            f"{value} as value from named) "
-            f"select {columns}, f.name, f.value, k.fold from valued f left join known k "
-            "on f.name = k.name order by value, sha256(f.name), f.name, uri, position, member"
+            f"with named as ({self._named_candidates('fresh')}), known as ({known}), "
+            f"valued as (select *, {value} as value, count(*) over (partition by name) as count "
+            f"from named) select {columns}, f.name, f.value, {name_number('f.key')} as number, "
+            "f.count, k.fold from valued f left join known k on f.name = k.name "
+            "order by value, sha256(f.key), f.name, uri, position, member"
         )
         current, fold = None, 0
         for batch in self._batches(query):
             folds = np.empty(batch.num_rows, np.int8)
-            columns_read = (batch[column].to_pylist() for column in ("name", "value", "fold"))
-            for i, (name, of_value, known_fold) in enumerate(zip(*columns_read, strict=True)):
+            read = [batch[column].to_pylist() for column in NAMED_COLUMNS]
+            for i, (name, of_value, number, count, own) in enumerate(zip(*read, strict=True)):
                 if name != current:
                     current = name
-                    fold = sizes.smallest(of_value) if known_fold is None else known_fold
+                    groups, candidates = counts[of_value]
+                    if own is not None:
+                        fold = own
+                    elif groups >= HASHED_GROUPS:
+                        fold = number % FOLDS
+                    else:
+                        fold = sizes.nearest(number, of_value, count, candidates // FOLDS)
                 folds[i] = fold
                 sizes.add(fold, of_value)
             rows = batch.select(self._columns)
             for taken in np.unique(folds):
                 files[taken].write(rows.filter(pa.array(folds == taken)))
 
-    def _named_candidates(self) -> str:
-        """Returns SQL: fresh candidates, each with the name of what is not to be split.
+    def _group_counts(self) -> dict[str, tuple[int, int]]:
+        """Returns how many groups and candidates have each value, in the whole listing."""
+        query = (
+            f"select {self._value}, count(distinct name), count(*) "
+            f"from ({self._named_candidates('listing')}) group by 1"
+        )
+        rows = self._db.execute(query).fetchall()
+        return {value: (groups, candidates) for value, groups, candidates in rows}
 
-        That is its group, itself, or its run of neighbours in an archive. A run is as long as a
-        shard, or shorter if some folds would get none. Each value has runs of its own.
-        """
+    def _measure_runs(self) -> None:
+        """Fills the table `lengths`: how many neighbours in an archive are a run, by value."""
         counts = self._db.execute(
             f"select {self._value}, count(*) from listing group by 1"
         ).fetchall()
         lengths = [(value, self._run_length(count)) for value, count in counts]
         self._db.execute("create table lengths (value text, length bigint)")
         self._db.executemany("insert into lengths values (?, ?)", lengths)
+
+    def _named_candidates(self, table: str) -> str:
+        """Returns SQL: candidates, each with the name of what is not to be split.
+
+        That is its group, itself, or its run of neighbours in an archive. A run is as long as a
+        shard, or shorter if some folds would get none. Each value has runs of its own. `key` is the
+        same name as a path below the source.
+
+        Args:
+            table: The table of the candidates.
+        """
         prefix = "" if self._by is None else f"{self._value} || chr(0) || "
         run = (
             f"{prefix}((row_number() over (partition by uri, {self._value} "
@@ -484,11 +520,15 @@ class _ShardPlanner:
             f"where value = {self._value}))"
         )
         columns = ", ".join(quoted_column(name) for name in self._columns)
+        pairing = self._pairing
         return (
-            f'select {columns}, case when "group" = \'\' then uri else "group" end as name '
-            "from fresh where access = '' or \"group\" <> '' union all "
-            f"select {columns}, uri || chr(0) || {run} as name "
-            "from fresh where access <> '' and \"group\" = ''"
+            f'select {columns}, case when "group" = \'\' then {pairing.name()} else "group" end '
+            f"as name, case when \"group\" = '' then {pairing.name()} "
+            f"else {pairing.below(quoted_column('group'))} end as key "
+            f"from {table} where access = '' or \"group\" <> '' union all "
+            f"select {columns}, uri || chr(0) || {run} as name, "
+            f"{pairing.below('uri')} || chr(0) || {run} as key "
+            f"from {table} where access <> '' and \"group\" = ''"
         )
 
     def _run_length(self, candidates: int) -> int:

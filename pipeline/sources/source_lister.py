@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from posixpath import splitext
@@ -38,6 +38,7 @@ from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.pair_names import Pairing
 from pipeline.sources.parallel_listing import KeyRange, list_pages
 from pipeline.sources.rules import Rules, other_kind
 from pipeline.storage import Stored
@@ -129,6 +130,11 @@ class SourceLister:
         if self._kind in ("prefix", "folder or object") and not rules.by:
             self._classes = {}
         self._last_said = self._started = monotonic()
+
+    @property
+    def pairing(self) -> Pairing:
+        """How images are named for pairing: by their paths below the source."""
+        return Pairing(self._root)
 
     def _choose_labels(self) -> tuple[str, ...]:
         rules, table = self.rules, self._table
@@ -334,7 +340,7 @@ class SourceLister:
         Raises:
             SourceError: Nothing was found.
         """
-        found = self.candidates.listing(self.source, planned)
+        found = replace(self.candidates.listing(self.source, planned), pairing=self.pairing)
         self._offer_parts()
         if not self.candidates.total:
             raise SourceError(

@@ -30,6 +30,7 @@ from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import Listing, StoredPart
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.pair_names import Pairing
 from pipeline.sources.parallel_listing import KeyRange, midpoint
 from pipeline.sources.shard_sizes import NewShardSizes
 from pipeline.sources.source_lister import SourceLister
@@ -84,12 +85,14 @@ class NameBlock:
         parts: The parts that have its candidates, and others.
         sizes: How large shards and cells are.
         entries: Where the candidates are stored.
+        pairing: How images are named for pairing.
     """
 
     bounds: Bounds
     parts: tuple[StoredPart, ...]
     sizes: NewShardSizes
     entries: Entries
+    pairing: Pairing
 
     def run(self) -> PlannedBlock:
         """Plans the block."""
@@ -98,7 +101,7 @@ class NameBlock:
             for number, data in enumerate(read_stored(self.parts)):
                 paths.append(os.path.join(folder, f"{number}.parquet"))
                 Path(paths[-1]).write_bytes(data)
-            listing = Listing("", tuple(paths), {})
+            listing = Listing("", tuple(paths), {}, pairing=self.pairing)
             made = sharding.plan_block(listing, *self.bounds, self.sizes, self.entries)
         return PlannedBlock(self.bounds, made.shard_images, made.heads, made.duplicates)
 
@@ -225,7 +228,8 @@ class TaskListing:
             if block in self._planned or any(_have_names_in_common(block, each) for each in left):
                 continue
             its = tuple(part for part in parts if _may_have_some_of(part, block))
-            blocks.append(NameBlock(block, its, self._ahead.sizes, self._ahead.entries))
+            ahead, pairing = self._ahead, self._lister.pairing
+            blocks.append(NameBlock(block, its, ahead.sizes, ahead.entries, pairing))
         return blocks
 
     def _uri(self, key: str) -> str:
@@ -246,6 +250,7 @@ class TaskListing:
             self._lister.source,
             dict(self._found.ignored),
             sum(block.duplicates for block in blocks),
+            pairing=self._lister.pairing,
         )
 
     def _manifest(self, ahead: PlanAhead) -> Manifest:

@@ -24,7 +24,7 @@ from pipeline.comparing.fold_curves import FoldCurves
 from pipeline.comparing.fold_statistics import PAIR_ESTIMATES, FoldSums, estimates, fold_sums
 from pipeline.comparing.gaussians import frechet_1d, variance
 from pipeline.comparing.pair_estimates import PairEstimates
-from pipeline.dna import DNA, HeldFolds, Lens
+from pipeline.dna import DNA, HeldFolds, Lens, Pairs
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from tests.support.builders import NUMERICS, random_dna, tiny_spec
 
@@ -336,7 +336,8 @@ def folded(count: int, seed: int) -> DNA:
     """Returns a DNA that holds `count` folds of random images."""
     parts = [random_dna(SPEC, RANGES, 20 + fold % 3, 1000 * seed + fold) for fold in range(count)]
     whole = reduce(DNA.__add__, parts)
-    return replace(whole, folds=HeldFolds.of(enumerate(parts)))
+    names = Pairs.of({seed * 100 + k: k for k in range(count)}, count)
+    return replace(whole, folds=replace(HeldFolds.of(enumerate(parts)), pairs=names))
 
 
 def test_two_dnas_with_folds_have_the_error_bars_that_compare_computes() -> None:
@@ -344,7 +345,8 @@ def test_two_dnas_with_folds_have_the_error_bars_that_compare_computes() -> None
     found = emd(a, b)
     sums = [
         fold_sums(
-            *(FoldCurves.of([d.select([la])], [d.folds.read(la)]) for d in (a, b)), np.ones(n)
+            *(FoldCurves.of([d.select([la])], [d.folds.read(la)], [d.folds.pairs]) for d in (a, b)),
+            np.ones(n),
         )
         for la, n in (("stem", 3), ("head", 2))
     ]

@@ -27,7 +27,7 @@ from pipeline.comparing.distance import emd
 from pipeline.comparing.fold_curves import grid
 from pipeline.comparing.intervals import splits
 from pipeline.comparing.significance import flip_test
-from pipeline.dna import DNA, Lens
+from pipeline.dna import DNA, Lens, Pairs
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.spec import FOLDS, Tap
 from tests.support.builders import random_dna, tiny_spec
@@ -197,23 +197,27 @@ def test_zero_weights_give_zero_and_other_neurons_are_refused() -> None:
 def in_folds(folds: list[int], neurons: int, bins: int, seed: int) -> tuple[DNA, dict[int, DNA]]:
     """Makes a DNA with folds of the given numbers of images."""
     spec, ranges = tiny_spec(bins, (Tap("x", neurons, 8),))
-    parts = {2 * k: random_dna(spec, ranges, images, seed + k) for k, images in enumerate(folds)}
+    parts = {k: random_dna(spec, ranges, images, seed + k) for k, images in enumerate(folds)}
     return reduce(DNA.__add__, parts.values()), parts
 
 
 def brute_force(
-    a: tuple[DNA, dict[int, DNA]], b: tuple[DNA, dict[int, DNA]], weights: np.ndarray
+    a: tuple[DNA, dict[int, DNA]],
+    b: tuple[DNA, dict[int, DNA]],
+    weights: np.ndarray,
+    *,
+    paired: bool,
 ) -> dict[str, np.ndarray]:
     """Computes each number in float64, by sums of DNAs and the plain distance."""
 
     def apart(x: DNA, y: DNA) -> float:
         return float(np.nansum(emd(x, y, per_neuron=True) * weights))
 
-    def folds_of(side: tuple[DNA, dict[int, DNA]]) -> list[DNA]:
-        return [part for part in side[1].values() if part.images]
+    def folds_of(side: tuple[DNA, dict[int, DNA]]) -> dict[int, DNA]:
+        return {number: part for number, part in side[1].items() if part.images}
 
     def halves(side: tuple[DNA, dict[int, DNA]]) -> list[float]:
-        parts = folds_of(side)
+        parts = folds_of(side).values()
         return [
             apart(
                 *(
@@ -226,7 +230,7 @@ def brute_force(
 
     def points(side: tuple[DNA, dict[int, DNA]]) -> np.ndarray:
         bins = a[0].spec.bins
-        return np.array([cumulative(part)[:, grid(bins)] for part in folds_of(side)])
+        return np.array([cumulative(part)[:, grid(bins)] for part in folds_of(side).values()])
 
     step = -(-a[0].spec.bins // 128)
 
@@ -235,7 +239,7 @@ def brute_force(
 
     pa, pb = points(a), points(b)
     with np.errstate(invalid="ignore"):  # a neuron may have no finite activation in a fold
-        added, changes = brute_noise(folds_of(a), folds_of(b), weights)
+        added, changes = brute_noise(folds_of(a), folds_of(b), weights, paired=paired)
     return {
         "theta": np.array(apart(a[0], b[0])),
         "added": added,
@@ -261,22 +265,28 @@ def brute_force(
     bins=st.sampled_from([2, 7, 130, 1000]),
     seed=seeds,
     signed=st.booleans(),
+    paired=st.booleans(),
 )
 def test_fold_sums_are_those_by_brute_force(
-    sizes: list[list[int]], neurons: int, bins: int, seed: int, signed: bool
+    sizes: list[list[int]], neurons: int, bins: int, seed: int, signed: bool, paired: bool
 ) -> None:
-    """There are folds of any number and size, also empty ones."""
+    """There are folds of any number and size, also empty ones; some DNAs may be paired."""
     rng = np.random.default_rng(seed)
     weights = rng.normal(0, 1, neurons) if signed else np.ones(neurons)
     sides = [in_folds(folds, neurons, bins, seed + 100 * i) for i, folds in enumerate(sizes)]
     curves = FoldCurves.of(*zip(*sides, strict=True))
+    names = [Pairs.of({n: n // 9 for n in range(9 * i, 9 * i + 9)}, 9) for i in range(len(sizes))]
+    curves.pairs[:] = [names[0], names[0] if paired else names[1], *names[2:]]
     square = fold_sums(curves, curves, weights)
     first = FoldCurves.of([sides[0][0]], [sides[0][1]])
+    first.pairs[0] = names[0]
     row = fold_sums(first, curves, weights)
     unknown = [any((parts_undefined(p)).any() for p in s[1].values() if p.images) for s in sides]
     scale = np.abs(weights).sum() * bins
     for i, j in ((0, 1), (0, 0), (len(sides) - 1, 0)):
-        expected = brute_force(sides[i], sides[j], weights)
+        expected = brute_force(
+            sides[i], sides[j], weights, paired=i == j or (paired and i + j == 1)
+        )
         for column, values in expected.items():
             index = {"half_a": (0, i), "half_b": (0, j), "gram_aa": (0, i), "gram_bb": (0, j)}
             at = index.get(column, (0, i, j))
@@ -351,7 +361,8 @@ def test_stacked_sums_are_means_of_each_layer_and_then_of_all() -> None:
     layers = [fold_sums(curves, curves, w) for w in weights]
     stacked = FoldSums.stack(layers, [3.0, 2.0, 0.0], whole=True)
     together = fold_sums(curves, curves, weights[0] + weights[1])
-    for column in (f.name for f in fields(FoldSums) if not f.name.startswith("images")):
+    of_dnas = ("images", "numbers", "paired", "copied")
+    for column in (f.name for f in fields(FoldSums) if not f.name.startswith(of_dnas)):
         planes, of_all = getattr(stacked, column), getattr(together, column)
         assert planes.shape == (4, *of_all.shape[1:])
         assert np.allclose(planes[3], of_all[0] / 5, rtol=1e-6, atol=1e-5, equal_nan=True), column
@@ -463,7 +474,8 @@ def test_paired_estimates_draw_noise_with_the_same_signs_on_both_sides() -> None
     whole = emd(sums[0][0], sums[1][0], per_neuron=True)
     np.testing.assert_allclose(found["emd"], whole, rtol=1e-5)
     for neuron in range(30):
-        _, changes = brute_noise(*sides, (np.arange(30) == neuron).astype(float))
+        each = (dict(enumerate(side)) for side in sides)
+        _, changes = brute_noise(*each, (np.arange(30) == neuron).astype(float))
         se = np.sqrt((changes[1::2, 0] ** 2).mean())
         assert found["se"][neuron] == pytest.approx(se, rel=1e-4)
     images = np.arange(5, 12)

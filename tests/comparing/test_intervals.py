@@ -87,7 +87,7 @@ def test_the_draws_of_the_noise_have_the_jackknife_s_variance() -> None:
     for folds in range(2, 17):
         values = chance.normal(size=folds)
         deviations = (values - values.mean()) / folds
-        drawn = intervals.patterns(folds) @ deviations
+        drawn = intervals.patterns(tuple(range(folds))) @ deviations
         assert drawn.shape == (15,)
         assert (drawn**2).mean() == pytest.approx(values.var(ddof=1) / folds)
 

@@ -20,7 +20,7 @@ from pipeline.comparing import ESTIMATES, Effort, Matrix, all_pairs, compare, cu
 from pipeline.comparing.distance import emd, nfd
 from pipeline.comparing.intervals import estimate, floor, splits
 from pipeline.comparing.matrix import MATRIX_SCHEMA
-from pipeline.comparing.significance import difference_gram, flip_test
+from pipeline.comparing.significance import difference_gram, flip_test, fold_shares
 from pipeline.dna import DNA
 from pipeline.dna.dna_file import _concatenate
 from pipeline.errors import (
@@ -41,7 +41,7 @@ from tests.support.fold_noise import brute_noise
 
 NAMED_COLUMNS = [
     "a", "b", "layer", "emd", "emd_range", "nfd", "fd", "emd_corrected", "se", "floor", "p", "q",
-    "lens", "low", "high",
+    "lens", "low", "high", "paired",
 ]  # fmt: skip
 
 
@@ -302,7 +302,9 @@ def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
             for name in (a, b)
         ]
         neurons = len(sides[0][0].counts)
-        added, changes = brute_noise(*sides, np.full(neurons, 1 / neurons))
+        added, changes = brute_noise(
+            *(dict(enumerate(side)) for side in sides), np.full(neurons, 1 / neurons)
+        )
         distance = np.asarray(emd(whole[a], whole[b], layer=chosen))
         found = estimate(distance, added, changes, 16, 9)
         expected = {
@@ -317,7 +319,8 @@ def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
             for of in (folds[a], folds[b])
         ]
         apart = difference_gram(
-            curves[0] @ curves[0].T, curves[1] @ curves[1].T, curves[0] @ curves[1].T, n_a, n_b
+            *(curves[i] @ curves[j].T for i, j in ((0, 0), (1, 1), (0, 1))),
+            *fold_shares(n_a, n_b),
         )
         expected["p"] = flip_test(apart)
         for column, value in expected.items():

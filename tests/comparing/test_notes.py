@@ -102,6 +102,32 @@ def test_siblings_and_names_that_begin_alike_are_not_nested() -> None:
     assert note == "a and within are of the source s3://b/a, or of places within it"
 
 
+def test_images_in_pairs_are_noted_in_place_of_shared_sources() -> None:
+    sources = {"a": "s3://b/a", "b": "s3://b/a", "c": "s3://b/a/c"}
+    versions = {name: replace(of_source(source), images=16) for name, source in sources.items()}
+    pairs = {("a", "b"): 0.904, ("c", "a"): 0.01, ("b", "c"): 1.0}
+    said = "images have the same paths, and error bars are those of pairs: "
+    assert notes_of(versions, paired=pairs) == [
+        f"{said}a and b (90%), c and a (1%) and b and c (100%)"
+    ]
+    assert notes_of(versions, paired=pairs, barred=False) == []
+    open_ones = pairs | {("c", "a"): 0.009}
+    shared, paired = notes_of(versions, paired=open_ones)
+    assert shared.startswith("these may share images, and then error bars do not hold: a, b and c")
+    assert paired == f"{said}a and b (90%) and b and c (100%)"
+
+
+def test_a_whole_in_pairs_with_its_parts_is_not_said_to_share_images() -> None:
+    parts = {
+        "d": of_source("/d"),
+        "d/x": of_source("/d", part_of="d"),
+        "d/y": of_source("/d", part_of="d"),
+    }
+    pairs = {("d", "d/x"): 1.0, ("d", "d/y"): 1.0}
+    assert shared_source_notes(parts, pairs) == []
+    assert len(shared_source_notes(parts, {("d", "d/x"): 1.0})) == 1
+
+
 def test_versions_without_a_source_share_no_images() -> None:
     imported = of_source("a.npz", origin={"file": "a.npz"})
     assert shared_source_notes({"a": imported, "b": imported}) == []

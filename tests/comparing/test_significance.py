@@ -18,6 +18,8 @@ from pipeline.comparing.significance import (
     difference_gram,
     false_discovery,
     flip_test,
+    fold_shares,
+    paired_shares,
 )
 
 Array = NDArray[Any]
@@ -80,9 +82,32 @@ def test_differences_pair_folds_and_merge_the_remaining_ones(
         return np.array(rows)
 
     d = merged(a, n_a) - merged(b, n_b)
-    found = difference_gram(a @ a.T, b @ b.T, a @ b.T, n_a, n_b)
+    shares = fold_shares(n_a, n_b)
+    found = difference_gram(a @ a.T, b @ b.T, a @ b.T, *shares)
     np.testing.assert_allclose(found, d @ d.T, atol=1e-9)
-    np.testing.assert_allclose(curve_difference_gram(a, b, n_a, n_b), d @ d.T, atol=1e-9)
+    np.testing.assert_allclose(curve_difference_gram(a, b, *shares), d @ d.T, atol=1e-9)
+
+
+numbers = st.sets(st.integers(0, 15), min_size=1).map(sorted)
+
+
+@given(seeds, numbers, numbers)
+def test_folds_of_one_number_are_paired_and_others_join_the_next_pair(
+    seed: int, of_a: list[int], of_b: list[int]
+) -> None:
+    chance = np.random.default_rng(seed)
+    n_a, n_b = sizes(chance, len(of_a)), sizes(chance, len(of_b))
+    one, other = paired_shares(n_a, np.array(of_a), n_b, np.array(of_b))
+    both = sorted({*of_a} & {*of_b})
+    assert one.shape == (len(both), len(of_a))
+    assert other.shape == (len(both), len(of_b))
+    for shares, of, images in ((one, of_a, n_a), (other, of_b, n_b)):
+        for at, number in enumerate(of if both else ()):
+            pair = min((n for n in both if n >= number), default=both[0])
+            assert (shares[:, at] > 0).tolist() == [n == pair for n in both]
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+        for weights in shares:  # in proportion to images
+            np.testing.assert_allclose(np.ptp((weights / images)[weights > 0]), 0, atol=1e-12)
 
 
 @given(seeds, st.sampled_from([0.0, 1e-4, 0.1]), st.booleans())
@@ -95,15 +120,16 @@ def test_rounding_is_not_taken_for_a_difference(seed: int, spread: float, dead: 
     images = sizes(chance, 16)
     rounding = chance.normal(0, 2e-16, (3, 16, 16)) * 99
     grams = [x @ y.T for x, y in ((a, a), (b, b), (a, b))]
-    found = difference_gram(*(g + r for g, r in zip(grams, rounding, strict=True)), images, images)
-    for gram in (found, curve_difference_gram(a, b, images, images)):
+    shares = fold_shares(images, images)
+    found = difference_gram(*(g + r for g, r in zip(grams, rounding, strict=True)), *shares)
+    for gram in (found, curve_difference_gram(a, b, *shares)):
         assert (gram == 0).all()
         assert float(flip_test(gram)) == 1
     if spread:
         b = b + 0.01 * spread  # as little as would be found of paired ones
         for gram in (
-            difference_gram(a @ a.T, b @ b.T, a @ b.T, images, images),
-            curve_difference_gram(a, b, images, images),
+            difference_gram(a @ a.T, b @ b.T, a @ b.T, *shares),
+            curve_difference_gram(a, b, *shares),
         ):
             assert float(flip_test(gram)) == 2.0**-15
 

@@ -958,12 +958,27 @@ def test_a_build_of_another_source_than_before_must_be_meant(photos: Path, tmp_p
 
 def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Path) -> None:
     place, page = tmp_path / "catalogue", tmp_path / "page.html"
-    for name, limit in (("few", 2), ("more", 3)):
-        build(name, photos, place, *SMALL, "--limit", limit)
-    note = f"few and more are of the source {photos}, or of places within it"
+    build("all", photos, place, *SMALL)
+    build("one", photos / "photo-0000.jpg", place, *SMALL)
+    note = f"all and one are of the source {photos}, or of places within it"
     text = vdna("compare", "-c", place, "--html", page).stdout
     assert f"note: these may share images, and then error bars do not hold: {note}" in text
     assert note in page.read_text()
+
+
+def test_compare_says_whose_images_are_in_pairs(photos: Path, tmp_path: Path) -> None:
+    place, page, dark = tmp_path / "catalogue", tmp_path / "page.html", tmp_path / "dark"
+    dark.mkdir()
+    for path in photos.glob("*.jpg"):
+        Image.open(path).point(lambda value: value // 2).save(dark / f"{path.stem}.png")
+    build("plain", photos, place, *SMALL)
+    build("dark", dark, place, *SMALL)
+    note = "images have the same paths, and error bars are those of pairs: dark and plain (100%)"
+    text = vdna("compare", "-c", place, "--html", page).stdout
+    assert f"note: {note}" in text
+    assert note in page.read_text()
+    (pair,) = vdna_json("compare", "-c", place)
+    assert pair["paired"] == 1
 
 
 def test_a_report_says_what_it_leaves_out(tmp_path: Path) -> None:

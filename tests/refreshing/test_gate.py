@@ -320,12 +320,25 @@ def test_an_old_version_is_not_judged_instead_of_one_under_another_spec(tmp_path
     assert [one["holds"] for one in told[:3]] == [False, False, True]
 
 
-def test_a_part_is_judged_against_its_whole_without_an_interval(tmp_path: Path) -> None:
-    file = parted(
-        tmp_path, {"day": 100}, "{a: day, b: day/rain, max: 99}", "{a: day/sun, b: day, max: 0}"
-    )
+NESTED = "{a: day, b: day/rain, max: 99}", "{a: day/sun, b: day, max: 0}"
+
+
+def test_a_part_is_judged_against_its_whole_by_the_interval_of_pairs(tmp_path: Path) -> None:
+    file = parted(tmp_path, {"day": 100}, *NESTED)
+    assert "these may share images" not in refresh(file).stdout
+    for row in json.loads(refresh(file, "--json").stdout)["gate"]:
+        assert 0 == row["low"] == row["value"] < row["emd_corrected"] < row["high"]
+        assert row["holds"]
+
+
+def test_a_part_without_known_pairs_is_judged_against_its_whole_without_an_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.counting.reduction.pairs_of", lambda manifest: None)
+    file = parted(tmp_path, {"day": 100}, *NESTED)
     done = refresh(file, exits=3)
     assert done.stdout.count("bins, without an interval, as one is a part of the other, ") == 2
+    assert "note: these may share images" in done.stdout
     for row in json.loads(refresh(file, "--json", exits=3).stdout)["gate"]:
         assert row["low"] is row["emd_corrected"] is None
         assert row["value"] == row["emd"] > 0

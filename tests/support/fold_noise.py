@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -12,17 +12,18 @@ from pipeline.comparing.intervals import ABOVE, BELOW, KNOTS, REACH, patterns
 from pipeline.dna import DNA, Floats
 
 
-def draws(folds: Sequence[DNA]) -> tuple[Floats, Floats]:
+def draws(folds: Mapping[int, DNA]) -> tuple[Floats, Floats]:
     """(neurons, points) the whole cumulative distribution, and 15 draws of its noise."""
-    at = grid(folds[0].spec.bins)
+    parts = list(folds.values())
+    at = grid(parts[0].spec.bins)
     counts = np.array(
-        [dna.counts.sum(axis=1) + dna.underflow + dna.overflow for dna in folds], float
+        [dna.counts.sum(axis=1) + dna.underflow + dna.overflow for dna in parts], float
     )
     share = counts / counts.sum(axis=0)
-    curves = np.array([cumulative(dna)[:, at] for dna in folds])
+    curves = np.array([cumulative(dna)[:, at] for dna in parts])
     whole = (share[..., None] * curves).sum(axis=0)
     deviations = share[..., None] * (curves - whole)
-    return whole, np.tensordot(patterns(len(folds)), deviations, 1)
+    return whole, np.tensordot(patterns(tuple(folds)), deviations, 1)
 
 
 def functions(apart: Floats, error: Floats) -> Floats:
@@ -34,8 +35,12 @@ def functions(apart: Floats, error: Floats) -> Floats:
     return np.concatenate([abs(apart)[None], abs(apart) + more])
 
 
-def brute_noise(a: Sequence[DNA], b: Sequence[DNA], weights: Floats) -> tuple[Floats, Floats]:
+def brute_noise(
+    a: Mapping[int, DNA], b: Mapping[int, DNA], weights: Floats, *, paired: bool = False
+) -> tuple[Floats, Floats]:
     """(6,) what is added to a distance, and (30, 8) how it changes; sums over weighed neurons.
+
+    With `paired` there are 15 draws, each twice: the noise of a less that of b.
 
     The last of these changes is unknown if rounding decides which side has the larger mean.
     """
@@ -43,7 +48,9 @@ def brute_noise(a: Sequence[DNA], b: Sequence[DNA], weights: Floats) -> tuple[Fl
     apart = whole_a - whole_b
     apart[abs(apart) < 1e-12] = 0
     error = np.sqrt((rows_a**2).mean(axis=0) + (rows_b**2).mean(axis=0))
-    step = -(-a[0].spec.bins // 128)
+    if paired:
+        error = np.sqrt(((rows_a - rows_b) ** 2).mean(axis=0))
+    step = -(-next(iter(a.values())).spec.bins // 128)
     used = np.flatnonzero(weights)
 
     def summed(values: Floats) -> Floats:
@@ -53,7 +60,7 @@ def brute_noise(a: Sequence[DNA], b: Sequence[DNA], weights: Floats) -> tuple[Fl
     changes, noisier = [], []
     way = np.where(apart.sum(axis=1) > 0, 1.0, -1.0)[:, None]
     for row_a, row_b in zip(rows_a, rows_b, strict=True):
-        for noise in (row_a + row_b, row_a - row_b):
+        for noise in (row_a - row_b if paired else row_a + row_b, row_a - row_b):
             above, below = (functions(apart + sign * REACH * noise, error) for sign in (1, -1))
             changed = summed(above - below) / (2 * REACH)
             signed = [summed(np.sign(apart) * noise), summed(way * noise)]

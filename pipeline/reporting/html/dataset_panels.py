@@ -101,7 +101,7 @@ def gather_matrix_page(
             progress(StepDone(1))
     seen = _seen(catalogue, matrices, lenses, versions, pairs, progress, keep=keep)
     barred = any(of.estimates for of in matrices)
-    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
+    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred, paired=matrix.paired())
     if some < samples:
         notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
     about = (

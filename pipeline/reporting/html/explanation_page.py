@@ -112,7 +112,7 @@ def gather_explanation(
     versions = found.versions
     panels = [panel_of(catalogue, *of, samples, deadline) for of in versions.items()]
     spec = catalogue.spec(next(iter(versions.values())).spec)
-    notes = notes_of(versions, lenses=[lens])
+    notes = notes_of(versions, lenses=[lens], paired=found.paired())
     if len(found.groups) > MOST_NEURONS:
         notes.append(
             f"To keep this page small, it has the first {MOST_NEURONS} of {len(found.groups)} "
