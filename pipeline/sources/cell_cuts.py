@@ -31,7 +31,7 @@ def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
     slack = size // CELL_SLACK
     if rows.num_rows <= size + slack:
         return ()
-    folders = pc.replace_substring_regex(rows["uri"].combine_chunks(), "[^/]*$", "")
+    folders = folders_of(rows["uri"].cast(pa.string()).combine_chunks())
     ends = pc.not_equal(folders[1:], folders[:-1]).to_numpy(zero_copy_only=False)
     ends = np.flatnonzero(ends) + 1
     cells, start = [], 0
@@ -43,6 +43,23 @@ def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
         cells.append(end - start)
         start = end
     return (*cells, rows.num_rows - start)
+
+
+def folders_of(uris: pa.StringArray) -> pa.StringArray:
+    """Returns the folder of each uri, with the slash that ends it.
+
+    All texts are read as one text that is cut at each last slash, which is many times as fast as a
+    regular expression.
+    """
+    _, offsets, data = uris.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[uris.offset : uris.offset + len(uris) + 1]
+    slashes = np.flatnonzero(np.frombuffer(data, np.uint8)[: bounds[-1]] == ord("/"))
+    ends = np.concatenate([[0], slashes + 1])
+    last = ends[np.searchsorted(ends, bounds[1:], side="right") - 1]
+    cuts = np.empty(2 * len(uris) + 1, np.int32)
+    cuts[::2], cuts[1::2] = bounds, np.maximum(last, bounds[:-1])  # a uri may have no slash
+    halves = pa.StringArray.from_buffers(2 * len(uris), pa.py_buffer(cuts), data)
+    return halves.take(pa.array(np.arange(0, 2 * len(uris), 2)))
 
 
 def cells_left(shard: ShardHead, places: NDArray[np.int32]) -> tuple[int, ...]:

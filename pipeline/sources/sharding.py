@@ -224,9 +224,12 @@ class _ShardPlanner:
             f"create view listed as select * from read_parquet({files}, union_by_name = true) "
             f"where {within}"
         )
-        listed = self._number("select count(*) from listed")
+        about = "select count(*), sum(size){} from {}"
+        names = about.format(", count(distinct hash(uri, member))", "listed")
+        ((listed, size, different),) = self._db.execute(names).fetchall()
+        candidates = listed
         # Hashes of different names may agree, but never those of equal ones differ.
-        if self._number("select count(distinct hash(uri, member)) from listed") == listed:
+        if different == listed:
             self._db.execute("create view listing as select * from listed")
             self._duplicates = self._listing.duplicates
         else:
@@ -238,12 +241,12 @@ class _ShardPlanner:
                 f"limit {int(limit)}"
             )
             self._db.execute("create or replace view listing as select * from sample")
-        candidates = self._number("select count(*) from listing")
+        if limit is not None or different != listed:
+            ((candidates, size),) = self._db.execute(about.format("", "listing")).fetchall()
         if not candidates:
             raise SourceError("the source has no image")
         self._size = self._sizes.shard(candidates)
-        image_bytes = self._number("select sum(size) from listing") / candidates
-        self._cell = self._sizes.cell(self._size, image_bytes)
+        self._cell = self._sizes.cell(self._size, size / candidates)
 
     def _drop_duplicates(self, listed: int) -> None:
         """Fills `listing` with each candidate once; `listed` is how many rows there are."""

@@ -34,7 +34,10 @@ def table_digest(kind: str, table: pa.Table) -> str:
         if pa.types.is_int64(values.type):
             found.update(values.to_numpy().astype("<i8").tobytes())
             continue
-        lengths = pc.fill_null(pc.binary_length(values), -1).to_numpy()
+        lengths = pc.binary_length(values)
+        if values.null_count:
+            lengths = pc.fill_null(lengths, -1)
+        lengths = lengths.to_numpy()
         found.update(lengths.astype("<i4").tobytes())
         found.update(_text(values))
     return found.hexdigest()[:32]
