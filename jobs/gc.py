@@ -34,7 +34,7 @@ def gc(
         int | None,
         typer.Option(
             help="Number of versions of each dataset to keep, and none of one that was taken out "
-            "(default: all)."
+            "(default: all). What has a tag is kept, too."
         ),
     ] = None,
     grace_days: Annotated[
