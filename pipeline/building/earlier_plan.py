@@ -8,7 +8,7 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.sources import Manifest
 from pipeline.wording import count_of, option
 
-SELECTING = ("include", "exclude", "group_by", "image_column", "by", "limit")
+SELECTING = ("include", "exclude", "group_by", "image_column", "by", "pair_by", "limit")
 """The options that decide which images of a source count, and how they are grouped."""
 
 

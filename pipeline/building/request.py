@@ -155,6 +155,14 @@ class GroupingOptions(Options):
             numeral=True,
         ),
     ] = None
+    pair_by: Annotated[
+        str | None,
+        Option(
+            "Pair images with those of other datasets by the names of their files ('stem'), or by "
+            "this column of a table, which also decides the folds of new images (default: by their "
+            "paths below the source)."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +291,7 @@ class Request(
             self.image_column,
             self.by or None,
             self.allow_query,
+            self.pair_by,
         )
 
 

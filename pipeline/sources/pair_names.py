@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+STEM = "stem"
+"""What pairs images by the names of their files alone."""
+
 IMAGE_SUFFIXES = (
     "avif", "bmp", "gif", "heic", "heif", "ico", "jp2", "jpe", "jpeg", "jpg", "jxl", "pgm", "png",
     "ppm", "tif", "tiff", "webp",
@@ -26,18 +29,35 @@ class Pairing:
 
     Attributes:
         root: The place that paths are relative to; empty to take whole uris.
+        by: What names an image: `stem`, which is the name of its file without the suffix, or the
+            label that has its name. None takes its path.
     """
 
     root: str = ""
+    by: str | None = None
 
-    def name(self) -> str:
-        """Returns SQL for the name of a candidate, of its columns `uri` and `member`."""
+    @property
+    def label(self) -> str | None:
+        """The label that has the names; None if no label has."""
+        return None if self.by == STEM else self.by
+
+    def name(self, label: str = "") -> str:
+        """Returns SQL for the name of a candidate, of its columns `uri` and `member`.
+
+        Args:
+            label: The column of the label that has the names, quoted. An image without a value has
+                its path for a name.
+        """
         ends = rf"'\.({'|'.join(IMAGE_SUFFIXES)})$', '', 'i'"
         path = self.below("uri")
-        return (
+        if self.by == STEM:
+            file = "case when member = '' then uri else member end"
+            return f"regexp_replace(regexp_extract({file}, '[^/]*$'), {ends})"
+        name = (
             f"case when member = '' then regexp_replace({path}, {ends}) "
             f"else {path} || chr(0) || regexp_replace(member, {ends}) end"
         )
+        return name if self.by is None else f"coalesce(nullif({label}, ''), {name})"
 
     def below(self, column: str) -> str:
         """Returns SQL for the path of a uri below the root; uris elsewhere stay as they are.

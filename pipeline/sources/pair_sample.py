@@ -20,7 +20,14 @@ from pipeline.sources.pair_names import name_number
 PIECE_ROWS = 100_000
 """About how many images are looked at a time."""
 
-_SCHEMA = pa.schema([("uri", pa.string()), ("member", pa.string()), ("fold", pa.int32())])
+_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("member", pa.string()),
+        ("label", pa.string()),
+        ("fold", pa.int32()),
+    ]
+)
 
 
 def pairs_of(manifest: Manifest) -> Pairs | None:
@@ -42,8 +49,8 @@ def pairs_of(manifest: Manifest) -> Pairs | None:
     limit = Pairs.limit_of(manifest.candidates)
     found: dict[int, int] = {}
     with tempfile.TemporaryDirectory(prefix="vdna-pairs-") as folder, connect(folder) as database:
-        number = name_number(manifest.pairing.name())
-        for rows in _pieces(manifest):
+        number = name_number(manifest.pairing.name("label"))
+        for rows in _pieces(manifest, manifest.pairing.label):
             database.register("rows", rows)
             query = f"select number, fold from (select {number} as number, fold from rows)"
             chosen = database.execute(f"{query} where number < {limit}").fetchall()
@@ -53,12 +60,13 @@ def pairs_of(manifest: Manifest) -> Pairs | None:
     return Pairs.of(found, manifest.candidates)
 
 
-def _pieces(manifest: Manifest) -> Iterator[pa.Table]:
-    """Yields the images of a manifest with their folds, many at a time."""
+def _pieces(manifest: Manifest, label: str | None) -> Iterator[pa.Table]:
+    """Yields the images of a manifest with their folds and a label, many at a time."""
     held: list[pa.Table] = []
     for head, rows in manifest.tables():
         folds = np.full(rows.num_rows, head.fold, np.int32)
-        held.append(pa.table([rows["uri"], rows["member"], folds], schema=_SCHEMA))
+        labels = pa.nulls(rows.num_rows, pa.string()) if label is None else rows[label]
+        held.append(pa.table([rows["uri"], rows["member"], labels, folds], schema=_SCHEMA))
         if sum(piece.num_rows for piece in held) >= PIECE_ROWS:
             yield pa.concat_tables(held)
             held = []

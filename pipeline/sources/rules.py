@@ -47,6 +47,8 @@ class Rules:
         image_column: The column that holds or names images, if a table has several.
         by: What parts are made by: likewise.
         allow_query: Names of parameters, with commas between, that queries of urls may have.
+        pair_by: What names the images of other datasets that this one's are paired with: `stem`, or
+            a column of a table. None takes the path below the source.
     """
 
     include: str | None = None
@@ -55,6 +57,7 @@ class Rules:
     image_column: str | None = None
     by: str | None = None
     allow_query: str | None = None
+    pair_by: str | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("group-by", self.group_by), ("by", self.by)):

@@ -205,7 +205,9 @@ class _ShardPlanner:
         self._value = "''" if self._by is None else f"coalesce({quoted_column(self._by)}, '')"
         self._previous: Manifest | None = None
         self._sizes = sizes
-        self._pairing = listing.pairing
+        self._pairing = pairing = listing.pairing
+        named = pairing.label and labels[listing.labels.index(pairing.label)]
+        self._name = pairing.name(quoted_column(named or ""))
 
     def load_listing(self, *, limit: int | None = None, within: str = "true") -> None:
         """Fills the table `listing`, and chooses the sizes of new shards and cells.
@@ -433,7 +435,7 @@ class _ShardPlanner:
         columns = ", ".join(quoted_column(name) for name in self._columns)
         query = (
             f"select {columns}, {block_number(ends)} * {FOLDS} + "
-            f"({name_number(self._pairing.name())} % {FOLDS})::integer as place "
+            f"({name_number(self._name)} % {FOLDS})::integer as place "
             "from fresh order by place, uri"
         )
         pieces = _cut_at_changes(self._batches(query), "place")
@@ -509,8 +511,9 @@ class _ShardPlanner:
     def _named_candidates(self, table: str) -> str:
         """Returns SQL: candidates, each with the name of what is not to be split.
 
-        That is its group, itself, or its run of neighbours in an archive. A run is as long as a
-        shard, or shorter if some folds would get none. Each value has runs of its own. `key` is the
+        That is its group, itself, or its run of neighbours in an archive. (If images are not paired
+        by their paths, it is a member of an archive alone.) A run is as long as a shard, or shorter
+        if some folds would get none. Each value has runs of its own. `key` is the
         same name as a path below the source.
 
         Args:
@@ -524,14 +527,15 @@ class _ShardPlanner:
         )
         columns = ", ".join(quoted_column(name) for name in self._columns)
         pairing = self._pairing
+        alone = "true" if pairing.by else "access = '' or \"group\" <> ''"
         return (
-            f'select {columns}, case when "group" = \'\' then {pairing.name()} else "group" end '
-            f"as name, case when \"group\" = '' then {pairing.name()} "
+            f'select {columns}, case when "group" = \'\' then {self._name} else "group" end '
+            f"as name, case when \"group\" = '' then {self._name} "
             f"else {pairing.below(quoted_column('group'))} end as key "
-            f"from {table} where access = '' or \"group\" <> '' union all "
+            f"from {table} where {alone} union all "
             f"select {columns}, uri || chr(0) || {run} as name, "
             f"{pairing.below('uri')} || chr(0) || {run} as key "
-            f"from {table} where access <> '' and \"group\" = ''"
+            f"from {table} where not ({alone})"
         )
 
     def _run_length(self, candidates: int) -> int:

@@ -38,7 +38,7 @@ from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.pair_names import Pairing
+from pipeline.sources.pair_names import STEM, Pairing
 from pipeline.sources.parallel_listing import KeyRange, list_pages
 from pipeline.sources.rules import Rules, other_kind
 from pipeline.storage import Stored
@@ -104,6 +104,7 @@ class SourceLister:
         self._inventory = find_inventory(self.uri)
         self._table = None if self._inventory else SourceTable.open(self.uri, rules)
         self._labels = self._choose_labels()
+        self._require_pair_label()
         self._archive_labels = self._choose_archive_labels()
         self._kind = self._find_kind()
         self.source = self._root = self.uri  # paths are relative to the root
@@ -133,8 +134,8 @@ class SourceLister:
 
     @property
     def pairing(self) -> Pairing:
-        """How images are named for pairing: by their paths below the source."""
-        return Pairing(self._root)
+        """How images are named for pairing."""
+        return Pairing(self._root, self.rules.pair_by)
 
     def _choose_labels(self) -> tuple[str, ...]:
         rules, table = self.rules, self._table
@@ -151,6 +152,21 @@ class SourceLister:
                 f"{', '.join(map(printable, table.labels))}{table.file.head()}"
             )
         return table.labels
+
+    def _require_pair_label(self) -> None:
+        """Checks that the label by which images are paired is there.
+
+        Raises:
+            UsageError: It is not.
+        """
+        label = Pairing(by=self.rules.pair_by).label
+        if label is None or (self._table is not None and label in self._labels):
+            return
+        if self._table is None:
+            what = f"{self._shown} is no table; give {STEM!r}, which takes the names of files"
+        else:
+            what = f"the labels of {self._shown} are: {', '.join(map(printable, self._labels))}"
+        raise UsageError(f"pair-by is {label!r}; {what}")
 
     def _choose_archive_labels(self) -> tuple[str, ...]:
         """Returns the labels that archives have to tell: those that are no folders."""

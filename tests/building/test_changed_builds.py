@@ -176,6 +176,7 @@ def test_a_dataset_without_an_earlier_version_has_no_changes(place: Place, remov
         ({}, {"group_by": "1"}, "listed with group_by None, and group_by is '1' now"),
         ({}, {"by": "1"}, "listed with by None, and by is '1' now"),
         ({"by": "1"}, {"by": ""}, "listed with by '1', and by is None now"),
+        ({}, {"pair_by": "stem"}, "listed with pair_by None, and pair_by is 'stem' now"),
         ({"limit": 3}, {}, "listed with limit 3, and limit is None now"),
     ],
 )

@@ -27,13 +27,15 @@ from pipeline.sources import (
     Shard,
     entries_file,
     head_at,
+    pairs_of,
     plan,
     sharding,
 )
 from pipeline.sources.entries_file import ENTRIES
 from pipeline.sources.fold_assignment import HASHED_GROUPS
+from pipeline.sources.listing import ListingWriter
 from pipeline.sources.manifest_file import HEADS_A_GROUP
-from pipeline.sources.pair_names import Pairing
+from pipeline.sources.pair_names import STEM, Pairing
 from pipeline.sources.shard_sizes import default_shard_images
 from pipeline.sources.table_digest import table_digest
 from pipeline.spec import FOLDS
@@ -179,6 +181,61 @@ def test_images_that_two_datasets_share_are_in_the_same_fold(count: int, least: 
     shared = found[0].keys() & found[1].keys()
     assert len(shared) == count - count // 10
     assert sum(found[0][name] == found[1][name] for name in shared) >= least * len(shared)
+
+
+@pytest.mark.parametrize("count", [60, 400])
+def test_images_are_paired_by_the_names_of_their_files(count: int) -> None:
+    """They may lie in a folder and in one within it, or in an archive."""
+    found = entries(count)
+    deep = [
+        replace(e, uri=e.uri.replace("s3://b/", f"s3://b/{i % 7}/")) for i, e in enumerate(found)
+    ]
+    packed = [
+        replace(e, uri="s3://t/x.tar", member=f"some/{e.uri[7:]}", position=i, access="tar")
+        for i, e in enumerate(found)
+    ]
+    plans = [
+        plan(replace(Listing.of(of), pairing=Pairing(root, STEM)))
+        for of, root in ((found, "s3://b"), (deep, "s3://b"), (packed, "s3://t"))
+    ]
+    folds = [{e.size: shard.fold for shard in made.shards for e in shard.members} for made in plans]
+    assert folds[0] == folds[1] == folds[2]
+    first, *others = (pairs_of(made) for made in plans)
+    assert first is not None
+    assert all(other is not None and first.shared(other) == (1, 1) for other in others)
+    by_path = plan(replace(Listing.of(deep), pairing=Pairing("s3://b")))
+    assert first.shared(pairs_of(by_path) or first) == (0, 0)
+
+
+def test_images_are_paired_by_a_column_and_those_without_a_value_by_their_path() -> None:
+    def planned(root: str, shift: int) -> Manifest:
+        writer = ListingWriter(["scene"])
+        for i in range(300):
+            scene = f"scene {i}" if i < 200 else ("" if i < 250 else None)
+            writer.add(f"{root}/{i + shift * (i < 200)}.jpg", "", 1, "e", labels=[scene])
+        return plan(replace(writer.listing(root), pairing=Pairing(root, "scene")))
+
+    one, other = pairs_of(planned("s3://b", 0)), pairs_of(planned("s3://c", 1000))
+    assert one is not None
+    assert other is not None
+    assert one.shared(other) == (1, 1)
+
+
+def test_a_manifest_of_a_file_does_not_say_how_its_images_are_named(folder: Entries) -> None:
+    made = plan(entries(20), entries=folder)
+    assert pairs_of(made) is not None
+    assert pairs_of(Manifest.decode(made.data, "m", folder)) is None
+
+
+def test_the_versions_of_a_dataset_have_the_images_that_they_share_in_one_fold() -> None:
+    first = plan(entries(500))
+    later = plan(entries(400, first=100), previous=first)
+    one, other = pairs_of(first), pairs_of(later)
+    assert one is not None
+    assert other is not None
+    assert one.shared(other) == (1, 0.8)
+    parts = [pairs_of(later.select(range(at, len(later.heads), 2))) for at in (0, 1)]
+    assert sum(len(part.numbers) for part in parts if part) == len(other.numbers)
 
 
 def test_a_suffix_that_may_be_a_number_names_another_image() -> None:

@@ -293,6 +293,19 @@ def test_groups_are_leading_folders(tmp_path: Path) -> None:
         list_source(tmp_path, Rules(group_by="video"))
 
 
+def test_what_pairs_images_is_the_path_the_name_or_a_column(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "a.png", "b.png")
+    columns = {"uri": ["images/a.png", "images/b.png"], "scene": ["x", "y"]}
+    table = write_table(tmp_path / "t.csv", columns)
+    for by in (None, "stem", "scene"):
+        found = list_source(table, Rules(pair_by=by)).pairing
+        assert (found.root, found.by) == (tmp_path.as_uri(), by)
+    with pytest.raises(UsageError, match=r"pair-by is 'video'; the labels of .* are: scene"):
+        list_source(table, Rules(pair_by="video"))
+    with pytest.raises(UsageError, match=r"pair-by is 'scene'; .*images is no table; give 'stem'"):
+        list_source(tmp_path / "images", Rules(pair_by="scene"))
+
+
 def test_files_of_other_kinds_are_recognised_by_name() -> None:
     assert other_kind("s3://b/x/labels.CSV") == ".csv"
     assert other_kind("s3://b/LICENSE") == "license"
