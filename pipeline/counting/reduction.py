@@ -302,9 +302,8 @@ def compose(
         str(index): {key: stated[key] for key in FOLD_TOTALS if key in stated}
         for index, stated in ((index, dna_metadata(dna)) for index, dna in heads.items())
     }
-    stated: dict[str, dict[str, Any]] = {kind: shared for kind in kinds}
-    if (pairs := pairs_of(manifest)) is not None:
-        stated["folds"] = {**shared, "pairs": pairs.to_json()}
+    pairs = pairs_of(manifest)
+    named = {} if pairs is None else {"folds": {"pairs": pairs.to_json()}}
     kept = {}
     if (exemplars := _exemplars(files, products, dataset)) is not None:
         kept[EXEMPLAR_COLUMN] = exemplars.encode(dataset, digest)
@@ -315,7 +314,9 @@ def compose(
         tuple(dna_metadata(total)["numerics"]),
         kept
         | {
-            kind: writer.finish(dna_metadata(total, folds=folds_of[kind], **stated[kind]))
+            kind: writer.finish(
+                dna_metadata(total, folds=folds_of[kind], **shared, **named.get(kind, {}))
+            )
             for kind, writer in writers.items()
         },
         total.transparent,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STEM = "stem"
+BY_STEM = "stem"
 """What pairs images by the names of their files alone."""
 
 IMAGE_SUFFIXES = (
@@ -39,7 +39,7 @@ class Pairing:
     @property
     def label(self) -> str | None:
         """The label that has the names; None if no label has."""
-        return None if self.by == STEM else self.by
+        return None if self.by == BY_STEM else self.by
 
     def name(self, label: str = "") -> str:
         """Returns SQL for the name of a candidate, of its columns `uri` and `member`.
@@ -50,7 +50,7 @@ class Pairing:
         """
         ends = rf"'\.({'|'.join(IMAGE_SUFFIXES)})$', '', 'i'"
         path = self.below("uri")
-        if self.by == STEM:
+        if self.by == BY_STEM:
             file = "case when member = '' then uri else member end"
             return f"regexp_replace(regexp_extract({file}, '[^/]*$'), {ends})"
         name = (

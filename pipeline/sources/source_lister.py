@@ -38,7 +38,7 @@ from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.pair_names import STEM, Pairing
+from pipeline.sources.pair_names import BY_STEM, Pairing
 from pipeline.sources.parallel_listing import KeyRange, list_pages
 from pipeline.sources.rules import Rules, other_kind
 from pipeline.storage import Stored
@@ -163,7 +163,7 @@ class SourceLister:
         if label is None or (self._table is not None and label in self._labels):
             return
         if self._table is None:
-            what = f"{self._shown} is no table; give {STEM!r}, which takes the names of files"
+            what = f"{self._shown} is no table; give {BY_STEM!r}, which takes the names of files"
         else:
             what = f"the labels of {self._shown} are: {', '.join(map(printable, self._labels))}"
         raise UsageError(f"pair-by is {label!r}; {what}")

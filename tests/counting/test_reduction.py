@@ -46,7 +46,7 @@ from pipeline.errors import (
     SpecMismatch,
     VdnaError,
 )
-from pipeline.sources import Manifest, Shard, plan
+from pipeline.sources import Manifest, Shard, pairs_of, plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Tap
 from tests.golden.handmade import (
     RANGES,
@@ -663,6 +663,19 @@ def composed_with(
     _, folds = plan_folds(manifest, work, SPEC.digest, products)
     total = reduce(Partial.__add__, partials)
     return compose(folds, manifest, products, "photos"), manifest, total
+
+
+def test_the_file_of_folds_samples_the_names_that_pair_images() -> None:
+    manifest = planned(20)
+    sampled = pairs_of(manifest)
+    assert sampled is not None
+    files = composed(manifest).files
+    found = DnaFile(files["folds"], "folds", "folds").pairs
+    assert found is not None
+    assert found.to_json() == sampled.to_json()
+    assert DnaFile(files["dna"], "dna", "dna").pairs is None
+    unnamed = composed(replace(manifest, pairing=None)).files
+    assert DnaFile(unnamed["folds"], "folds", "folds").pairs is None
 
 
 def test_each_product_is_composed_to_a_file_of_its_own() -> None:

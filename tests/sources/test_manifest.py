@@ -35,7 +35,7 @@ from pipeline.sources.entries_file import ENTRIES
 from pipeline.sources.fold_assignment import HASHED_GROUPS
 from pipeline.sources.listing import ListingWriter
 from pipeline.sources.manifest_file import HEADS_A_GROUP
-from pipeline.sources.pair_names import STEM, Pairing
+from pipeline.sources.pair_names import BY_STEM, Pairing
 from pipeline.sources.shard_sizes import default_shard_images
 from pipeline.sources.table_digest import table_digest
 from pipeline.spec import FOLDS
@@ -195,7 +195,7 @@ def test_images_are_paired_by_the_names_of_their_files(count: int) -> None:
         for i, e in enumerate(found)
     ]
     plans = [
-        plan(replace(Listing.of(of), pairing=Pairing(root, STEM)))
+        plan(replace(Listing.of(of), pairing=Pairing(root, BY_STEM)))
         for of, root in ((found, "s3://b"), (deep, "s3://b"), (packed, "s3://t"))
     ]
     folds = [{e.size: shard.fold for shard in made.shards for e in shard.members} for made in plans]
