@@ -32,7 +32,7 @@ __all__ = ["folder", "small", "truth"]  # fixtures
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_builds_with_random_kills_end_with_exact_counts(
     folder: Path, truth: DNA, small: Small, tmp_path: Path, seed: int
 ) -> None:
