@@ -669,9 +669,9 @@ def _require_pairs(
             f"{attribute}: the two datasets do not hold the same images: {picture} is in "
             f"fold {fold} "
             f"of {here}, but not of {there}. Images are paired by the name of their file, without "
-            "its suffix, and by their fold. Build both again from tables with a column that is "
-            f"the same for both images of a pair (by {option('group_by')}), without a limit; or "
-            "write a colon, for datasets of different images"
+            "its suffix, and by their fold. Build both again under other names, of the same paths "
+            f"below their sources or with {option('pair_by', 'stem')}, without a limit; or write a "
+            "colon, for datasets of different images"
         )
 
 

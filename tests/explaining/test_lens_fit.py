@@ -312,7 +312,7 @@ def test_pairs_that_are_not_of_the_same_images_are_refused(pairs: Catalogue) -> 
         put_changed(pairs, f"odd/{name}", of, {})
     for name, says in {
         "groups": r"\d+ is in fold \d+ of .*, but not of ",
-        "fewer": r"000 is in fold \d+ of few/none, but not of odd/fewer\. .*`group_by",
+        "fewer": r"000 is in fold \d+ of few/none, but not of odd/fewer\. .*`pair_by",
         "others": r"000 is in fold \d+ of few/none, but not of odd/others\.",
         "ungrouped": r"\d+ is in fold \d+ of .*, but not of ",
         "failed": r"005 is in fold \d+ of few/none, but not of odd/failed",
