@@ -1,33 +1,59 @@
 """Counts the shards of a large source while it is still listed.
 
     >>> with CountingAhead(engine, progress) as ahead:               # doctest: +SKIP
-    ...     ahead.add("photos", job, plan_of_some_shards)
-    ...     ahead.finish()["photos"].shards
+    ...     ahead.add("photos", job_of, plan_of_some_shards)
+    ...     ahead.finish()["photos"].ran.shards
     128
 
 What is counted here is stored under the same keys as later in the build, which then finds it. A
-shard that fails is left: the build tries it again.
+shard that fails is left: the build tries it again. Only if its counts do not add up, its dataset is
+not built, as when it is counted later.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
 from pipeline.building.runner import Ran, run_missing
-from pipeline.counting import ShardJob
+from pipeline.counting import ShardJob, ShardReceipt
 from pipeline.engine import Engine
-from pipeline.events import Event, Listener
+from pipeline.errors import known_error
+from pipeline.events import Event, Listener, Said
 from pipeline.mapper import Mapper
 from pipeline.sources import Manifest
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+STOP_SECONDS = 5.0
+"""How long a build that ends waits for its thread, which stops at the next shard that ends."""
 
 
 class _Stopped(Exception):
     """The build has ended meanwhile."""
 
 
+@dataclass
+class CountedAhead:
+    """What was counted of a dataset while it was listed.
+
+    Attributes:
+        ran: How much was counted.
+        unsound: The receipts of shards whose counts do not add up, by the shard's content.
+    """
+
+    ran: Ran = field(default_factory=Ran)
+    unsound: dict[str, ShardReceipt] = field(default_factory=dict)
+
+
 class CountingAhead:
     """A thread that counts the shards it is given, all that wait at a time.
+
+    It is also a mapper: functions run where shards that are counted leave room for them.
 
     Args:
         engine: Where the shards run.
@@ -38,9 +64,9 @@ class CountingAhead:
         self._engine = engine
         self._progress = progress
         self._changed = threading.Condition()
-        self._waiting: list[tuple[str, ShardJob, Manifest]] = []
-        self._ran: dict[str, Ran] = {}
-        self._error: BaseException | None = None
+        self._waiting: dict[str, list[Manifest]] = {}
+        self._job_of: dict[str, Callable[[Manifest], ShardJob]] = {}
+        self._counted: dict[str, CountedAhead] = {}
         self._complete = self._stopped = False
         self._thread: threading.Thread | None = None
 
@@ -56,64 +82,85 @@ class CountingAhead:
         with self._changed:
             self._stopped = True
             self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
 
-    def add(self, name: str, job: ShardJob, manifest: Manifest) -> None:
+    @property
+    def in_process(self) -> bool:
+        """Whether functions run in this process."""
+        return self._mapper.in_process
+
+    @property
+    def workers(self) -> int:
+        """How many functions run at a time."""
+        return self._mapper.workers
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """Calls a function on each item (see `Mapper`)."""
+        return self._mapper.map(function, items)
+
+    @property
+    def _mapper(self) -> Mapper:
+        thread = self._thread
+        counts = thread is not None and thread.is_alive()
+        return self._engine.beside_shards() if counts else self._engine
+
+    def add(self, name: str, job_of: Callable[[Manifest], ShardJob], manifest: Manifest) -> None:
         """Adds shards.
 
         Args:
             name: The dataset that they belong to.
-            job: What workers need to count them; its manifest is stored.
+            job_of: Stores a plan of some shards, and returns what workers need to count them. It is
+                called in the thread.
             manifest: The shards.
         """
         with self._changed:
-            self._waiting.append((name, job, manifest))
+            self._job_of[name] = job_of
+            self._waiting.setdefault(name, []).append(manifest)
             self._changed.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
             self._thread.start()
 
-    def mapper(self) -> Mapper:
-        """Returns where tasks run meanwhile."""
-        return self._engine if self._thread is None else self._engine.beside_shards()
-
-    def finish(self) -> dict[str, Ran]:
+    def finish(self) -> dict[str, CountedAhead]:
         """Waits for all shards.
 
         Returns:
             What was counted, by the name of the dataset.
-
-        Raises:
-            VdnaError: No shard could be run; see `Engine.run_shards`.
         """
         with self._changed:
             self._complete = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._ran
+        return self._counted
 
     def _run(self) -> None:
         try:
-            while work := self._next():
-                names, jobs = [name for name, *_ in work], [(job, plan) for _, job, plan in work]
-                for name, ran in zip(
-                    names, run_missing(jobs, self._engine, self._tell), strict=True
-                ):
-                    self._ran[name] = self._ran.get(name, Ran()).with_more(ran)
+            while waiting := self._next():
+                self._count({name: Manifest.joined(some) for name, some in waiting.items()})
         except _Stopped:
             pass
-        except BaseException as error:  # told where the shards are waited for
-            self._error = error
+        except Exception as error:  # the build counts what is left, and meets it again if it lasts
+            self._progress(Said(f"nothing more is counted ahead: {known_error(error)}"))
 
-    def _next(self) -> list[tuple[str, ShardJob, Manifest]]:
+    def _count(self, plans: dict[str, Manifest]) -> None:
+        work = [(self._job_of[name](plan), plan) for name, plan in plans.items()]
+        ran = run_missing(work, self._engine, self._tell)
+        for (name, plan), its in zip(plans.items(), ran, strict=True):
+            counted = self._counted.setdefault(name, CountedAhead())
+            counted.ran = counted.ran.with_more(its)
+            for receipt in its.errors:
+                if receipt.unsound:
+                    counted.unsound[plan.heads[receipt.index].content] = receipt
+
+    def _next(self) -> dict[str, list[Manifest]]:
         """Waits for shards; returns nothing once there will be no more."""
         with self._changed:
             while not (self._waiting or self._complete or self._stopped):
                 self._changed.wait()
-            work, self._waiting = self._waiting, []
-            return [] if self._stopped else work
+            waiting, self._waiting = self._waiting, {}
+            return {} if self._stopped else waiting
 
     def _tell(self, event: Event) -> None:
         if self._stopped:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from pipeline.building.counting_ahead import CountedAhead
 from pipeline.building.planner import DatasetPlan
 from pipeline.building.runner import Ran, run_missing
 from pipeline.engine import Engine
@@ -34,7 +35,7 @@ def count_shards(
     engine: Engine,
     progress: Listener,
     landed: Callable[[CountedDataset], None],
-    ahead: Mapping[str, Ran],
+    ahead: Mapping[str, CountedAhead],
     begins: Callable[[DatasetPlan, Sequence[int]], None],
 ) -> dict[str, CountedDataset]:
     """Runs the missing shards of all plans.
@@ -52,7 +53,16 @@ def count_shards(
     """
 
     def counted_of(plan: DatasetPlan, ran: Ran) -> CountedDataset:
-        return CountedDataset(plan, ahead.get(plan.request.name, Ran()).with_more(ran))
+        before = ahead.get(plan.request.name, CountedAhead())
+        both = before.ran.with_more(ran)
+        if not before.unsound:
+            return CountedDataset(plan, both)
+        unsound = (
+            replace(before.unsound[head.content], index=head.index)
+            for head in plan.manifest.heads
+            if head.content in before.unsound
+        )
+        return CountedDataset(plan, replace(both, errors=(*both.errors, *unsound)))
 
     pending = [p for p in plans if not p.up_to_date]
     counted = {p.request.name: CountedDataset(p) for p in plans}

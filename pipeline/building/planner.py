@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from pipeline import storage
 from pipeline.buffers import sha256
@@ -40,6 +41,7 @@ from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.events import Listener, Said
 from pipeline.images import is_nvjpeg, stated_decoder
+from pipeline.mapper import Mapper
 from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_loadable
 from pipeline.sources import (
     ChangeCounts,
@@ -263,10 +265,12 @@ class Planner:
         before = kept_plan(self.catalogue, request.name, spec, base)
         is_new = before is None and request.limit is None
         if request.changes is not None:
-            listing, changes = self._apply(request, request.changes, spec, base)
+            listing, changes = self._apply(request, request.changes, spec, base, ahead)
         else:
             planning = self._plan_ahead(request, recipe, base, sizes, ahead) if is_new else None
-            listing = self.listings.get(request.name) or self._list(request, checkpoint, planning)
+            listing = self.listings.get(request.name) or self._list(
+                request, checkpoint, planning, ahead
+            )
         manifest = listing.planned or plan_shards(
             listing,
             previous=before,
@@ -298,16 +302,17 @@ class Planner:
             backend = self._backend(request, recipe.network, spec, base)
             if catalogue.planned_backend(name, spec) != backend:
                 catalogue.note_plan(name, spec, "", recipe.products, backend)
+            ahead.add(name, partial(job_of, replace(recipe, backend=backend)), some)
+
+        def job_of(its: Recipe, some: Manifest) -> ShardJob:
             uri = catalogue.uri("manifests", spec, name, some.digest)
             store_manifest(uri, some)
-            work = catalogue.work_uri(name, spec)
-            its = replace(recipe, backend=backend)
-            ahead.add(name, ShardJob(its, uri, work, catalogue.entries_uri), some)
+            return ShardJob(its, uri, catalogue.work_uri(name, spec), catalogue.entries_uri)
 
-        return PlanAhead(sizes, Entries(catalogue.entries_uri), planned, ahead.mapper)
+        return PlanAhead(sizes, Entries(catalogue.entries_uri), planned)
 
     def _apply(
-        self, request: Request, changes: str, spec: str, base: Version | None
+        self, request: Request, changes: str, spec: str, base: Version | None, mapper: Mapper
     ) -> tuple[Listing, ChangeCounts]:
         """Applies a change list to the plan before."""
         before = plan_to_change(self.catalogue, request, spec, base)
@@ -317,7 +322,7 @@ class Planner:
             changes,
             before,
             request.rules,
-            mapper=self.engine,
+            mapper=mapper,
             cache=self.catalogue.archives_uri,
             outside=self.catalogue.root,
             progress=self.progress,
@@ -335,7 +340,11 @@ class Planner:
         return ListingCheckpoint(uri, datetime.now(UTC), relist=self.relist)
 
     def _list(
-        self, request: Request, checkpoint: ListingCheckpoint | None, ahead: PlanAhead | None
+        self,
+        request: Request,
+        checkpoint: ListingCheckpoint | None,
+        ahead: PlanAhead | None,
+        mapper: Mapper,
     ) -> Listing:
         if request.source:
             request.rules.canonical(request.source)  # refuses what must not be shown
@@ -344,7 +353,7 @@ class Planner:
             request.source,
             request.rules,
             checkpoint=checkpoint,
-            mapper=self.engine,
+            mapper=mapper,
             cache=self.catalogue.archives_uri,
             outside=self.catalogue.root,
             progress=self.progress,

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dna import SealedFile, SealedWriter, cut_rows
-from pipeline.errors import StorageError
+from pipeline.errors import ConservationError, StorageError
 from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.entry import Entry
 from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
@@ -270,7 +270,17 @@ class ListingWriter:
         Args:
             source: What was listed.
             planned: The plan of all candidates, if there is one.
+
+        Raises:
+            ConservationError: The files have another number of candidates than were added.
         """
+        if planned is None:
+            rows = sum(pq.read_metadata(path).num_rows for path in self.paths)
+            if rows != self.total:
+                raise ConservationError(
+                    f"{source}: {self.total:,} candidates were listed, and {rows:,} are in the "
+                    "files of the listing; nothing was counted. Please report this"
+                )
         return Listing(
             source,
             self.paths if planned is None else (),

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,7 @@ class ListingCheckpoint:
         ranges: How far each range of keys was read, by its number (see `list_pages`).
         written: When the last part that was found was written. None if there was none.
         parts_folder: Where tasks put the parts that they list. A part here states which they are.
+            Each listing has a folder of its own, and keeps it when it goes on.
 
     Args:
         folder: Where the parts lie.
@@ -46,14 +48,15 @@ class ListingCheckpoint:
 
     def __init__(self, folder: str, now: datetime, *, relist: bool = False) -> None:
         self._folder = folder
-        self.parts_folder = f"{folder}-parts"
+        self._all_parts = f"{folder}-parts"
+        self.parts_folder = f"{self._all_parts}/{secrets.token_hex(8)}"
         self._now = now
         self._reset()
         self._owned = True
         items = sorted(_objects_in(folder), key=lambda item: item.uri)
         if items and (relist or not self._load(items)):
             storage.delete_tree(folder)
-            storage.delete_tree(self.parts_folder)
+            storage.delete_tree(self._all_parts)
             self._reset()
         self._next = len(self._parts)
 
@@ -77,6 +80,7 @@ class ListingCheckpoint:
                         for name, of_range in notes["ranges"].items()
                     }
                     self.written = datetime.fromisoformat(notes["written"])
+                    self.parts_folder = str(notes.get("parts_folder", self.parts_folder))
             except CorruptFile:
                 return False
             if item.uri != self._uri(number) or notes.get("previous_sha256") != self._last_sha256:
@@ -96,6 +100,7 @@ class ListingCheckpoint:
             "ranges": {str(name): asdict(of_range) for name, of_range in self.ranges.items()},
             "written": datetime.now(UTC).isoformat(),
             "previous_sha256": self._last_sha256,
+            "parts_folder": self.parts_folder,
         }
 
     def store(self, path: Path) -> None:

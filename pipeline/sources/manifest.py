@@ -141,6 +141,20 @@ class Manifest:
         heads = (replace(self.heads[of], index=at) for at, of in enumerate(indices))
         return replace(self, heads=tuple(heads), ignored={}, duplicates=0)
 
+    @classmethod
+    def joined(cls, manifests: Sequence[Manifest]) -> Manifest:
+        """Returns the shards of several manifests of one source, which are numbered anew.
+
+        Args:
+            manifests: At least one; the first one's other attributes are taken.
+        """
+        heads = [head for each in manifests for head in each.heads]
+        return replace(
+            manifests[0],
+            heads=tuple(replace(head, index=at) for at, head in enumerate(heads)),
+            duplicates=sum(each.duplicates for each in manifests),
+        )
+
     def tables(self) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Yields each shard with its rows, with all columns; those of a file one after the other.
 

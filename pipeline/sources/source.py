@@ -19,6 +19,7 @@ from pipeline.sources.listing import Listing
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.rules import Rules
 from pipeline.sources.source_lister import SourceLister
+from pipeline.sources.stretches import read_stored
 from pipeline.sources.task_listing import PlanAhead, TaskListing
 
 ALONE = 2**18
@@ -69,5 +70,7 @@ def list_source(
         planned = TaskListing(lister, checkpoint, mapper, ahead).run()
         if planned is not None:
             return lister.listing(planned)
+    for data in read_stored(lister.candidates.stored):  # also of tasks of an interrupted listing
+        lister.candidates.take_stored(data)
     lister.list_archives(mapper, cache)
     return lister.listing()

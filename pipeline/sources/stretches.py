@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.dna import SealedFile, SealedWriter, cut_rows
-from pipeline.errors import SourceError, TransientError
+from pipeline.errors import CorruptFile, SourceError, TransientError
 from pipeline.events import ignore
 from pipeline.sources.blocks import ends_block
 from pipeline.sources.database import connect
@@ -30,6 +30,7 @@ from pipeline.sources.parallel_listing import KeyRange
 from pipeline.sources.rules import Rules
 from pipeline.sources.source_lister import SourceLister
 from pipeline.storage import Stored
+from pipeline.wording import option
 
 STRETCH_KEYS = 2**18
 """After how many candidates a task ends: some ten seconds of listing. It holds them in memory."""
@@ -156,9 +157,14 @@ def read_stored(parts: Iterable[StoredPart]) -> Iterator[bytes]:
             data = storage.read(part.uri)
         except SourceError as error:
             raise TransientError(
-                f"{part.uri} was removed while the source was listed; rerun the same command"
+                f"{part.uri} was removed while the source was listed; rerun the same command with "
+                f"{option('relist', True)}"
             ) from error
-        SealedFile(data, PART, part.uri).check()
+        try:
+            SealedFile(data, PART, part.uri).check()
+        except CorruptFile as error:
+            again = f"or rerun the same command with {option('relist', True)}"
+            raise CorruptFile(f"{error}, {again}") from error
         yield data
 
 

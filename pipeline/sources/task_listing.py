@@ -5,14 +5,15 @@
 The process that builds lists a prefix alone at first. If it turns out to be large, rounds of tasks
 go on, each with some ranges of keys (see `stretches`). Which ranges are left tells which blocks of
 names are complete (see `blocks`). The next round's tasks plan these, and their shards can be
-counted while the listing still runs. The process itself holds neither candidates nor their names.
+counted while the listing still runs. The process itself holds no candidates of these tasks, and of
+their names only those that end blocks.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.errors import ConservationError
 from pipeline.mapper import Mapper
 from pipeline.sources import sharding
 from pipeline.sources.blocks import BLOCK_IMAGES
-from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
+from pipeline.sources.entries_file import Entries
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import Listing, StoredPart
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
@@ -45,6 +46,9 @@ from pipeline.sources.stretches import (
 MOST_TASKS = 64
 """How many tasks list at a time. Each asks for 28 pages a second, and S3 answers some thousands."""
 
+OWN_FILES = 8
+"""How many of its files this process holds at a time, to sort them."""
+
 Bounds = tuple[str, str | None]
 """The uri that ends the block before, empty if there is none, and the one that ends the block."""
 
@@ -57,13 +61,11 @@ class PlanAhead:
         sizes: How large shards and cells are.
         entries: Where the candidates are stored.
         planned: Is called with a plan of each block, as soon as it is made.
-        mapper: Returns where tasks run now that others may count.
     """
 
     sizes: NewShardSizes
     entries: Entries
     planned: Callable[[Manifest], None]
-    mapper: Callable[[], Mapper]
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class TaskListing:
         """Lists what is left.
 
         Returns:
-            The plan, if the source was planned meanwhile. Otherwise the lister has all candidates.
+            The plan, if the source was planned meanwhile. Otherwise the lister has all candidates,
+            those of tasks as stored parts.
 
         Raises:
             ConservationError: The blocks have not as many images as were listed.
@@ -144,11 +147,10 @@ class TaskListing:
             return None  # the source is small
         self._found.end_part()
         if self._ahead is not None:
-            self._own = list(store_sorted(self._own_rows(), self._folder, BLOCK_IMAGES))
+            self._own = [part for rows in self._own_rows() for part in self._stored(rows)]
         while tasks := self._tasks():
-            mapper = self._mapper if self._ahead is None else self._ahead.mapper()
             listed: list[FoundStretch] = []
-            for done in mapper.map(_run, tasks):
+            for done in self._mapper.map(_run, tasks):
                 if isinstance(done, FoundStretch):
                     listed.append(done)
                 else:
@@ -158,14 +160,23 @@ class TaskListing:
             self._lister.say()
         if self._ahead is not None and self._is_planned_by_blocks:
             return self._manifest(self._ahead)
-        for data in read_stored(self._found.stored):
-            self._found.take_stored(data)
         return None
 
-    def _own_rows(self) -> pa.Table:
-        """Returns what this process has listed, which is little."""
-        own = [pq.read_table(path) for path in self._found.paths]
-        return pa.concat_tables(own) if own else ENTRY_SCHEMA.empty_table()
+    def _own_rows(self) -> Iterator[pa.Table]:
+        """Yields what this process has listed, some files at a time.
+
+        That is little, unless a listing goes on that one process has begun.
+        """
+        paths = self._found.paths
+        for first in range(0, len(paths), OWN_FILES):
+            some = paths[first : first + OWN_FILES]
+            yield pa.concat_tables([pq.read_table(path) for path in some])
+
+    def _stored(self, rows: pa.Table) -> Iterator[StoredPart]:
+        """Stores what this process has listed, as tasks do."""
+        ends = (each.until for each in self._lister.ranges.values() if each.until is not None)
+        cuts = sorted({self._uri(end) for end in ends})
+        return store_sorted(rows, self._folder, BLOCK_IMAGES, cuts)
 
     def _tasks(self) -> list[Stretch | NameBlock]:
         return [*self._stretches(), *self._blocks()]
@@ -253,8 +264,15 @@ class TaskListing:
             pairing=self._lister.pairing,
         )
 
-    def _manifest(self, ahead: PlanAhead) -> Manifest:
-        """Returns the plan of the whole source, and checks that it has every candidate."""
+    def _manifest(self, ahead: PlanAhead) -> Manifest | None:
+        """Returns the plan of the whole source, and checks that it has every candidate.
+
+        Returns:
+            The plan; None if too many candidates were listed twice for a plan by blocks.
+
+        Raises:
+            ConservationError: It has another number of candidates than were listed.
+        """
         blocks = sorted(self._planned.values(), key=lambda block: block.bounds[0])
         made = self._plan(ahead, blocks)
         planned = made.candidates + made.duplicates
@@ -263,7 +281,7 @@ class TaskListing:
                 f"{self._lister.source}: {self._found.total:,} candidates were listed, and "
                 f"{planned:,} are in the plan; nothing was counted. Please report this"
             )
-        return made
+        return made if made.candidates >= sharding.MANY else None
 
 
 def _run(task: Stretch | NameBlock) -> FoundStretch | PlannedBlock:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from threading import Event as Signal
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +15,18 @@ import pytest
 from pipeline import storage
 from pipeline.building import Request, build_datasets
 from pipeline.building.counting_ahead import CountingAhead
-from pipeline.building.runner import Ran
+from pipeline.building.plan_counting import count_shards
+from pipeline.building.runner import require_counted
 from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import Counter, ShardJob, ShardReceipt
 from pipeline.engine import InProcess
-from pipeline.errors import StorageError, TransientError
+from pipeline.errors import ConservationError, StorageError, TransientError
 from pipeline.events import Event, Said, Started, StepDone
+from pipeline.mapper import SerialMapper
 from pipeline.sources import (
+    Entry,
+    Manifest,
+    Shard,
     blocks,
     listing,
     parallel_listing,
@@ -184,55 +191,97 @@ def test_ray_lists_plans_and_counts_at_once(
 class Shards:
     """An engine that waits before it counts, and keeps what it was asked for."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    in_process = False
+    workers = 7
+
+    def __init__(
+        self, error: Exception | None = None, receipt: dict[str, Any] | None = None
+    ) -> None:
         self.may_go = Signal()
-        self.asked: list[list[int]] = []
-        self._error = error
+        self.asked: list[list[tuple[str, int]]] = []
+        self._error, self._receipt = error, receipt or {}
 
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
-        self.asked.append([index for _, index in work])
+        self.asked.append([(job.manifest_uri, index) for job, index in work])
         assert self.may_go.wait(10)
         if self._error is not None:
             raise self._error
         for job, index in work:
-            yield ShardReceipt(job.manifest_uri, index, images=3, seconds=2.0)
+            yield ShardReceipt(job.manifest_uri, index, images=3, seconds=2.0, **self._receipt)
 
-    def beside_shards(self) -> str:
-        return "beside"
+    def beside_shards(self) -> SerialMapper:
+        return SerialMapper()
 
 
-def job(folder: Path, name: str) -> Any:
+def job_in(folder: Path, name: str) -> Callable[[Manifest], ShardJob]:
     recipe = SimpleNamespace(spec=SimpleNamespace(digest="s"), products=())
-    return ShardJob(recipe, name, folder.as_uri(), "e")  # type: ignore[arg-type]  # in its place
+    numbers = count()
+
+    def job_of(plan: Manifest) -> ShardJob:
+        return ShardJob(recipe, f"{name}{next(numbers)}", (folder / name).as_uri(), "e")  # type: ignore[arg-type]  # in its place
+
+    return job_of
 
 
-def shards(count: int) -> Any:
-    heads = [SimpleNamespace(index=at, candidates=3) for at in range(count)]
-    return SimpleNamespace(heads=heads, keys=lambda *_: [f"k{h.index}" for h in heads])
+def shards(first: int, number: int) -> Manifest:
+    found = [[Entry(f"s3://b/{i}", "", 9, "e")] for i in range(first, first + number)]
+    return Manifest.of([Shard(at, 0, tuple(members)) for at, members in enumerate(found)], 8)
 
 
 def test_shards_that_come_while_others_are_counted_wait_together(tmp_path: Path) -> None:
+    """Those of one dataset are one job: jobs that others count are known by their folder."""
     engine: Any = Shards()
+    a, b = job_in(tmp_path, "a"), job_in(tmp_path, "b")
     with CountingAhead(engine, lambda event: None) as ahead:
-        assert ahead.mapper() is engine
-        ahead.add("a", job(tmp_path, "1"), shards(2))
+        assert (ahead.workers, ahead.in_process) == (7, False)
+        ahead.add("a", a, shards(0, 2))
         while not engine.asked:
             pass
-        assert ahead.mapper() == "beside"
-        ahead.add("b", job(tmp_path, "2"), shards(1))
-        ahead.add("a", job(tmp_path, "3"), shards(3))
+        assert (ahead.workers, ahead.in_process) == (1, True)
+        ahead.add("b", b, shards(0, 1))
+        ahead.add("a", a, shards(2, 1))
+        ahead.add("a", a, shards(3, 3))
         engine.may_go.set()
-        assert ahead.finish() == {"a": Ran(5, (), 15, 10.0, 15), "b": Ran(1, (), 3, 2.0, 3)}
-    assert [len(asked) for asked in engine.asked] == [2, 4]
+        counted = ahead.finish()
+        assert (ahead.workers, ahead.in_process) == (7, False)
+    assert {name: (its.ran.shards, its.ran.images) for name, its in counted.items()} == {
+        "a": (6, 18),
+        "b": (1, 3),
+    }
+    assert sorted(engine.asked[0]) == [("a0", 0), ("a0", 1)]
+    assert sorted(engine.asked[1]) == [("a1", at) for at in range(4)] + [("b0", 0)]
 
 
-def test_an_error_is_raised_where_the_shards_are_waited_for(tmp_path: Path) -> None:
+def test_an_error_ends_what_is_counted_ahead_and_is_told(tmp_path: Path) -> None:
     engine: Any = Shards(TransientError("no node came"))
     engine.may_go.set()
+    told: list[Event] = []
+    with CountingAhead(engine, told.append) as ahead:
+        ahead.add("a", job_in(tmp_path, "a"), shards(0, 2))
+        assert ahead.finish() == {}
+    assert Said("nothing more is counted ahead: no node came") in told
+
+
+def test_a_shard_whose_counts_do_not_add_up_fails_its_dataset(tmp_path: Path) -> None:
+    """Even if they add up when the shard is counted again."""
+    wrong = {"error": "ConservationError: 3 and 4", "kind": "ConservationError"}
+    engine: Any = Shards(receipt=wrong)
+    engine.may_go.set()
+    manifest = shards(5, 2)
     with CountingAhead(engine, lambda event: None) as ahead:
-        ahead.add("a", job(tmp_path, "1"), shards(2))
-        with pytest.raises(TransientError, match="no node came"):
-            ahead.finish()
+        ahead.add("a", job_in(tmp_path, "a"), manifest)
+        counted = ahead.finish()
+    assert set(counted["a"].unsound) == {head.content for head in manifest.heads}
+    whole = Manifest.joined([shards(0, 5), manifest])
+    job = job_in(tmp_path, "later")(whole)
+    request = SimpleNamespace(name="a")
+    plan: Any = SimpleNamespace(request=request, up_to_date=False, job=job, manifest=whole)
+    sound: Any = Shards()
+    sound.may_go.set()
+    found = count_shards([plan], sound, lambda event: None, print, counted, lambda plan, left: None)
+    assert sorted(receipt.index for receipt in found["a"].ran.errors) == [5, 6]
+    with pytest.raises(ConservationError, match="nothing was committed"):
+        require_counted("a", 7, found["a"].ran.errors)
 
 
 def test_a_build_that_ends_does_not_go_on_counting(tmp_path: Path) -> None:
@@ -242,15 +291,14 @@ def test_a_build_that_ends_does_not_go_on_counting(tmp_path: Path) -> None:
 
     def interrupted() -> None:
         with ahead:
-            ahead.add("a", job(tmp_path, "1"), shards(200))
+            ahead.add("a", job_in(tmp_path, "a"), shards(0, 200))
             while not engine.asked:
                 pass
+            Timer(0.2, engine.may_go.set).start()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    engine.may_go.set()
     assert ahead._thread is not None
-    ahead._thread.join(10)
     assert not ahead._thread.is_alive()
     assert not [event for event in told if isinstance(event, StepDone | Said)]

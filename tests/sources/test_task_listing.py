@@ -88,7 +88,7 @@ class Run:
         self.listed_at: list[int] = []
         self.entries = Entries((folder / "entries").as_uri())
         self.checkpoint = ListingCheckpoint((folder / "kept").as_uri(), datetime.now(UTC))
-        self.ahead = PlanAhead(SIZES, self.entries, self._planned, lambda: self.tasks)
+        self.ahead = PlanAhead(SIZES, self.entries, self._planned)
         self._options = options
 
     def _planned(self, some: Manifest) -> None:
@@ -181,6 +181,68 @@ def test_an_interrupted_listing_goes_on(tmp_path: Path, at: int) -> None:
     assert not [path for path in tmp_path.rglob("kept*/**/*") if path.is_file()]
 
 
+@pytest.mark.parametrize("at", [40, 120])
+def test_one_process_goes_on_with_what_tasks_have_listed(tmp_path: Path, at: int) -> None:
+    keys = frames(3_000)
+
+    def before(asked: int) -> None:
+        if asked >= at:
+            raise StorageError("the machine is gone")
+
+    with pytest.raises(StorageError, match="the machine is gone"):
+        Run(tmp_path, FakeStore(keys, 20, before)).list()
+    again = Run(tmp_path, FakeStore(keys, 20))
+    again.tasks.in_process = True
+    found = again.list()
+    assert again.tasks.rounds == 0
+    assert plan(found, shard_images=8, cell_images=3).digest == planned_alone(keys).digest
+    assert found.ignored == {".txt": 300}
+
+
+@pytest.mark.parametrize("own", [1, 8])
+def test_tasks_go_on_with_what_one_process_has_listed(
+    tmp_path: Path, own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_listing, "OWN_FILES", own)
+    keys = frames(3_000)
+
+    def before(asked: int) -> None:
+        if asked >= 90:
+            raise StorageError("the machine is gone")
+
+    alone = Run(tmp_path, FakeStore(keys, 20, before))
+    alone.tasks.in_process = True
+    with pytest.raises(StorageError, match="the machine is gone"):
+        alone.list()
+    found = Run(tmp_path, FakeStore(keys, 20)).list()
+    assert found.planned is not None
+    assert found.planned.digest == planned_alone(keys).digest
+
+
+def test_a_listing_that_lost_candidates_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing.ListingWriter, "take_stored", lambda writer, data: None)
+    with pytest.raises(ConservationError, match="candidates were listed, and"):
+        Run(tmp_path, FakeStore(frames(1_000), 20)).list(ahead=False)
+
+
+def test_two_listings_of_one_source_at_once_keep_their_parts(tmp_path: Path) -> None:
+    keys = frames(1_000)
+    first, second = (Run(tmp_path, FakeStore(keys, 20)) for _ in range(2))
+    assert first.list().planned is not None
+    real = second.tasks.map
+
+    def end_of_the_first(function: Any, items: Any) -> Any:
+        first.checkpoint.remove()
+        return real(function, items)
+
+    second.tasks.map = end_of_the_first  # type: ignore[method-assign]  # the other ends meanwhile
+    found = second.list()
+    assert found.planned is not None
+    assert found.planned.digest == planned_alone(keys).digest
+
+
 def test_a_listing_that_was_complete_is_not_listed_again(tmp_path: Path) -> None:
     keys = frames(1_000)
     first = Run(tmp_path, FakeStore(keys, 20)).list()
@@ -257,14 +319,14 @@ def test_a_part_that_was_removed_or_damaged_ends_the_listing(tmp_path: Path) -> 
     keys = frames(1_000)
     run = Run(tmp_path, FakeStore(keys, 20))
     run.list()
-    parts = sorted((tmp_path / "kept-parts").iterdir())
+    parts = sorted((tmp_path / "kept-parts").rglob("*.parquet"))
     whole = parts[0].read_bytes()
     parts[0].write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    with pytest.raises(CorruptFile):
+    with pytest.raises(CorruptFile, match="or rerun the same command with"):
         Run(tmp_path, FakeStore(keys, 20)).list()
     for part in parts:
         part.unlink()
-    with pytest.raises(TransientError, match="removed while the source was listed; rerun"):
+    with pytest.raises(TransientError, match="was removed while the source was listed; rerun"):
         Run(tmp_path, FakeStore(keys, 20)).list(ahead=False)
 
 
