@@ -105,6 +105,9 @@ def _reduce(
             for _ in mapper.map(add_up, level):
                 pass
         return compose(folds, manifest, recipe.products, name)
+    except SourceError:
+        _require_entries(name, manifest)
+        raise
     except (CorruptFile, ConservationError, OverlapError, SpecMismatch) as error:
         raise type(error)(
             f"{name}: {error}\nNothing was committed. If that file is damaged, delete it and rerun "

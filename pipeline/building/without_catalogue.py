@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby, islice
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -93,6 +93,7 @@ def make_dna(
             name = "the files"
             with _list_file(held.names, request.rules) as path:
                 listing = list_source(path, request.rules)
+            listing = replace(listing, pairing=replace(listing.pairing, root=_folder_of(listing)))
         else:
             for field, default in (("decoder", None), ("jpeg", "full")):
                 if (value := getattr(request, field)) != default:
@@ -164,6 +165,14 @@ def make_dna(
             stacklevel=3,
         )
     return replace(total.dna, folds=folds)
+
+
+def _folder_of(listing: Listing) -> str:
+    """Returns the folder that all files of a listing lie below, so that their paths pair them."""
+    uris = [entry.uri for entry in listing.entries]
+    pairs = zip(min(uris), max(uris), strict=False)
+    same = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return same.rpartition("/")[0]
 
 
 @contextmanager

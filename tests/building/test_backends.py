@@ -153,8 +153,9 @@ class Place:
         return engine.backends, details
 
     def listen(self, event: Event) -> None:
-        if isinstance(event, Said) and "listing" not in event.message:
-            self.said.append(event.message)
+        told = event.message if isinstance(event, Said) else "listing"
+        if "listing" not in told and " to read, about " not in told:
+            self.said.append(told)
 
 
 @pytest.fixture

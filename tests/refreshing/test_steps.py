@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.errors import GateError, SourceError, UsageError
 from pipeline.refreshing import load_config, refresh
@@ -24,6 +25,9 @@ def test_a_refresh_returns_what_it_did(tmp_path: Path) -> None:
     (matrix,) = done.matrices
     assert set(matrix.names) == {"day", "day/rain", "day/sun"}
     assert [verdict.holds for verdict in done.verdicts] == [True]
+    for path in (tmp_path / "day" / "rain").iterdir():
+        Image.open(path).point(lambda value: value // 8).save(path)
+    refresh(str(file), resources=RESOURCES)
     broken = refresh(
         load_config(str(parted(tmp_path, {"day": 100}, "{a: day, b: day/rain, max: 0}"))),
         done.catalogue,
