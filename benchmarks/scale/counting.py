@@ -118,7 +118,7 @@ def counting(folder: str) -> dict[str, Any]:
                 ShardHead(i, i % FOLDS, SHARDS[-1], secrets.token_hex(16))
                 for i in range(each_fold * FOLDS)
             ]
-            made = replace(whole, heads=tuple(heads))
+            made = replace(whole, heads=tuple(heads), pairing=None)  # its images are nowhere
             for name in made.keys(spec.digest, products):
                 one = replace(largest, shards=(name,))
                 storage.create(partial_uri(job.work_uri, name), one.encode())

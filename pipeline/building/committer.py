@@ -104,7 +104,7 @@ def _reduce(
         for level in levels:
             for _ in mapper.map(add_up, level):
                 pass
-        return compose(folds, manifest, recipe.products, name)
+        return compose(folds, manifest, recipe.products, name, mapper)
     except SourceError:
         _require_entries(name, manifest)
         raise

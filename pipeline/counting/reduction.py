@@ -42,6 +42,7 @@ from pipeline.dna import (
     to_table,
 )
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
+from pipeline.mapper import Mapper
 from pipeline.sources import Manifest, pairs_of
 from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
@@ -234,7 +235,11 @@ class Composed:
 
 
 def compose(
-    folds: Sequence[Fold], manifest: Manifest, products: Sequence[str], dataset: str
+    folds: Sequence[Fold],
+    manifest: Manifest,
+    products: Sequence[str],
+    dataset: str,
+    mapper: Mapper | None = None,
 ) -> Composed:
     """Adds the folds' parts up to the files of a dataset version.
 
@@ -247,6 +252,7 @@ def compose(
         manifest: The manifest of the dataset.
         products: What is kept of each shard.
         dataset: The name of the dataset.
+        mapper: Where the names of a large dataset's images are read. None reads them here.
 
     Returns:
         The files and their digest.
@@ -302,7 +308,7 @@ def compose(
         str(index): {key: stated[key] for key in FOLD_TOTALS if key in stated}
         for index, stated in ((index, dna_metadata(dna)) for index, dna in heads.items())
     }
-    pairs = pairs_of(manifest)
+    pairs = pairs_of(manifest, mapper)
     named = {} if pairs is None else {"folds": {"pairs": pairs.to_json()}}
     kept = {}
     if (exemplars := _exemplars(files, products, dataset)) is not None:

@@ -42,7 +42,7 @@ class FoldSizes:
         of_value = self._by_value[value]
         return min(range(FOLDS), key=lambda fold: (of_value[fold], self._all[fold]))
 
-    def nearest(self, number: int, value: str, candidates: int, share: int) -> int:
+    def nearest(self, number: int, value: str, candidates: int, share: int, left: int) -> int:
         """Returns the fold of a group in a small dataset, where folds are of equal size.
 
         It is the first one with room, from the fold that the group's number says, in steps that its
@@ -54,12 +54,16 @@ class FoldSizes:
             candidates: How many candidates the group has.
             share: How many candidates of the value a fold may have. A group may go beyond that by
                 half of its size.
+            left: How many groups of the value have no fold yet, this one among them. If there are
+                no more than empty folds, each gets an empty one: with more folds, error bars are
+                narrower.
         """
         sizes = self._by_value[value] if value else self._all
         step = number // FOLDS % FOLDS | 1  # odd, so that it comes to all folds
+        most = 0 if left <= sizes.count(0) else 2 * share - candidates
         for at in range(FOLDS):
             fold = (number + at * step) % FOLDS
-            if 2 * sizes[fold] + candidates <= 2 * share:
+            if not sizes[fold] or 2 * sizes[fold] <= most:
                 return fold
         return self.smallest(value)
 

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.dna import Pairs
+from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources.database import connect
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.pair_names import name_number
+from pipeline.sources.pair_names import Pairing, name_number
 
 PIECE_ROWS = 100_000
 """About how many images are looked at a time."""
+
+TASK_FILES = 16
+"""How many entries files one task reads: some 1.6 million images."""
 
 _SCHEMA = pa.schema(
     [
@@ -30,11 +36,20 @@ _SCHEMA = pa.schema(
 )
 
 
-def pairs_of(manifest: Manifest) -> Pairs | None:
-    """Samples the names of a manifest's images. It reads all of them once.
+@dataclass(frozen=True)
+class _SampledShards:
+    """Some shards of a manifest for one task, and below which number their names are sampled."""
+
+    manifest: Manifest
+    limit: int
+
+
+def pairs_of(manifest: Manifest, mapper: Mapper | None = None) -> Pairs | None:
+    """Samples the names of a manifest's images. All of them are read once.
 
     Args:
         manifest: The manifest.
+        mapper: Where they are read, if there are many. None reads them in this process.
 
     Returns:
         The sample; None if the manifest does not say how images are named.
@@ -47,17 +62,38 @@ def pairs_of(manifest: Manifest) -> Pairs | None:
     if manifest.pairing is None:
         return None
     limit = Pairs.limit_of(manifest.candidates)
+    shards_of: dict[str, list[int]] = {}
+    for head in manifest.heads:
+        shards_of.setdefault(head.address.file, []).append(head.index)
+    files = list(shards_of.values())
+    tasks = [
+        _SampledShards(manifest.select(chain(*files[first : first + TASK_FILES])), limit)
+        for first in range(0, len(files), TASK_FILES)
+    ]
+    many = SerialMapper() if mapper is None or len(tasks) == 1 else mapper
     found: dict[int, int] = {}
+    for sampled in many.map(_sample, tasks):
+        for number, fold in sampled.items():
+            found[number] = min(fold, found.get(number, fold))
+    return Pairs.of(found, manifest.candidates)
+
+
+def _sample(some: _SampledShards) -> dict[int, int]:
+    """Returns the fold of each number below the limit; the lowest, if several images have it."""
+    manifest, found = some.manifest, dict[int, int]()
+    pairing = manifest.pairing or Pairing()
+    number = name_number(pairing.name("label"))
+    query = (
+        f"select number, min(fold) from (select {number} as number, fold from rows) "
+        f"where number < {some.limit} group by number"
+    )
     with tempfile.TemporaryDirectory(prefix="vdna-pairs-") as folder, connect(folder) as database:
-        number = name_number(manifest.pairing.name("label"))
-        for rows in _pieces(manifest, manifest.pairing.label):
+        for rows in _pieces(manifest, pairing.label):
             database.register("rows", rows)
-            query = f"select number, fold from (select {number} as number, fold from rows)"
-            chosen = database.execute(f"{query} where number < {limit}").fetchall()
-            for of_name, fold in chosen:
+            for of_name, fold in database.execute(query).fetchall():
                 found[of_name] = min(fold, found.get(of_name, fold))
             database.unregister("rows")
-    return Pairs.of(found, manifest.candidates)
+    return found
 
 
 def _pieces(manifest: Manifest, label: str | None) -> Iterator[pa.Table]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -471,6 +472,7 @@ class _ShardPlanner:
             "order by value, sha256(f.key), f.name, uri, position, member"
         )
         current, fold = None, 0
+        dealt = Counter[str]()
         for batch in self._batches(query):
             folds = np.empty(batch.num_rows, np.int8)
             read = [batch[column].to_pylist() for column in NAMED_COLUMNS]
@@ -478,12 +480,15 @@ class _ShardPlanner:
                 if name != current:
                     current = name
                     groups, candidates = counts[of_value]
+                    left = groups - dealt[of_value]
+                    dealt[of_value] += 1
                     if own is not None:
                         fold = own
                     elif groups >= HASHED_GROUPS:
                         fold = number % FOLDS
                     else:
-                        fold = sizes.nearest(number, of_value, count, candidates // FOLDS)
+                        share = candidates // FOLDS
+                        fold = sizes.nearest(number, of_value, count, share, left)
                 folds[i] = fold
                 sizes.add(fold, of_value)
             rows = batch.select(self._columns)

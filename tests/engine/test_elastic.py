@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import Catalogue
+from pipeline.counting import Extractor, worker
 from pipeline.dna import DNA
+from pipeline.engine import InProcess, RayEngine
 from pipeline.engine.ray_start import start_with_retries
+from pipeline.events import Event, StepFailed, Warned
+from pipeline.spec import Resources
 from tests.engine.test_ray_engine import clean, same_bits
 from tests.support.gpu_nodes import FAST_CHECKS
 from tests.support.ray_commands import (
+    REPOSITORY,
     Small,
     ended,
     finish,
@@ -218,6 +226,52 @@ def test_a_pool_grows_when_nodes_come_and_goes_on_when_they_go(
     assert "(raylet)" not in words + err
     same_bits(build, clean, truth)
     assert second.all_processes
+
+
+@pytest.mark.soak
+def test_a_node_whose_device_fails_is_left_out_and_the_others_count_all(
+    small: Small, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs are only declared. One fails at each micro-batch."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    cluster = Cluster()
+    events: list[Event] = []
+    try:
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_CHECKS}
+        # A process that starts anew after each error takes long: the sound node must not be done.
+        sound, broken = ({"num_gpus": 1, "env_vars": {n: "2"}} for n in ("SLOW_GPU", "BROKEN_GPU"))
+        for node in (head, sound, broken):
+            size = {"num_cpus": 3, "object_store_memory": 200 * 2**20} | node
+            start_with_retries(lambda size=size: cluster.add_node(**size))
+        ray.init(
+            address=cluster.address,
+            log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": "tests.support.fake_gpu.install"},
+        )
+        place = Catalogue(str(tmp_path / "c"))
+        options = {"max_failures": 2, "shard_images": 2, **small.place.options}
+        request = Request("photos", str(folder), **options)  # type: ignore[arg-type]  # by name
+        resources = Resources(gpus_per_worker=1, threads=1, decode="here")
+        with RayEngine(resources, cluster.address, events.append) as engine:
+            (built,) = build_datasets(place, [request], engine, resources, progress=events.append)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert len(warned) == 1
+    assert "has failed 3 times in a row" in warned[0]
+    assert "CUDA error: an illegal memory access" in warned[0]
+    failed = [event for event in events if isinstance(event, StepFailed)]
+    assert len(failed) >= 3
+    assert len(failed) <= 5, "a node that is left out has had shards under way"
+    alone = Catalogue(str(tmp_path / "alone"))
+    with InProcess() as engine:
+        monkeypatch.setattr(
+            worker, "Extractor", lambda *given, **how: Extractor(*given, on_device=True, **how)
+        )
+        resources = Resources(threads=1, backend="torch")
+        (undisturbed,) = build_datasets(alone, [request], engine, resources)
+    assert built.version.sha256 == undisturbed.version.sha256
 
 
 def said(process: subprocess.Popen[str], words: str) -> str:

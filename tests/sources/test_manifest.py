@@ -183,6 +183,17 @@ def test_images_that_two_datasets_share_are_in_the_same_fold(count: int, least: 
     assert sum(found[0][name] == found[1][name] for name in shared) >= least * len(shared)
 
 
+@settings(max_examples=15)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40))
+def test_few_groups_have_as_many_folds_as_can_be(sizes: list[int]) -> None:
+    found = [
+        Entry(f"s3://b/{group}/{i}.jpg", "", 1, "e", group=f"s3://b/{group}")
+        for group, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    assert len(plan(found).folds()) == min(FOLDS, len(sizes))
+
+
 @pytest.mark.parametrize("count", [60, 400])
 def test_images_are_paired_by_the_names_of_their_files(count: int) -> None:
     """They may lie in a folder and in one within it, or in an archive."""
