@@ -148,9 +148,8 @@ def _by_tasks(entries: int) -> dict[str, Any]:
         def take(some: Manifest) -> None:
             planned.append((listed[0], some.candidates))
 
-        ahead = PlanAhead(
-            NewShardSizes(cell_bytes=1_500_000), Entries(f"{root}/entries"), take, lambda: processes
-        )
+        sizes = NewShardSizes(cell_bytes=1_500_000)
+        ahead = PlanAhead(sizes, Entries(f"{root}/entries"), take)
         own = time.process_time()
         with measure.phase(phase):
             found = list_source(

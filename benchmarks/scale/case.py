@@ -47,6 +47,7 @@ class Parts:
     compose_seconds: Annotated[float, "driver, to compose a version, for any number of summands"]
     summand_seconds: Annotated[float, "driver, for each summand that a version is composed of"]
     compose_bytes: Annotated[float, "driver's memory while it composes, beside files and outputs"]
+    pair_seconds: Annotated[float, "each image whose name is looked at for pairs, at the end"]
     hash_seconds: Annotated[float, "verify, for each image of the manifest"]
     hash_bytes: Annotated[float, "verify's memory for each image of the manifest"]
     partial_bytes: Annotated[Points, "images of a partial, and the bytes of its file"]

@@ -21,9 +21,10 @@ from benchmarks.scale.case import Case, Parts
 from benchmarks.scale.model import PAGE, Model, predict
 
 MODULE = "benchmarks.scale.checking"
-IMAGES = 640
-SHARD_IMAGES = 8
-"""A micro-batch, and so small that the sums have a tree."""
+IMAGES = 112
+"""Folds of so few images are of one size."""
+SHARD_IMAGES = 1
+"""So small that the sums have a tree."""
 
 PLANNED = 5_000_000
 LISTED = 200_000

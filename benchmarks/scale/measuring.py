@@ -194,6 +194,7 @@ def planning() -> dict[str, float]:
     """Plans a listing, and holds the descriptions of very many shards."""
     from pipeline.buffers import footer_start
     from pipeline.counting import plan_folds
+    from pipeline.sources import pairs_of
     from pipeline.spec import PRODUCTS
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -209,6 +210,10 @@ def planning() -> dict[str, float]:
         stored = list(Path(scratch, "entries").iterdir())
         footers = [len(data) - footer_start(data) for data in (p.read_bytes() for p in stored)]
         first, table = next(manifest.tables())
+        before = cpu()
+        if pairs_of(manifest) is None:
+            raise ValueError("the images have no names for pairs")
+        named = cpu() - before
         tempfile.tempdir = None
     heads = [
         replace(
@@ -229,6 +234,7 @@ def planning() -> dict[str, float]:
     del planned
     return {
         "plan_seconds": took / PLANNED,
+        "pair_seconds": named / PLANNED,
         "plan_bytes": max(0, phase["peak_mb"] * 1e6 - memory),
         "disk_bytes": disk[0] / PLANNED,
         "entry_bytes": (sum(p_size for p_size in _sizes(manifest)) - sum(footers)) / PLANNED,

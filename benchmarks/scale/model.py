@@ -33,6 +33,7 @@ from pipeline.counting.reduction import FAN_IN
 from pipeline.sources.blocks import BLOCK_IMAGES
 from pipeline.sources.entries_file import FILE_BYTES, FILE_ROWS
 from pipeline.sources.listing import PART_ENTRIES
+from pipeline.sources.pair_sample import TASK_FILES
 from pipeline.sources.parallel_listing import LISTERS
 from pipeline.sources.shard_sizes import (
     USUAL_CELL_IMAGES,
@@ -278,6 +279,13 @@ class Model:
         return self.parts.compose_seconds + left * each
 
     @property
+    def pairing(self) -> float:
+        """Seconds in which the names of all images are read and sampled: of the driver or tasks."""
+        alone = self.case.images * self.parts.pair_seconds
+        tasks = ceil(self.files / TASK_FILES)
+        return alone / tasks * ceil(tasks / self.slots)
+
+    @property
     def seconds(self) -> dict[str, float]:
         parts, case = self.parts, self.case
         bandwidth = case.node_bytes_per_second
@@ -289,7 +297,7 @@ class Model:
             "planning": self.planning,
             "loading": parts.load_seconds + manifests / bandwidth,
             "counting": self.counting,
-            "summing": self.adding + self.composing,
+            "summing": self.adding + self.composing + self.pairing,
             "commit": parts.end_seconds
             + asked * case.request_seconds
             + self.version_bytes / bandwidth,
@@ -350,9 +358,12 @@ class Model:
         case, found = self.case, self.linear("build")
         found["LIST"] += -1 if case.inventory else self.pages - 1
         found["GET"] += 1 + ceil(case.images / INVENTORY_ROWS) if case.inventory else 0
-        stored = 0 if case.inventory else case.images // PART_ENTRIES
+        alone = min(case.images, ALONE)
+        stored = 0 if case.inventory else alone // PART_ENTRIES
         if stored:  # the listing's checkpoint, removed in the end
+            stored += ceil((case.images - alone) * LISTERS / STRETCH_KEYS)  # parts of tasks
             found["PUT"] += stored
+            found["GET"] += stored if case.images > alone else 0
             found["LIST"] += 1
             found["DELETE"] += ceil(stored / PAGE)
         found["PUT"] += case.images >= MEASURED_IMAGES  # the note of the speed
@@ -361,6 +372,7 @@ class Model:
         found["PUT"] += self.files - 1
         found["HEAD"] += self.files - 1
         found["GET"] += self.footers - 1
+        found["GET"] += self.files - 1  # the names of all images
         found["GET"] += 2 * (self.busy - 1)  # the manifest and the ranges
         for kind in ("LIST", "HEAD", "GET", "PUT"):
             found[kind] += sum(self.tree[0])
@@ -383,7 +395,7 @@ class Model:
         case, parts = self.case, self.parts
         footers = self.footers * parts.footer_bytes * self.shards / self.files
         manifests = self.busy * self.manifest_bytes
-        images = case.images * (case.image_bytes + parts.entry_bytes)
+        images = case.images * (case.image_bytes + 2 * parts.entry_bytes)  # workers, and for pairs
         return images + footers + manifests + self.objects_bytes
 
     @property

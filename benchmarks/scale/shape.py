@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from math import ceil, log2
+from math import ceil, expm1, log2
 
 import numpy as np
 
 from benchmarks.scale.case import Points
 from pipeline.counting.reduction import tree
+from pipeline.sources.blocks import BLOCK_IMAGES
 from pipeline.sources.entries_file import FOOTERS_KEPT
+from pipeline.sources.sharding import MANY
 from pipeline.spec import FOLDS
 
 
@@ -29,14 +31,23 @@ def by_logarithm(points: Points, images: float) -> float:
 
 
 def sizes_of_folds(images: int) -> list[int]:
-    """The images of each fold, which are as many in each, but for one."""
+    """The images of each fold. From 128 on, folds of real names differ a little by chance."""
     sizes = (images // FOLDS + (fold < images % FOLDS) for fold in range(FOLDS))
     return [size for size in sizes if size]
 
 
 def shards_of_folds(images: int, shard_images: int) -> list[int]:
-    """How many shards each fold has."""
-    return [ceil(size / shard_images) for size in sizes_of_folds(images)]
+    """How many shards each fold has.
+
+    Each block of a large source has shards of its own. The sizes of blocks are as if each image
+    ended one by chance, so a fold of a block has m images on average, and 1 / (1 - exp(-s / m))
+    shards of s.
+    """
+    if images < MANY:
+        return [ceil(size / shard_images) for size in sizes_of_folds(images)]
+    of_block = BLOCK_IMAGES / FOLDS
+    each = 1 / -expm1(-shard_images / of_block)
+    return [ceil(size / of_block * each) for size in sizes_of_folds(images)]
 
 
 def whole_shards(images: int, shard_images: int) -> tuple[int, int]:

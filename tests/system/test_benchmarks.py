@@ -90,6 +90,16 @@ def test_the_benchmark_of_backends_finds_that_openvino_moves_little(tmp_path: Pa
     assert 0 < row["emd"] < 1e-3 < row["halves"]
 
 
+@pytest.mark.soak  # tasks plan from a million images on
+def test_the_benchmark_of_listing_by_tasks_plans_every_image() -> None:
+    images = 2**20 + 5
+    result = result_of("benchmarks.listing", "--entries", str(images), "--only", "tasks")["tasks"]
+    assert result["entries"] == images
+    assert result["shards"] >= images / 4096
+    assert result["rounds"] > 1
+    assert result["plan_rows_per_cpu_second"] > result["rows_per_cpu_second"] > 0
+
+
 @pytest.mark.soak  # it starts four processes
 def test_the_benchmark_of_memory_counts_every_image() -> None:
     result = result_of("benchmarks.memory", "--images", "20", "40")

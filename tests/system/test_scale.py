@@ -361,7 +361,17 @@ def test_a_report_of_the_inventory_takes_the_place_of_pages() -> None:
     assert reported.seconds["listing"] == 10**8 * PARTS.inventory_seconds
     pages = listed.requests["build"]["LIST"] - reported.requests["build"]["LIST"]
     assert pages >= 10**8 / 1000
+    few = (predict(PARTS, on_gpus(200_000, 8, inventory=i)) for i in (False, True))
+    listed, reported = few
     assert reported.requests["build"]["GET"] > listed.requests["build"]["GET"]
+
+
+def test_tasks_store_and_read_what_they_list() -> None:
+    alone, tasks = (predict(PARTS, on_gpus(n, 8, shard_images=4096)) for n in (262_144, 524_288))
+    for kind in ("PUT", "GET"):
+        more = tasks.requests["build"][kind] - alone.requests["build"][kind]
+        images = 262_144 if kind == "GET" else 0
+        assert more - images > 16, kind
 
 
 def test_values_between_measured_points_lie_on_lines() -> None:
