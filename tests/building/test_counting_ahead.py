@@ -27,17 +27,14 @@ from pipeline.sources import (
     Entry,
     Manifest,
     Shard,
-    blocks,
-    listing,
-    parallel_listing,
     sharding,
-    source,
     task_listing,
 )
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import jpeg, same_counts_and_failures
 from tests.support.s3 import put
+from tests.support.small_sources import shrink, shrink_plans
 
 IMAGES = 120
 RESOURCES = Resources(workers=0, threads=1)
@@ -58,13 +55,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "MANY", 40)
-    monkeypatch.setattr(blocks, "BLOCK_IMAGES", 20)
-    monkeypatch.setattr(task_listing, "BLOCK_IMAGES", 20)
-    monkeypatch.setattr(task_listing, "STRETCH_KEYS", 20)
-    monkeypatch.setattr(listing, "PART_ENTRIES", 20)
-    monkeypatch.setattr(parallel_listing, "LISTERS", 2)
-    monkeypatch.setattr(source, "ALONE", 20)
+    shrink(monkeypatch, block=20, many=40, keys=20, alone=20)
     real = storage.list_page
 
     def list_page(uri: str, after: str) -> tuple[list[Any], str, bool]:
@@ -95,8 +86,7 @@ def build(root: str, images: str, engine: InProcess, listen: Any = None) -> Any:
 def alone(bucket: str, images: str) -> Iterator[Any]:
     """The same dataset, listed and counted by one process, and planned in the same blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "MANY", 40)
-        patch.setattr(blocks, "BLOCK_IMAGES", 20)
+        shrink_plans(patch, block=20, many=40)
         root = f"{bucket}/counting-ahead/alone"
         result = build(root, images, InProcess())
         yield Catalogue(root), result

@@ -15,12 +15,11 @@ from pipeline.sources import (
     Entry,
     Listing,
     NewShardSizes,
-    blocks,
     plan,
-    sharding,
 )
 from pipeline.sources.sharding import plan_block
 from pipeline.spec import FOLDS
+from tests.support.small_sources import shrink_plans
 
 BLOCK = 50
 
@@ -42,8 +41,7 @@ SIZES = st.builds(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "MANY", 40)
-    monkeypatch.setattr(blocks, "BLOCK_IMAGES", BLOCK)
+    shrink_plans(monkeypatch, block=BLOCK, many=40)
 
 
 def ends_of(uris: list[str]) -> list[str]:

@@ -26,17 +26,15 @@ from pipeline.sources import (
     NewShardSizes,
     PlanAhead,
     Rules,
-    blocks,
     list_source,
     listing,
-    parallel_listing,
     plan,
     sharding,
-    source,
     source_lister,
     task_listing,
 )
 from tests.sources.test_listing import FakeStore, patched_storage
+from tests.support.small_sources import shrink
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,13 +63,7 @@ class Tasks(SerialMapper):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "MANY", 140)
-    monkeypatch.setattr(blocks, "BLOCK_IMAGES", 100)
-    monkeypatch.setattr(task_listing, "BLOCK_IMAGES", 100)
-    monkeypatch.setattr(task_listing, "STRETCH_KEYS", 150)
-    monkeypatch.setattr(listing, "PART_ENTRIES", 80)
-    monkeypatch.setattr(parallel_listing, "LISTERS", 2)
-    monkeypatch.setattr(source, "ALONE", 60)
+    shrink(monkeypatch, block=100, many=140, keys=150, alone=60)
 
 
 def frames(count: int) -> list[str]:

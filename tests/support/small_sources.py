@@ -1,0 +1,31 @@
+"""Makes sources large that have some hundred images: tasks list them, and plan them by blocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.sources import blocks, listing, parallel_listing, sharding, source, task_listing
+
+
+def shrink(patch: pytest.MonkeyPatch, *, block: int, many: int, keys: int, alone: int) -> None:
+    """Changes sizes, in this process alone.
+
+    Args:
+        patch: Undoes it.
+        block: How many images a block has on average.
+        many: From how many images on a source is planned by blocks.
+        keys: After how many images a task ends, and a part of a listing is written.
+        alone: How many images one process lists before tasks go on.
+    """
+    shrink_plans(patch, block=block, many=many)
+    patch.setattr(task_listing, "BLOCK_IMAGES", block)
+    patch.setattr(task_listing, "STRETCH_KEYS", keys)
+    patch.setattr(listing, "PART_ENTRIES", max(1, keys // 2))
+    patch.setattr(parallel_listing, "LISTERS", 2)
+    patch.setattr(source, "ALONE", alone)
+
+
+def shrink_plans(patch: pytest.MonkeyPatch, *, block: int, many: int) -> None:
+    """Changes the sizes that decide a plan; see `shrink`."""
+    patch.setattr(sharding, "MANY", many)
+    patch.setattr(blocks, "BLOCK_IMAGES", block)
