@@ -179,7 +179,7 @@ def test_a_build_that_loses_its_only_node_says_so_and_goes_on_with_the_next(
     clean: dict[str, object],
     tmp_path: Path,
 ) -> None:
-    """It takes 10 s until the number of workers is told, and some until Ray knows of the loss."""
+    """It takes 10 s until that is told, and as long until Ray knows of the loss."""
     first = nodes.add(num_cpus=2)
     nodes.hold()
     build = tmp_path / "c"
@@ -187,7 +187,7 @@ def test_a_build_that_loses_its_only_node_says_so_and_goes_on_with_the_next(
     with ended(process):
         until(process, lambda: len(running(build)) == 1)
         nodes.lose(first)
-        words = said(process, "was lost") + said(process, "no worker runs")
+        words = said(process, "was lost", "no worker runs")
         assert process.poll() is None
         nodes.let_go()
         nodes.add(num_cpus=2)
@@ -274,15 +274,16 @@ def test_a_node_whose_device_fails_is_left_out_and_the_others_count_all(
     assert built.version.sha256 == undisturbed.version.sha256
 
 
-def said(process: subprocess.Popen[str], words: str) -> str:
-    """Reads what a build says, up to a line with these words."""
+def said(process: subprocess.Popen[str], *words: str) -> str:
+    """Reads what a build says, until all of these words were said, in any order."""
     assert process.stderr is not None
-    lines = []
+    lines, missing = [], set(words)
     for line in process.stderr:
         lines.append(line)
-        if words in line:
+        missing = {each for each in missing if each not in line}
+        if not missing:
             return "".join(lines)
-    pytest.fail(f"{words!r} was not said: {''.join(lines)}")
+    pytest.fail(f"{missing} was not said: {''.join(lines)}")
 
 
 def notes(build: Path, attempt: int | str = "*") -> list[Path]:
