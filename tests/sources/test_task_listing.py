@@ -28,6 +28,7 @@ from pipeline.sources import (
     Rules,
     list_source,
     listing,
+    parallel_listing,
     plan,
     sharding,
     source_lister,
@@ -152,7 +153,7 @@ def test_blocks_are_planned_while_the_listing_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [3, 9, 40, 120])
 def test_an_interrupted_listing_goes_on(tmp_path: Path, at: int) -> None:
-    """Wherever it ends, nothing is lost, and what its tasks have stored is not listed again."""
+    """Wherever it ends, nothing is lost."""
     keys = frames(3_000)
 
     def before(asked: int) -> None:
@@ -167,10 +168,26 @@ def test_an_interrupted_listing_goes_on(tmp_path: Path, at: int) -> None:
     assert found.planned is not None
     assert found.planned.digest == planned_alone(keys).digest
     assert found.ignored == {".txt": 300}
-    if at == 120:
-        assert len(store.answered) < len(keys) - 1_000
     again.checkpoint.remove()
     assert not [path for path in tmp_path.rglob("kept*/**/*") if path.is_file()]
+
+
+def test_what_tasks_have_stored_is_not_listed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread lists for each task, so that the same keys are stored each time."""
+    monkeypatch.setattr(parallel_listing, "LISTERS", 1)
+    keys = frames(3_000)
+
+    def before(asked: int) -> None:
+        if asked >= 120:
+            raise StorageError("the machine is gone")
+
+    with pytest.raises(StorageError, match="the machine is gone"):
+        Run(tmp_path, FakeStore(keys, 20, before)).list()
+    store = FakeStore(keys, 20)
+    assert Run(tmp_path, store).list().planned is not None
+    assert len(store.answered) < len(keys) - 1_000
 
 
 @pytest.mark.parametrize("at", [40, 120])
