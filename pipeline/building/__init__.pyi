@@ -1,6 +1,7 @@
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
 from .datasets import build_datasets as build_datasets
+from .failure_gate import allowed_failures as allowed_failures
 from .failure_gate import require_few_failures as require_few_failures
 from .memory_images import MemorySource as MemorySource
 from .planner import make_spec as make_spec

@@ -23,10 +23,10 @@ from pydantic_core import PydanticCustomError
 
 from pipeline import storage
 from pipeline.building import Request
-from pipeline.comparing import ALL
 from pipeline.errors import UsageError, shortened, wrong_fields
 from pipeline.options import Field as OptionField
 from pipeline.options import options_of
+from pipeline.refreshing.bound_kinds import AnyBound, Bound
 from pipeline.wording import option
 
 MAX_BYTES = 2**19
@@ -108,29 +108,6 @@ class DatasetEntry(_entry("DatasetEntry", options_of(Request))):  # type: ignore
     """An entry of `datasets`: the options of `Request`."""
 
 
-class Bound(BaseModel):
-    """A bound of the gate: how far apart two datasets may be.
-
-    Attributes:
-        a: One dataset, or the name of a version of it, such as `photos@release`.
-        b: The other.
-        lens: The name or the file of a lens to compare through.
-        layer: The layer to compare, or `all`.
-        max: The largest distance that is accepted, in bins.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    a: str
-    b: str
-    lens: str | None = None
-    layer: str = ALL
-    max: float = Field(ge=0, allow_inf_nan=False)
-
-    def __str__(self) -> str:
-        return f"gate {self.model_dump(exclude_unset=True)}"
-
-
 class Config(BaseModel):
     """The datasets that a refresh keeps up to date, and the gate.
 
@@ -138,7 +115,7 @@ class Config(BaseModel):
         catalogue: The url of the catalogue; `--catalogue` or VDNA_CATALOGUE come before it.
         defaults: The options of every dataset that does not say otherwise.
         datasets: The datasets.
-        gate: The bounds on distances between them.
+        gate: The bounds that they must keep.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -146,7 +123,7 @@ class Config(BaseModel):
     catalogue: str | None = None
     defaults: Defaults = Defaults()
     datasets: list[DatasetEntry] = Field(min_length=1)
-    gate: list[Bound] = []
+    gate: list[AnyBound] = []
     _path: str = PrivateAttr("the configuration")
 
     @property
@@ -225,7 +202,7 @@ def load_config(path: str) -> Config:
     if twice:
         raise UsageError(f"{path}: datasets.name is given twice: {', '.join(map(repr, twice))}")
     for bound in config.gate:
-        if bound.a == bound.b:
+        if isinstance(bound, Bound) and bound.a == bound.b:
             raise UsageError(f"{path}: {bound}: a and b are the same dataset")
     try:
         config.requests()

@@ -1,4 +1,4 @@
-"""The gate of a refresh: bounds on distances between datasets, judged after the matrix.
+"""The gate of a refresh: bounds on datasets and their distances, judged after the matrix.
 
     >>> [str(verdict) for verdict in judge(catalogue, config.gate)]            # doctest: +SKIP
     ['day and night, all neurons: 6.7 bins [5.1, 8.4], at most 10: holds']
@@ -8,96 +8,44 @@ the true distance, is above the bound. So noise alone breaks a bound that is jus
 forty, or more rarely.
 
 The plain distance is judged where there is no interval (fewer than two folds, an imported DNA, a
-lens with negative weights), or no valid one (a dataset and its own part share images). A distance
-that is not defined breaks the bound: a gate that cannot measure says no.
+lens with negative weights), or no valid one (a dataset and its own part or version share images,
+and it is not known which). A distance that is not defined breaks the bound: a gate that cannot
+measure says no. Numbers of images are exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite, nan
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from math import isfinite, isnan
 
 from pipeline import storage
 from pipeline.building import Request, Result
-from pipeline.catalogue import Catalogue, Commit, VersionName, dataset_of, find_lens, newest_lenses
+from pipeline.catalogue import (
+    Catalogue,
+    Commit,
+    Version,
+    VersionName,
+    dataset_of,
+    find_lens,
+    newest_lenses,
+    past_versions,
+)
 from pipeline.comparing import ALL, LEAST_PAIRED, Effort, Matrix, compare, spec_of
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError, VdnaError
 from pipeline.networks import describe
-from pipeline.refreshing.config import Bound
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate says of one bound. Numbers that are not known are NaN.
-
-    Attributes:
-        bound: The bound.
-        emd: The distance, in bins.
-        emd_corrected: The distance without what two samples of one distribution would show.
-        low: The lower end of its 95% interval.
-        high: The upper end.
-        nested: Whether one dataset is a part of the other.
-        error: Why the bound could not be judged; None if it was.
-    """
-
-    bound: Bound
-    emd: float = nan
-    emd_corrected: float = nan
-    low: float = nan
-    high: float = nan
-    nested: bool = False
-    error: VdnaError | None = None
-
-    @property
-    def value(self) -> float:
-        """The distance that is judged: `low` if it is known, else `emd`."""
-        return self.low if isfinite(self.low) else self.emd
-
-    @property
-    def holds(self) -> bool:
-        """Whether the bound is kept."""
-        return self.value <= self.bound.max
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """The verdict for JSON, with None for NaN."""
-        numbers = ("emd", "emd_corrected", "low", "high", "value")
-        values = {name: float(getattr(self, name)) for name in numbers}
-        known = {name: value if isfinite(value) else None for name, value in values.items()}
-        error = str(self.error) if self.error else None
-        return {**self.bound.model_dump(), **known, "holds": self.holds, "error": error}
-
-    def __str__(self) -> str:
-        bound = self.bound
-        words = [] if bound.layer == ALL else [bound.layer]
-        words += [f"through lens {bound.lens}"] if bound.lens else []
-        what = " ".join(words) or "all neurons"
-        if self.error:
-            return f"{bound.a} and {bound.b}, {what}: not judged: {self.error}"
-        if isfinite(self.low):
-            distance = f"{self.emd_corrected:.4g} bins [{self.low:.4g}, {self.high:.4g}]"
-            outcome = "surely more" if not self.holds else "holds"
-            if self.holds and self.emd_corrected > bound.max:
-                outcome = "holds, as it is not surely more"
-        elif isfinite(self.emd):
-            distance = f"{self.emd:.4g} bins, without an interval"
-            distance += ", as one is a part of the other" if self.nested else ""
-            outcome = "holds" if self.holds else "more"
-        else:
-            distance, outcome = "a distance that is not defined", "cannot hold"
-        limit = f"at most {bound.max:.4g}"
-        return f"{bound.a} and {bound.b}, {what}: {distance}, {limit}: {outcome}"
+from pipeline.refreshing.bound_kinds import AnyBound, DistanceBound, MoveBound
+from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Judged, Verdict, unjudged
 
 
 def require_known(
-    bounds: Sequence[Bound], catalogue: Catalogue, requests: Sequence[Request]
+    bounds: Sequence[AnyBound], catalogue: Catalogue, requests: Sequence[Request]
 ) -> None:
     """Checks, before anything is built, that the bounds name what there is or will be.
 
-    A layer is looked for in the networks that the two datasets are built with. A name that may
+    A layer is looked for in the networks that the datasets are built with. A name that may
     become a part of a dataset (`by`) is accepted, as its parts are known only after its build.
 
     Args:
@@ -108,19 +56,22 @@ def require_known(
     Raises:
         UsageError: If a bound names an unknown dataset, lens or layer.
     """
-    lenses = newest_lenses(catalogue) if any(bound.lens for bound in bounds) else {}
     if not bounds:
         return
+    through = any(isinstance(bound, DistanceBound) and bound.lens for bound in bounds)
+    lenses = newest_lenses(catalogue) if through else {}
     head = catalogue.head()
     known = head.datasets.keys() | {request.name for request in requests}
     for bound in bounds:
-        named = [VersionName.parse(name).dataset for name in (bound.a, bound.b)]
+        named = [VersionName.parse(name).dataset for name in bound.names]
         builds = [_request_for(name, requests, head) for name in named]
         for name, request in zip(named, builds, strict=True):
             if name not in known and request is None:
                 raise UsageError(
                     f"{bound}: there is no dataset {name!r}; there are {', '.join(sorted(known))}"
                 )
+        if not isinstance(bound, DistanceBound):
+            continue
         if bound.lens and not _has_lens(bound.lens, lenses):
             present = ", ".join(sorted(lenses)) or "none"
             raise UsageError(
@@ -166,23 +117,28 @@ def _layers(request: Request) -> list[str]:
 
 def judge(
     catalogue: Catalogue,
-    bounds: Sequence[Bound],
+    bounds: Sequence[AnyBound],
     requests: Sequence[Request] = (),
     results: Sequence[Result] = (),
     matrices: Sequence[Matrix] = (),
     effort: Effort | None = None,
-) -> list[Verdict]:
-    """Judges each bound by the matrix of its two datasets.
+    *,
+    since: int = 0,
+) -> list[AnyVerdict]:
+    """Judges every bound, by what this refresh built.
 
     Args:
         catalogue: The catalogue.
         bounds: The bounds.
-        requests: The datasets that were to be built. A bound on one that was not is not judged, as
-            its old version would be misleading, unless the bound names a version that stays the
-            same whatever is built.
+        requests: What was to be built. A dataset or a part that comes of these is judged only if
+            it was built now, and in the spec that it was built in; others are judged as they are
+            in the catalogue. So is a version of a commit, a time or a tag: such a name means the
+            same version, whatever is built.
         results: What was built.
         matrices: Matrices without a lens that were computed already. Others are computed here.
         effort: How to compute.
+        since: Number of the newest commit before this refresh. A version that a later commit made
+            is a new one.
 
     Returns:
         A verdict for each bound. An error of one bound is kept in its verdict, so that the others
@@ -192,25 +148,17 @@ def judge(
         return []
     specs = {result.name: result.version.spec for result in results}
     specs |= {part: v.spec for result in results for part, v in result.parts.items()}
-    head = catalogue.head()
+    judging = _Judging(catalogue, catalogue.head(), requests, specs, matrices, effort, since)
     verdicts = []
     for bound in bounds:
         try:
-            for name in map(VersionName.parse, (bound.a, bound.b)):
-                if name.follows:
-                    request = _request_for(name.dataset, requests, head)
-                    _require_built(name.dataset, specs, request)
-            spec = _spec_of(catalogue, bound, specs)
-            matrix = _find_matrix(bound, spec, matrices)
-            if matrix is None:
-                matrix = _compare_pair(catalogue, bound, spec, effort)
-            verdicts.append(_verdict(catalogue, bound, matrix))
+            verdicts.append(judging.verdict(bound))
         except VdnaError as error:
-            verdicts.append(Verdict(bound, error=error))
+            verdicts.append(unjudged(bound, error))
     return verdicts
 
 
-def require_kept(verdicts: Sequence[Verdict], name: str) -> None:
+def require_kept(verdicts: Sequence[AnyVerdict], name: str) -> None:
     """Checks that every bound was judged and is kept.
 
     Args:
@@ -222,7 +170,7 @@ def require_kept(verdicts: Sequence[Verdict], name: str) -> None:
         VdnaError: If bounds could not be judged: an error of the kind that kept the first of them,
             which names them all and the broken ones.
     """
-    broken = "; ".join(str(one) for one in verdicts if not one.error and not one.holds)
+    broken = "; ".join(str(one) for one in verdicts if one.outcome == "broken")
     lines = [f"the gate of {name} says no: {broken}"] if broken else []
     errors = [(one.bound, one.error) for one in verdicts if one.error]
     if errors:
@@ -245,43 +193,95 @@ def _require_built(name: str, specs: Mapping[str, str], request: Request | None)
     )
 
 
-def _spec_of(catalogue: Catalogue, bound: Bound, specs: Mapping[str, str]) -> str | None:
-    """Returns the digest of the spec of both datasets, which must be one; None if not built."""
-    a, b = (specs.get(dataset_of(name)) for name in (bound.a, bound.b))
-    if a and b and a != b:
-        catalogue.spec(a).require_same(catalogue.spec(b), bound.a, bound.b)
-    return a or b
+@dataclass(frozen=True, eq=False)
+class _Judging:
+    """What bounds are judged by: one state of the catalogue, and what this refresh has made.
 
+    Attributes:
+        head: The state that all names of versions are looked up in.
+        specs: The digest of the spec of each dataset and part that this refresh has built.
+    """
 
-def _find_matrix(bound: Bound, spec: str | None, matrices: Sequence[Matrix]) -> Matrix | None:
-    """Finds the matrix without a lens that has both datasets of a bound."""
-    pair = {bound.a, bound.b}
-    for matrix in matrices:
-        if not bound.lens and matrix.spec_digest == spec and pair <= set(matrix.names):
-            return matrix
-    return None
+    catalogue: Catalogue
+    head: Commit
+    requests: Sequence[Request]
+    specs: Mapping[str, str]
+    matrices: Sequence[Matrix]
+    effort: Effort | None
+    since: int
 
+    def verdict(self, bound: AnyBound) -> AnyVerdict:
+        """Judges a bound."""
+        for name in map(VersionName.parse, bound.names):
+            if name.follows:
+                request = _request_for(name.dataset, self.requests, self.head)
+                _require_built(name.dataset, self.specs, request)
+        spec = self._spec_of(bound)
+        if not isinstance(bound, DistanceBound):
+            version = self._find(bound.dataset, spec)
+            return CountVerdict(bound, version.images, version.failed)
+        if isinstance(bound, MoveBound):
+            spec = self._find(bound.dataset, spec).spec
+            commits = self._commits(bound, spec)
+            if len(commits) <= bound.back:
+                judged = Judged(commits[0], None, commits[0] > self.since)
+                return Verdict(bound, judged=judged)
+        found = self._distance(bound, self._find_matrix(bound, spec) or self._compared(bound, spec))
+        if not isinstance(bound, MoveBound):
+            return found
+        against = self.catalogue.resolve(bound.earlier, self.head.number, spec).commit
+        return replace(found, judged=Judged(commits[0], against, commits[0] > self.since))
 
-def _compare_pair(
-    catalogue: Catalogue, bound: Bound, spec: str | None, effort: Effort | None
-) -> Matrix:
-    names = [bound.a, bound.b]
-    lens: Lens | None = None
-    if bound.lens:
-        lens = find_lens(catalogue, bound.lens, spec_of(catalogue, names, spec=spec))
-    return compare(catalogue, names, spec=spec, lens=lens, effort=effort)
+    def _find(self, name: str, spec: str | None) -> Version:
+        return self.catalogue.find(name, self.head.number, spec)
 
+    def _spec_of(self, bound: AnyBound) -> str | None:
+        """Returns the digest of the spec that its datasets share; None if none was built."""
+        datasets = [dataset_of(name) for name in bound.names]
+        built = [self.specs[of] for of in datasets if of in self.specs]
+        if len(set(built)) > 1:
+            first, second = (self.catalogue.spec(digest) for digest in built)
+            first.require_same(second, *bound.names)
+        return built[0] if built else None
 
-def _verdict(catalogue: Catalogue, bound: Bound, matrix: Matrix) -> Verdict:
-    at = matrix.names.index(bound.a), matrix.names.index(bound.b)
-    emd, corrected, low, high = (
-        float(matrix.of(bound.layer, column)[at])
-        for column in ("emd", "emd_corrected", "low", "high")
-    )
-    paired = matrix.of(bound.layer, "paired")[at] >= LEAST_PAIRED
-    a, b = (catalogue.find(name, spec=matrix.spec_digest) for name in (bound.a, bound.b))
-    # Intervals suppose independent samples, or that it is known which images are shared.
-    nested = a.part_of == dataset_of(bound.b) or b.part_of == dataset_of(bound.a)
-    if nested and not paired:
-        return Verdict(bound, emd, nested=True)
-    return Verdict(bound, emd, corrected, low, high)
+    def _commits(self, bound: MoveBound, spec: str) -> list[int]:
+        """Finds the commits that made the current version and those before it, the newest first.
+
+        Returns:
+            As many as must be known to tell whether there is the earlier version.
+        """
+        past = past_versions(self.catalogue.log(self.head), bound.dataset, spec)
+        distinct = groupby(past, key=lambda version: version.identity)
+        return [next(same).commit for _, same in islice(distinct, bound.back + 1)]
+
+    def _find_matrix(self, bound: DistanceBound, spec: str | None) -> Matrix | None:
+        """Finds the matrix without a lens that has both datasets of a bound."""
+        for matrix in self.matrices:
+            there = matrix.spec_digest == spec and set(bound.names) <= set(matrix.names)
+            if there and not bound.lens:
+                return matrix
+        return None
+
+    def _compared(self, bound: DistanceBound, spec: str | None) -> Matrix:
+        at = self.head.number
+        lens: Lens | None = None
+        if bound.lens:
+            shared = spec_of(self.catalogue, bound.names, at=at, spec=spec)
+            lens = find_lens(self.catalogue, bound.lens, shared)
+        return compare(self.catalogue, bound.names, at=at, spec=spec, lens=lens, effort=self.effort)
+
+    def _distance(self, bound: DistanceBound, matrix: Matrix) -> Verdict:
+        first, second = bound.names
+        at = matrix.names.index(first), matrix.names.index(second)
+        emd, corrected, low, high, paired = (
+            float(matrix.of(bound.layer, column)[at])
+            for column in ("emd", "emd_corrected", "low", "high", "paired")
+        )
+        a, b = (self._find(name, matrix.spec_digest) for name in (first, second))
+        # Intervals suppose independent samples, or that it is known which images are shared.
+        nested = a.part_of == dataset_of(second) or b.part_of == dataset_of(first)
+        if nested and not paired >= LEAST_PAIRED:
+            return Verdict(bound, emd, shared="one is a part of the other")
+        if isinstance(bound, MoveBound) and isnan(paired) and isfinite(low):
+            return Verdict(bound, emd, shared="it is not known which images both versions have")
+        return Verdict(bound, emd, corrected, low, high)

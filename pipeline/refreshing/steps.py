@@ -21,7 +21,8 @@ from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener
 from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.refreshing.config import Config, load_config
-from pipeline.refreshing.gate import Verdict, judge, require_kept, require_known
+from pipeline.refreshing.gate import judge, require_kept, require_known
+from pipeline.refreshing.verdict import AnyVerdict
 from pipeline.spec import Resources
 from pipeline.wording import count_of
 
@@ -46,7 +47,7 @@ class Refreshed:
     catalogue: Catalogue
     datasets: tuple[Result, ...]
     matrices: tuple[Matrix, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[AnyVerdict, ...]
     error: VdnaError | None = None
     failed: Mapping[str, VdnaError] = field(default_factory=dict)
 
@@ -87,8 +88,8 @@ class Refreshed:
     def _cells(self, table: Literal["datasets", "gate"]) -> Cells:
         if table == "gate":
             rows = [verdict.row for verdict in self.verdicts]
-            columns = [*rows[0]] if rows else []
-            return columns, ([*row.values()] for row in rows)
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            return columns, ([row.get(name) for name in columns] for row in rows)
         columns = ["dataset", "images", "failed", "changed", "dna", "spec"]
         return columns, (
             (
@@ -148,11 +149,12 @@ def refresh(
     requests = config.requests()
     try:
         require_known(config.gate, place, requests)
+        since = place.head().number if config.gate else 0
     except UsageError as error:
         raise UsageError(f"{config.path}: {error}") from error
     results: list[Result] = []
     matrices: list[Matrix] = []
-    verdicts: list[Verdict] = []
+    verdicts: list[AnyVerdict] = []
     problem: VdnaError | None = None
     failed: dict[str, VdnaError] = {}
     with engine or InProcess() as builder:
@@ -174,7 +176,7 @@ def refresh(
         for spec in sorted({result.version.spec for result in results}):
             if len(place.names(spec=spec)) > 1:
                 matrices.append(compare(place, spec=spec, effort=effort))
-        verdicts = judge(place, config.gate, requests, results, matrices, effort)
+        verdicts = judge(place, config.gate, requests, results, matrices, effort, since=since)
         require_kept(verdicts, config.path)
     except VdnaError as error:
         problem = problem or error

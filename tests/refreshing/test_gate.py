@@ -18,8 +18,9 @@ from pipeline.comparing import Matrix, compare
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError
 from pipeline.refreshing import load_config
-from pipeline.refreshing.config import Bound
-from pipeline.refreshing.gate import Verdict, judge, require_kept, require_known
+from pipeline.refreshing.bound_kinds import Bound
+from pipeline.refreshing.gate import judge, require_kept, require_known
+from pipeline.refreshing.verdict import Verdict
 from tests.explaining.test_sensitivity import MOVED, SPEC, put
 from tests.jobs.test_cli import Outcome, refused, vdna
 from tests.refreshing.test_config import one, refusal, write
@@ -334,7 +335,7 @@ def test_a_part_is_judged_against_its_whole_by_the_interval_of_pairs(tmp_path: P
 def test_a_part_without_known_pairs_is_judged_against_its_whole_without_an_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.counting.reduction.pairs_of", lambda manifest: None)
+    monkeypatch.setattr("pipeline.counting.reduction.pairs_of", lambda *_: None)
     file = parted(tmp_path, {"day": 100}, *NESTED)
     done = refresh(file, exits=3)
     assert done.stdout.count("bins, without an interval, as one is a part of the other, ") == 2
