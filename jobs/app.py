@@ -21,6 +21,7 @@ from jobs.ls import ls
 from jobs.output import say
 from jobs.rank import rank
 from jobs.refresh import refresh
+from jobs.rename import rename
 from jobs.report import report
 from jobs.rm import rm
 from jobs.rollback import rollback
@@ -53,7 +54,7 @@ def main(
 
 for command in (
     *(demo, build, refresh, compare, explain, diff, rank, report, serve, calibrate),
-    *(ls, show, log, tag, rm, rollback, verify, gc),
+    *(ls, show, log, tag, rename, rm, rollback, verify, gc),
 ):
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword

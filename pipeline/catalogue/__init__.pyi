@@ -28,6 +28,7 @@ from .recounting import recount as recount
 from .tagging import remove_tag as remove_tag
 from .tagging import tag_version as tag_version
 from .undoing import remove as remove
+from .undoing import require_files as require_files
 from .undoing import roll_back as roll_back
 from .verification import verify as verify
 from .version_history import PastVersion as PastVersion

@@ -51,8 +51,8 @@ def with_version(
         return head
     if current is None and base is not None:
         raise Conflict(
-            f"{dataset}: it was taken out of the catalogue while this job built upon {base.dna}; "
-            "rerun if it is to come back"
+            f"{dataset}: it was taken out of the catalogue, or renamed, while this job built upon "
+            f"{base.dna}; `vdna log` says which. Rerun under the name that it is to have"
         )
     if current != base and not same:
         raise Conflict(

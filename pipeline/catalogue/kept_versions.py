@@ -43,28 +43,62 @@ def kept_versions(commits: Iterable[Commit], keep: int | None = None) -> Iterato
     Args:
         commits: The commits, the newest first.
         keep: How many versions to find of each dataset and spec that the newest commit has, and
-            none of others; None for all. What the newest commit has a tag for is found anyway.
+            none of others; None for all. What the newest commit has a tag for is found anyway. The
+            versions that a dataset had before it was renamed are counted with its later ones.
 
     Yields:
         Each version once, as the newest commit that holds it states it; the newest first.
     """
     found: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    counted: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    names: dict[str, str] = {}
     current: Commit | None = None
+    newer: Commit | None = None
     for commit in commits:
         current = current or commit
+        for old, new in _renamed(commit, newer or commit):
+            names[old] = names.get(new, new)
         for name, version in _wholes_first(commit):
-            versions = found[name, version.spec]
+            versions, same = found[name, version.spec], (version.dna, version.by)
             if version.part_of:
                 whole = commit.datasets.get(version.part_of, {}).get(version.spec)
                 known = found[version.part_of, version.spec]
                 wanted = whole is None or (whole.dna, whole.by) in known
             else:
-                there = version.spec in current.datasets.get(name, {})
+                now = names.get(name, name)
+                all_names = counted[now, version.spec]
+                there = version.spec in current.datasets.get(now, {})
                 tagged = commit.number in current.tags.get(name, {}).values()
-                wanted = keep is None or tagged or (there and len(versions) < keep)
-            if wanted and (version.dna, version.by) not in versions:
-                versions.add((version.dna, version.by))
+                newest = there and len(all_names) < (keep or 0) and same not in all_names
+                wanted = keep is None or tagged or newest
+                if wanted:
+                    all_names.add(same)
+            if wanted and same not in versions:
+                versions.add(same)
                 yield KeptVersion(name, version, commit.number)
+        newer = commit
+
+
+def _renamed(before: Commit, after: Commit) -> Iterator[tuple[str, str]]:
+    """Finds the datasets that a commit renamed.
+
+    A rename alone takes one name away and gives another one the same version.
+
+    Args:
+        before: The commit before it.
+        after: The commit.
+
+    Yields:
+        Each old name with the new one.
+    """
+    came = after.datasets.keys() - before.datasets.keys()
+    new_names = {
+        (v.spec, v.dna, v.by): name for name in came for v in after.datasets[name].values()
+    }
+    for name in before.datasets.keys() - after.datasets.keys():
+        for v in before.datasets[name].values():
+            if not v.part_of and (v.spec, v.dna, v.by) in new_names:
+                yield name, new_names[v.spec, v.dna, v.by]
 
 
 def _wholes_first(commit: Commit) -> Iterator[tuple[str, Version]]:

@@ -28,6 +28,7 @@ from .partial import add_exemplars as add_exemplars
 from .partial import shards_and_failures as shards_and_failures
 from .ranges import Ranges as Ranges
 from .ranges import neuron_name as neuron_name
+from .restating import restate_dataset as restate_dataset
 from .sealed import FileKind as FileKind
 from .sealed import SealedFile as SealedFile
 from .sealed import SealedWriter as SealedWriter

@@ -59,6 +59,70 @@ def test_each_spec_has_its_own_versions() -> None:
     assert identities == {("a", "s", "1", ""), ("a", "t", "2", "")}
 
 
+RENAMED = log(
+    {"a": [version("1")]},
+    {"a": [version("2")]},
+    {"a": [version("3", by="l")], "a/x": [version("x3", part_of="a")]},
+    {"b": [version("3", by="l")], "b/x": [version("x3", part_of="b")]},
+    {"b": [version("4")]},
+)
+
+
+def test_versions_before_a_rename_are_counted_with_those_after_it() -> None:
+    assert found(RENAMED, 1) == [("b", "4", 5)]
+    assert found(RENAMED, 2) == [*found(RENAMED, 1), ("b", "3", 4), ("b/x", "x3", 4)]
+    assert found(RENAMED, 3) == [*found(RENAMED, 2), ("a", "2", 2)]
+    assert found(RENAMED, 4) == [*found(RENAMED, 3), ("a", "1", 1)]
+    old = [("a", "3", 3), ("a/x", "x3", 3)]
+    assert sorted(found(RENAMED)) == sorted([*found(RENAMED, 4), *old])
+
+
+def test_the_former_versions_of_a_dataset_that_was_renamed_and_taken_out_are_not_kept() -> None:
+    assert found(log(*[c_states(c) for c in RENAMED[::-1]], {"c": [version("9")]}), 5) == [
+        ("c", "9", 6)
+    ]
+
+
+def c_states(commit: Commit) -> dict[str, list[Version]]:
+    return {name: [*specs.values()] for name, specs in commit.datasets.items()}
+
+
+def test_a_tag_of_the_old_name_keeps_what_it_names_under_that_name() -> None:
+    newest = replace(RENAMED[0], tags={"a": {"release": 3}})
+    assert found([newest, *RENAMED[1:]], 1) == [*(("b", "4", 5), ("a", "3", 3), ("a/x", "x3", 3))]
+
+
+def test_a_dataset_that_was_renamed_twice_has_one_history() -> None:
+    commits = log(
+        {"a": [version("1")]},
+        {"a": [version("2")]},
+        {"b": [version("2")]},
+        {"c": [version("2")]},
+        {"c": [version("3")]},
+    )
+    assert found(commits, 2) == [("c", "3", 5), ("c", "2", 4)]
+    assert found(commits, 3) == [*found(commits, 2), ("a", "1", 1)]
+
+
+def test_a_new_dataset_of_the_old_name_has_a_history_of_its_own() -> None:
+    commits = log(
+        {"a": [version("1")]},
+        {"b": [version("1")]},
+        {"b": [version("1")], "a": [version("5")]},
+        {"b": [version("1")], "a": [version("6")]},
+    )
+    assert found(commits, 1) == [("b", "1", 4), ("a", "6", 4)]
+    assert found(commits, 2) == [*found(commits, 1), ("a", "5", 3)]
+
+
+def test_what_is_taken_out_beside_a_build_or_under_another_spec_is_no_rename() -> None:
+    gone = [version("1")]
+    for came in ([version("2")], [version("1", "t")], [version("1", by="l")]):
+        assert found(log({"a": gone}, {"b": came}), 3) == [("b", came[0].dna, 2)]
+    parts = {"w": [version("8", by="l")], "w/x": [version("1", part_of="w")]}
+    assert found(log({**parts, "q": [version("7")]}, {"b": [version("1")]}), 3) == [("b", "1", 2)]
+
+
 def test_parts_stay_with_the_dataset_that_they_belong_to() -> None:
     """However many versions a part has; and it may stand before its dataset in the commit."""
     commits = log(

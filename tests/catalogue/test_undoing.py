@@ -93,7 +93,7 @@ def test_a_build_upon_a_version_that_was_taken_out_meanwhile_is_refused(place: P
     base = place.catalogue.find("a")
     remove(place.catalogue, ["a"])
     other = version("0123", base.spec)
-    with pytest.raises(Conflict, match="a: it was taken out of the catalogue while this job built"):
+    with pytest.raises(Conflict, match="a: it was taken out of the catalogue, or renamed, while"):
         place.catalogue.put_version("a", other, base)
 
 

@@ -527,7 +527,7 @@ def test_ls_lists_every_dataset_under_every_spec(
             ["explain", "a", "b"],
             ["rank", ".", "--to", "a"],
             ["report"],
-            *(["gc"], ["rm", "a"], ["rollback", "a", "--to", "1"]),
+            *(["gc"], ["rm", "a"], ["rollback", "a", "--to", "1"], ["rename", "a", "b"]),
             *(["tag", "a", "v"], ["tag", "a", "v", "--remove"], ["compare", "a@1", "a@-1"]),
             *(["log", "a"], ["diff", "a@-1", "a"]),
             ["ls", "--at", "1"],
@@ -673,6 +673,19 @@ def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -
     }
     assert vdna_json("ls", "-c", tmp_path) == version
     assert vdna_json("rm", "a", "-c", tmp_path) == {"commit": 4, "removed": ["a"]}
+
+
+def test_a_dataset_gets_another_name(tmp_path: Path, photos: Path) -> None:
+    build("a", photos, tmp_path, *SMALL)
+    refused(vdna("rename", "a", "a", "-c", tmp_path, exits=1), "there is a dataset a already")
+    assert vdna("rename", "a", "x/b", "-c", tmp_path).stdout == (
+        "a: called x/b since commit 2. Its former versions and its tags are\n"
+        "  found under the old name, such as a@1\n"
+    )
+    told = vdna_json("rename", "x/b", "c", "-c", tmp_path)
+    assert told == {"commit": 3, "old": "x/b", "new": "c"}
+    assert [row["name"] for row in vdna_json("ls", "-c", tmp_path)] == ["c"]
+    assert vdna_json("show", "a@1", "-c", tmp_path)["images"] == 6
 
 
 def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.Place) -> None:
