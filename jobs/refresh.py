@@ -55,6 +55,7 @@ def refresh(
         failure_lines,
         matrix_rows,
         print_matrix,
+        reason_lines,
         replacement_lines,
         summary_sentence,
         work_lines,
@@ -93,7 +94,7 @@ def refresh(
             print_matrix(matrix, Console())
             say(summary_sentence(matrix))
         for verdict in done.verdicts:
-            say(f"gate: {verdict}")
+            say(f"gate: {verdict}", *reason_lines(verdict.row))
     for matrix in done.matrices:
         versions = done.catalogue.find_all(matrix.names, spec=matrix.spec_digest)
         print_notes(versions, paired=matrix.paired(), to=sys.stderr if as_json else None)

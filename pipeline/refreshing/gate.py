@@ -37,6 +37,7 @@ from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError, VdnaError
 from pipeline.networks import describe
 from pipeline.refreshing.bound_kinds import AnyBound, DistanceBound, MoveBound
+from pipeline.refreshing.break_reasons import find_reasons
 from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Judged, Verdict, unjudged
 
 
@@ -226,7 +227,9 @@ class _Judging:
             if len(commits) <= bound.back:
                 judged = Judged(commits[0], None, commits[0] > self.since)
                 return Verdict(bound, judged=judged)
-        found = self._distance(bound, self._find_matrix(bound, spec) or self._compared(bound, spec))
+        lens = self._lens(bound, spec)
+        matrix = self._find_matrix(bound, spec) or self._compared(bound, spec, lens)
+        found = self._explained(self._distance(bound, matrix), matrix.spec_digest, lens)
         if not isinstance(bound, MoveBound):
             return found
         against = self.catalogue.resolve(bound.earlier, self.head.number, spec).commit
@@ -262,13 +265,26 @@ class _Judging:
                 return matrix
         return None
 
-    def _compared(self, bound: DistanceBound, spec: str | None) -> Matrix:
+    def _lens(self, bound: DistanceBound, spec: str | None) -> Lens | None:
+        if bound.lens is None:
+            return None
+        shared = spec_of(self.catalogue, bound.names, at=self.head.number, spec=spec)
+        return find_lens(self.catalogue, bound.lens, shared)
+
+    def _compared(self, bound: DistanceBound, spec: str | None, lens: Lens | None) -> Matrix:
         at = self.head.number
-        lens: Lens | None = None
-        if bound.lens:
-            shared = spec_of(self.catalogue, bound.names, at=at, spec=spec)
-            lens = find_lens(self.catalogue, bound.lens, shared)
         return compare(self.catalogue, bound.names, at=at, spec=spec, lens=lens, effort=self.effort)
+
+    def _explained(self, found: Verdict, spec: str, lens: Lens | None) -> Verdict:
+        """Adds the reasons to a verdict, if a distance was judged and its bound is broken."""
+        if found.outcome != "broken" or isnan(found.value):
+            return found
+        at, progress = self.head.number, self.effort.progress if self.effort else None
+        try:
+            reasons = find_reasons(self.catalogue, found.bound, at, spec, lens, progress)
+        except VdnaError as error:  # the bound is broken all the same
+            return replace(found, unexplained=str(error))
+        return replace(found, reasons=reasons)
 
     def _distance(self, bound: DistanceBound, matrix: Matrix) -> Verdict:
         first, second = bound.names

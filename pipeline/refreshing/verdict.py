@@ -19,6 +19,7 @@ from pipeline.refreshing.bound_kinds import (
     ImagesBound,
     MoveBound,
 )
+from pipeline.refreshing.break_reasons import BreakReason
 
 Outcome = Literal["holds", "broken", "no earlier version yet", "not judged"]
 
@@ -54,6 +55,8 @@ class Verdict:
         shared: Why there is no valid interval, if both sides share images; empty otherwise.
         error: Why the bound could not be judged; None if it was.
         judged: Of a `MoveBound`, what was judged; None if that is not known.
+        reasons: If the bound is broken, the neurons that differ most, with images that show it.
+        unexplained: Why there are none; empty if that was not asked, or they were found.
     """
 
     bound: DistanceBound
@@ -64,6 +67,8 @@ class Verdict:
     shared: str = ""
     error: VdnaError | None = None
     judged: Judged | None = None
+    reasons: tuple[BreakReason, ...] = ()
+    unexplained: str = ""
 
     @property
     def value(self) -> float:
@@ -95,12 +100,15 @@ class Verdict:
         numbers = ("emd", "emd_corrected", "low", "high", "value")
         values = {name: float(getattr(self, name)) for name in numbers}
         row: dict[str, Any] = {"kind": self.bound.kind, **self.bound.model_dump()}
+        row["sides"] = list(self.bound.names)
         row |= {name: value if isfinite(value) else None for name, value in values.items()}
         if isinstance(self.bound, MoveBound):
             known = self.judged
             row["commit"] = known and known.commit
             row["against_commit"] = known and known.against
             row["new_version"] = known and known.new
+        row["reasons"] = [reason.row for reason in self.reasons]
+        row["unexplained"] = self.unexplained or None
         return row | _ending(self)
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ from .event_output import show_progress as show_progress
 from .explanation_tables import print_explanation as print_explanation
 from .figure import draw as draw
 from .figure import kind_of as kind_of
+from .gate_words import reason_lines as reason_lines
 from .headline_sentences import bounds_note as bounds_note
 from .headline_sentences import headline as headline
 from .html.dataset_panels import gather_matrix_page as gather_matrix_page

@@ -126,7 +126,9 @@ def test_the_version_before_is_the_one_before_what_this_refresh_commits(place: C
 def test_no_earlier_version_yet_breaks_nothing_and_is_told(
     place: Catalogue, bound: dict[str, str]
 ) -> None:
-    found = moved(place, **bound)
+    found = moved(place, 99, **bound)
+    assert found.judged is not None
+    assert not found.judged.new
     assert found.outcome == "no earlier version yet"
     assert str(found).endswith("all neurons: no earlier version yet, so nothing is judged")
     require_kept([found], "x.yaml")
@@ -147,10 +149,13 @@ def test_a_name_that_means_none_of_several_versions_is_an_error(
 
 
 def test_a_dataset_under_a_new_spec_has_no_earlier_version(tmp_path: Path) -> None:
-    bound = "{dataset: day, against: '@-1', max_move: 0}"
+    bound = "{dataset: day, against: '@-1', max_move: 99}"
     refresh(parted(tmp_path, {"day": 100}, bound))
     done = refresh(parted(tmp_path, {"day": 50}, bound))
     assert "gate: day@-1 and day, all neurons: no earlier version yet" in done.stdout
+    photo(99).save(tmp_path / "day" / "rain" / "new.jpg")
+    (row,) = json.loads(refresh(tmp_path / "datasets.yaml", "--json").stdout)["gate"]
+    assert (row["outcome"], row["commit"], row["against_commit"]) == ("holds", 3, 2)
 
 
 def test_a_part_and_a_failed_build_are_judged_as_for_pairs(tmp_path: Path) -> None:

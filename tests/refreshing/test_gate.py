@@ -229,6 +229,7 @@ def test_refresh_judges_and_exits_3_with_names_value_and_bound(tmp_path: Path) -
     done = refresh(config(tmp_path, wide, tight), exits=3)
     assert "at most 99: holds" in done.stdout
     assert "at most 0.001: " in done.stdout
+    assert "% of the distance\n    in night: " in done.stdout
     assert "(100 to a neuron's range)" in done.stdout  # the matrix is made nevertheless
     for told in ("says no: night and day, a: ", "bins", "at most 0.001"):
         assert told in done.stderr

@@ -1,0 +1,35 @@
+"""Says what the verdicts of a gate say, from their rows, as `vdna refresh --json` has them.
+
+>>> reason_lines({"unexplained": "the exemplars are gone"})
+['  not explained: the exemplars are gone']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import storage
+
+
+def reason_lines(row: Mapping[str, Any]) -> list[str]:
+    """Says why a bound is broken: by which neurons, and in which images.
+
+    Args:
+        row: The row of a verdict.
+
+    Returns:
+        A line for each neuron, and one for its images of each side; nothing if there are none.
+    """
+    lines = []
+    for reason in row.get("reasons", ()):
+        words = f"  {reason['layer']}[{reason['neuron']}]: {reason['emd']:.4g} bins"
+        if reason["share"] is not None:
+            words += f", {reason['share']:.1%} of the distance"
+        lines.append(words)
+        for name, images in zip(row["sides"], reason["exemplars"].values(), strict=True):
+            places = [storage.spelled(image["uri"], image["member"]) for image in images or ()]
+            lines += [f"    in {name}: {', '.join(places)}"] if places else []
+    if row.get("unexplained"):
+        lines.append(f"  not explained: {row['unexplained']}")
+    return lines
