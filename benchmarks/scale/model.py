@@ -30,7 +30,7 @@ from pipeline.counting.cells import LEAST_CELL_IMAGES
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.counting.preparing import FETCH_THREADS
 from pipeline.counting.reduction import FAN_IN
-from pipeline.sources.blocks import BLOCK_IMAGES
+from pipeline.sources.blocks import BLOCK_IMAGES, MANY
 from pipeline.sources.entries_file import FILE_BYTES, FILE_ROWS
 from pipeline.sources.listing import PART_ENTRIES
 from pipeline.sources.pair_sample import TASK_FILES
@@ -40,7 +40,6 @@ from pipeline.sources.shard_sizes import (
     default_cell_images,
     default_shard_images,
 )
-from pipeline.sources.sharding import MANY
 from pipeline.sources.source import ALONE
 from pipeline.sources.stretches import STRETCH_KEYS
 from pipeline.sources.task_listing import MOST_TASKS

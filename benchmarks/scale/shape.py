@@ -11,9 +11,8 @@ import numpy as np
 
 from benchmarks.scale.case import Points
 from pipeline.counting.reduction import tree
-from pipeline.sources.blocks import BLOCK_IMAGES
+from pipeline.sources.blocks import BLOCK_IMAGES, MANY
 from pipeline.sources.entries_file import FOOTERS_KEPT
-from pipeline.sources.sharding import MANY
 from pipeline.spec import FOLDS
 
 

@@ -4,41 +4,50 @@ A block ends with a name whose hash says so, on average after `BLOCK_IMAGES` nam
 depend on the names alone, and not on how they were listed: a block can be planned as soon as all
 its names are known. A name that comes or goes moves the end of one block at most.
 
->>> between("s3://b/a", None)
-"uri > 's3://b/a'"
+>>> block_ends(pa.array(["s3://b/a", "s3://b/b"]), 1)
+['s3://b/a', 's3://b/b']
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
 
 from pipeline.sources.database import quoted_text
-from pipeline.spec import FOLDS
+from pipeline.sources.shard_sizes import SHARD_MULTIPLE
 
 BLOCK_IMAGES = 2**19
 """How many images a block has on average. Each block has shards of its own in every fold, of which
 small blocks would make too many; a large block has to wait long until it is listed."""
 
+MANY = 2**20
+"""From this number of single images on, their folds are taken from a hash alone, and they are
+planned block by block. The sizes of the folds then differ by about 1 in 250."""
 
-def ends_block(block_images: int) -> str:
-    """Returns SQL that tells whether the `uri` ends a block.
+_SPREAD = 0x9E3779B1
+"""2^32 divided by the golden ratio. It spreads hashes that differ in few bits (Knuth, The Art of
+Computer Programming, volume 3, section 6.4)."""
 
-    The lowest digit of such a hash may be the image's fold, so the others are taken.
+
+def block_ends(uris: pa.Array | pa.ChunkedArray, block_images: int) -> list[str]:
+    """Finds the uris that end a block: those whose CRC-32, spread, is below 2^32 / `block_images`.
+
+    A cryptographic hash would take longer than the rest of a listing.
 
     Args:
+        uris: Any uris.
         block_images: How many images a block has on average.
+
+    Returns:
+        Those that end a block, in the same order.
     """
-    return f"(md5_number_lower(uri) // {FOLDS}) % {block_images} = 0"
-
-
-def between(after: str, until: str | None) -> str:
-    """Returns SQL that tells whether the `uri` is in a block.
-
-    Args:
-        after: The uri that ends the block before; empty for the first block.
-        until: The uri that ends the block. None for the last one.
-    """
-    return f"uri > {quoted_text(after)}" + (f" and uri <= {quoted_text(until)}" if until else "")
+    names = uris.cast(pa.binary()).to_pylist()
+    hashes = np.fromiter(map(zlib.crc32, names), np.uint64, len(names))
+    ends = (hashes * np.uint64(_SPREAD) % np.uint64(2**32)) * np.uint64(block_images) < 2**32
+    return [str(uris[at].as_py()) for at in np.flatnonzero(ends)]
 
 
 def block_number(ends: Sequence[str]) -> str:
@@ -56,3 +65,20 @@ def block_number(ends: Sequence[str]) -> str:
         return f"case when uri <= {quoted_text(ends[middle])} then {lower} else {upper} end"
 
     return search(0, len(ends))
+
+
+def even_pieces(rows: pa.Table, most: int) -> Iterator[pa.Table]:
+    """Cuts the rows of a block's fold into shards.
+
+    Args:
+        rows: The rows.
+        most: The most rows of a piece.
+
+    Yields:
+        As few pieces as may be, of nearly equal size.
+    """
+    pieces = -(-rows.num_rows // most)
+    each = -(-rows.num_rows // (pieces * SHARD_MULTIPLE)) * SHARD_MULTIPLE
+    each = min(each, most)
+    for start in range(0, rows.num_rows, each):
+        yield rows.slice(start, each)

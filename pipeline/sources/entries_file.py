@@ -43,6 +43,9 @@ ENTRY_SCHEMA = pa.schema(
 )
 """The columns of an entries file (see `Entry`). The user's label columns follow them, as text."""
 
+REPEATING = ["group", "access"]
+"""Columns of few values, which are written with a dictionary. One of the names would cost time."""
+
 FILE_ROWS = 100_000
 """A file ends with the shard that makes it this long."""
 
@@ -214,7 +217,7 @@ class EntriesWriter:
 
     def __init__(self, entries: Entries, labels: Sequence[str]) -> None:
         self.schema = pa.schema([*ENTRY_SCHEMA, *((name, pa.string()) for name in labels)])
-        self._repeating = ["group", "access", *labels]
+        self._repeating = [*REPEATING, *labels]
         self._entries = entries
         self._waiting: list[tuple[ShardHead, pa.Table]] = []
         self._rows = self._bytes = 0

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dna import SealedFile, SealedWriter, cut_rows
 from pipeline.errors import ConservationError, StorageError
-from pipeline.sources.entries_file import ENTRY_SCHEMA
+from pipeline.sources.entries_file import ENTRY_SCHEMA, REPEATING
 from pipeline.sources.entry import Entry
 from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
 from pipeline.sources.manifest import Manifest
@@ -312,10 +312,12 @@ class ListingWriter:
             notes["stored"] = [asdict(part) for part in self.stored[self._stored_recorded :]]
             notes |= self._checkpoint.notes()
             self._archives_recorded, self._stored_recorded = len(self.archives), len(self.stored)
+        repeating = [*REPEATING, *label_columns(self._labels)]
+        layout = {"write_statistics": False, "use_dictionary": repeating}
         with (
             _disk_errors(),
             path.open("wb") as sink,
-            SealedWriter(sink, PART, self._schema, write_statistics=False) as writer,
+            SealedWriter(sink, PART, self._schema, **layout) as writer,
         ):
             for piece in cut_rows(table):
                 writer.write(piece)

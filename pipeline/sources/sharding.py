@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 
 import duckdb
 import numpy as np
@@ -36,7 +36,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources import blocks
-from pipeline.sources.blocks import between, block_number, ends_block
+from pipeline.sources.blocks import block_ends, block_number, even_pieces
 from pipeline.sources.cell_cuts import cells_left, new_cells
 from pipeline.sources.database import connect, quoted_column, quoted_text
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
@@ -51,10 +51,6 @@ from pipeline.spec import FOLDS
 
 MOST_ORIGINS = 4
 """How many earlier states of a shard are kept in mind. The latest may never have been counted."""
-
-MANY = 2**20
-"""From this number of single images on, their folds are taken from a hash alone, and they are
-planned block by block (see `blocks`). The sizes of the folds then differ by about 1 in 250."""
 
 PREVIOUS_SCHEMA = pa.schema(
     [
@@ -139,33 +135,6 @@ def plan(
         return planner.write(entries)
 
 
-def plan_block(
-    listing: Listing, after: str, until: str | None, sizes: NewShardSizes, entries: Entries
-) -> Manifest:
-    """Plans one block of a source that has at least `MANY` single images, and no earlier plan.
-
-    The shards of all blocks, in their order, are those that `plan` makes of the whole source.
-
-    Args:
-        listing: Candidates; all of the block's, and any others.
-        after: The uri that ends the block before; empty for the first block.
-        until: The uri that ends the block. None for the last one.
-        sizes: How large shards and cells are.
-        entries: Where the candidates are stored.
-
-    Returns:
-        A plan of the block.
-
-    Raises:
-        SourceError: The block has no candidates.
-        StorageError: The disk for temporary files has no room.
-    """
-    with _planning() as (folder, database):
-        planner = _ShardPlanner(database, folder, listing, None, sizes)
-        planner.load_listing(within=between(after, until))
-        return planner.write_block(entries)
-
-
 @contextmanager
 def _planning() -> Iterator[tuple[str, duckdb.DuckDBPyConnection]]:
     """Opens a database with a folder for what does not fit into memory; words their errors."""
@@ -210,12 +179,11 @@ class _ShardPlanner:
         named = pairing.label and labels[listing.labels.index(pairing.label)]
         self._name = pairing.name(quoted_column(named or ""))
 
-    def load_listing(self, *, limit: int | None = None, within: str = "true") -> None:
+    def load_listing(self, *, limit: int | None = None) -> None:
         """Fills the table `listing`, and chooses the sizes of new shards and cells.
 
         Args:
             limit: Takes only this many candidates.
-            within: SQL that tells which rows of the listing to take.
 
         Raises:
             SourceError: There are no candidates, or one is listed with two groups or labels.
@@ -224,8 +192,7 @@ class _ShardPlanner:
             raise SourceError("the source has no image")
         files = "[" + ", ".join(map(quoted_text, self._listing.parts)) + "]"
         self._db.execute(
-            f"create view listed as select * from read_parquet({files}, union_by_name = true) "
-            f"where {within}"
+            f"create view listed as select * from read_parquet({files}, union_by_name = true)"
         )
         about = "select count(*), sum(size){} from {}"
         names = about.format(", count(distinct hash(uri, member))", "listed")
@@ -369,19 +336,6 @@ class _ShardPlanner:
         made = writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
         return replace(made, pairing=self._pairing)
 
-    def write_block(self, entries: Entries) -> Manifest:
-        """Writes the shards of a block; see `plan_block`.
-
-        Returns:
-            The manifest.
-        """
-        self._size = self._sizes.shard(MANY)
-        self._db.execute("create view fresh as select * from listing")
-        with ManifestWriter(entries) as writer:
-            for fold, rows, cell in self._shards_of_blocks([]):
-                writer.add(fold, rows, cells=new_cells(rows, cell))
-        return writer.manifest(self._size, duplicates=self._duplicates)
-
     def _kept_shards(self) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Finds the shards of the previous plan that still have members.
 
@@ -408,12 +362,12 @@ class _ShardPlanner:
         Yields:
             The fold and the members of each shard, and the size of its cells.
         """
-        if self._by is None and self._number("select count(*) from fresh") >= MANY:
+        if self._by is None and self._number("select count(*) from fresh") >= blocks.MANY:
             bound = "select count(*) from fresh where access <> '' or \"group\" <> ''"
             if not self._number(bound):
-                is_end = ends_block(blocks.BLOCK_IMAGES)
-                ends = self._db.execute(f"select uri from fresh where {is_end} order by uri")
-                yield from self._shards_of_blocks([uri for (uri,) in ends.fetchall()])
+                uris = self._batches("select uri from fresh")
+                ends = (block_ends(some["uri"], blocks.BLOCK_IMAGES) for some in uris)
+                yield from self._shards_of_blocks(sorted(chain.from_iterable(ends)))
                 return
         files = [FoldFile(os.path.join(self._folder, f"{fold}.arrow")) for fold in range(FOLDS)]
         self._assign_folds(sizes, files)
@@ -443,7 +397,7 @@ class _ShardPlanner:
         for place, of_place in groupby(pieces, lambda piece: piece["place"][0].as_py()):
             rows = pa.Table.from_batches(list(of_place))
             cell = self._sizes.cell(self._size, pc.mean(rows["size"]).as_py())
-            for shard in _even_pieces(rows, self._size):
+            for shard in even_pieces(rows, self._size):
                 yield place % FOLDS, shard, cell
 
     def _assign_folds(self, sizes: FoldSizes, files: list[FoldFile]) -> None:
@@ -592,15 +546,6 @@ class _ShardPlanner:
 
     def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
         yield from self._db.sql(query).to_arrow_reader(BATCH_ROWS)
-
-
-def _even_pieces(rows: pa.Table, most: int) -> Iterator[pa.Table]:
-    """Cuts rows into as few pieces of at most `most` rows as may be, of nearly equal size."""
-    pieces = -(-rows.num_rows // most)
-    each = -(-rows.num_rows // (pieces * SHARD_MULTIPLE)) * SHARD_MULTIPLE
-    each = min(each, most)
-    for start in range(0, rows.num_rows, each):
-        yield rows.slice(start, each)
 
 
 def _cut_at_changes(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[pa.RecordBatch]:

@@ -274,8 +274,9 @@ class SourceLister:
             return
         if self._kind == "prefix":
             for page in list_pages(self.uri, self.ranges):
-                columns = {n: [getattr(item, n) for item in page] for n in OBJECTS_SCHEMA.names}
-                yield zip(self._add_plain_images(pa.table(columns, OBJECTS_SCHEMA)), strict=True)
+                uris, sizes, identities, _ = zip(*page, strict=True) if page else ((),) * 4
+                objects = pa.table([uris, sizes, identities], OBJECTS_SCHEMA)
+                yield zip(self._add_plain_images(objects), strict=True)
             return
         if self._table is not None:
             rows = self._table.rows(self._root, self.rules)
@@ -306,8 +307,9 @@ class SourceLister:
         """
         if self._is_plain and self._classes is None:
             plain = pc.match_substring_regex(objects["uri"], PLAIN_IMAGE)
-            self.candidates.add_objects(objects.filter(plain))
-            objects = objects.filter(pc.invert(plain))
+            are_all = pc.all(plain).as_py()
+            self.candidates.add_objects(objects if are_all else objects.filter(plain))
+            objects = objects.slice(0, 0) if are_all else objects.filter(pc.invert(plain))
         for row in objects.to_pylist():
             yield Stored(**row, modified=None)
 

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from pipeline.buffers import sha256
 from pipeline.dna import SealedFile, SealedWriter, cut_rows
 from pipeline.errors import CorruptFile, SourceError, TransientError
 from pipeline.events import ignore
-from pipeline.sources.blocks import ends_block
-from pipeline.sources.database import connect
+from pipeline.sources.blocks import block_ends
+from pipeline.sources.entries_file import REPEATING
 from pipeline.sources.listing import PART_ENTRIES, StoredPart
 from pipeline.sources.listing_checkpoint import PART
 from pipeline.sources.parallel_listing import KeyRange
 from pipeline.sources.rules import Rules
+from pipeline.sources.sorted_rows import sort_pages
 from pipeline.sources.source_lister import SourceLister
 from pipeline.storage import Stored
 from pipeline.wording import option
@@ -119,18 +119,19 @@ def store_sorted(
     Yields:
         Each part.
     """
-    rows = rows.sort_by("uri").combine_chunks()
+    rows = sort_pages(rows)
     places = [pc.sum(pc.less_equal(rows["uri"], cut)).as_py() or 0 for cut in cuts]
     bounds = [
         at
         for start, stop in pairwise([0, *places, rows.num_rows])
         for at in range(start, stop, PART_ENTRIES)
     ]
-    ends = _ends(rows, block_images)
+    ends = block_ends(rows["uri"], block_images)
     for start, stop in pairwise([*bounds, rows.num_rows]):
         some = rows.slice(start, stop - start)
         sink = io.BytesIO()
-        with SealedWriter(sink, PART, some.schema, write_statistics=False) as writer:
+        layout = {"write_statistics": False, "use_dictionary": REPEATING}
+        with SealedWriter(sink, PART, some.schema, **layout) as writer:
             for piece in cut_rows(some):
                 writer.write(piece)
             writer.seal({})
@@ -166,12 +167,3 @@ def read_stored(parts: Iterable[StoredPart]) -> Iterator[bytes]:
             again = f"or rerun the same command with {option('relist', True)}"
             raise CorruptFile(f"{error}, {again}") from error
         yield data
-
-
-def _ends(rows: pa.Table, block_images: int) -> list[str]:
-    """Returns the uris that end a block, in their order."""
-    with tempfile.TemporaryDirectory(prefix="vdna-ends-") as folder, connect(folder) as database:
-        database.register("listed", rows.select(["uri"]))
-        ends = ends_block(block_images)
-        found = database.execute(f"select uri from listed where {ends} order by uri").fetchall()
-        return [uri for (uri,) in found]

@@ -11,12 +11,9 @@ their names only those that end blocks.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,11 +21,12 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import ConservationError
 from pipeline.mapper import Mapper
-from pipeline.sources import sharding
+from pipeline.sources import blocks
+from pipeline.sources.block_plan import plan_block
 from pipeline.sources.blocks import BLOCK_IMAGES
 from pipeline.sources.entries_file import Entries
 from pipeline.sources.entry import ShardHead
-from pipeline.sources.listing import Listing, StoredPart
+from pipeline.sources.listing import StoredPart
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.pair_names import Pairing
@@ -98,13 +96,8 @@ class NameBlock:
 
     def run(self) -> PlannedBlock:
         """Plans the block."""
-        with tempfile.TemporaryDirectory(prefix="vdna-block-") as folder:
-            paths = []
-            for number, data in enumerate(read_stored(self.parts)):
-                paths.append(os.path.join(folder, f"{number}.parquet"))
-                Path(paths[-1]).write_bytes(data)
-            listing = Listing("", tuple(paths), {}, pairing=self.pairing)
-            made = sharding.plan_block(listing, *self.bounds, self.sizes, self.entries)
+        parts = (pq.read_table(pa.BufferReader(data)) for data in read_stored(self.parts))
+        made = plan_block(parts, *self.bounds, self.sizes, self.entries, self.pairing)
         return PlannedBlock(self.bounds, made.shard_images, made.heads, made.duplicates)
 
 
@@ -188,7 +181,7 @@ class TaskListing:
 
     @property
     def _is_planned_by_blocks(self) -> bool:
-        return self._lister.is_single and self._found.total >= sharding.MANY
+        return self._lister.is_single and self._found.total >= blocks.MANY
 
     def _stretches(self) -> list[Stretch]:
         """Spreads what is left over tasks. A range is halved where there are fewer than tasks."""
@@ -233,15 +226,15 @@ class TaskListing:
         if not ends or ends[-1] < last:
             bounds.append(None)
         left = [(self._uri(r.after), r.until and self._uri(r.until)) for r in self._left]
-        blocks = []
+        ready = []
         for after, until in pairwise(bounds):
             block = after or "", until
             if block in self._planned or any(_have_names_in_common(block, each) for each in left):
                 continue
             its = tuple(part for part in parts if _may_have_some_of(part, block))
             ahead, pairing = self._ahead, self._lister.pairing
-            blocks.append(NameBlock(block, its, ahead.sizes, ahead.entries, pairing))
-        return blocks
+            ready.append(NameBlock(block, its, ahead.sizes, ahead.entries, pairing))
+        return ready
 
     def _uri(self, key: str) -> str:
         return storage.join(self._lister.uri, key)
@@ -251,16 +244,16 @@ class TaskListing:
         if self._ahead is not None:
             self._ahead.planned(self._plan(self._ahead, [planned]))
 
-    def _plan(self, ahead: PlanAhead, blocks: Sequence[PlannedBlock]) -> Manifest:
+    def _plan(self, ahead: PlanAhead, planned: Sequence[PlannedBlock]) -> Manifest:
         """Returns the plan of some blocks, in their order."""
-        heads = [head for block in blocks for head in block.heads]
+        heads = [head for block in planned for head in block.heads]
         return Manifest(
             tuple(replace(head, index=at) for at, head in enumerate(heads)),
             ahead.entries,
-            blocks[0].shard_images,
+            planned[0].shard_images,
             self._lister.source,
             dict(self._found.ignored),
-            sum(block.duplicates for block in blocks),
+            sum(block.duplicates for block in planned),
             pairing=self._lister.pairing,
         )
 
@@ -273,15 +266,15 @@ class TaskListing:
         Raises:
             ConservationError: It has another number of candidates than were listed.
         """
-        blocks = sorted(self._planned.values(), key=lambda block: block.bounds[0])
-        made = self._plan(ahead, blocks)
+        in_order = sorted(self._planned.values(), key=lambda block: block.bounds[0])
+        made = self._plan(ahead, in_order)
         planned = made.candidates + made.duplicates
         if planned != self._found.total:
             raise ConservationError(
                 f"{self._lister.source}: {self._found.total:,} candidates were listed, and "
                 f"{planned:,} are in the plan; nothing was counted. Please report this"
             )
-        return made if made.candidates >= sharding.MANY else None
+        return made if made.candidates >= blocks.MANY else None
 
 
 def _run(task: Stretch | NameBlock) -> FoundStretch | PlannedBlock:

@@ -19,13 +19,12 @@ BEFORE_PARSE = "before-parse.s3.ListObjectsV2"
 
 _ROOT = "ListBucketResult"
 
-_FIELDS: dict[str, Callable[[str], Any]] = {
-    "Key": str,
-    "Size": int,
-    "ETag": str,
-    "LastModified": datetime.fromisoformat,
-    "StorageClass": str,
-}
+_FIELDS: tuple[tuple[str, Callable[[str], Any]], ...] = (
+    ("Key", str),
+    ("Size", int),
+    ("ETag", str),
+    ("LastModified", datetime.fromisoformat),
+)
 """What is taken of an object, and how its text is read, as botocore does."""
 
 
@@ -47,20 +46,28 @@ def take_objects(
         space = root.tag.removesuffix(_ROOT)
         if root.tag == space:
             return
-        readers = {f"{space}{name}": (name, read) for name, read in _FIELDS.items()}
-        mine = f"{space}Contents"
-        objects = [
-            {
-                of[0]: of[1](field.text or "")
-                for field in child
-                if (of := readers.get(field.tag)) is not None
-            }
-            for child in root
-            if child.tag == mine
+        objects = root.findall(f"{space}Contents")
+        columns = [
+            [read(_text(of_object, f"{space}{name}")) for of_object in objects]
+            for name, read in _FIELDS
         ]
     except (ElementTree.ParseError, ValueError):
         return
     if objects:
-        root[:] = [child for child in root if child.tag != mine]
+        root[:] = [child for child in root if child.tag != f"{space}Contents"]
         response_dict["body"] = ElementTree.tostring(root)
-        customized_response_dict["Contents"] = objects
+        names = [name for name, _ in _FIELDS]
+        rows = zip(*columns, strict=True)
+        customized_response_dict["Contents"] = [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _text(of_object: ElementTree.Element, tag: str) -> str:
+    """Returns the text of a field.
+
+    Raises:
+        ValueError: The object has no such field.
+    """
+    text = of_object.findtext(tag)
+    if text is None:
+        raise ValueError(f"an object without {tag}")
+    return text

@@ -214,14 +214,18 @@ class S3Store(FsspecStore):
         listing = attempt(uri, page)
         items = []
         for item in listing.get("Contents", ()):
-            if item["Key"] <= last:
+            key = item["Key"]
+            if key <= last:
                 raise StorageError(
-                    f"{uri}: the store lists {item['Key']!r} after {last!r}; only the order of the "
-                    "keys shows that a listing is whole, so this store cannot be listed"
+                    f"{uri}: the store lists {key!r} after {last!r}; only the order of the keys "
+                    "shows that a listing is whole, so this store cannot be listed"
                 )
-            last = item["Key"]
-            name = f"{asked['Bucket']}/{last}"
-            items.append(self.stored(uri, {**item, "name": name, "size": item["Size"]}))
+            last = key
+            name = f"s3://{asked['Bucket']}/{key}"
+            size, modified = item["Size"], item.get("LastModified")
+            etag = item.get("ETag")
+            identity = etag.strip('"') if etag else identity_of({**item, "size": size})
+            items.append(Stored(name, size, identity, modified))
         if not listing.get("IsTruncated"):
             return items, {}
         token = {"ContinuationToken": listing["NextContinuationToken"]}

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.buffers import Data
 from pipeline.errors import SourceError
 
 
-@dataclass(frozen=True)
-class Stored:
-    """An object as a store lists it.
+class Stored(NamedTuple):
+    """An object as a store lists it. A tuple, because a listing makes many of them.
 
     Attributes:
         uri: Its canonical uri.

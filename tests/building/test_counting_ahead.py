@@ -27,7 +27,7 @@ from pipeline.sources import (
     Entry,
     Manifest,
     Shard,
-    sharding,
+    blocks,
     task_listing,
 )
 from pipeline.spec import Resources
@@ -163,7 +163,7 @@ def test_ray_lists_plans_and_counts_at_once(
     """Its tasks run in processes of their own."""
     from pipeline.engine import RayEngine
 
-    monkeypatch.setattr(sharding, "MANY", 10)
+    monkeypatch.setattr(blocks, "MANY", 10)
     request = Request("photos", images, shard_images=8, include="day0/*")
     (alone,) = build_datasets(Catalogue(f"{root}/alone"), [request], InProcess(), RESOURCES)
     resources = Resources(workers=1, threads=1)

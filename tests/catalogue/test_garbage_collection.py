@@ -152,7 +152,7 @@ def test_ages_are_measured_by_the_clock_of_the_store(
         entry = real(path)
         if entry is None or entry.modified is None:
             return entry
-        return replace(entry, modified=entry.modified + timedelta(days=days))
+        return entry._replace(modified=entry.modified + timedelta(days=days))
 
     monkeypatch.setattr(local, "entry_of", skewed)
     assert collect(place.catalogue) == (0, 0)
@@ -172,7 +172,7 @@ def test_a_store_that_lists_fractions_of_seconds_is_collected(
     def whole_seconds(uri: str) -> storage.Stored:
         entry = real(uri)
         assert entry.modified is not None
-        return replace(entry, modified=entry.modified.replace(microsecond=0))
+        return entry._replace(modified=entry.modified.replace(microsecond=0))
 
     monkeypatch.setattr(storage, "info", whole_seconds)
     assert collect(place.catalogue) == (len(lost), 6 * len(lost))
@@ -363,7 +363,7 @@ def test_an_object_of_another_age_than_it_was_listed_with_stays(
     def moved_info(uri: str) -> storage.Stored:
         entry = real(uri)
         assert entry.modified is not None
-        return replace(entry, modified=moved and entry.modified + moved)
+        return entry._replace(modified=moved and entry.modified + moved)
 
     monkeypatch.setattr(storage, "info", moved_info)
     assert collect(place.catalogue) == (0, 0)
@@ -376,7 +376,7 @@ def without_age(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
 
     def entry_of(path: str) -> storage.Stored | None:
         entry = real(path)
-        return replace(entry, modified=None) if entry and entry.uri == uri else entry
+        return entry._replace(modified=None) if entry and entry.uri == uri else entry
 
     monkeypatch.setattr(local, "entry_of", entry_of)
 

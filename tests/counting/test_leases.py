@@ -65,7 +65,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         found = info(uri)
         assert found.modified is not None
         shift = ahead[0] if "probe" in uri else 0.0
-        return replace(found, modified=found.modified + timedelta(seconds=shift))
+        return found._replace(modified=found.modified + timedelta(seconds=shift))
 
     monkeypatch.setattr(store_checks, "info", shifted)
     return ahead
@@ -142,7 +142,7 @@ def test_a_store_that_tells_no_time_leaves_the_shard_to_its_holder(
 ) -> None:
     put(work, ELSEWHERE)
     info = storage.info
-    monkeypatch.setattr(storage, "info", lambda uri: replace(info(uri), modified=None))
+    monkeypatch.setattr(storage, "info", lambda uri: info(uri)._replace(modified=None))
     assert is_held(work)
 
 

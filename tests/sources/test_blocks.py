@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,8 +17,10 @@ from pipeline.sources import (
     NewShardSizes,
     plan,
 )
-from pipeline.sources.sharding import plan_block
-from pipeline.spec import FOLDS
+from pipeline.sources.block_plan import plan_block
+from pipeline.sources.blocks import block_ends
+from pipeline.sources.entries_file import ENTRY_SCHEMA
+from pipeline.sources.pair_names import Pairing
 from tests.support.small_sources import shrink_plans
 
 BLOCK = 50
@@ -45,17 +47,25 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ends_of(uris: list[str]) -> list[str]:
-    """The uris that end blocks, found without SQL."""
-    numbers = {u: int.from_bytes(hashlib.md5(u.encode()).digest()[8:], "little") for u in uris}
-    return sorted(u for u, number in numbers.items() if number // FOLDS % BLOCK == 0)
+    return block_ends(pa.array(sorted(uris)), BLOCK)
+
+
+def parts_of(entries: list[Entry], cuts: int) -> list[pa.Table]:
+    """Stored parts of a listing: each is sorted, and they come in no order."""
+    rows = [asdict(entry) for entry in entries]
+    taken = [sorted(rows[at::cuts], key=lambda row: row["uri"]) for at in range(cuts)]
+    return [pa.Table.from_pylist(part, ENTRY_SCHEMA) for part in taken]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
-@given(NAMES, SIZES, st.randoms())
+@given(NAMES, SIZES, st.integers(1, 4), st.integers(0, 30))
 def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
-    uris: list[str], sizes: NewShardSizes, random: object
+    uris: list[str], sizes: NewShardSizes, cuts: int, again: int
 ) -> None:
+    """Some candidates are listed twice, and changed in between."""
     found = [Entry(uri, "", 10 + len(uri), uri[-7]) for uri in uris]
+    found += [replace(entry, size=entry.size - at % 2) for at, entry in enumerate(found[:again])]
+    parts = parts_of(found, cuts)
     listing, entries = Listing.of(found), Entries()
     options = {name: getattr(sizes, name) for name in NewShardSizes.__dataclass_fields__}
     whole = plan(listing, entries=entries, **options)
@@ -63,9 +73,12 @@ def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
     bounds: list[str | None] = ["", *ends]
     if not ends or ends[-1] != max(uris):
         bounds.append(None)
-    heads = []
+    heads, duplicates = [], 0
     for after, until in pairwise(bounds):
-        heads += plan_block(listing, after or "", until, sizes, entries).heads
+        made = plan_block(parts, after or "", until, sizes, entries, Pairing())
+        heads += made.heads
+        duplicates += made.duplicates
+    assert duplicates == whole.duplicates == again
     assert [replace(head, index=at) for at, head in enumerate(heads)] == list(whole.heads)
 
 
@@ -109,3 +122,10 @@ def test_shards_of_a_block_are_nearly_equal() -> None:
     for sizes in of_block.values():
         assert max(sizes) <= 16
         assert len(sizes) == -(-sum(sizes) // 16) or len(set(sizes[:-1])) == 1
+
+
+@pytest.mark.parametrize("form", ["s3://b/{:07}.jpg", "s3://b/{0:x}/{0:08b}", "s3://b/day={}/f"])
+def test_names_that_differ_in_few_digits_make_blocks_of_the_stated_size(form: str) -> None:
+    """A number of independent names of 200,000 would end a block 400 times, give or take 60."""
+    uris = pa.array([form.format(i) for i in range(200_000)])
+    assert abs(len(block_ends(uris, 500)) - 400) < 60

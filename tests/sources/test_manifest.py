@@ -25,11 +25,11 @@ from pipeline.sources import (
     Listing,
     Manifest,
     Shard,
+    blocks,
     entries_file,
     head_at,
     pairs_of,
     plan,
-    sharding,
 )
 from pipeline.sources.entries_file import ENTRIES
 from pipeline.sources.fold_assignment import HASHED_GROUPS
@@ -159,7 +159,7 @@ def copies(found: list[Entry], root: str, suffix: str = ".jpg") -> Listing:
 def test_an_image_and_its_altered_copy_are_in_the_same_fold(
     count: int, kind: str, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharding, "MANY", many)
+    monkeypatch.setattr(blocks, "MANY", many)
     found = entries(count, groups=37 if kind == "group" else 0)
     if kind == "folder":
         found = [replace(e, group=f"s3://b/{i % 41}") for i, e in enumerate(found)]
@@ -529,7 +529,7 @@ def test_many_images_get_their_folds_from_a_hash_and_shards_have_neighbours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else hundreds of millions would have to be sorted by their hash, and dealt one by one."""
-    monkeypatch.setattr(sharding, "MANY", 2_000)
+    monkeypatch.setattr(blocks, "MANY", 2_000)
     found = [Entry(f"s3://b/day={i // 100:03}/{i % 100:03}.jpg", "", 1, "e") for i in range(4_000)]
     manifest = plan(found, shard_images=40)
     for order in (found[::-1], [*found[1_000:], *found[:1_000], found[7]]):
@@ -567,7 +567,7 @@ def test_many_images_with_one_that_is_bound_to_others_are_dealt(
         Entry(**{"uri": "s3://b/x", "member": "", "size": 1, "identity": "e"} | bound),
     ]
     dealt = plan(found, shard_images=8)
-    monkeypatch.setattr(sharding, "MANY", 100)
+    monkeypatch.setattr(blocks, "MANY", 100)
     assert plan(found, shard_images=8).digest == dealt.digest
     assert plan(found[:-1], shard_images=8).digest != plan(found, shard_images=8).digest
 

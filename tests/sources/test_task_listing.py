@@ -26,11 +26,11 @@ from pipeline.sources import (
     NewShardSizes,
     PlanAhead,
     Rules,
+    blocks,
     list_source,
     listing,
     parallel_listing,
     plan,
-    sharding,
     source_lister,
     task_listing,
 )
@@ -266,7 +266,7 @@ def test_a_listing_that_was_complete_is_not_listed_again(tmp_path: Path) -> None
 def test_a_source_with_few_images_is_planned_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharding, "MANY", 5_000)
+    monkeypatch.setattr(blocks, "MANY", 5_000)
     run = Run(tmp_path, FakeStore(frames(1_000), 20))
     found = run.list()
     assert (found.planned, run.blocks) == (None, [])
@@ -342,12 +342,12 @@ def test_a_part_that_was_removed_or_damaged_ends_the_listing(tmp_path: Path) -> 
 def test_a_plan_that_lacks_a_candidate_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sharding.plan_block
+    real = task_listing.plan_block
 
     def lose(*arguments: Any) -> Manifest:
         made = real(*arguments)
         return replace(made, heads=made.heads[1:])
 
-    monkeypatch.setattr(sharding, "plan_block", lose)
+    monkeypatch.setattr(task_listing, "plan_block", lose)
     with pytest.raises(ConservationError, match="candidates were listed, and"):
         Run(tmp_path, FakeStore(frames(1_000), 20)).list()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.sources import blocks, listing, parallel_listing, sharding, source, task_listing
+from pipeline.sources import blocks, listing, parallel_listing, source, task_listing
 
 
 def shrink(patch: pytest.MonkeyPatch, *, block: int, many: int, keys: int, alone: int) -> None:
@@ -27,5 +27,5 @@ def shrink(patch: pytest.MonkeyPatch, *, block: int, many: int, keys: int, alone
 
 def shrink_plans(patch: pytest.MonkeyPatch, *, block: int, many: int) -> None:
     """Changes the sizes that decide a plan; see `shrink`."""
-    patch.setattr(sharding, "MANY", many)
+    patch.setattr(blocks, "MANY", many)
     patch.setattr(blocks, "BLOCK_IMAGES", block)

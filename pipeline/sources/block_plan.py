@@ -1,0 +1,98 @@
+"""Plans one block of a very large source, of the parts of its listing that tasks have stored.
+
+    >>> plan_block(tables, "s3://b/a", "s3://b/k", sizes, entries, pairing)     # doctest: +SKIP
+
+The shards of all blocks, in their order, are those that `plan` makes of the whole source. A block
+is small enough to be held in memory, where that is several times as fast as in a database.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.sources import blocks
+from pipeline.sources.blocks import even_pieces
+from pipeline.sources.cell_cuts import new_cells
+from pipeline.sources.database import connect
+from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
+from pipeline.sources.manifest import Manifest, ManifestWriter
+from pipeline.sources.pair_names import Pairing, name_number
+from pipeline.sources.shard_sizes import NewShardSizes
+from pipeline.sources.sorted_rows import sort_pages
+from pipeline.spec import FOLDS
+
+
+def plan_block(
+    parts: Iterable[pa.Table],
+    after: str,
+    until: str | None,
+    sizes: NewShardSizes,
+    entries: Entries,
+    pairing: Pairing,
+) -> Manifest:
+    """Plans one block of a source that has at least `MANY` single images, and no earlier plan.
+
+    Args:
+        parts: Candidates without groups and labels; all of the block's, and any others. Each table
+            is sorted by the uris.
+        after: The uri that ends the block before; empty for the first block.
+        until: The uri that ends the block. None for the last one.
+        sizes: How large shards and cells are.
+        entries: Where the candidates are stored.
+        pairing: How images are named for pairing.
+
+    Returns:
+        A plan of the block.
+    """
+    within = [_within(part, after, until) for part in parts]
+    listed = sort_pages(pa.concat_tables(within))
+    rows = _each_once(listed)
+    folds = _folds_of(rows, pairing)
+    size = sizes.shard(blocks.MANY)
+    with ManifestWriter(entries) as writer:
+        for fold in range(FOLDS):
+            of_fold = rows.take(pa.array(np.flatnonzero(folds == fold)))
+            if of_fold.num_rows:
+                cell = sizes.cell(size, pc.mean(of_fold["size"]).as_py())
+                for shard in even_pieces(of_fold, size):
+                    writer.add(fold, shard, cells=new_cells(shard, cell))
+    return writer.manifest(size, duplicates=listed.num_rows - rows.num_rows)
+
+
+def _within(part: pa.Table, after: str, until: str | None) -> pa.Table:
+    """Returns the rows of a sorted table that belong to a block."""
+    start = pc.sum(pc.less_equal(part["uri"], after)).as_py() or 0
+    stop = part.num_rows
+    if until is not None:
+        stop = pc.sum(pc.less_equal(part["uri"], until)).as_py() or 0
+    return part.select(ENTRY_SCHEMA.names).slice(start, stop - start)
+
+
+def _each_once(rows: pa.Table) -> pa.Table:
+    """Returns sorted rows with each candidate once.
+
+    A candidate that changed while it was listed has several rows: the least of them counts, so that
+    every run takes the same one.
+    """
+    uris = rows["uri"]
+    is_again = pc.equal(uris[1:], uris[:-1])
+    if not pc.any(is_again).as_py():
+        return rows
+    rows = rows.sort_by([(name, "ascending") for name in ("uri", "size", "identity")])
+    return rows.filter(pa.chunked_array([[True], *pc.invert(is_again).chunks]))
+
+
+def _folds_of(rows: pa.Table, pairing: Pairing) -> NDArray[np.uint8]:
+    """Returns the fold of each row, by the hash of the name that its image is paired by."""
+    with tempfile.TemporaryDirectory(prefix="vdna-block-") as folder, connect(folder) as database:
+        database.execute("set preserve_insertion_order = true")
+        database.register("listed", rows.select(["uri", "member"]))
+        fold = f"({name_number(pairing.name())} % {FOLDS})::utinyint"
+        found = database.sql(f"select {fold} as fold from listed").to_arrow_table()
+    return np.asarray(found["fold"].to_numpy(), np.uint8)
