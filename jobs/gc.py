@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from jobs.output import print_json, say
 from jobs.shell import (
-    CatalogueOption,
+    ConfiguredCatalogueOption,
     JsonOption,
     RayOption,
     asked_workers,
@@ -17,24 +18,26 @@ from jobs.shell import (
     mapper_for,
     run_alone,
 )
+from pipeline.catalogue import MOST_DAYS, RetentionOptions
+from pipeline.errors import UsageError
 from pipeline.events import Listener
-from pipeline.wording import count_of
+from pipeline.wording import count_of, option
 
 if TYPE_CHECKING:
+    from pipeline.catalogue import LeavingVersion
     from pipeline.storage import Stored
-
-MAX_GRACE_DAYS = 36_500.0
 
 
 @guarded
 def gc(
-    catalogue: CatalogueOption,
+    retention: RetentionOptions,
     progress: Listener,
-    keep: Annotated[
-        int | None,
+    catalogue: ConfiguredCatalogueOption = None,
+    config: Annotated[
+        str | None,
         typer.Option(
-            help="Number of versions of each dataset to keep, and none of one that was taken out "
-            "(default: all). What has a tag is kept, too."
+            help="File such as datasets.yaml, whose catalogue and retention apply where no option "
+            "says otherwise."
         ),
     ] = None,
     grace_days: Annotated[
@@ -63,27 +66,50 @@ def gc(
     All that is kept is verified first, as by verify --all. If something is damaged, nothing is
     removed.
     """
-    from pipeline.catalogue import Catalogue, collect, garbage
+    from pipeline.catalogue import Catalogue, collect, garbage, leaving_versions
 
+    root, rules = _configured(config, catalogue, retention)
     items: list[Stored] = []
-    place, grace = Catalogue(catalogue), timedelta(days=min(grace_days, MAX_GRACE_DAYS))
+    leaving: list[LeavingVersion] = []
+    place, grace = Catalogue(root), timedelta(days=min(grace_days, MOST_DAYS))
     tasks = asked_workers(workers, ray_address)
-    with mapper_for(catalogue, tasks, ray_address, progress) as mapper:
+    with mapper_for(root, tasks, ray_address, progress) as mapper:
         if dry_run:
-            items = list(garbage(place, keep=keep, grace=grace, mapper=mapper))
+            items = list(garbage(place, **asdict(rules), grace=grace, mapper=mapper))
+            leaving = leaving_versions(place, items, rules) if items else []
             count, size = len(items), sum(item.size for item in items)
         else:
-            count, size = collect(place, keep=keep, grace=grace, mapper=mapper, progress=progress)
+            count, size = collect(
+                place, **asdict(rules), grace=grace, mapper=mapper, progress=progress
+            )
     if not as_json:
+        for version in leaving:
+            say(str(version))
         for item in items:
             say(item.uri)
     if not count:
         place.at()  # says so if there is no catalogue
     if as_json:
-        print_json({"objects": count, "bytes": size, "removed": not dry_run})
+        told = {"versions": [asdict(version) for version in leaving]} if dry_run else {}
+        print_json({"objects": count, "bytes": size, "removed": not dry_run} | told)
     else:
         done = "to remove" if dry_run else "removed"
         say(f"{count_of(count, 'object')}, {count_of(size, 'byte')} {done}")
+
+
+def _configured(
+    config: str | None, catalogue: str | None, asked: RetentionOptions
+) -> tuple[str, RetentionOptions]:
+    """Returns the catalogue and the rules: those of the options, else those of the file."""
+    if config is None:
+        if catalogue is None:
+            raise UsageError(f"no catalogue is named; give the {option('catalogue')}")
+        return catalogue, asked
+    from pipeline.refreshing import load_config
+
+    settings = load_config(config)
+    given = {name: value for name, value in asdict(asked).items() if value is not None}
+    return settings.catalogue_url(catalogue), replace(settings.rules(), **given)
 
 
 if __name__ == "__main__":

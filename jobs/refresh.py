@@ -10,6 +10,7 @@ import typer
 
 from jobs.output import Rows, print_json, print_notes, say, tell_error
 from jobs.shell import (
+    ConfiguredCatalogueOption,
     JsonOption,
     RayOption,
     RelistOption,
@@ -30,15 +31,7 @@ def refresh(
     progress: Listener,
     memory: MemoryLimit,
     config: Annotated[str, typer.Option(help="File that names the datasets.")] = "datasets.yaml",
-    catalogue: Annotated[
-        str | None,
-        typer.Option(
-            "--catalogue",
-            "-c",
-            envvar="VDNA_CATALOGUE",
-            help="Folder or url of the catalogue (default: the one that the file names).",
-        ),
-    ] = None,
+    catalogue: ConfiguredCatalogueOption = None,
     ray_address: RayOption = None,
     relist: RelistOption = False,
     as_json: JsonOption = False,

@@ -55,6 +55,15 @@ CatalogueOption = Annotated[
         help="Folder or url of the catalogue (s3://bucket/dnas).",
     ),
 ]
+ConfiguredCatalogueOption = Annotated[
+    str | None,
+    typer.Option(
+        "--catalogue",
+        "-c",
+        envvar="VDNA_CATALOGUE",
+        help="Folder or url of the catalogue (default: the one that the file names).",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 RayOption = Annotated[
     str | None,

@@ -18,6 +18,8 @@ from .kept_lenses import newest_lenses as newest_lenses
 from .kept_lenses import spec_of_lens as spec_of_lens
 from .kept_versions import KeptVersion as KeptVersion
 from .kept_versions import missing_files as missing_files
+from .leaving_versions import LeavingVersion as LeavingVersion
+from .leaving_versions import leaving_versions as leaving_versions
 from .matrix_header import MATRIX as MATRIX
 from .matrix_header import MATRIX_READERS as MATRIX_READERS
 from .matrix_header import find_matrix_metadata as find_matrix_metadata
@@ -37,7 +39,9 @@ from .version_history import version_histories as version_histories
 from .version_names import VersionName as VersionName
 from .version_names import check_version_name as check_version_name
 from .version_names import dataset_of as dataset_of
+from .version_options import MOST_DAYS as MOST_DAYS
 from .version_options import CommitOptions as CommitOptions
+from .version_options import RetentionOptions as RetentionOptions
 from .version_options import SnapshotKeywords as SnapshotKeywords
 from .version_options import SnapshotOptions as SnapshotOptions
 from .version_options import SpecOptions as SpecOptions

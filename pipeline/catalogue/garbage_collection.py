@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
@@ -20,8 +20,9 @@ from pipeline.catalogue.commit import VERSION_FILES
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
 from pipeline.catalogue.matrix_header import MATRIX_READERS, find_matrix_metadata
 from pipeline.catalogue.verification import require_undamaged
+from pipeline.catalogue.version_options import RetentionOptions
 from pipeline.counting import cells_uri, partial_uri
-from pipeline.errors import CorruptFile, SourceError, UsageError
+from pipeline.errors import CorruptFile, SourceError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources import Entries, Manifest
@@ -41,6 +42,7 @@ def garbage(
     catalogue: Catalogue,
     *,
     keep: int | None = None,
+    days: float | None = None,
     grace: timedelta = GRACE,
     now: datetime | None = None,
     mapper: Mapper | None = None,
@@ -49,7 +51,9 @@ def garbage(
 
     Args:
         catalogue: The catalogue.
-        keep: How many versions of each dataset and spec to keep. None keeps all.
+        keep: How many versions of each dataset and spec to keep. With neither this nor `days`, all
+            are kept.
+        days: Versions that were current within so many days are kept, too.
         grace: Younger objects stay.
         now: The time that ages are counted from. None asks the store's own clock, by writing a
             small object there.
@@ -59,10 +63,10 @@ def garbage(
         Each object to delete.
 
     Raises:
-        UsageError: If `keep` is less than 1.
+        UsageError: If `keep` is less than 1, or `days` less than 0.
         CorruptFile: If the log is not whole.
     """
-    kept = _KeptVersions(catalogue, keep).newest()
+    kept = _KeptVersions(catalogue, RetentionOptions(keep=keep, days=days), now).newest()
     yield from _old(catalogue, kept, grace, now, mapper or SerialMapper())
 
 
@@ -103,6 +107,7 @@ def collect(
     catalogue: Catalogue,
     *,
     keep: int | None = None,
+    days: float | None = None,
     grace: timedelta = GRACE,
     mapper: Mapper | None = None,
     progress: Listener = ignore,
@@ -115,6 +120,7 @@ def collect(
     Args:
         catalogue: The catalogue.
         keep: As in `garbage`.
+        days: As in `garbage`.
         grace: As in `garbage`.
         mapper: Where versions are verified and objects are removed; None for this process.
         progress: Told what is verified and removed.
@@ -124,10 +130,10 @@ def collect(
 
     Raises:
         CorruptFile: If the log or a kept version is not whole. Nothing is removed then.
-        UsageError: If `keep` is less than 1.
+        UsageError: If `keep` is less than 1, or `days` less than 0.
     """
     mapper = mapper or SerialMapper()
-    to_keep = _KeptVersions(catalogue, keep)
+    to_keep = _KeptVersions(catalogue, RetentionOptions(keep=keep, days=days))
     if next(_old(catalogue, to_keep.newest(), grace, None, mapper), None) is None:
         return 0, 0
     verified: set[tuple[str, ...]] = set()
@@ -178,13 +184,11 @@ def _remove(items: Sequence[Stored]) -> _Batch:
 class _KeptVersions:
     """The versions to keep, for which the whole log is read again only after a new commit."""
 
-    def __init__(self, catalogue: Catalogue, keep: int | None) -> None:
-        if keep is not None and keep < 1:
-            raise UsageError(
-                f"keep is {keep}; it must be at least 1, as the newest version is kept"
-            )
+    def __init__(
+        self, catalogue: Catalogue, rules: RetentionOptions, now: datetime | None = None
+    ) -> None:
         self._catalogue = catalogue
-        self._keep = keep
+        self._keep, self._since = rules.keep, rules.since(now or datetime.now(UTC))
         self._head: int | None = None
         self._kept: list[KeptVersion] = []
 
@@ -192,7 +196,7 @@ class _KeptVersions:
         """Finds the versions that are to be kept now."""
         head = self._catalogue.head().number
         if head != self._head:
-            self._kept = list(kept_versions(self._catalogue.log(), self._keep))
+            self._kept = list(kept_versions(self._catalogue.log(), self._keep, self._since))
             self._catalogue.require_end()
             self._head = head
         return self._kept

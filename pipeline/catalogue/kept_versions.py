@@ -10,6 +10,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
@@ -37,14 +38,19 @@ class KeptVersion:
         return self.name, self.version.spec, self.version.dna, self.version.by
 
 
-def kept_versions(commits: Iterable[Commit], keep: int | None = None) -> Iterator[KeptVersion]:
-    """Finds the newest versions of each dataset and spec in a log, with their parts.
+def kept_versions(
+    commits: Iterable[Commit], keep: int | None = None, since: datetime | None = None
+) -> Iterator[KeptVersion]:
+    """Finds the versions of each dataset and spec in a log that are kept, with their parts.
+
+    A version is found if one of the rules keeps it. Without rules, all are.
 
     Args:
         commits: The commits, the newest first.
         keep: How many versions to find of each dataset and spec that the newest commit has, and
-            none of others; None for all. What the newest commit has a tag for is found anyway. The
-            versions that a dataset had before it was renamed are counted with its later ones.
+            none of others. What the newest commit has a tag for is found anyway. The versions
+            that a dataset had before it was renamed are counted with its later ones.
+        since: Versions that were current after this moment are found, and those that are current.
 
     Yields:
         Each version once, as the newest commit that holds it states it; the newest first.
@@ -70,7 +76,8 @@ def kept_versions(commits: Iterable[Commit], keep: int | None = None) -> Iterato
                 there = version.spec in current.datasets.get(now, {})
                 tagged = commit.number in current.tags.get(name, {}).values()
                 newest = there and len(all_names) < (keep or 0) and same not in all_names
-                wanted = keep is None or tagged or newest
+                late = since and (newer is None or datetime.fromisoformat(newer.time) > since)
+                wanted = (keep is None and since is None) or tagged or newest or bool(late)
                 if wanted:
                     all_names.add(same)
             if wanted and same not in versions:

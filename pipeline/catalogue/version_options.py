@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Annotated, TypedDict
 
 from pipeline.errors import UsageError
@@ -10,6 +11,9 @@ from pipeline.options import Option, Options
 
 RECOUNTED_SHARDS = 3
 """How many shards of each dataset are counted again by default."""
+
+MOST_DAYS = 36_500.0
+"""A hundred years: more days than this are taken as these."""
 
 EVERY_SHARD = "all"
 
@@ -87,6 +91,39 @@ class VerifyOptions(SpecOptions):
     def shards(self) -> int | None:
         """How many shards of each dataset are counted again; None for all."""
         return None if self.sample == EVERY_SHARD else int(self.sample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionOptions(Options):
+    """The options that say which versions are kept: those that one of them keeps, and tags."""
+
+    keep: Annotated[
+        int | None,
+        Option(
+            "Number of versions of each dataset to keep, and none of one that was taken out "
+            "(default: all, unless days are given). What has a tag is kept, too.",
+            least=1,
+        ),
+    ] = None
+    days: Annotated[
+        float | None,
+        Option(
+            "Keep versions, also of datasets that were taken out, for this many days after another "
+            "took their place, beside those that are kept by their number.",
+            least=0,
+        ),
+    ] = None
+
+    def since(self, now: datetime) -> datetime | None:
+        """Returns the moment after which versions were current that `days` keeps.
+
+        Args:
+            now: The time to count back from.
+
+        Returns:
+            The moment; None without `days`.
+        """
+        return None if self.days is None else now - timedelta(days=min(self.days, MOST_DAYS))
 
 
 class VerifyKeywords(TypedDict, total=False):

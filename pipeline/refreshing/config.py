@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline import storage
 from pipeline.building import Request
+from pipeline.catalogue import RetentionOptions
 from pipeline.errors import UsageError, shortened, wrong_fields
 from pipeline.options import Field as OptionField
 from pipeline.options import options_of
@@ -108,6 +109,10 @@ class DatasetEntry(_entry("DatasetEntry", options_of(Request))):  # type: ignore
     """An entry of `datasets`: the options of `Request`."""
 
 
+class Retention(_entry("Retention", options_of(RetentionOptions))):  # type: ignore[misc]  # the same
+    """What `retention` may say: the rules by which `vdna gc --config` keeps versions."""
+
+
 class Config(BaseModel):
     """The datasets that a refresh keeps up to date, and the gate.
 
@@ -116,6 +121,7 @@ class Config(BaseModel):
         defaults: The options of every dataset that does not say otherwise.
         datasets: The datasets.
         gate: The bounds that they must keep.
+        retention: Which versions `vdna gc --config` keeps. A refresh itself removes none.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -124,6 +130,7 @@ class Config(BaseModel):
     defaults: Defaults = Defaults()
     datasets: list[DatasetEntry] = Field(min_length=1)
     gate: list[AnyBound] = []
+    retention: Retention = Retention()
     _path: str = PrivateAttr("the configuration")
 
     @property
@@ -150,6 +157,10 @@ class Config(BaseModel):
                 f"{option('catalogue')}"
             )
         return url
+
+    def rules(self) -> RetentionOptions:
+        """Returns the rules by which versions are kept."""
+        return RetentionOptions(**self.retention.model_dump(exclude_unset=True))
 
     def requests(self) -> list[Request]:
         """Makes a request for each dataset, of its own settings over the defaults.

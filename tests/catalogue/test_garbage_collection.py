@@ -16,10 +16,13 @@ from pipeline import storage
 from pipeline.catalogue import (
     Catalogue,
     Commit,
+    RetentionOptions,
     Version,
     collect,
     garbage,
     garbage_collection,
+    leaving_versions,
+    remove,
     verify,
 )
 from pipeline.catalogue.garbage_collection import REMOVED_AT_ONCE
@@ -599,6 +602,66 @@ def test_of_two_matrices_there_stays_the_one_of_unknown_age(
     uris = put_matrices(place, monkeypatch, dict.fromkeys("12", ("abc", "u", "m")))
     without_age(monkeypatch, uris[unknown])
     assert old_garbage(place) == {*uris.values()} - {uris[unknown]}
+
+
+def test_versions_stay_for_so_many_days_after_another_took_their_place(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.photos("a", 20)
+    first = place.build("a").version
+    place.photos("a", 25)
+    second = place.build("a").version
+    remove(place.catalogue, ["a"])
+    place.photos("b", 3)
+    place.build("b")
+    age_all(place)
+    both = files_of(place, "a", first) | files_of(place, "a", second)
+    now = datetime.now(UTC)
+    assert old_garbage(place, keep=1, days=1) == old_garbage(place, days=1) == set()
+    assert old_garbage(place, days=1, now=now + timedelta(days=2)) >= both
+    assert old_garbage(place, keep=1, days=3, now=now + timedelta(days=2)) == set()
+    rules = RetentionOptions(keep=1, days=2)
+    then = now + timedelta(days=3)
+    items = list(garbage(place.catalogue, keep=1, days=2, now=then))
+    told = leaving_versions(place.catalogue, items, rules, then)
+    why = "a is not in the catalogue any more, and that is more than 2 days ago"
+    assert [(v.name, v.commit, v.images, v.why) for v in told] == [
+        ("a", 2, 25, why),
+        ("a", 1, 20, why),
+    ]
+    assert [v.until for v in told] == [place.catalogue.commit(n).time for n in (3, 2)]
+    day = place.catalogue.commit(3).time[:10]
+    assert str(told[0]) == f"a@2: 25 images, current until {day}; {why}"
+    assert collect(place.catalogue, keep=1, days=1) == (0, 0)
+    assert collect(place.catalogue, keep=1)[0] == len(items)
+    assert leaving_versions(place.catalogue, garbage(place.catalogue, keep=1), rules, then) == []
+
+
+def test_the_parts_of_a_version_that_leaves_are_not_told(place: Place) -> None:
+    place.photos("a", 20)
+    first = place.build("a").version
+    part = replace(first, by="1", part_of="a", value="x")
+    place.catalogue.put_version("a", replace(first, by="1"), first, parts={"a/x": part})
+    uri = put(place, "dna", first.spec, "a/x", f"{first.dna}.parquet")
+    remove(place.catalogue, ["a"])
+    age_all(place)
+    items = list(garbage(place.catalogue, keep=1))
+    assert uri in {item.uri for item in items}
+    told = leaving_versions(place.catalogue, items, RetentionOptions(keep=1))
+    why = "a is not in the catalogue any more"
+    assert [(v.name, v.commit, v.why) for v in told] == [("a", 2, why), ("a", 1, why)]
+
+
+@pytest.mark.parametrize("days", [-1, float("nan")])
+def test_a_negative_number_of_days_is_refused(place: Place, days: float) -> None:
+    with pytest.raises(UsageError, match=f"days is {days}; it must be at least 0"):
+        collect(place.catalogue, days=days)
+
+
+def test_any_number_of_days_may_be_kept(place: Place) -> None:
+    place.photos("a", 20)
+    place.build("a")
+    assert old_garbage(place, days=float("inf")) == set()
 
 
 @pytest.mark.parametrize("keep", [0, -1])

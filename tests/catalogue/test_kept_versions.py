@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, Version
@@ -57,6 +62,55 @@ def test_each_spec_has_its_own_versions() -> None:
     assert found(commits, 1) == [("a", "1", 2), ("a", "2", 2)]
     identities = {kept.identity for kept in kept_versions(commits)}
     assert identities == {("a", "s", "1", ""), ("a", "t", "2", "")}
+
+
+def day(number: int) -> datetime:
+    return datetime(2026, 1, number, tzinfo=UTC)
+
+
+def dated(commits: list[Commit]) -> list[Commit]:
+    """Returns the commits as if each were made on the day of its number."""
+    return [replace(commit, time=day(commit.number).isoformat()) for commit in commits]
+
+
+def test_what_was_current_after_a_moment_is_kept_with_what_is_current() -> None:
+    commits = dated(THREE)  # the versions of a were replaced on the days 2 and 3
+    newest = [("a", "3", 3), ("b", "1", 3)]
+    kept = {n: [(k.name, k.version.dna, k.commit) for k in kept_versions(commits, None, day(n))]
+            for n in (1, 2, 3, 9)}  # fmt: skip
+    assert kept[1] == found(THREE)
+    assert kept[2] == [*newest, ("a", "2", 2)]
+    assert kept[3] == kept[9] == newest
+
+
+STATES = st.lists(
+    st.dictionaries(st.sampled_from("ab"), st.sampled_from("123")), min_size=1, max_size=7
+)
+
+
+@settings(max_examples=100)
+@given(STATES, st.integers(1, 3), st.integers(1, 8))
+def test_a_version_is_kept_if_any_rule_keeps_it(
+    states: list[dict[str, str]], keep: int, since: int
+) -> None:
+    commits = dated(log(*({name: [version(dna)] for name, dna in s.items()} for s in states)))
+
+    def kept(*rules: Any) -> set[tuple[str, ...]]:
+        return {each.identity for each in kept_versions(commits, *rules)}
+
+    held = [{(n, v.spec, v.dna, "") for n, of in c.datasets.items() for v in of.values()}
+            for c in commits]  # fmt: skip
+    after = [True, *(day(c.number) > day(since) for c in commits)]
+    by_day = set().union(*(state for state, late in zip(held, after, strict=False) if late))
+    assert kept(None, day(since)) == by_day
+    assert kept(keep, day(since)) == by_day | kept(keep)
+
+
+def test_days_keep_what_was_taken_out_and_what_was_renamed() -> None:
+    commits = dated(log({"a": [version("1")], "b": [version("2")]}, {"c": [version("2")]}))
+    names = [kept.name for kept in kept_versions(commits, 1, day(1))]
+    assert sorted(names) == ["a", "b", "c"]
+    assert [kept.name for kept in kept_versions(commits, 1, day(2))] == ["c"]
 
 
 RENAMED = log(

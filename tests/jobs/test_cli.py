@@ -420,7 +420,8 @@ def test_any_number_of_failures_may_be_allowed(tmp_path: Path, spoilt: Path) -> 
 
 def test_an_infinite_grace_period_removes_nothing(place: Path) -> None:
     words = ("gc", "-c", place, "--grace-days", "inf", "--dry-run")
-    assert vdna_json(*words) == {"objects": 0, "bytes": 0, "removed": False}
+    nothing = {"objects": 0, "bytes": 0, "removed": False, "versions": []}
+    assert vdna_json(*words) == nothing
 
 
 def test_a_catalogue_that_cannot_be_written_is_an_error_without_traceback(
@@ -754,8 +755,29 @@ def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
     planned = vdna_json(*words, "--dry-run")
     assert planned["objects"] > 0
     assert planned["removed"] is False
-    *listed, last = vdna(*words, "--dry-run").stdout.splitlines()
+    (leaving,) = planned["versions"]
+    assert (leaving["name"], leaving["commit"], leaving["images"]) == ("a", 1, 2)
+    told, *listed, last = vdna(*words, "--dry-run").stdout.splitlines()
+    assert told == (
+        f"a@1: 2 images, current until {leaving['until'][:10]}; it is not among the newest 1"
+    )
     assert len(listed) == planned["objects"]
+    assert vdna_json(*words, "--dry-run", "--days", 1)["objects"] == 0
+    file = tmp_path / "datasets.yaml"
+    entry = f"datasets: [{{name: a, source: '{source}'}}]\n"
+    configured = ("gc", "--config", file, "--grace-days", 0, "--dry-run")
+    file.write_text(f"catalogue: {place}\nretention: {{keep: 1}}\n{entry}")
+    assert vdna_json(*configured) == planned
+    assert vdna_json(*configured, "--keep", 2)["objects"] == 0
+    file.write_text(f"retention: {{keep: 1, days: 9}}\n{entry}")
+    assert vdna_json(*configured, "-c", place)["objects"] == 0
+    assert vdna_json(*configured, "-c", place, "--days", 0) == planned | {
+        "versions": [leaving | {"why": f"{leaving['why']}, and that is more than 0 days ago"}]
+    }
+    refused(vdna(*configured, exits=2), f"{file} names no catalogue")
+    file.write_text(f"retention: {{keep: 0}}\n{entry}")
+    refused(vdna(*configured, "-c", place, exits=2), str(file), "retention.keep is 0", "at least 1")
+    refused(vdna("gc", exits=2), "no catalogue is named; give the --catalogue")
     assert last == f"{planned['objects']:,} objects, {planned['bytes']:,} bytes to remove"
     assert vdna(*words).stdout == last.replace("to remove", "removed") + "\n"
     assert vdna_json(*words)["objects"] == 0

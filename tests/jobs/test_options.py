@@ -22,7 +22,13 @@ from pipeline.building import (
     make_dna,
 )
 from pipeline.building.request import MetricOptions
-from pipeline.catalogue import SnapshotKeywords, SnapshotOptions, VerifyKeywords, VerifyOptions
+from pipeline.catalogue import (
+    RetentionOptions,
+    SnapshotKeywords,
+    SnapshotOptions,
+    VerifyKeywords,
+    VerifyOptions,
+)
 from pipeline.comparing import CompareKeywords, CompareOptions, MemoryLimit, compare
 from pipeline.errors import UsageError
 from pipeline.explaining import (
@@ -49,6 +55,7 @@ COMMANDS: list[tuple[str, type[Options]]] = [
     ("report", MemoryLimit),
     ("refresh", MemoryLimit),
     ("verify", VerifyOptions),
+    ("gc", RetentionOptions),
     *((command, SnapshotOptions) for command in ("rank", "show", "export")),
     *((command, Resources) for command in ("build", "calibrate", "rank", "refresh", "demo")),
 ]
