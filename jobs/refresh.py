@@ -72,6 +72,8 @@ def refresh(
                 "gate": [verdict.row for verdict in done.verdicts],
                 "datasets": [build_json(result) for result in done.datasets],
                 "matrix": Rows(chain.from_iterable(map(matrix_rows, done.matrices))) or None,
+                "unlisted": list(done.unlisted),
+                "pruned": done.pruned,
                 "error": str(done.error) if done.error else None,
                 "failed": [
                     {"name": name, "error": type(error).__name__, "message": str(error)}
@@ -83,6 +85,8 @@ def refresh(
         for result in done.datasets:
             say(build_sentence(result), *work_lines(result))
             say(*replacement_lines(result), *failure_lines(result))
+        if done.unlisted:
+            say(done.unlisted_note)
         for matrix in done.matrices:
             print_matrix(matrix, Console())
             say(summary_sentence(matrix))

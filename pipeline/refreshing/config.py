@@ -121,6 +121,7 @@ class Config(BaseModel):
         defaults: The options of every dataset that does not say otherwise.
         datasets: The datasets.
         gate: The bounds that they must keep.
+        prune: Whether to take datasets out of the catalogue that the file does not name.
         retention: Which versions `vdna gc --config` keeps. A refresh itself removes none.
     """
 
@@ -130,6 +131,7 @@ class Config(BaseModel):
     defaults: Defaults = Defaults()
     datasets: list[DatasetEntry] = Field(min_length=1)
     gate: list[AnyBound] = []
+    prune: bool = False
     retention: Retention = Retention()
     _path: str = PrivateAttr("the configuration")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.building import Result, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, remove
 from pipeline.comparing import Effort, Matrix, compare
 from pipeline.engine import Engine, InProcess
 from pipeline.errors import UsageError, VdnaError
@@ -22,6 +22,7 @@ from pipeline.events import Listener
 from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.refreshing.config import Config, load_config
 from pipeline.refreshing.gate import judge, require_kept, require_known
+from pipeline.refreshing.pruning import unlisted_datasets, unlisted_note
 from pipeline.refreshing.verdict import AnyVerdict
 from pipeline.spec import Resources
 from pipeline.wording import count_of
@@ -42,6 +43,9 @@ class Refreshed:
         verdicts: What the gate says of each bound.
         error: The first thing that went wrong; None if all is well.
         failed: Why a dataset could not be built, by its name.
+        unlisted: The datasets that were in the catalogue, and that the configuration does not name.
+        pruned: Number of the commit that took them out; None if they stay.
+        unlisted_note: A sentence that says so; empty if there are none.
     """
 
     catalogue: Catalogue
@@ -50,6 +54,9 @@ class Refreshed:
     verdicts: tuple[AnyVerdict, ...]
     error: VdnaError | None = None
     failed: Mapping[str, VdnaError] = field(default_factory=dict)
+    unlisted: tuple[str, ...] = ()
+    pruned: int | None = None
+    unlisted_note: str = ""
 
     def __repr__(self) -> str:
         changed = sum(result.changed for result in self.datasets)
@@ -60,6 +67,7 @@ class Refreshed:
     def _repr_html_(self) -> str:
         rows = [("dataset", repr(result).strip("<>")) for result in self.datasets]
         rows += [("gate", str(verdict)) for verdict in self.verdicts]
+        rows += [("not listed", self.unlisted_note)] if self.unlisted else []
         rows += [("error", str(self.error))] if self.error else []
         return html_table(repr(self).strip("<>"), ("", "what was found"), rows)
 
@@ -157,6 +165,8 @@ def refresh(
     verdicts: list[AnyVerdict] = []
     problem: VdnaError | None = None
     failed: dict[str, VdnaError] = {}
+    unlisted: tuple[str, ...] = ()
+    pruned: int | None = None
     with engine or InProcess() as builder:
         try:
             build_datasets(
@@ -172,6 +182,9 @@ def refresh(
         except VdnaError as error:
             problem = error
     try:
+        unlisted = tuple(unlisted_datasets(place.head(), config))
+        if unlisted and config.prune and problem is None:
+            pruned = remove(place, unlisted).number
         # One matrix for each spec, as datasets of different specs cannot be compared.
         for spec in sorted({result.version.spec for result in results}):
             if len(place.names(spec=spec)) > 1:
@@ -180,4 +193,14 @@ def refresh(
         require_kept(verdicts, config.path)
     except VdnaError as error:
         problem = problem or error
-    return Refreshed(place, tuple(results), tuple(matrices), tuple(verdicts), problem, failed)
+    return Refreshed(
+        place,
+        tuple(results),
+        tuple(matrices),
+        tuple(verdicts),
+        problem,
+        failed,
+        unlisted,
+        pruned,
+        unlisted_note(config, unlisted, pruned),
+    )
