@@ -18,8 +18,8 @@ from .kept_lenses import newest_lenses as newest_lenses
 from .kept_lenses import spec_of_lens as spec_of_lens
 from .kept_versions import KeptVersion as KeptVersion
 from .kept_versions import missing_files as missing_files
-from .leaving_versions import LeavingVersion as LeavingVersion
-from .leaving_versions import leaving_versions as leaving_versions
+from .leaving import LeavingVersion as LeavingVersion
+from .leaving import leaving_versions as leaving_versions
 from .matrix_header import MATRIX as MATRIX
 from .matrix_header import MATRIX_READERS as MATRIX_READERS
 from .matrix_header import find_matrix_metadata as find_matrix_metadata
