@@ -12,6 +12,7 @@ from jobs.calibrate import calibrate
 from jobs.compare import compare
 from jobs.demo import demo
 from jobs.diff import diff
+from jobs.drift import drift
 from jobs.explain import explain
 from jobs.export import export
 from jobs.gc import gc
@@ -53,7 +54,7 @@ def main(
 
 
 for command in (
-    *(demo, build, refresh, compare, explain, diff, rank, report, serve, calibrate),
+    *(demo, build, refresh, compare, explain, diff, drift, rank, report, serve, calibrate),
     *(ls, show, log, tag, rename, rm, rollback, verify, gc),
 ):
     app.command()(command)

@@ -22,7 +22,7 @@ from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
 from pipeline.comparing import CompareOptions
 from pipeline.errors import UsageError
 from pipeline.events import Listener, ignore
-from pipeline.explaining import ExplainOptions, FitOptions
+from pipeline.explaining import DriftOptions, ExplainOptions, FitOptions
 from pipeline.options import takes_options
 from pipeline.reporting import EXPLAINED_PAIRS, ReportOptions
 from pipeline.wording import option
@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
     from pipeline.dna import DNA, Lens
     from pipeline.engine import Engine
     from pipeline.explaining import (
+        Drift,
+        DriftKeywords,
         ExplainKeywords,
         Explanation,
         FitKeywords,
@@ -288,6 +290,39 @@ def explain(
             lens=_lens(place, lens, (a, b), options.get("at"), options.get("spec")),
             progress=listener,
             **options,
+        )
+
+
+@takes_options(DriftOptions)
+def drift(
+    catalogue: Catalogue | str,
+    name: str,
+    *,
+    effort: Effort | None = None,
+    progress: Progress = False,
+    **options: Unpack[DriftKeywords],
+) -> Drift:
+    """Follows a dataset over its versions: how far each has moved, and where alarms are raised.
+
+    Args:
+        catalogue: Where the dataset is.
+        name: The dataset; or the name of a version, to end with that one.
+        effort: How to compare; None for this process with all its cores.
+        progress: Whether to show progress; or a listener. It is not used if `effort` is given.
+        **options: The options of `DriftOptions`.
+
+    Returns:
+        The path over its versions.
+
+    Raises:
+        NotFound: There is no such dataset or version.
+        SourceError: Files of a version are not there any more.
+        UsageError: Fewer than two versions are kept, or the reference is none of them.
+    """
+    place = _at(catalogue)
+    with _shown(progress) as listener:
+        return explaining.drift(
+            place, name, effort=effort or comparing.Effort(progress=listener), **options
         )
 
 

@@ -12,6 +12,10 @@ from .compare_options import MemoryLimit as MemoryLimit
 from .distance import Distance as Distance
 from .distance import Measure as Measure
 from .distance import cumulative as cumulative
+from .drift_alarm import FALSE_ALARM_RATE as FALSE_ALARM_RATE
+from .drift_alarm import LEAST_ALARMED as LEAST_ALARMED
+from .drift_alarm import RATED_VERSIONS as RATED_VERSIONS
+from .drift_alarm import alarms as alarms
 from .emd_kernel import Curves as Curves
 from .emd_kernel import distances as distances
 from .fold_curves import FoldCurves as FoldCurves

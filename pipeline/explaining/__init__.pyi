@@ -1,4 +1,6 @@
 from .explain_options import LOOK as LOOK
+from .explain_options import DriftKeywords as DriftKeywords
+from .explain_options import DriftOptions as DriftOptions
 from .explain_options import ExplainKeywords as ExplainKeywords
 from .explain_options import ExplainOptions as ExplainOptions
 from .explain_options import FitKeywords as FitKeywords
@@ -31,6 +33,12 @@ from .reactions import TellingImage as TellingImage
 from .sensitivity import explain as explain
 from .version_difference import VersionDifference as VersionDifference
 from .version_difference import difference as difference
+from .version_drift import REFERENCE as REFERENCE
+from .version_drift import STEP as STEP
+from .version_drift import Drift as Drift
+from .version_drift import DriftRow as DriftRow
+from .version_drift import Movement as Movement
+from .version_drift import drift as drift
 from .version_table import VERSIONS_LISTED as VERSIONS_LISTED
 from .version_table import VersionRow as VersionRow
 from .version_table import list_versions as list_versions

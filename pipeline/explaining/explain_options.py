@@ -1,4 +1,4 @@
-"""The options of an explanation and of the fit of a lens: each declared once.
+"""The options of an explanation, of a path over versions and of the fit of a lens: each once.
 
 >>> ExplainOptions().top, FitOptions(ignore=["foggy:clear"]).focus
 (20, None)
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from pipeline.building import Weights
-from pipeline.catalogue import SnapshotKeywords, SnapshotOptions
+from pipeline.catalogue import SnapshotKeywords, SnapshotOptions, SpecOptions
+from pipeline.comparing import RATED_VERSIONS
 from pipeline.options import Option
 
 ATTRIBUTE = "WITH:WITHOUT"
@@ -120,3 +121,33 @@ class FitKeywords(SnapshotKeywords, total=False):
     keep: Sequence[str]
     non_negative: bool
     by_layer: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftOptions(SpecOptions):
+    """The options of a dataset's path over its versions."""
+
+    reference: Annotated[
+        str | None,
+        Option(
+            "The version that all others are compared with: a commit's number, -1 for the one "
+            "before, a day or time, or a tag (default: the oldest one that is kept).",
+            numeral=True,
+        ),
+    ] = None
+    limit: Annotated[int, Option("Number of versions to look at, the newest ones.", least=2)] = (
+        RATED_VERSIONS
+    )
+    top: Annotated[int, Option("Number of neurons to show.", least=1)] = 10
+
+
+class DriftKeywords(TypedDict, total=False):
+    """The options of `DriftOptions` as keywords of a function, for type checkers.
+
+    A test holds it equal to `DriftOptions`; defaults and help are there.
+    """
+
+    reference: str | None
+    limit: int
+    top: int
+    spec: str | None

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
@@ -82,12 +83,8 @@ def list_versions(
     dataset, digest = dataset_of(name), named.version.spec
     commits = catalogue.log(catalogue.commit(named.commit))
     past = list(islice(past_versions(commits, dataset, digest), limit + 1))
-    kept = [_is_kept(catalogue, dataset, of) for of in past]
-    tags: dict[int, list[str]] = {}
-    for tag, number in sorted(catalogue.head().tags.get(dataset, {}).items()):
-        for at, of in enumerate(past):
-            if of.commit <= number <= of.last:
-                tags.setdefault(at, []).append(tag)
+    kept = [is_kept(catalogue, dataset, of) for of in past]
+    tags = tags_of(catalogue, dataset, past)
     present = [f"{dataset}@{of.commit}" for of, there in zip(past, kept, strict=True) if there]
     matrix = None
     if len(present) > 1:
@@ -104,22 +101,40 @@ def list_versions(
                 of.version.dna,
                 of.version.images,
                 of.version.failed,
-                _changes(catalogue, dataset, before, of),
+                image_changes(catalogue, dataset, before, of),
                 _distance(matrix, dataset, before, of),
                 _distance(matrix, dataset, oldest, of),
-                tuple(tags.get(at, ())),
+                tags[at],
                 kept[at],
             )
         )
     return rows
 
 
-def _is_kept(catalogue: Catalogue, dataset: str, of: PastVersion) -> bool:
+def is_kept(catalogue: Catalogue, dataset: str, of: PastVersion) -> bool:
+    """Tells whether the DNA of a version is there, as far as `gc` has not removed it."""
     version = of.version
     return storage.exists(catalogue.uri("dna", version.spec, dataset, version.dna))
 
 
-def _changes(
+def tags_of(
+    catalogue: Catalogue, dataset: str, past: Sequence[PastVersion]
+) -> list[tuple[str, ...]]:
+    """Finds the tags of versions.
+
+    Args:
+        catalogue: The catalogue.
+        dataset: The dataset.
+        past: Versions of it.
+
+    Returns:
+        The tags of each version, sorted.
+    """
+    tags = sorted(catalogue.head().tags.get(dataset, {}).items())
+    return [tuple(tag for tag, number in tags if of.commit <= number <= of.last) for of in past]
+
+
+def image_changes(
     catalogue: Catalogue, dataset: str, before: PastVersion | None, of: PastVersion
 ) -> ImageChanges | None:
     """Counts the images that differ; None if a version was imported, or its files are gone."""

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,17 +29,28 @@ VERSION_COLUMNS = (
 
 def version_lines(rows: Sequence[VersionRow]) -> list[str]:
     """Returns the table of the versions of a dataset, and a line that says what its columns are."""
-    cells = [_HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(_HEADINGS))]
-    left = {1, 4, 7}
-    lines = [
+    lines = aligned_lines([_HEADINGS, *(_cells(row) for row in rows)], left=(1, 4, 7))
+    return [*lines, VERSION_COLUMNS] if len(rows) > 1 else lines
+
+
+def aligned_lines(cells: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Lays out a table as lines.
+
+    Args:
+        cells: The cells of each row, the headings first.
+        left: The columns that are flush on the left; the others are on the right.
+
+    Returns:
+        A line for each row.
+    """
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
         "  ".join(
             cell.ljust(width) if at in left else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
     ]
-    return [*lines, VERSION_COLUMNS] if len(rows) > 1 else lines
 
 
 def _cells(row: VersionRow) -> tuple[str, ...]:

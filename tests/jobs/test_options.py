@@ -32,6 +32,8 @@ from pipeline.catalogue import (
 from pipeline.comparing import CompareKeywords, CompareOptions, MemoryLimit, compare
 from pipeline.errors import UsageError
 from pipeline.explaining import (
+    DriftKeywords,
+    DriftOptions,
     ExplainKeywords,
     ExplainOptions,
     FitKeywords,
@@ -51,6 +53,7 @@ COMMANDS: list[tuple[str, type[Options]]] = [
     ("compare", CompareOptions),
     ("compare", MemoryLimit),
     ("explain", ExplainOptions),
+    ("drift", DriftOptions),
     ("report", ReportOptions),
     ("report", MemoryLimit),
     ("refresh", MemoryLimit),
@@ -77,6 +80,7 @@ KEYWORDS: list[tuple[type, type[Options]]] = [
     (CompareKeywords, CompareOptions),
     (ExplainKeywords, ExplainOptions),
     (FitKeywords, FitOptions),
+    (DriftKeywords, DriftOptions),
     (VerifyKeywords, VerifyOptions),
     (ReportKeywords, ReportOptions),
 ]
@@ -156,6 +160,7 @@ def test_keywords_have_the_names_and_types_of_the_options(
     [
         (api.compare, CompareOptions),
         (api.explain, ExplainOptions),
+        (api.drift, DriftOptions),
         (api.rank, SnapshotOptions),
         (api.fit_lens, FitOptions),
         (api.verify, VerifyOptions),
@@ -197,6 +202,7 @@ def test_a_function_refuses_what_is_no_option_of_it() -> None:
         (lambda: SnapshotOptions(at=1.5), "at is 1.5; it must be a whole number or text"),  # type: ignore[arg-type]
         (lambda: CompareOptions(layers="head"), "layers is 'head'; it must be a list"),
         (lambda: ExplainOptions(layers="head"), "layers is 'head'; it must be a list"),
+        (lambda: DriftOptions(limit=1), "limit is 1; it must be at least 2"),
         (lambda: FitOptions(top=0), "top is 0; it must be at least 1"),
         (lambda: ReportOptions(samples=-1), "samples is -1; it must be at least 0"),
         (lambda: MemoryLimit(memory=0), "memory is 0; it must be at least 0.01"),
