@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.output import print_json, print_notes, say
+from jobs.output import print_json, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 from pipeline.events import Listener
 from pipeline.explaining import DriftOptions
@@ -19,6 +19,9 @@ def drift(
     catalogue: CatalogueOption,
     progress: Listener,
     name: Annotated[str, typer.Argument(help="Dataset, or the version to end with.")],
+    html: Annotated[
+        str | None, typer.Option(help="Page to write, with a chart and images (.html).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Follow a dataset over its versions: how far each has moved, and which raise an alarm.
@@ -38,13 +41,19 @@ def drift(
         drift_sentences,
         group_lines,
         print_explanation,
+        require_html,
     )
 
+    if html:
+        require_html(html)
     place = Catalogue(catalogue)
     found = api.drift(place, name, progress=progress, **vars(options))
+    notes = [f"note: {note}" for note in found.notes()]
+    if html:
+        api.html_page(place, found).save(html)
     if as_json:
         print_json(drift_json(found, options.top))
-        print_notes(found.versions, paired=found.paired(), to=sys.stderr)
+        say(*notes, to=sys.stderr)
         return
     say(*drift_lines(found), "", *drift_sentences(found), "")
     if found.difference is not None:
@@ -52,7 +61,9 @@ def drift(
     if found.explanation is not None:
         print_explanation(found.explanation, Console(), options.top)
         say(*group_lines(found.explanation))
-    print_notes(found.versions, paired=found.paired())
+    say(*notes)
+    if html:
+        say(f"written to {html}")
 
 
 if __name__ == "__main__":

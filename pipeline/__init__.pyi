@@ -36,6 +36,7 @@ from .dna.value import DNA as DNA
 from .engine.in_process import InProcess as InProcess
 from .engine.ray_engine import RayEngine as RayEngine
 from .errors import VdnaError as VdnaError
+from .explaining.drift_path import Drift as Drift
 from .explaining.explain_options import DriftOptions as DriftOptions
 from .explaining.explain_options import ExplainOptions as ExplainOptions
 from .explaining.explain_options import FitOptions as FitOptions
@@ -43,7 +44,6 @@ from .explaining.explanation import Explanation as Explanation
 from .explaining.lens_fit import FittedLens as FittedLens
 from .explaining.rank_request import RankRequest as RankRequest
 from .explaining.rank_result import Ranking as Ranking
-from .explaining.version_drift import Drift as Drift
 from .images.decoders import register_decoder as register_decoder
 from .interop.run_logs import log_mlflow as log_mlflow
 from .interop.run_logs import log_wandb as log_wandb

@@ -578,14 +578,14 @@ def report(
 
 def html_page(
     catalogue: Catalogue | str,
-    found: Matrix | Explanation | Ranking,
+    found: Matrix | Explanation | Ranking | Drift,
     *,
     lens: Lens | str | None = None,
     apart: Sequence[str] = (),
     at: int | str | None = None,
     progress: Progress = False,
 ) -> HtmlPage:
-    """Makes the page of a matrix, an explanation or a ranking, as `--html` of the commands does.
+    """Makes the page of a matrix, explanation, ranking or drift, as `--html` of the commands does.
 
         >>> html_page("dnas", explain("dnas", "sunny", "rainy")).save("why.html")  # doctest: +SKIP
 
@@ -606,6 +606,8 @@ def html_page(
     place = _at(catalogue)
     if isinstance(found, explaining.Ranking):
         return reporting.HtmlPage(reporting.render_gallery(reporting.gallery_of(place, found)))
+    if isinstance(found, explaining.Drift):
+        return reporting.HtmlPage(reporting.render_drift(reporting.gather_drift(place, found)))
     if isinstance(found, explaining.Explanation):
         of = next(iter(found.versions.values())).spec
         why = reporting.gather_explanation(place, found, lens=_lens_under(place, lens, of))

@@ -1,3 +1,8 @@
+from .drift_path import REFERENCE as REFERENCE
+from .drift_path import STEP as STEP
+from .drift_path import Drift as Drift
+from .drift_path import DriftRow as DriftRow
+from .drift_path import Movement as Movement
 from .explain_options import LOOK as LOOK
 from .explain_options import DriftKeywords as DriftKeywords
 from .explain_options import DriftOptions as DriftOptions
@@ -33,11 +38,6 @@ from .reactions import TellingImage as TellingImage
 from .sensitivity import explain as explain
 from .version_difference import VersionDifference as VersionDifference
 from .version_difference import difference as difference
-from .version_drift import REFERENCE as REFERENCE
-from .version_drift import STEP as STEP
-from .version_drift import Drift as Drift
-from .version_drift import DriftRow as DriftRow
-from .version_drift import Movement as Movement
 from .version_drift import drift as drift
 from .version_table import VERSIONS_LISTED as VERSIONS_LISTED
 from .version_table import VersionRow as VersionRow

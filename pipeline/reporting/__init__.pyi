@@ -19,6 +19,8 @@ from .gate_words import reason_lines as reason_lines
 from .headline_sentences import bounds_note as bounds_note
 from .headline_sentences import headline as headline
 from .html.dataset_panels import gather_matrix_page as gather_matrix_page
+from .html.drift_page import gather_drift as gather_drift
+from .html.drift_page import render_drift as render_drift
 from .html.explanation_page import gather_explanation as gather_explanation
 from .html.explanation_page import render_explanation as render_explanation
 from .html.frame import require_html as require_html

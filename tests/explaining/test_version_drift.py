@@ -248,6 +248,19 @@ def test_few_images_cannot_raise_an_alarm_and_that_is_said() -> None:
     )
 
 
+def test_notes_are_of_pairs_that_are_compared(found: Drift) -> None:
+    (note,) = found.notes()
+    assert note.startswith("images have the same paths, and error bars are those of pairs: x@1 and")
+    last = found.rows[-1]
+    assert last.step is not None
+    unknown = replace(last, step=replace(last.step, paired=None))
+    noted = replace(found, rows=(*found.rows[:-1], unknown)).notes()
+    assert noted[1:] == [
+        "it is not known which images are in pairs, and error bars do not hold if some are: x@4 "
+        "and x@5",
+    ]
+
+
 def test_the_table_has_a_row_for_each_version(found: Drift) -> None:
     table = found.to_pandas()
     assert table["name"].tolist() == [row.name for row in found.rows]
@@ -286,7 +299,9 @@ def test_the_command_prints_a_table_of_the_path(place: Catalogue, found: Drift) 
     assert lines[3].endswith("good")
 
 
-def test_the_command_says_it_all_for_people_and_as_json(place: Catalogue, found: Drift) -> None:
+def test_the_command_says_it_all_for_people_and_as_json(
+    place: Catalogue, found: Drift, tmp_path: Path
+) -> None:
     with_json = RUNNER.invoke(app, ["drift", "x", "-c", place.root, "--json"])
     assert with_json.exit_code == 0, with_json.output
     told = json.loads(with_json.stdout)
@@ -297,12 +312,16 @@ def test_the_command_says_it_all_for_people_and_as_json(place: Catalogue, found:
     assert (told["moved"]["a"], told["moved"]["b"]) == ("x@1", "x@5")
     assert len(told["moved"]["neurons"]) == 5
     assert len(drift_json(found, 3)["moved"]["neurons"]) == 3
-    said = RUNNER.invoke(app, ["drift", "x", "-c", place.root, "--reference", "good"])
+    page = ("--html", str(tmp_path / "drift.html"))
+    said = RUNNER.invoke(app, ["drift", "x", "-c", place.root, "--reference", "good", *page])
     assert said.exit_code == 0, said.output
     assert "from x@3  " in said.stdout.splitlines()[0]
     assert "From x@3 to x@5: layers" in said.stdout
-    wrong = RUNNER.invoke(app, ["drift", "x", "-c", place.root, "--limit", "1"])
-    assert wrong.exit_code == 2
+    assert "note: images have the same paths" in said.stdout
+    assert said.stdout.splitlines()[-1] == f"written to {page[1]}"
+    assert Path(page[1]).read_text(encoding="utf-8").count('class="alarm"') == 3
+    for words in (["--limit", "1"], ["--html", "page.pdf"]):
+        assert RUNNER.invoke(app, ["drift", "x", "-c", place.root, *words]).exit_code == 2
 
 
 def test_imported_versions_are_followed_without_error_bars_and_alarms(

@@ -127,7 +127,7 @@ def gather_explanation(
         found,
         spec.bins,
         panels,
-        _pictures(catalogue, found, deadline),
+        pictures_of(catalogue, found, deadline),
         about,
         tuple(notes),
         tuple(spec_facts(spec)),
@@ -157,8 +157,17 @@ def _named(found: Explanation) -> list[list[Key]]:
     return [[(of.uri, of.member) for of in side] for side in sides]
 
 
-def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict[Key, ShownImage]:
-    """Reads each image once, those of the first groups first."""
+def pictures_of(catalogue: Catalogue, found: Explanation, deadline: float) -> dict[Key, ShownImage]:
+    """Reads each image that is named on a page once, those of the first groups first.
+
+    Args:
+        catalogue: The catalogue of the datasets.
+        found: The explanation that names the images.
+        deadline: When to stop reading, by the monotonic clock.
+
+    Returns:
+        The images by uri and member. One that cannot be read says why.
+    """
     shown = _named(found)
     order = list(dict.fromkeys(key for keys in zip_longest(*shown) for key in keys if key))
     entries: dict[Key, Entry] = {}

@@ -1,0 +1,264 @@
+"""The path of a dataset over its versions, as values: distances, alarms and what moved.
+
+>>> drift(Catalogue("dnas"), "photos").to_pandas()                       # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from math import isfinite, nan
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.catalogue import Version
+from pipeline.comparing import ALL, LEAST_ALARMED, Matrix, notes_of
+from pipeline.explaining.explanation import Explanation
+from pipeline.explaining.version_difference import VersionDifference
+from pipeline.notebook import arrow_data_frame, arrow_polars, html_table, new_axes
+from pipeline.sources import ImageChanges
+from pipeline.wording import count_of, some_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    from matplotlib.axes import Axes
+
+STEP, REFERENCE = "step", "reference"
+"""The kinds of alarms: a version differs from the version before, or from the reference."""
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far a version is from another one, over all neurons; in bins. None is not known.
+
+    Attributes:
+        emd: The distance of the two samples.
+        emd_corrected: The distance that samples without end would show.
+        low: Lower end of its 95% interval.
+        high: Upper end of that interval.
+        se: Standard error of `emd`.
+        floor: The `emd` that two samples of one distribution would show at these sizes.
+        p: Result of the test that both are samples of one distribution.
+        paired: The share of the smaller version's images that are in pairs with the other's.
+    """
+
+    emd: float | None
+    emd_corrected: float | None
+    low: float | None
+    high: float | None
+    se: float | None
+    floor: float | None
+    p: float | None
+    paired: float | None
+
+    @classmethod
+    def of(cls, matrix: Matrix, a: str, b: str) -> Movement:
+        """Takes the distance of two versions from a matrix."""
+        at = matrix.names.index(a), matrix.names.index(b)
+        values = {of.name: float(matrix.of(ALL, cast(Any, of.name))[at]) for of in fields(cls)}
+        return cls(**{name: x if isfinite(x) else None for name, x in values.items()})
+
+
+@dataclass(frozen=True)
+class DriftRow:
+    """A version on a dataset's path.
+
+    Attributes:
+        name: Its name, as `photos@7`.
+        commit: Number of the commit that made it.
+        time: When that was, as an ISO time in UTC.
+        dna: Digest of its DNA.
+        images: Number of images that were counted.
+        failed: Number of images that could not be read.
+        folds: Number of groups of images that the tests compare; 0 if it was imported.
+        tags: Its tags.
+        changes: How its images differ from those of the kept version before; None if that is not
+            known.
+        reference: How far it is from the reference; None for the reference.
+        step: How far it is from the kept version before; None if there is none.
+        alarms: `step` if it differs from the version before, and `reference` if it differs from
+            the reference.
+    """
+
+    name: str
+    commit: int
+    time: str
+    dna: str
+    images: int
+    failed: int
+    folds: int
+    tags: tuple[str, ...]
+    changes: ImageChanges | None
+    reference: Movement | None
+    step: Movement | None
+    alarms: tuple[str, ...] = ()
+
+    @property
+    def can_alarm(self) -> bool:
+        """Whether it has folds enough for an alarm of either kind."""
+        return self.folds >= LEAST_ALARMED
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A version that is not on the path.
+
+    Attributes:
+        name: Its name, as `photos@7`.
+        why: Why it is left out.
+    """
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Drift:
+    """The path of a dataset over its versions.
+
+    Attributes:
+        dataset: The dataset.
+        spec: Digest of the spec of its versions.
+        reference: The name of the version that all others are compared with.
+        rows: The versions, the oldest first.
+        left_out: The versions that are not on the path, the newest first.
+        moved: The names of the two versions that `explanation` is of: those of the last alarm. If
+            there is none, these are the reference and the newest version.
+        explanation: The layers, neurons and images in which these differ; None if both are the same
+            DNA.
+        difference: Which images differ between the two; None if one was imported.
+        versions: The versions of the path and the reference, by name.
+    """
+
+    dataset: str
+    spec: str
+    reference: str
+    rows: tuple[DriftRow, ...]
+    left_out: tuple[LeftOut, ...]
+    moved: tuple[str, str]
+    explanation: Explanation | None
+    difference: VersionDifference | None
+    versions: Mapping[str, Version]
+
+    @property
+    def alarmed(self) -> tuple[DriftRow, ...]:
+        """The versions that raise an alarm, the oldest first."""
+        return tuple(row for row in self.rows if row.alarms)
+
+    def notes(self) -> list[str]:
+        """Lists what a reader of the distances should know, one sentence each."""
+        pairs = list(self._pairs())
+        shares = {pair: move.paired for pair, move in pairs if move.paired}
+        # That they are of one source is no news of versions. Which images are in pairs is known.
+        plain = {name: replace(version, source="") for name, version in self.versions.items()}
+        notes = notes_of(plain, paired=shares)
+        unknown = [" and ".join(of) for of, move in pairs if move.p and move.paired is None]
+        if unknown:
+            notes.append(
+                "it is not known which images are in pairs, and error bars do not hold if some "
+                f"are: {some_of(unknown)}"
+            )
+        return notes + [
+            f"{name}: {of}" for name, each in self.versions.items() for of in each.notes
+        ]
+
+    def _pairs(self) -> Iterator[tuple[tuple[str, str], Movement]]:
+        """Yields the names of each two versions that are compared, and their distance."""
+        for before, row in zip((None, *self.rows), self.rows, strict=False):
+            if row.reference:
+                yield (self.reference, row.name), row.reference
+            if before and row.step:
+                yield (before.name, row.name), row.step
+
+    @property
+    def table(self) -> pa.Table:
+        """A row for each version, the oldest first; unknown values are null.
+
+        Columns of the distance from the reference begin with `reference_`, and those of the
+        distance from the version before with `step_`.
+        """
+        plain = ("name", "commit", "time", "dna", "images", "failed", "folds")
+        counts, measures = fields(ImageChanges), fields(Movement)
+        columns: dict[str, Any] = {
+            name: [getattr(row, name) for row in self.rows] for name in plain
+        }
+        columns |= {
+            of.name: pa.array([getattr(row.changes, of.name, None) for row in self.rows], "int64")
+            for of in counts
+        }
+        for kind in (REFERENCE, STEP):
+            columns |= {
+                f"{kind}_{of.name}": pa.array(
+                    [getattr(getattr(row, kind), of.name, None) for row in self.rows], "float64"
+                )
+                for of in measures
+            }
+        columns |= {
+            f"{kind}_alarm": [kind in row.alarms for row in self.rows] for kind in (REFERENCE, STEP)
+        }
+        return pa.table(columns)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Copies `table` to pandas."""
+        return arrow_data_frame(self.table)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Copies `table` to Polars."""
+        return arrow_polars(self.table)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws both distances of each version with their intervals, and marks alarms.
+
+        Args:
+            ax: Axes to draw on. None makes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+        """
+        if ax is None:
+            ax = new_axes(2 + 0.4 * len(self.rows), 3.5)
+        for kind, label in ((REFERENCE, f"from {self.reference}"), (STEP, "from the one before")):
+            moves = [getattr(row, kind) for row in self.rows]
+            at, low, high = (
+                np.array([nan if (x := getattr(of, name, None)) is None else x for of in moves])
+                for name in ("emd_corrected", "low", "high")
+            )
+            ends = [np.maximum(at - low, 0), np.maximum(high - at, 0)]
+            ax.errorbar(range(len(at)), at, ends, fmt="o-", capsize=2, label=label)
+            marked = [place for place, row in enumerate(self.rows) if kind in row.alarms]
+            ax.plot(marked, at[marked], "D", color="crimson", markersize=9, fillstyle="none")
+        ax.set_xticks(range(len(self.rows)), [row.name for row in self.rows], rotation=90)
+        ax.set_ylabel("distance (bins)")
+        ax.legend()
+        return ax
+
+    def __repr__(self) -> str:
+        raised = ", ".join(row.name for row in self.alarmed) or "none"
+        versions = count_of(len(self.rows), "version")
+        return f"<Drift of {self.dataset} over {versions} from {self.reference}: alarms {raised}>"
+
+    def _repr_html_(self) -> str:
+        columns = ("version", "time", "images", "from the reference", "step", "alarm")
+        rows = [
+            (
+                row.name,
+                row.time[:19],
+                f"{row.images:,}",
+                _shown_move(row.reference),
+                _shown_move(row.step),
+                ", ".join(row.alarms),
+            )
+            for row in self.rows
+        ]
+        return html_table(f"{self.dataset} from {self.reference}", columns, rows)
+
+
+def _shown_move(move: Movement | None) -> str:
+    if move is None or move.emd is None:
+        return ""
+    if move.emd_corrected is None:
+        return f"{move.emd:.3g}"
+    return f"{move.emd_corrected:.3g} [{move.low:.3g}, {move.high:.3g}]"
