@@ -727,6 +727,11 @@ def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.
     assert shown.startswith("From x@-1 to x: +1 -0 ~1 =11 images\n  + ")
     assert "photo-0019.jpg" in shown.splitlines()[1]
     assert "From x@-1 to x: layers" in shown
+    path = vdna_json("drift", "x", "-c", place, "--html", tmp_path / "p.html")
+    assert [row["name"] for row in path["versions"]] == ["x@1", "x@2"]
+    assert path["versions"][1]["changes"] == now["changes"]
+    assert path["versions"][1]["step"]["emd"] == pair["emd"]
+    assert '<img src="data:image/webp' in (tmp_path / "p.html").read_text(encoding="utf-8")
     weights = ("--weights", network.options["weights"], "--workers", 0)
     ranked = vdna_json("rank", source, "--to", "x@first", "-c", place, *weights)
     assert (ranked["to"], ranked["commit"], ranked["dna"]) == ("x", 1, rows[0])
