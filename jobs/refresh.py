@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Annotated
 
@@ -20,6 +22,7 @@ from jobs.shell import (
     run_alone,
 )
 from pipeline.comparing import MemoryLimit
+from pipeline.errors import DeliveryError, VdnaError
 from pipeline.events import Listener
 from pipeline.spec import Resources
 from pipeline.wording import options_as_keys
@@ -34,11 +37,24 @@ def refresh(
     catalogue: ConfiguredCatalogueOption = None,
     ray_address: RayOption = None,
     relist: RelistOption = False,
+    junit: Annotated[
+        str | None, typer.Option(help="JUnit file to write: a test for each bound (.xml).")
+    ] = None,
+    summary: Annotated[
+        str | None, typer.Option(help="Summary to write, for a CI job (.md).")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="File of metrics to write, for Prometheus (.prom).")
+    ] = None,
+    pushgateway: Annotated[
+        str | None, typer.Option(help="Url of a Prometheus push gateway to send the metrics to.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build every dataset whose source changed, compare all pairs, and check the gate."""
     from rich.console import Console
 
+    from pipeline import storage
     from pipeline.catalogue import Catalogue
     from pipeline.refreshing import load_config
     from pipeline.refreshing import refresh as refresh_datasets
@@ -46,14 +62,22 @@ def refresh(
         build_json,
         build_sentence,
         failure_lines,
+        junit_xml,
         matrix_rows,
+        metrics_text,
         print_matrix,
+        push_metrics,
         reason_lines,
         replacement_lines,
+        summary_markdown,
         summary_sentence,
         work_lines,
     )
 
+    outputs = (junit, junit_xml), (summary, summary_markdown), (metrics, metrics_text)
+    files = [(storage.canonical(place), made) for place, made in outputs if place is not None]
+    if pushgateway is not None:
+        storage.require_web(pushgateway)
     settings = load_config(config)
     root = settings.catalogue_url(catalogue)
     with options_as_keys(config):  # the options of a dataset
@@ -66,9 +90,17 @@ def refresh(
             progress=progress,
             relist=relist,
         )
+    undelivered: list[VdnaError] = []
+    for uri, made in files:
+        with _noted(undelivered):
+            storage.replace(uri, made(done.outcome))
+    if pushgateway is not None:
+        with _noted(undelivered):
+            push_metrics(done.outcome, pushgateway)
     if as_json:
         print_json(
             {
+                "undelivered": [str(error) for error in undelivered],
                 "gate": [verdict.row for verdict in done.verdicts],
                 "datasets": [build_json(result) for result in done.datasets],
                 "matrix": Rows(chain.from_iterable(map(matrix_rows, done.matrices))) or None,
@@ -95,9 +127,20 @@ def refresh(
     for matrix in done.matrices:
         versions = done.catalogue.find_all(matrix.names, spec=matrix.spec_digest)
         print_notes(versions, paired=matrix.paired(), to=sys.stderr if as_json else None)
-    if done.error is not None:
-        tell_error(done.error, as_json=as_json)
-        raise typer.Exit(done.error.exit_code)
+    problems = [*([done.error] if done.error else []), *undelivered]
+    for problem in problems:
+        tell_error(problem, as_json=as_json)
+    if problems:
+        raise typer.Exit(problems[0].exit_code)
+
+
+@contextmanager
+def _noted(undelivered: list[VdnaError]) -> Iterator[None]:
+    """Notes an error of the block as one of delivery, so that what was done is printed anyway."""
+    try:
+        yield
+    except VdnaError as error:
+        undelivered.append(DeliveryError(f"the refresh is done, but was not told: {error}"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@
     ├── OverlapError                  a sum that would count a shard twice
     ├── ConservationError             a sum that does not add up to the images counted
     ├── UnexpectedError               what no one foresaw: a bug, a broken device, a full memory
-    └── GateError            exit 3   a stated limit says no; what was computed is kept
+    ├── GateError            exit 3   a stated limit says no; what was computed is kept
+    └── DeliveryError        exit 4   all was done, and its outcome could not be handed over
 
 Messages name the culprit, the value, and what to do; they hold no secret, whatever they quote.
 """
@@ -269,3 +270,9 @@ class GateError(VdnaError):
     """A gate said no (too many failures, a drift limit). What was computed is kept."""
 
     exit_code = 3
+
+
+class DeliveryError(VdnaError):
+    """All was done and is kept, but its outcome could not be written or sent where it should go."""
+
+    exit_code = 4

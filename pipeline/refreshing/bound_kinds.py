@@ -61,6 +61,11 @@ class _AnyKind(BaseModel):
         """The datasets or versions that the bound is about."""
         raise NotImplementedError
 
+    @property
+    def label(self) -> str:
+        """The bound in words, by which reports know it again in the next refresh."""
+        raise NotImplementedError
+
     def __str__(self) -> str:
         return f"gate {self.model_dump(exclude_unset=True)}"
 
@@ -80,6 +85,18 @@ class DistanceBound(_AnyKind):
     def most(self) -> float:
         """The largest distance that is accepted, in bins."""
         raise NotImplementedError
+
+    @property
+    def subject(self) -> str:
+        """The distance that is bounded, in words."""
+        words = [] if self.layer == ALL else [self.layer]
+        words += [f"through lens {self.lens}"] if self.lens else []
+        return f"{' and '.join(self.names)}, {' '.join(words) or 'all neurons'}"
+
+    @property
+    def label(self) -> str:
+        """The bound in words."""
+        return f"{self.subject}: at most {self.most:.4g} bins"
 
 
 class Bound(DistanceBound):
@@ -175,6 +192,13 @@ class FailedBound(CountBound):
 
     max_failed: Annotated[float, AfterValidator(_share_or_number)]
 
+    @property
+    def label(self) -> str:
+        """The bound in words."""
+        share = 0 < self.max_failed < 1
+        limit = f"{100 * self.max_failed:g}%" if share else f"{self.max_failed:,.0f}"
+        return f"{self.dataset}, failed images: at most {limit}"
+
     def allowed(self, candidates: int) -> int:
         """Returns how many of so many images may fail."""
         return allowed_failures(self.max_failed, candidates)
@@ -190,6 +214,11 @@ class ImagesBound(CountBound):
     kind = "images"
 
     min_images: Annotated[int, Field(ge=1)]
+
+    @property
+    def label(self) -> str:
+        """The bound in words."""
+        return f"{self.dataset}, images: at least {self.min_images:,}"
 
 
 _LIMITS: dict[str, type[MoveBound | FailedBound | ImagesBound]] = {

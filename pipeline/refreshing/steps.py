@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.building import Result, build_datasets
 from pipeline.catalogue import Catalogue, remove
@@ -46,6 +46,7 @@ class Refreshed:
         unlisted: The datasets that were in the catalogue, and that the configuration does not name.
         pruned: Number of the commit that took them out; None if they stay.
         unlisted_note: A sentence that says so; empty if there are none.
+        config: The path or url of the configuration.
     """
 
     catalogue: Catalogue
@@ -57,6 +58,7 @@ class Refreshed:
     unlisted: tuple[str, ...] = ()
     pruned: int | None = None
     unlisted_note: str = ""
+    config: str = ""
 
     def __repr__(self) -> str:
         changed = sum(result.changed for result in self.datasets)
@@ -110,6 +112,24 @@ class Refreshed:
             )
             for of in self.datasets
         )
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What was found, for other programs: plain values, of which JSON is made."""
+        columns, datasets = self._cells("datasets")
+        return {
+            "config": self.config,
+            "catalogue": self.catalogue.root,
+            "error": str(self.error) if self.error else None,
+            "gate": [verdict.row for verdict in self.verdicts],
+            "datasets": [dict(zip(columns, row, strict=True)) for row in datasets],
+            "failed": [
+                {"name": name, "error": type(error).__name__, "message": str(error)}
+                for name, error in self.failed.items()
+            ],
+            "unlisted": list(self.unlisted),
+            "pruned": self.pruned,
+        }
 
     def require_ok(self) -> None:
         """Raises the first error of the refresh, if there was one.
@@ -203,4 +223,5 @@ def refresh(
         unlisted,
         pruned,
         unlisted_note(config, unlisted, pruned),
+        config.path,
     )

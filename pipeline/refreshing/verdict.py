@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any, Literal
 
-from pipeline.comparing import ALL, CONFIDENCE
+from pipeline.comparing import CONFIDENCE
 from pipeline.errors import VdnaError
 from pipeline.refreshing.bound_kinds import (
     AnyBound,
@@ -76,6 +76,11 @@ class Verdict:
         return self.low if isfinite(self.low) else self.emd
 
     @property
+    def limit(self) -> float:
+        """The number that it is judged by."""
+        return self.bound.most
+
+    @property
     def outcome(self) -> Outcome:
         """What became of the bound."""
         if self.error:
@@ -112,10 +117,7 @@ class Verdict:
         return row | _ending(self)
 
     def __str__(self) -> str:
-        bound = self.bound
-        words = [] if bound.layer == ALL else [bound.layer]
-        words += [f"through lens {bound.lens}"] if bound.lens else []
-        what = f"{' and '.join(bound.names)}, {' '.join(words) or 'all neurons'}"
+        bound, what = self.bound, self.bound.subject
         if self.error:
             return f"{what}: not judged: {self.error}"
         if self.judged and self.judged.against is None:
@@ -161,14 +163,21 @@ class CountVerdict:
         return self.failed if isinstance(self.bound, FailedBound) else self.images
 
     @property
+    def limit(self) -> int | None:
+        """The number that it is judged by; None if that is not known."""
+        if isinstance(self.bound, ImagesBound):
+            return self.bound.min_images
+        if self.images is None or self.failed is None:
+            return None
+        return self.bound.allowed(self.images + self.failed)
+
+    @property
     def outcome(self) -> Outcome:
         """What became of the bound."""
-        if self.images is None or self.failed is None:
+        if self.value is None or self.limit is None:
             return "not judged"
-        if isinstance(self.bound, FailedBound):
-            kept = self.failed <= self.bound.allowed(self.images + self.failed)
-        else:
-            kept = self.images >= self.bound.min_images
+        fewest = isinstance(self.bound, ImagesBound)
+        kept = self.value >= self.limit if fewest else self.value <= self.limit
         return "holds" if kept else "broken"
 
     @property
@@ -210,6 +219,8 @@ def _ending(verdict: AnyVerdict) -> dict[str, Any]:
     """Returns what the rows of all verdicts end with."""
     waits = verdict.outcome == "no earlier version yet"
     return {
+        "name": verdict.bound.label,
+        "limit": verdict.limit,
         "holds": None if waits else verdict.holds,
         "outcome": verdict.outcome,
         "false_alarm_rate": verdict.false_alarm_rate,

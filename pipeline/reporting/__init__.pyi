@@ -15,6 +15,10 @@ from .event_output import show_progress as show_progress
 from .explanation_tables import print_explanation as print_explanation
 from .figure import draw as draw
 from .figure import kind_of as kind_of
+from .gate_junit import junit_xml as junit_xml
+from .gate_metrics import metrics_text as metrics_text
+from .gate_metrics import push_metrics as push_metrics
+from .gate_summary import summary_markdown as summary_markdown
 from .gate_words import reason_lines as reason_lines
 from .headline_sentences import bounds_note as bounds_note
 from .headline_sentences import headline as headline

@@ -1,3 +1,5 @@
+from .delivery import deliver as deliver
+from .delivery import require_web as require_web
 from .objects import alone as alone
 from .objects import create as create
 from .objects import delete as delete

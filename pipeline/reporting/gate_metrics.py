@@ -1,0 +1,89 @@
+"""Writes what a refresh found as metrics of Prometheus, and pushes them to a gateway.
+
+>>> b"vdna_refresh_success 1.0" in metrics_text(outcome)                        # doctest: +SKIP
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+JOB = "vdna_refresh"
+"""The job's name at a push gateway."""
+
+_OUTCOMES = ("holds", "broken", "no earlier version yet", "not judged")
+
+
+def metrics_text(outcome: Mapping[str, Any]) -> bytes:
+    """Writes the outcome in Prometheus's text format, for its node exporter to collect.
+
+    Args:
+        outcome: What a refresh found, as `Refreshed.outcome` has it.
+
+    Returns:
+        The bytes of the file.
+    """
+    from prometheus_client import generate_latest
+
+    return generate_latest(_registry(outcome))
+
+
+def push_metrics(outcome: Mapping[str, Any], gateway: str) -> None:
+    """Sends the outcome to a push gateway, where it replaces that of the refresh before.
+
+    Args:
+        outcome: What a refresh found, as `Refreshed.outcome` has it.
+        gateway: The url of the gateway.
+    """
+    from prometheus_client import push_to_gateway
+
+    group = {"catalogue": outcome["catalogue"], "config": outcome["config"]}
+    push_to_gateway(gateway, JOB, _registry(outcome), group, handler=_sender)
+
+
+def _sender(
+    url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+) -> Callable[[], None]:
+    """Returns what sends a request of the library's, with the retries of all our requests."""
+    return lambda: storage.deliver(url, data, dict(headers), "PUT")
+
+
+def _registry(outcome: Mapping[str, Any]) -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry, Gauge
+
+    registry = CollectorRegistry()
+
+    def gauge(name: str, told: str, *labels: str) -> Gauge:
+        return Gauge(f"vdna_{name}", told, labels, registry=registry)
+
+    gauge("refresh_success", "Whether nothing went wrong.").set(outcome["error"] is None)
+    gauge("refresh_finished_timestamp_seconds", "When it ended.").set_to_current_time()
+    bounds = gauge("gate_bounds", "Number of bounds of the gate, by their outcome.", "outcome")
+    for name in _OUTCOMES:
+        bounds.labels(name).set(sum(row["outcome"] == name for row in outcome["gate"]))
+    holds = gauge("gate_bound_holds", "Whether a bound that was judged holds.", "bound", "kind")
+    value = gauge("gate_bound_value", "The number that is judged.", "bound", "kind")
+    limit = gauge("gate_bound_limit", "The limit that it is judged by.", "bound", "kind")
+    for row in outcome["gate"]:
+        labels = row["name"], row["kind"]
+        if row["outcome"] in ("holds", "broken"):
+            holds.labels(*labels).set(row["holds"])
+        for metric, number in ((value, row["value"]), (limit, row["limit"])):
+            if number is not None:
+                metric.labels(*labels).set(number)
+    images = gauge("dataset_images", "Number of images that were counted.", "dataset")
+    failed = gauge("dataset_failed_images", "Number of images that could not be read.", "dataset")
+    built = gauge("dataset_built", "Whether a dataset is up to date.", "dataset")
+    for row in outcome["datasets"]:
+        images.labels(row["dataset"]).set(row["images"])
+        failed.labels(row["dataset"]).set(row["failed"])
+        built.labels(row["dataset"]).set(1)
+    for row in outcome["failed"]:
+        built.labels(row["name"]).set(0)
+    return registry

@@ -1,0 +1,75 @@
+"""Writes what a refresh found as a summary in Markdown, for the page of a CI job.
+
+>>> print(summary_markdown({"gate": [], "datasets": [], "failed": [], "error": None}).decode())
+## Refresh: all is well
+<BLANKLINE>
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import printable
+from pipeline.reporting.gate_words import reason_lines
+
+_SIGNS = {"holds": "✅ holds", "broken": "❌ broken"}
+"""How outcomes that need a mark are written."""
+
+
+def summary_markdown(outcome: Mapping[str, Any]) -> bytes:
+    """Writes the outcome as Markdown.
+
+    Args:
+        outcome: What a refresh found, as `Refreshed.outcome` has it.
+
+    Returns:
+        The bytes of the file.
+    """
+    gate, failed = outcome["gate"], outcome["failed"]
+    counts = Counter(row["outcome"] for row in gate)
+    wrong = [(counts["broken"], "broken"), (counts["not judged"], "not judged")]
+    told = [f"{count} {what}" for count, what in [*wrong, (len(failed), "not built")] if count]
+    state = ", ".join(told) or ("failed" if outcome["error"] else "all is well")
+    lines = [f"## Refresh: {state}", ""]
+    lines += _table(("bound", "judged by", "outcome", "false alarms"), map(_bound_cells, gate))
+    for row in gate:
+        if row["outcome"] == "not judged" or row.get("reasons") or row.get("unexplained"):
+            lines += [f"**{_plain(row['text'])}**", ""]
+            lines += [f"- {_plain(line.strip())}" for line in reason_lines(row)] + [""]
+    columns = ("dataset", "images", "failed", "changed")
+    lines += _table(columns, map(_dataset_cells, outcome["datasets"]))
+    lines += [f"- **{_plain(of['name'])}** was not built: {_plain(of['message'])}" for of in failed]
+    lines += [_plain(outcome["error"])] if outcome["error"] and not told else []
+    return ("\n".join(lines).rstrip() + "\n").encode()
+
+
+def _bound_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    value, rate = row["value"], row["false_alarm_rate"]
+    number = f"{value:,}" if isinstance(value, int) else f"{value or 0:.4g} bins"
+    chance = f"at most {rate:.1%}" if rate else "none"
+    return (
+        row["name"],
+        "unknown" if value is None else number,
+        _SIGNS.get(row["outcome"], row["outcome"]),
+        "unknown" if rate is None else chance,
+    )
+
+
+def _dataset_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    changed = "yes" if row["changed"] else "no"
+    return row["dataset"], f"{row['images']:,}", f"{row['failed']:,}", changed
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table, with an empty one at its end; nothing without rows."""
+    cells = [[_plain(cell) for cell in row] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
+    return [f"| {' | '.join(line)} |" for line in lines] + [""] if cells else []
+
+
+def _plain(text: str) -> str:
+    """Returns the text in one line, with what Markdown and HTML would read as theirs escaped."""
+    return re.sub(r"([\\`*_\[\]<>|~#&!])", r"\\\1", printable(text))

@@ -1,0 +1,277 @@
+"""Tests what a refresh writes for other programs: JUnit, Markdown, metrics, and a push gateway."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.reporting import junit_xml, metrics_text, summary_markdown
+from tests.jobs.test_cli import refused
+from tests.refreshing.test_gate import parted, refresh
+
+Metrics = dict[tuple[str, str], float]
+
+
+class Received(BaseHTTPRequestHandler):
+    """Notes each request, and answers it with the next status."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        server: Any = self.server
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server.requests.append((self.command, self.path, dict(self.headers), body))
+        status = server.statuses.pop(0) if server.statuses else 200
+        self.send_response(status)
+        if status in (301, 302, 307):
+            self.send_header("Location", "/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = answer  # noqa: N815
+    do_PUT = answer  # noqa: N815
+    do_GET = answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def listening(*statuses: int) -> Iterator[tuple[str, list[tuple[str, str, dict[str, str], bytes]]]]:
+    """Opens a server that gives these answers, and then 200; yields its url and the requests."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Received)
+    server.statuses, server.requests = list(statuses), []  # type: ignore[attr-defined]
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", server.requests  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def verdict(outcome: str = "holds", **more: Any) -> dict[str, Any]:
+    row = {
+        "kind": "distance",
+        "name": "a and b, all neurons: at most 3 bins",
+        "outcome": outcome,
+        "holds": outcome == "holds",
+        "value": 2.5,
+        "limit": 3.0,
+        "false_alarm_rate": 0.025,
+        "error": None,
+        "text": f"a and b: {outcome}",
+    }
+    return row | more
+
+
+def outcome(*gate: dict[str, Any], **more: Any) -> dict[str, Any]:
+    datasets = [{"dataset": "a", "images": 1200, "failed": 3, "changed": True}]
+    known = {"config": "x.yaml", "catalogue": "file:///c", "error": None, "failed": []}
+    return {**known, "gate": list(gate), "datasets": datasets, **more}
+
+
+BROKEN = verdict(
+    "broken",
+    name="d@-1 and d, all neurons: at most 1 bins",
+    sides=["d@-1", "d"],
+    reasons=[
+        {
+            "layer": "stem",
+            "neuron": 5,
+            "emd": 6.25,
+            "share": 0.5,
+            "exemplars": {
+                "a": [{"uri": "s3://b/old.jpg", "member": ""}],
+                "b": [{"uri": "s3://b/x.tar", "member": "new.jpg"}],
+            },
+        }
+    ],
+)
+FOUR = outcome(
+    verdict(),
+    BROKEN,
+    verdict("not judged", name="c", error="c was not built", value=None, false_alarm_rate=None),
+    verdict("no earlier version yet", name="e", holds=None, value=None, false_alarm_rate=None),
+    error="c was not built",
+    failed=[{"name": "c", "error": "SourceError", "message": "c does not exist"}],
+)
+HOSTILE = "a|b <script>*_`x`_* \x1b[31m & ]]> \ud800 \ufffe\nsecond"
+
+
+# JUnit.
+
+
+def test_junit_has_a_case_for_each_bound_and_each_dataset() -> None:
+    root = ElementTree.fromstring(junit_xml(FOUR))
+    gate, datasets = root
+    found = [(case.get("name"), [child.tag for child in case]) for case in gate]
+    assert found == [
+        ("a and b, all neurons: at most 3 bins", []),
+        ("d@-1 and d, all neurons: at most 1 bins", ["failure"]),
+        ("c", ["error"]),
+        ("e", ["skipped"]),
+    ]
+    assert [(case.get("name"), [child.tag for child in case]) for case in datasets] == [
+        ("a", []),
+        ("c", ["error"]),
+    ]
+    told = gate[1][0]
+    assert told.get("message") == "a and b: broken"
+    assert "stem[5]: 6.25 bins, 50.0% of the distance\n    in d@-1: s3://b/old.jpg" in str(
+        told.text
+    )
+    for element in (root, gate, datasets):
+        for number, tag in (
+            *(("tests", "testcase"), ("failures", "failure")),
+            *(("errors", "error"), ("skipped", "skipped")),
+        ):
+            assert element.get(number) == str(len(list(element.iter(tag)))), (element, number)
+
+
+def test_an_error_of_no_bound_and_no_dataset_is_not_green() -> None:
+    for gate in ((), (verdict(),), (verdict("no earlier version yet"),)):
+        root = ElementTree.fromstring(junit_xml(outcome(*gate, error="no space left")))
+        assert root.get("errors") == "1"
+        assert [suite.get("name") for suite in root] == ["gate", "datasets", "refresh"]
+    assert len(ElementTree.fromstring(junit_xml(outcome(verdict())))) == 2
+
+
+def test_no_text_makes_the_xml_invalid() -> None:
+    made = junit_xml(
+        outcome(
+            verdict("broken", name=HOSTILE, text=HOSTILE, unexplained=HOSTILE),
+            verdict("not judged", error=HOSTILE),
+            failed=[{"name": HOSTILE, "error": "X", "message": HOSTILE}],
+            error=HOSTILE,
+        )
+    )
+    root = ElementTree.fromstring(made)
+    assert root[0][0].get("name") == root[1][1].get("name")
+    assert str(root[0][0].get("name")).startswith("a|b <script>*_`x`_* \\x1b[31m & ]]>")
+
+
+# Markdown.
+
+
+def test_the_summary_has_tables_and_the_reasons() -> None:
+    text = summary_markdown(FOUR).decode()
+    assert text.startswith("## Refresh: 1 broken, 1 not judged, 1 not built\n\n| bound | judged by")
+    assert "| a and b, all neurons: at most 3 bins | 2.5 bins | ✅ holds | at most 2.5% |" in text
+    assert "| e | unknown | no earlier version yet | unknown |" in text
+    assert "\n- stem\\[5\\]: 6.25 bins, 50.0% of the distance\n- in d@-1: s3://b/old.jpg\n" in text
+    assert "\n| a | 1,200 | 3 | yes |\n" in text
+    assert "\n- **c** was not built: c does not exist\n" in text
+    counted = verdict(kind="images", value=1200, limit=9, false_alarm_rate=0.0)
+    assert "| 1,200 | ✅ holds | none |" in summary_markdown(outcome(counted)).decode()
+    assert summary_markdown(outcome()).decode().startswith("## Refresh: all is well\n")
+    assert "no space left" in summary_markdown(outcome(error="no space left")).decode()
+
+
+def test_no_text_breaks_the_summary() -> None:
+    made = summary_markdown(outcome(verdict(name=HOSTILE), error=None)).decode()
+    (line,) = [line for line in made.splitlines() if "script" in line]
+    assert len(re.findall(r"(?<!\\)\|", line)) == 5
+    assert not re.findall(r"(?<!\\)[<>*_`]", line)
+
+
+# Metrics.
+
+
+def parsed(text: str) -> Metrics:
+    """Reads metrics by the library's own parser, by name and first label."""
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_have_every_number_that_is_known() -> None:
+    found = parsed(metrics_text(FOUR).decode())
+    assert found["vdna_refresh_success", ""] == 0
+    assert found["vdna_refresh_finished_timestamp_seconds", ""] > 1e9
+    names = [name for name, _ in found]
+    for state in ("holds", "broken", "no earlier version yet", "not judged"):
+        assert found["vdna_gate_bounds", state] == 1
+    first, second = FOUR["gate"][0]["name"], BROKEN["name"]
+    assert (found["vdna_gate_bound_holds", first], found["vdna_gate_bound_holds", second]) == (1, 0)
+    assert names.count("vdna_gate_bound_holds") == names.count("vdna_gate_bound_value") == 2
+    assert found["vdna_gate_bound_value", first] == 2.5
+    assert found["vdna_gate_bound_limit", "e"] == 3
+    assert found["vdna_dataset_images", "a"] == 1200
+    assert found["vdna_dataset_failed_images", "a"] == 3
+    assert (found["vdna_dataset_built", "a"], found["vdna_dataset_built", "c"]) == (1, 0)
+    assert parsed(metrics_text(outcome()).decode())["vdna_refresh_success", ""] == 1
+
+
+def test_no_name_breaks_the_metrics() -> None:
+    name = 'a "quoted" \\ name\nof two lines'
+    found = parsed(metrics_text(outcome(verdict(name=name))).decode())
+    assert found["vdna_gate_bound_value", name] == 2.5
+
+
+# The command.
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "3")
+
+
+def test_the_command_writes_all_outputs_and_pushes_until_it_is_heard(tmp_path: Path) -> None:
+    file = parted(tmp_path, {"day": 100}, "{dataset: day, min_images: 25}")
+    outputs = [tmp_path / name for name in ("gate.xml", "gate.md", "gate.prom")]
+    words = ("--junit", outputs[0], "--summary", outputs[1], "--metrics", outputs[2])
+    with listening(503, 503) as (url, requests):
+        told = json.loads(refresh(file, *words, "--pushgateway", url, "--json", exits=3).stdout)
+    assert told["undelivered"] == []
+    failures = ElementTree.parse(outputs[0]).getroot().findall(".//failure")
+    assert [of.get("message") for of in failures] == ["day, images: 24, at least 25: fewer"]
+    assert outputs[1].read_text().startswith("## Refresh: 1 broken\n")
+    written = parsed(outputs[2].read_text())
+    assert written["vdna_gate_bound_value", "day, images: at least 25"] == 24
+    assert len(requests) == 3
+    method, path, _, body = requests[-1]
+    assert (method, path.startswith("/metrics/job/vdna_refresh/catalogue@base64/")) == ("PUT", True)
+    assert parsed(body.decode()).keys() == written.keys()
+
+
+def test_what_cannot_be_handed_over_is_told_and_exits_4(tmp_path: Path) -> None:
+    held = parted(tmp_path, {"day": 100}, "{dataset: day, min_images: 1}")
+    words = ("--junit", tmp_path / "datasets.yaml" / "x.xml", "--summary", tmp_path / "x.md")
+    with listening(*[500] * 3, 404) as (url, requests):
+        done = refresh(held, *words, "--pushgateway", url, exits=4)
+        assert "gate: day, images: 24, at least 1: holds" in done.stdout
+        assert done.stderr.count("error: the refresh is done, but was not told: ") == 2
+        assert "no answer after 3 tries" in done.stderr
+        assert "## Refresh: all is well" in (tmp_path / "x.md").read_text()  # not kept from it
+        told = json.loads(refresh(held, "--json", "--pushgateway", url, exits=4).stdout)
+    assert len(requests) == 4  # a refusal is not tried again
+    assert "does not exist" in told["undelivered"][0]
+    assert told["error"] is None
+    broken = parted(tmp_path, {"day": 100}, "{dataset: day, min_images: 99}")
+    done = refresh(broken, "--junit", tmp_path / "datasets.yaml" / "x.xml", exits=3)
+    assert "says no" in done.stderr  # the gate's exit code comes first
+    assert "was not told: " in done.stderr
+
+
+@pytest.mark.parametrize("url", ["ftp://host", "host:9091", "http://u:p@host", "http://host?x=y"])
+def test_a_gateway_that_is_none_is_refused_before_a_build(tmp_path: Path, url: str) -> None:
+    file = parted(tmp_path, {"day": 100})
+    said = refresh(file, "--pushgateway", url, exits=2)
+    refused(said, "host")
+    assert "u:p" not in said.stderr
+    assert not (tmp_path / "c").exists()
