@@ -22,6 +22,7 @@ import numpy as np
 from pipeline.catalogue import Catalogue, Commit, PastVersion, Version, dataset_of, past_versions
 from pipeline.comparing import Effort, alarms, compare
 from pipeline.errors import UsageError
+from pipeline.events import Started, StepDone, ignore, stage
 from pipeline.explaining.drift_path import REFERENCE, STEP, Drift, DriftRow, LeftOut, Movement
 from pipeline.explaining.explain_options import DriftKeywords, DriftOptions
 from pipeline.explaining.explanation import Explanation
@@ -81,15 +82,19 @@ def drift(
         )
     origin = _reference(catalogue, dataset, asked.reference, named.commit, spec, kept)
     first = max(len(kept) - asked.limit, 0)
-    path = [
-        _row(catalogue, dataset, origin, kept[at - 1] if at else None, kept[at], effort)
-        for at in range(first, len(kept))
-    ]
-    tags = tags_of(catalogue, dataset, kept[first:])
+    listed, quiet = kept[first:], replace(effort, progress=ignore)
+    befores = [None, *kept][first:]
+    path = []
+    started = Started(len(listed), len(listed), unit="versions", step="versions")
+    with stage(effort.progress, started):
+        for before, of in zip(befores, listed, strict=False):
+            path.append(_row(catalogue, dataset, origin, before, of, quiet))
+            effort.progress(StepDone(1, name=path[-1].name))
+    tags = tags_of(catalogue, dataset, listed)
     path = [replace(row, tags=of) for row, of in zip(path, tags, strict=True)]
     rows = _with_alarms(path)
     reference = f"{dataset}@{origin.commit}"
-    versions = {f"{dataset}@{of.commit}": of.version for of in (origin, *kept[first:])}
+    versions = {f"{dataset}@{of.commit}": of.version for of in (origin, *listed)}
     moved = _moved(rows, reference, [f"{dataset}@{of.commit}" for of in kept])
     found, why = _explained(catalogue, moved, spec, asked.top, effort)
     return Drift(dataset, spec, reference, rows, tuple(left_out), moved, why, found, versions)

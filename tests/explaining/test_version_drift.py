@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import storage
 from pipeline.catalogue import Catalogue, remove, roll_back, tag_version
-from pipeline.comparing import compare
+from pipeline.comparing import Effort, compare
 from pipeline.dna import DNA, Partial
 from pipeline.errors import NotFound, UsageError
+from pipeline.events import Event, Started, StepDone
 from pipeline.explaining import Drift, Movement, difference, drift
 from pipeline.reporting import drift_json, drift_lines, drift_sentences
 from pipeline.sources import Entry, Shard, plan
@@ -246,6 +247,15 @@ def test_few_images_cannot_raise_an_alarm_and_that_is_said() -> None:
     assert drift_sentences(found)[-1] == (
         "Fewer than 14 folds cannot raise every alarm: those of x@1 (9) and x@2 (9)."
     )
+
+
+def test_progress_is_told_by_versions_and_then_by_layers(place: Catalogue) -> None:
+    heard: list[Event] = []
+    drift(place, "x", limit=2, effort=Effort(progress=heard.append))
+    begun = [(of.step, of.steps) for of in heard if isinstance(of, Started)]
+    assert begun == [("versions", 2), ("layers", 2)]
+    done = [of.name for of in heard if isinstance(of, StepDone)]
+    assert done == ["x@4", "x@5", "stem", "head"]
 
 
 def test_notes_are_of_pairs_that_are_compared(found: Drift) -> None:
