@@ -8,6 +8,9 @@ SETUP := $(VENV)/.installed
 # The tests start many processes, which import the same modules: the first keeps them compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
+# Several tests run at once: a thread that waits for another must not keep a core busy.
+test soak mutants mutants-sample: export OMP_WAIT_POLICY := passive
+
 .PHONY: demo pictures test test-busy soak mutants mutants-sample lint docs bench clean
 
 demo: $(SETUP)-demo
@@ -27,7 +30,8 @@ test-busy: $(SETUP)-test
 
 # Those that start Ray wait half of the time: three at once keep two cores busy.
 soak: $(SETUP)-test
-	$(BIN)/python -m pytest -m soak -n 3 --dist loadfile --no-loadscope-reorder --timeout 1500
+	$(BIN)/python -m pytest -m soak -n 3 --dist loadfile --no-loadscope-reorder --timeout 1500 \
+	    --durations 30
 
 # Small faults in the code that holds the promises: some test must notice each (docs/mutants.md).
 mutants: $(SETUP)-test
