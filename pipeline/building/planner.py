@@ -13,6 +13,7 @@ from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.earlier_plan import kept_plan, plan_to_change, selection_of
 from pipeline.building.request import Request, Result
 from pipeline.building.shard_time import most_shard_images
+from pipeline.building.spec_change import require_same_way
 from pipeline.building.storing import store_manifest
 from pipeline.catalogue import (
     Catalogue,
@@ -148,6 +149,7 @@ class Planner:
         spec = make_spec(request, network, found.digest, device, micro_batch)
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
+        require_same_way(catalogue, head, request, spec)
         products = products_of(request, network, base)
         ranges_uri = catalogue.ranges_uri(found.digest)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 from pipeline import sources, storage
 from pipeline.catalogue import check_name
@@ -30,6 +30,8 @@ DEFAULT_EXTRACTOR = "efficientnet_lite0"
 
 LISTED = 10
 """How many failures or parts of a result are listed."""
+
+SpecChoice = Literal["same", "new"]
 
 Weights = Annotated[
     str | None, Option("File or url of weights to use instead of the network's own.")
@@ -181,7 +183,7 @@ class FailureOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacementOptions(Options):
-    """The option that lets a build replace what it may have been meant to keep."""
+    """The options that let a build replace, or leave behind, what may have been meant to stay."""
 
     replace: Annotated[
         bool,
@@ -190,6 +192,13 @@ class ReplacementOptions(Options):
             "the images."
         ),
     ] = False
+    spec: Annotated[
+        SpecChoice,
+        Option(
+            "Whether the dataset must be counted as before (same), or may begin versions that are "
+            "counted in another way (new), with other bins, ranges, pixels or another network."
+        ),
+    ] = "same"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -352,7 +352,7 @@ def test_one_broken_dataset_does_not_stop_the_others(
 
 def test_a_second_spec_does_not_break_the_first(place: Catalogue, folder: Path) -> None:
     run(place, request_of(folder))
-    (other,) = run(place, request_of(folder, bins=4))
+    (other,) = run(place, request_of(folder, bins=4, spec="new"))
     assert place.load("photos").spec.bins == 8
     coarse = place.load("photos", spec=other.version.spec)
     assert coarse.counts.shape == (7, 4)
@@ -426,7 +426,7 @@ def test_a_result_tells_which_options_read_the_version_that_it_replaced(
     source = tmp_path / "photos"
     write_photos(source, 2)
     run(place, request_of(source))
-    request = request_of(source) if default else request_of(source, bins=50)
+    request = request_of(source) if default else request_of(source, bins=50, spec="new")
     (first,) = run(place, request)
     assert (first.replaced, first.former_options) == (None, {})
     photo(90).save(source / "photo-0000.jpg")

@@ -965,7 +965,7 @@ def test_a_build_counts_with_the_ranges_of_imported_extremes(
         if spec is None:  # its own spec, whose weights are the network's
             file = exported / "activation-ranges-a.npz"
         done = reference.import_file(place, str(file), "x", spec)
-        ask = Request("built", source, bins=50, ranges=done.ranges)
+        ask = Request("built", source, bins=50, ranges=done.ranges, spec="new")
         (result,) = build_datasets(place, [ask], InProcess(), Resources(workers=0, threads=2))
         assert place.spec(result.version.spec).ranges_digest == done.ranges
         dna = place.load("built", spec=result.version.spec)

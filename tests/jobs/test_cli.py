@@ -50,7 +50,7 @@ Outcome = click.testing.Result
 SMALL: list[object] = []
 """Options of a build with a small network, for tests in which the counts do not matter."""
 
-FEWER_BINS = ("--bins", 4)
+FEWER_BINS = ("--bins", 4, "--spec", "new")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -1088,7 +1088,7 @@ def test_ranges_that_were_calibrated_are_used_by_file_and_by_digest(
     out.unlink()
     by_digest = build_json("b", others, place, *SMALL, "--ranges", measured["digest"])
     assert by_digest["spec"] == by_file["spec"]
-    plain = build_json("a", others, place, *SMALL)
+    plain = build_json("a", others, place, *SMALL, "--spec", "new")
     assert plain["spec"] != by_file["spec"]
     refused(build("c", others, place, *SMALL, "--ranges", "ab" * 16, exits=1), "ab" * 16)
 
@@ -1206,7 +1206,7 @@ def test_refresh_compares_under_the_spec_of_its_file(
     a, b = sources("a", 0), sources("b", 50)
     file = config(tmp_path, network, a, b)
     first = json.loads(refresh(file, "--json").stdout)["matrix"]
-    file.write_text(file.read_text().replace('"bins": 100', '"bins": 50'))
+    file.write_text(file.read_text().replace('"bins": 100', '"bins": 50, "spec": "new"'))
     second = json.loads(refresh(file, "--json").stdout)["matrix"]
     assert len(first) == len(second)
     of_pair = [

@@ -282,7 +282,7 @@ def parted(folder: Path, bins: dict[str, int], *bounds: str) -> Path:
     lines = [f"catalogue: {folder / 'c'}", f"defaults: {json.dumps(network.options)}", "datasets:"]
     by = {"day": ", by: 1", "night": ""}
     lines += [
-        f"  - {{name: {name}, source: '{folder / name}', bins: {of}{by[name]}}}"
+        f"  - {{name: {name}, source: '{folder / name}', bins: {of}, spec: new{by[name]}}}"
         for name, of in bins.items()
     ]
     lines += ["gate:", *(f"  - {bound}" for bound in bounds)]
