@@ -31,7 +31,7 @@ def rm(
     before = place.commit(commit.number - 1)
     for name in names:
         say(f"{name}: out of the catalogue since commit {commit.number}; it can be brought back,")
-        say("  until `vdna gc --keep N` has removed its files, by")
+        say("  until `vdna gc` with --keep or --days has removed its files, by")
         gone = before.datasets.get(name, {}).keys() - commit.datasets.get(name, {}).keys()
         for digest in sorted(gone):
             say(f"    vdna rollback {name} --to {before.number} --spec {digest[:12]}")
