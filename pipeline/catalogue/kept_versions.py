@@ -75,7 +75,8 @@ def kept_versions(
                 all_names = counted[now, version.spec]
                 there = version.spec in current.datasets.get(now, {})
                 tagged = commit.number in current.tags.get(name, {}).values()
-                newest = there and len(all_names) < (keep or 0) and same not in all_names
+                newest = keep is not None and there and len(all_names) < keep
+                newest = newest and same not in all_names
                 late = since and (newer is None or datetime.fromisoformat(newer.time) > since)
                 wanted = (keep is None and since is None) or tagged or newest or bool(late)
                 if wanted:

@@ -140,7 +140,7 @@ def test_datasets_yaml_has_every_option_as_it_was_declared() -> None:
 
 def test_the_keywords_of_make_dna_are_the_options_of_a_request_without_a_catalogue() -> None:
     needs_a_catalogue = {"name", "group_by", "by", "shard_images", "exemplars", "exemplar_taps"}
-    needs_a_catalogue |= {"replace", "changes", "cell_images", "pair_by"}
+    needs_a_catalogue |= {"replace", "spec", "changes", "cell_images", "pair_by"}
     options = {option.name: option.kind for option in options_of(Request)}
     for name in needs_a_catalogue | {"source"}:
         del options[name]
