@@ -169,6 +169,15 @@ def test_a_new_dataset_of_the_old_name_has_a_history_of_its_own() -> None:
     assert found(commits, 2) == [*found(commits, 1), ("a", "5", 3)]
 
 
+def test_a_dataset_that_had_the_name_of_a_part_is_not_renamed_with_it() -> None:
+    commits = log(
+        {"a/x": [version("9")]},
+        {"a": [version("3", by="l")], "a/x": [version("x", part_of="a")]},
+        {"b": [version("3", by="l")], "b/x": [version("x", part_of="b")]},
+    )
+    assert found(commits, 5) == [("b", "3", 3), ("b/x", "x", 3)]
+
+
 def test_what_is_taken_out_beside_a_build_or_under_another_spec_is_no_rename() -> None:
     gone = [version("1")]
     for came in ([version("2")], [version("1", "t")], [version("1", by="l")]):
