@@ -22,7 +22,7 @@ from jobs.shell import (
     run_alone,
 )
 from pipeline.comparing import MemoryLimit
-from pipeline.errors import DeliveryError, VdnaError
+from pipeline.errors import VdnaError
 from pipeline.events import Listener
 from pipeline.spec import Resources
 from pipeline.wording import options_as_keys
@@ -90,7 +90,7 @@ def refresh(
             progress=progress,
             relist=relist,
         )
-    undelivered: list[VdnaError] = []
+    undelivered: list[VdnaError] = [*filter(None, [done.undelivered])]
     for uri, made in files:
         with _noted(undelivered):
             storage.replace(uri, made(done.outcome))
@@ -136,11 +136,13 @@ def refresh(
 
 @contextmanager
 def _noted(undelivered: list[VdnaError]) -> Iterator[None]:
-    """Notes an error of the block as one of delivery, so that what was done is printed anyway."""
+    """Notes an error of the block, so that what was done is printed and told elsewhere anyway."""
+    from pipeline.refreshing import not_told
+
     try:
         yield
     except VdnaError as error:
-        undelivered.append(DeliveryError(f"the refresh is done, but was not told: {error}"))
+        undelivered.append(not_told(error))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pipeline.errors import UsageError, shortened, wrong_fields
 from pipeline.options import Field as OptionField
 from pipeline.options import options_of
 from pipeline.refreshing.bound_kinds import AnyBound, Bound
+from pipeline.refreshing.webhook import Webhook
 from pipeline.wording import option
 
 MAX_BYTES = 2**19
@@ -121,6 +122,7 @@ class Config(BaseModel):
         defaults: The options of every dataset that does not say otherwise.
         datasets: The datasets.
         gate: The bounds that they must keep.
+        webhook: The server that is told what each refresh found; None for none.
         prune: Whether to take datasets out of the catalogue that the file does not name.
         retention: Which versions `vdna gc --config` keeps. A refresh itself removes none.
     """
@@ -131,6 +133,7 @@ class Config(BaseModel):
     defaults: Defaults = Defaults()
     datasets: list[DatasetEntry] = Field(min_length=1)
     gate: list[AnyBound] = []
+    webhook: Webhook | None = None
     prune: bool = False
     retention: Retention = Retention()
     _path: str = PrivateAttr("the configuration")

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.building import Result, build_datasets
 from pipeline.catalogue import Catalogue, remove
 from pipeline.comparing import Effort, Matrix, compare
 from pipeline.engine import Engine, InProcess
-from pipeline.errors import UsageError, VdnaError
+from pipeline.errors import DeliveryError, UsageError, VdnaError
 from pipeline.events import Listener
 from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.refreshing.config import Config, load_config
 from pipeline.refreshing.gate import judge, require_kept, require_known
 from pipeline.refreshing.pruning import unlisted_datasets, unlisted_note
 from pipeline.refreshing.verdict import AnyVerdict
+from pipeline.refreshing.webhook import not_told, send_outcome
 from pipeline.spec import Resources
 from pipeline.wording import count_of
 
@@ -47,6 +48,7 @@ class Refreshed:
         pruned: Number of the commit that took them out; None if they stay.
         unlisted_note: A sentence that says so; empty if there are none.
         config: The path or url of the configuration.
+        undelivered: Why the webhook could not be told; None if it was, or if there is none.
     """
 
     catalogue: Catalogue
@@ -59,10 +61,12 @@ class Refreshed:
     pruned: int | None = None
     unlisted_note: str = ""
     config: str = ""
+    undelivered: DeliveryError | None = None
 
     def __repr__(self) -> str:
         changed = sum(result.changed for result in self.datasets)
-        wrong = f"; {type(self.error).__name__}: {self.error}" if self.error else ", all is well"
+        error = self.error or self.undelivered
+        wrong = f"; {type(error).__name__}: {error}" if error else ", all is well"
         built = f"{count_of(len(self.datasets), 'dataset')} built"
         return f"<Refreshed: {built}, {changed} changed{wrong}>"
 
@@ -70,7 +74,7 @@ class Refreshed:
         rows = [("dataset", repr(result).strip("<>")) for result in self.datasets]
         rows += [("gate", str(verdict)) for verdict in self.verdicts]
         rows += [("not listed", self.unlisted_note)] if self.unlisted else []
-        rows += [("error", str(self.error))] if self.error else []
+        rows += [("error", str(error)) for error in (self.error, self.undelivered) if error]
         return html_table(repr(self).strip("<>"), ("", "what was found"), rows)
 
     def to_pandas(self, table: Literal["datasets", "gate"] = "datasets") -> pd.DataFrame:
@@ -136,10 +140,12 @@ class Refreshed:
 
         Raises:
             VdnaError: What kept a dataset from being built or a bound from being judged; a
-                `GateError` if bounds are broken.
+                `GateError` if bounds are broken, and a `DeliveryError` if nothing else went wrong,
+                but the webhook could not be told.
         """
-        if self.error is not None:
-            raise self.error
+        for error in (self.error, self.undelivered):
+            if error is not None:
+                raise error
 
 
 def refresh(
@@ -153,6 +159,8 @@ def refresh(
     relist: bool = False,
 ) -> Refreshed:
     """Brings every dataset of a configuration up to date, then the matrix, then the gate.
+
+    At the end the webhook of the configuration is told what was found.
 
     Args:
         config: The configuration, or the path or url of its file.
@@ -178,6 +186,8 @@ def refresh(
     try:
         require_known(config.gate, place, requests)
         since = place.head().number if config.gate else 0
+        if config.webhook is not None:
+            config.webhook.secret()  # without one nothing begins
     except UsageError as error:
         raise UsageError(f"{config.path}: {error}") from error
     results: list[Result] = []
@@ -213,7 +223,7 @@ def refresh(
         require_kept(verdicts, config.path)
     except VdnaError as error:
         problem = problem or error
-    return Refreshed(
+    done = Refreshed(
         place,
         tuple(results),
         tuple(matrices),
@@ -225,3 +235,9 @@ def refresh(
         unlisted_note(config, unlisted, pruned),
         config.path,
     )
+    if config.webhook is not None:
+        try:
+            send_outcome(config.webhook, done.outcome)
+        except VdnaError as error:
+            return replace(done, undelivered=not_told(error))
+    return done

@@ -51,7 +51,7 @@ def _sender(
     url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
 ) -> Callable[[], None]:
     """Returns what sends a request of the library's, with the retries of all our requests."""
-    return lambda: storage.deliver(url, data, dict(headers), "PUT")
+    return lambda: storage.deliver(url, data, lambda: dict(headers), "PUT")
 
 
 def _registry(outcome: Mapping[str, Any]) -> CollectorRegistry:

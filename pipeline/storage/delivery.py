@@ -1,11 +1,11 @@
 """Sends bytes to a server of the web, such as a webhook or a gateway of metrics.
 
->>> deliver("https://example.org/hook", b"{}", {"X-Number": "7"})               # doctest: +SKIP
+>>> deliver("https://example.org/hook", b"{}", lambda: {"X-Number": "7"})       # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from fsspec.asyn import get_loop, sync
@@ -36,7 +36,10 @@ def require_web(url: str) -> str:
 
 
 def deliver(
-    url: str, data: bytes, headers: Mapping[str, str], method: Literal["POST", "PUT"] = "POST"
+    url: str,
+    data: bytes,
+    headers: Callable[[], Mapping[str, str]],
+    method: Literal["POST", "PUT"] = "POST",
 ) -> None:
     """Sends bytes, again and again while the server does not answer properly.
 
@@ -47,7 +50,7 @@ def deliver(
     Args:
         url: Where to.
         data: The body.
-        headers: The headers.
+        headers: Makes the headers of each try.
         method: The method of the request.
 
     Raises:
@@ -61,7 +64,7 @@ def deliver(
         async with (
             ClientSession(timeout=timeout, trust_env=True) as session,
             session.request(
-                method, url, data=data, headers=headers, allow_redirects=False
+                method, url, data=data, headers=headers(), allow_redirects=False
             ) as answer,
         ):
             if answer.status in _REDIRECTS:
