@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import storage
+from pipeline import html_page, storage
 from pipeline.catalogue import Catalogue, remove, roll_back, tag_version
 from pipeline.comparing import Effort, compare
 from pipeline.dna import DNA, Partial
@@ -235,6 +235,21 @@ def test_a_path_takes_two_versions() -> None:
     roll_back(place, "x", 1)
     with pytest.raises(UsageError, match="1 version of x"):  # it came back, and is the same
         drift(place, "x")
+
+
+def test_a_version_that_came_back_after_another_is_on_the_path_twice() -> None:
+    place = new_place()
+    for entries in (OLD, [*OLD, *images("b", 4)]):
+        put(place, entries)
+    roll_back(place, "x", 1)
+    found = drift(place, "x")
+    assert [row.name for row in found.rows] == ["x@1", "x@2", "x@3"]
+    back = found.rows[2].reference
+    assert back is not None
+    assert (back.emd, back.p, found.alarmed) == (0, 1, ())
+    assert (found.moved, found.explanation) == (("x@1", "x@3"), None)
+    assert b"Both have the same DNA" in html_page(place, found).html
+    assert drift_json(found, 3)["moved"]["neurons"] == []
 
 
 def test_few_images_cannot_raise_an_alarm_and_that_is_said() -> None:
