@@ -14,8 +14,8 @@ from PIL import Image
 from pipeline.catalogue import Catalogue, tag_version
 from pipeline.comparing import CONFIDENCE, compare
 from pipeline.errors import GateError, NotFound, UsageError
-from pipeline.refreshing import load_config
-from pipeline.refreshing.bound_kinds import FailedBound, ImagesBound, MoveBound
+from pipeline.refreshing import Refreshed, load_config
+from pipeline.refreshing.bound_kinds import Bound, FailedBound, ImagesBound, MoveBound
 from pipeline.refreshing.gate import judge, require_kept, require_known
 from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Verdict
 from tests.explaining.test_sensitivity import MOVED, put
@@ -235,6 +235,23 @@ def test_every_verdict_states_how_often_chance_breaks_it(place: Catalogue) -> No
     assert moved(place).false_alarm_rate == pytest.approx((1 - CONFIDENCE) / 2) == 1 / 40
     assert moved(place).row["false_alarm_rate"] == 0.025
     assert Verdict(MoveBound(dataset="a", against="@-1", max_move=1), nan).false_alarm_rate is None
+
+
+def test_the_table_of_the_gate_has_bounds_of_all_kinds(place: Catalogue) -> None:
+    bounds = [
+        ImagesBound(dataset="a", min_images=1),
+        FailedBound(dataset="a", max_failed=0.5),
+        MoveBound(dataset="once", against="@-1", max_move=1),
+        MoveBound(dataset="a", against="@-1", max_move=0.1),
+        Bound(a="a", b="once", max=99),
+    ]
+    done = Refreshed(place, (), (), tuple(judge(place, bounds)))
+    table = done.to_pandas("gate")
+    assert table["kind"].tolist() == ["images", "failed", "move", "move", "distance"]
+    states = ["holds", "holds", "no earlier version yet", "broken", "holds"]
+    assert table["outcome"].tolist() == done.to_polars("gate")["outcome"].to_list() == states
+    assert done.to_polars("gate")["value"].to_list()[:3] == [240, 0, None]
+    assert [len(of) for of in done.to_polars("gate")["reasons"].to_list()[2:]] == [0, 5, 0]
 
 
 @pytest.mark.parametrize(
