@@ -5,7 +5,8 @@
     python -m benchmarks.gpu --dry-run
 
 Weights are random, so nothing is downloaded. Each network's ranges reach from its least to its
-greatest activation on random pixels. The result has five parts:
+greatest activation on random pixels. The result has six parts
+(`--out` keeps those that are measured):
 
     agreement   the kernel against the CPU's, on the same activations: how many counts, minima and
                 maxima differ (none may), and by how much means differ; for layouts, bin numbers and
@@ -21,12 +22,18 @@ greatest activation on random pixels. The result has five parts:
                 to wait for it; and the most bytes of the GPU that torch held for an image, beside
                 the estimate that the default number of images is chosen by. A replay that differs
                 from the eager pass in any bit ends the script
+    files       images/s of the embedded network from JPEG files of 500 x 400 to a DNA, all that
+                `make_dna` does; and how far the DNA is from the CPU's: the share of activations in
+                another bin, and the distance in bins
     decoding    images/s of one CPU core, from the demo's photographs as JPEG files of three sizes:
                 decoded only, decoded for a GPU, and decoded and resized; and how many cores keep
                 the GPU fed with those of 500 x 400
     nvjpeg      of the same files, if TorchCodec is installed: images/s of one thread that has them
                 decoded by `--decoder nvjpeg`, its share of a core, and by how many grey levels the
                 pixels differ, at most and on average
+
+A network that fails, for lack of memory or because of its graph, has its error in its row, and the
+others are measured. The script then exits with 1, as where counts or pixels differ.
 
 Standard error ends with a table for people. `--dry-run` does the same on a CPU, with the
 smallest network and Triton's interpreter: it checks the script, and its times say nothing.
@@ -36,6 +43,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import tempfile
 import time
@@ -220,9 +228,6 @@ def rate(
     with waits(device) as seen:
         counts.count(extractor, feed(decoded))
     return {
-        "network": name,
-        "precision": precision,
-        "micro_batch": many,
         "neurons": spec.neurons,
         "eager": eager,
         "forward": forward,
@@ -253,12 +258,43 @@ def waits(device: str) -> Iterator[list[str]]:
             seen += [str(each.message) for each in caught if "synchroniz" in str(each.message)]
 
 
+def files(device: str, copies: int, folder: Path) -> dict[str, float]:
+    """A whole DNA on the device, from files, beside that of the CPU."""
+    from pipeline import emd, make_dna
+
+    place = folder / "files"
+    place.mkdir()
+    contents = jpegs(folder)["500x400"]
+    for number in range(copies):
+        for at, data in enumerate(contents):
+            (place / f"{number:04d}-{at:02d}.jpg").write_bytes(data)
+    few = folder / "few"
+    few.mkdir()
+    for at, data in enumerate(contents):
+        (few / f"{at:02d}.jpg").write_bytes(data)
+    make_dna(few, device=device)  # records the graph, and compiles the kernels
+    started = time.perf_counter()
+    there = make_dna(place, device=device)
+    took = time.perf_counter() - started
+    here = make_dna(few, device="cpu")
+    there_of_few = make_dna(few, device=device)
+    moved = np.abs(np.cumsum(there_of_few.counts - here.counts, axis=1)).sum()
+    return {
+        "images": there.images,
+        "images_a_second": round(there.images / took, 1),
+        "moved": float(moved / here.counts.sum()),
+        "emd": float(emd(there_of_few, here)),
+    }
+
+
 def decoding(seconds: float, folder: Path) -> dict[str, dict[str, float]]:
     """How many JPEG files a core decodes, and prepares for a GPU or resizes, in its seconds."""
     from pipeline import images
+    from pipeline.counting.allocator import keep_memory
     from pipeline.spec import Preprocess
 
     rule = Preprocess(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    keep_memory()  # as workers do
     ways: dict[str, Callable[[bytes], object]] = {
         "decoded": lambda data: images.decode(data, rule),
         "for_gpu": lambda data: images.load(data, rule, on_device=True),
@@ -338,6 +374,7 @@ def main() -> None:
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--micro-batches", default="64,128,256")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--out", type=Path, help="kept up to date as results come")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, to check the script")
     chosen = parser.parse_args()
     device, kernel, layers = "cuda", None, LAYERS
@@ -359,23 +396,38 @@ def main() -> None:
         "agreement": agreement(device, kernel, layers),
         "feeding": feeding(device, seconds, 2 if chosen.dry_run else 64),
     }
+    rates = result["rates"] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        result["rates"] = [
-            rate(name, precision, many, device, seconds, folder)
-            for name in names
-            for precision in precisions
-            for many in sizes
-        ]
+
+        def keep() -> None:
+            if chosen.out is not None:
+                measure.keep(chosen.out, result)
+
+        for name, precision, many in itertools.product(names, precisions, sizes):
+            row = {"network": name, "precision": precision, "micro_batch": many}
+            try:
+                rates.append(row | rate(name, precision, many, device, seconds, folder))
+            except Exception as error:  # the other rows took minutes, and are still worth having
+                rates.append(row | {"error": f"{type(error).__name__}: {error}"})
+            keep()
+        result["files"] = files(device, 1 if chosen.dry_run else 256, folder)
+        keep()
         result["decoding"] = decoding(seconds, folder)
         result["nvjpeg"] = nvjpeg(device, seconds, folder)
+        keep()
     a_core = result["decoding"]["500x400"]["for_gpu"]
     lines = [
         "| network | precision | at a time | eager, images/s | by a graph | counted | fed | share "
         "| decode cores |"
     ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
-    for row in result["rates"]:
+    for row in rates:
+        if "error" in row:
+            lines.append(
+                f"| {row['network']} | {row['precision']} | {row['micro_batch']} | {row['error']} |"
+            )
+            continue
         row["decode_cores"] = round(row["with_feeding"] / a_core, 1)
         lines.append(
             f"| {row['network']} | {row['precision']} | {row['micro_batch']} | "
@@ -384,9 +436,14 @@ def main() -> None:
             f"{row['decode_cores']:.0f} |"
         )
     wrong, apart = result["agreement"]["wrong"], result["feeding"]["worst_grey_levels"]
-    told = f"{result['device']}: {wrong} counts differ, and images by {apart:.1e} grey levels"
+    whole = result["files"]
+    told = (
+        f"{result['device']}: {wrong} counts differ, and images by {apart:.1e} grey levels; "
+        f"from {whole['images']} files, {whole['images_a_second']:,.0f} images/s of the embedded "
+        f"network, whose DNA is {whole['emd']:.1e} bins from the CPU's"
+    )
     measure.emit(result, "\n".join([told, *lines]))
-    if wrong or apart > MOST_APART:
+    if wrong or apart > MOST_APART or any("error" in row for row in rates):
         raise SystemExit(1)
 
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline import images
 from pipeline.building import Request, make_spec
 from pipeline.building.images_metric import VisualDNA
-from pipeline.counting import Counter, Extractor, feed
+from pipeline.counting import Counter, Extractor, device_counts, feed
 from pipeline.counting.decode_ahead import MemberRun
 from pipeline.counting.feed import SLOTS, Feed
 from pipeline.counting.preparing import Preparer
@@ -366,6 +366,17 @@ def test_a_shard_counts_the_same_on_the_device(place: tiny.Place, shard: Shard) 
     assert_nearly_equal(there, here)
     assert not np.array_equal(there.dna.max, here.dna.max)  # the device's arithmetic was used
     assert counted(place, shard, True).identical(there)
+
+
+def test_the_kernel_of_gpus_counts_a_whole_shard(
+    place: tiny.Place, shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's interpreter runs it on the taps of a network; torch counts the same."""
+    by_torch = counted(place, shard, True).dna
+    monkeypatch.setattr(device_counts, "default_kernel", lambda device: "triton")
+    by_triton = counted(place, shard, True).dna
+    assert same_counts(by_triton, by_torch)
+    assert np.allclose(by_triton.mean, by_torch.mean, rtol=0, atol=1e-7)
 
 
 def test_the_order_of_images_changes_no_count_on_the_device(
