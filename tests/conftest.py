@@ -14,6 +14,7 @@ import boto3
 import pytest
 import typer.testing
 from hypothesis import settings
+from s3fs import S3FileSystem
 
 from tests.support import browser, ceph, s3
 
@@ -134,6 +135,7 @@ def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
             environment.delenv(name, raising=False)
         for name, value in settings.items():
             environment.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # of tests that needed no server
         yield settings["AWS_ENDPOINT_URL"]
 
 

@@ -87,8 +87,11 @@ class CountingAhead:
 
     @property
     def in_process(self) -> bool:
-        """Whether functions run in this process."""
-        return self._mapper.in_process
+        """Whether functions can run in this process alone.
+
+        On a cluster they run here only for as long as shards take all CPUs.
+        """
+        return self._engine.in_process
 
     @property
     def workers(self) -> int:
@@ -122,6 +125,11 @@ class CountingAhead:
             self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
             self._thread.start()
 
+    def drop(self, name: str) -> None:
+        """Forgets the shards of a dataset that nobody has begun to count: it has another plan."""
+        with self._changed:
+            self._waiting.pop(name, None)
+
     def finish(self) -> dict[str, CountedAhead]:
         """Waits for all shards.
 
@@ -146,13 +154,14 @@ class CountingAhead:
 
     def _count(self, plans: dict[str, Manifest]) -> None:
         work = [(self._job_of[name](plan), plan) for name, plan in plans.items()]
-        ran = run_missing(work, self._engine, self._tell)
-        for (name, plan), its in zip(plans.items(), ran, strict=True):
-            counted = self._counted.setdefault(name, CountedAhead())
-            counted.ran = counted.ran.with_more(its)
-            for receipt in its.errors:
-                if receipt.unsound:
-                    counted.unsound[plan.heads[receipt.index].content] = receipt
+        counted = [self._counted.setdefault(name, CountedAhead()) for name in plans]
+
+        def note(at: int, receipt: ShardReceipt) -> None:
+            counted[at].unsound[work[at][1].heads[receipt.index].content] = receipt
+
+        ran = run_missing(work, self._engine, self._tell, unsound=note)
+        for its, more in zip(counted, ran, strict=True):
+            its.ran = its.ran.with_more(more)
 
     def _next(self) -> dict[str, list[Manifest]]:
         """Waits for shards; returns nothing once there will be no more."""

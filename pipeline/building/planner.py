@@ -273,6 +273,8 @@ class Planner:
             listing = self.listings.get(request.name) or self._list(
                 request, checkpoint, planning, ahead
             )
+            if listing.planned is None:
+                ahead.drop(request.name)
         manifest = listing.planned or plan_shards(
             listing,
             previous=before,

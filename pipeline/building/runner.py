@@ -101,6 +101,7 @@ def run_missing(
     progress: Listener,
     landed: Callable[[int, Ran], None] = lambda at, ran: None,
     begins: Callable[[int, Sequence[int]], None] = lambda at, missing: None,
+    unsound: Callable[[int, ShardReceipt], None] = lambda at, receipt: None,
 ) -> list[Ran]:
     """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
 
@@ -114,11 +115,13 @@ def run_missing(
         landed: Is called with the number of a job, and what became of its shards here, as soon as
             all are stored and other jobs still have shards to run.
         begins: Is called with the number of each job that has shards to run, and theirs.
+        unsound: Is called with the number of a job, and the receipt of a shard whose counts do not
+            add up, as it comes: the run may end with an error after that.
 
     Returns:
         What became of each job's shards, in the order of the jobs.
     """
-    return _ShardRun(work, engine, progress, landed, begins).run()
+    return _ShardRun(work, engine, progress, landed, begins, unsound).run()
 
 
 class _ShardRun:
@@ -131,6 +134,7 @@ class _ShardRun:
         progress: Listener,
         landed: Callable[[int, Ran], None],
         begins: Callable[[int, Sequence[int]], None],
+        unsound: Callable[[int, ShardReceipt], None],
     ) -> None:
         claimant = secrets.token_hex(8)
         self._jobs = [replace(job, claimant=claimant) for job, _ in work]
@@ -138,6 +142,7 @@ class _ShardRun:
         self._progress = progress
         self._landed = landed
         self._begins = begins
+        self._unsound = unsound
         self._sizes = [{h.index: h.candidates for h in plan.heads} for _, plan in work]
         self._plans = [plan for _, plan in work]
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
@@ -204,6 +209,8 @@ class _ShardRun:
             elif receipt.error:
                 self._errors[at, index] = receipt
                 self._failed[at, index] += 1
+                if receipt.unsound:
+                    self._unsound(at, receipt)
                 name = f"shard {index}"
                 self._progress(StepFailed(name, receipt.error, receipt.transient))
                 if self._failed[at, index] < _tries(receipt):

@@ -27,6 +27,10 @@ RESUME_WITHIN = timedelta(hours=1)
 """An interrupted listing that is older begins anew: the source may have changed meanwhile."""
 
 
+RESUMED = "resumed"
+"""The name of the object that marks a folder of parts that another listing goes on with."""
+
+
 class ListingCheckpoint:
     """The parts of a listing in storage, and how far its ranges of keys were read.
 
@@ -38,25 +42,23 @@ class ListingCheckpoint:
         ranges: How far each range of keys was read, by its number (see `list_pages`).
         written: When the last part that was found was written. None if there was none.
         parts_folder: Where tasks put the parts that they list. A part here states which they are.
-            Each listing has a folder of its own, and keeps it when it goes on.
+            Each listing has a folder of its own. One that goes on with another's marks its folder.
 
     Args:
         folder: Where the parts lie.
         now: The time by which the age of parts is judged.
-        relist: Deletes the parts in any case.
+        relist: Deletes the parts in any case. Those of tasks stay, as another job may read them.
     """
 
     def __init__(self, folder: str, now: datetime, *, relist: bool = False) -> None:
         self._folder = folder
-        self._all_parts = f"{folder}-parts"
-        self.parts_folder = f"{self._all_parts}/{secrets.token_hex(8)}"
+        self.parts_folder = f"{folder}-parts/{secrets.token_hex(8)}"
         self._now = now
         self._reset()
         self._owned = True
         items = sorted(_objects_in(folder), key=lambda item: item.uri)
         if items and (relist or not self._load(items)):
             storage.delete_tree(folder)
-            storage.delete_tree(self._all_parts)
             self._reset()
         self._next = len(self._parts)
 
@@ -68,9 +70,10 @@ class ListingCheckpoint:
 
     def _load(self, items: Sequence[Stored]) -> bool:
         """Returns whether the parts are whole and recent, after reading them."""
+        theirs = set()
         for number, item in enumerate(items):
-            data = storage.read(item.uri)
             try:
+                data = storage.read(item.uri)
                 file = SealedFile(data, PART, item.uri)
                 file.check()
                 with corrupt_if_unreadable(f"{item.uri}: its metadata cannot be read"):
@@ -80,14 +83,19 @@ class ListingCheckpoint:
                         for name, of_range in notes["ranges"].items()
                     }
                     self.written = datetime.fromisoformat(notes["written"])
-                    self.parts_folder = str(notes.get("parts_folder", self.parts_folder))
-            except CorruptFile:
+                    if notes.get("stored"):
+                        theirs.add(str(notes["parts_folder"]))
+            except (CorruptFile, SourceError):  # the job that wrote it may have ended meanwhile
                 return False
             if item.uri != self._uri(number) or notes.get("previous_sha256") != self._last_sha256:
                 return False
             self._parts.append(data)
             self._last_sha256 = hashlib.sha256(data).hexdigest()
-        return self.written is not None and abs(self._now - self.written) <= RESUME_WITHIN
+        if self.written is None or abs(self._now - self.written) > RESUME_WITHIN:
+            return False
+        for folder in theirs:
+            storage.create(storage.join(folder, RESUMED), b"")
+        return True
 
     def take_parts(self) -> Iterator[bytes]:
         """Yields the parts that were found, and frees each."""
@@ -122,10 +130,15 @@ class ListingCheckpoint:
             self._next += 1
 
     def remove(self) -> None:
-        """Deletes the parts, those of tasks, too, once the listing has been planned."""
+        """Deletes the parts once the listing has been planned.
+
+        Parts of tasks stay if another listing has gone on with them, which may still read them. A
+        garbage collection removes them.
+        """
         if self._next:
             storage.delete_tree(self._folder)
-            storage.delete_tree(self.parts_folder)
+            if not storage.exists(storage.join(self.parts_folder, RESUMED)):
+                storage.delete_tree(self.parts_folder)
 
     def _uri(self, number: int) -> str:
         return storage.join(self._folder, f"{number:06d}.parquet")

@@ -234,9 +234,14 @@ class S3Store(FsspecStore):
 
 async def _in_time(fs: Any, call: Callable[[], Awaitable[Any]], size: int = 0) -> Any:
     """Makes one call, within the time for `size` bytes, once there is a client to make it."""
-    await fs.set_session()
-    async with within(RetrySettings.from_environment().seconds_for(size)):
-        return await call()
+    try:
+        await fs.set_session()
+        async with within(RetrySettings.from_environment().seconds_for(size)):
+            return await call()
+    except Exception as error:
+        if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
+            type(fs).clear_instance_cache()  # else this process would never see other credentials
+        raise
 
 
 def _call(fs: Any, method: str, size: int, **arguments: Any) -> dict[str, Any]:

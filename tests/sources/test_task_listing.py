@@ -160,16 +160,17 @@ def test_an_interrupted_listing_goes_on(tmp_path: Path, at: int) -> None:
         if asked >= at:
             raise StorageError("the machine is gone")
 
+    first = Run(tmp_path, FakeStore(keys, 20, before))
     with pytest.raises(StorageError, match="the machine is gone"):
-        Run(tmp_path, FakeStore(keys, 20, before)).list()
-    store = FakeStore(keys, 20)
-    again = Run(tmp_path, store)
+        first.list()
+    again = Run(tmp_path, FakeStore(keys, 20))
     found = again.list()
     assert found.planned is not None
     assert found.planned.digest == planned_alone(keys).digest
     assert found.ignored == {".txt": 300}
     again.checkpoint.remove()
-    assert not [path for path in tmp_path.rglob("kept*/**/*") if path.is_file()]
+    left = {path.parent.as_uri() for path in tmp_path.rglob("kept*/**/*") if path.is_file()}
+    assert left <= {first.checkpoint.parts_folder}  # for a garbage collection
 
 
 def test_what_tasks_have_stored_is_not_listed_again(
@@ -250,6 +251,36 @@ def test_two_listings_of_one_source_at_once_keep_their_parts(tmp_path: Path) -> 
     found = second.list()
     assert found.planned is not None
     assert found.planned.digest == planned_alone(keys).digest
+
+
+@pytest.mark.parametrize("which_ends_first", ["the first", "the second", "relist"])
+def test_a_job_that_goes_on_with_the_listing_of_a_running_one_disturbs_neither(
+    tmp_path: Path, which_ends_first: str
+) -> None:
+    keys = frames(3_000)
+    others: list[Run] = []
+
+    def before(asked: int) -> None:
+        if asked != 100:
+            return
+        if which_ends_first == "relist":
+            ListingCheckpoint((tmp_path / "kept").as_uri(), datetime.now(UTC), relist=True)
+            return
+        others.append(Run(tmp_path, FakeStore(keys, 20)))
+        if which_ends_first == "the second":
+            assert end(others[0]) == planned_alone(keys).digest
+
+    def end(run: Run) -> str:
+        planned = run.list().planned
+        run.checkpoint.remove()
+        assert planned is not None
+        return planned.digest
+
+    assert end(Run(tmp_path, FakeStore(keys, 20, before))) == planned_alone(keys).digest
+    if which_ends_first == "the first":
+        (other,) = others
+        assert end(other) == planned_alone(keys).digest
+        assert len(other.store.answered) < len(keys) - 500  # it went on with what was stored
 
 
 def test_a_listing_that_was_complete_is_not_listed_again(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import boto3
 import numpy as np
 import pytest
+from s3fs import S3FileSystem
 from typer.testing import CliRunner
 
 from jobs.app import app
@@ -25,7 +26,7 @@ from pipeline.catalogue import Catalogue, verify
 from pipeline.comparing import compare
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
-from pipeline.errors import SourceError, TransientError
+from pipeline.errors import SourceError, StorageError, TransientError
 from pipeline.spec import Resources
 from pipeline.storage import retry
 from tests.support import tiny_network as tiny
@@ -300,3 +301,18 @@ def test_the_settings_that_workers_are_given_are_no_secrets() -> None:
 def test_create_is_exclusive_on_the_test_server(root: str) -> None:
     storage.require_exclusive(root)
     assert contents(root) == {}
+
+
+def test_credentials_that_are_set_after_an_error_are_used(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        S3FileSystem.clear_instance_cache()
+        with pytest.raises(StorageError, match="no credentials were found"):
+            storage.read(f"{bucket}/late")
+    storage.create(f"{bucket}/late", b"seen")
+    assert storage.read(f"{bucket}/late") == b"seen"
