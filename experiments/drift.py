@@ -212,7 +212,7 @@ def main() -> None:
         return [float(part) for part in text.split(",") if part]
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--histories", type=int, default=1000)
+    parser.add_argument("--histories", type=int, default=1000, help="null histories of each kind")
     parser.add_argument("--shifted", type=int, default=200, help="histories of each shift")
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument(
@@ -228,6 +228,8 @@ def main() -> None:
     rows, started = [], time.process_time()
     for case in cases(arguments.kinds, arguments.images, arguments.shifts):
         histories = arguments.shifted if case.shift else arguments.histories
+        if not histories:
+            continue
         row = measured(case, histories, arguments.seed)
         rows.append(row)
         print(line_of(case, row), file=sys.stderr, flush=True)

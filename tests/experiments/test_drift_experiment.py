@@ -43,3 +43,14 @@ def test_null_histories_have_no_more_alarms_than_stated(kind: str) -> None:
     row = drift.measured(drift.Case(kind, 300), 150, seed=7)
     assert row["any"] <= 17 / 150
     assert row["any"] > 0
+
+
+def test_it_is_counted_how_many_versions_late_a_shift_is_seen() -> None:
+    case = drift.Case("independent", 150, shift=2.0)
+    row = drift.measured(case, 2, seed=3)
+    assert [row[name] for name in ("before", "at_once", "early", "seen", "late")] == [0, 1, 1, 1, 0]
+    assert "seen at once 100%" in drift.line_of(case, row)
+    tiny = drift.Case("independent", 150, shift=0.001)
+    unseen = drift.measured(tiny, 2, seed=3)
+    assert (unseen["seen"], unseen["late"]) == (0, drift.RATED_VERSIONS)
+    assert "median never" in drift.line_of(tiny, unseen)
