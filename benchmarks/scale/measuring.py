@@ -164,7 +164,7 @@ def rows(count: int) -> Listing:
             "identity": [etag(i, False) for i in numbers],
         }
         writer.add_objects(pa.table(columns))
-        writer.end_page()
+        writer.end_page(len(numbers))
     return writer.listing(f"s3://{BUCKET}/{PREFIX}")
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -45,7 +45,7 @@ from pipeline.sources.lists_and_tables import (
 )
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.rules import Rules
-from pipeline.sources.source_lister import PAGE_OBJECTS, SourceLister
+from pipeline.sources.source_lister import PAGE_OBJECTS, FoundPage, SourceLister
 from pipeline.sources.table_file import JSON_LINES, TABLE_EXTENSIONS
 from pipeline.storage import Stored
 from pipeline.wording import option
@@ -243,8 +243,8 @@ class _ChangeLister(SourceLister):
             )
         return table if self._table is None else replace(table, group=self._table.group)
 
-    def _pages(self, outside: str | None) -> Generator[Iterable[tuple[Any, ...]], None, None]:
-        """Yields pages of arguments for `_add_object`: what was added and what was changed."""
+    def _pages(self, outside: str | None) -> Generator[FoundPage, None, None]:
+        """Yields pages of what was added and what was changed."""
         empty = NAMED_SCHEMA.empty_table()
         self._db.register("page", empty)
         self._db.execute("create table named as select * from page")
@@ -259,9 +259,8 @@ class _ChangeLister(SourceLister):
             ]
             self._db.register("page", pa.table(columns, NAMED_SCHEMA))
             self._db.execute("insert into named select * from page")
-            yield [
-                each.row for each in some if each.word != IS_GONE and self._is_ours(each, outside)
-            ]
+            here = [each for each in some if each.word != IS_GONE]
+            yield len(some), [each.row for each in here if self._is_ours(each, outside)]
         self._db.unregister("page")
 
     def _look_up(self, table: SourceTable, numbered: tuple[int, Mapping[str, Any]]) -> _Change:

@@ -4,7 +4,7 @@
 >>> for page in list_pages("s3://bucket/photos"):            # doctest: +SKIP
 ...     for item in page:
 ...         writer.add(item.uri, "", item.size, item.identity)
-...     writer.end_page()
+...     writer.end_page(len(page))
 >>> writer.listing("s3://bucket/photos").entries             # doctest: +SKIP
 """
 
@@ -34,6 +34,10 @@ from pipeline.storage import Stored
 
 PART_ENTRIES = 100_000
 """Candidates that are collected in memory before they are written."""
+
+
+PART_KEYS = 1_000_000
+"""Files that are looked at before a part is written, however few of them are candidates."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ class ListingWriter:
         self._columns: list[list[Any]] = [[] for _ in self._schema.names]
         self._tables: list[pa.Table] = []
         self._waiting = 0  # rows that are in no part yet
+        self._looked_at = 0  # files since the last part
         self._checkpoint = checkpoint
         for data in checkpoint.take_parts() if checkpoint else ():
             self._resume(data)
@@ -224,14 +229,20 @@ class ListingWriter:
             self._write(table.select(self._schema.names).cast(self._schema))
             self.total += table.num_rows
 
-    def end_page(self) -> None:
-        """Writes a part if there are enough candidates for one.
+    def end_page(self, files: int) -> None:
+        """Writes a part if there are enough candidates for one, or enough files were looked at.
 
         Call it only when everything of the pages read so far has been added: an interrupted listing
         goes on behind the last of them.
+
+        Args:
+            files: How many files the page has.
         """
+        self._looked_at += files
         if self._waiting >= self._part_entries:
             self.end_part()
+        elif self._checkpoint is not None and self._looked_at >= PART_KEYS:
+            self.end_part() if self._waiting else self.end_round(())
 
     def end_part(self) -> None:
         """Writes a part of the candidates that are in none yet; see `end_page`."""
@@ -305,6 +316,7 @@ class ListingWriter:
 
     def _write(self, table: pa.Table) -> Path:
         path = self._new_path()
+        self._looked_at = 0
         notes: dict[str, Any] = {"ignored": dict(self.ignored), "filtered": self.filtered}
         if self._checkpoint is not None:
             since = self.archives[self._archives_recorded :]

@@ -23,7 +23,7 @@ from pipeline.sources.stretches import read_stored
 from pipeline.sources.task_listing import PlanAhead, TaskListing
 
 ALONE = 2**18
-"""How many candidates of an S3 prefix this process lists before tasks go on: some ten seconds."""
+"""How many files of an S3 prefix this process lists before tasks go on: some ten seconds."""
 
 
 def list_source(

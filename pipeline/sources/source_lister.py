@@ -52,6 +52,9 @@ MOST_CLASSES = 1000
 PLAIN_IMAGE = r"(?i)/[^/.][^/]*\.(jpe?g|png|webp|bmp|gif|tiff?|jp2|ppm|ico)$"
 """What the uri of a file ends with that is a candidate and no archive."""
 
+FoundPage = tuple[int, Iterable[tuple[Any, ...]]]
+"""How many files a page has, and the arguments for `_add_object` of those that are left to it."""
+
 SAY_SECONDS = 10.0
 """Time between two messages about the progress of a listing."""
 
@@ -244,8 +247,8 @@ class SourceLister:
 
         Args:
             outside: The folder that no link may lead into, with links followed.
-            most: From this number of candidates on, the listing of a prefix stops; `ranges` tell
-                what is left. None lists all.
+            most: From this number of files on, the listing of a prefix stops; `ranges` tell what is
+                left. None lists all.
         """
         if self._checkpoint and self._checkpoint.written:
             self._progress(
@@ -255,28 +258,30 @@ class SourceLister:
                     f"({count_of(self.candidates.resumed, 'candidate')})"
                 )
             )
+        looked_at = self.candidates.resumed
         with closing(self._pages(outside)) as pages:  # waits for the pages that were asked for
-            for page in pages:
+            for files, page in pages:
                 for row in page:
                     self._add_object(*row)
-                self.candidates.end_page()
+                self.candidates.end_page(files)
                 self.say()
-                if most is not None and self.candidates.total >= most and self._kind == "prefix":
+                looked_at += files
+                if most is not None and looked_at >= most and self._kind == "prefix":
                     return
 
-    def _pages(self, outside: str | None) -> Generator[Iterable[tuple[Any, ...]], None, None]:
-        """Yields pages of arguments for `_add_object`, and adds what it can add as a whole."""
+    def _pages(self, outside: str | None) -> Generator[FoundPage, None, None]:
+        """Yields the pages of the source; adds what it can add as a whole."""
         rows: Iterator[tuple[Any, ...]]
         if self._inventory is not None:
             for found in self._inventory.objects():
                 objects = found if outside is None else self._not_below(outside, found)
-                yield zip(self._add_plain_images(objects), strict=True)
+                yield objects.num_rows, zip(self._add_plain_images(objects), strict=True)
             return
         if self._kind == "prefix":
             for page in list_pages(self.uri, self.ranges):
                 uris, sizes, identities, _ = zip(*page, strict=True) if page else ((),) * 4
                 objects = pa.table([uris, sizes, identities], OBJECTS_SCHEMA)
-                yield zip(self._add_plain_images(objects), strict=True)
+                yield len(page), zip(self._add_plain_images(objects), strict=True)
             return
         if self._table is not None:
             rows = self._table.rows(self._root, self.rules)
@@ -288,7 +293,7 @@ class SourceLister:
         else:
             rows = self._found(storage.walk(self.uri), outside)
         while some := list(islice(rows, PAGE_OBJECTS)):
-            yield some
+            yield len(some), some
 
     def _not_below(self, folder: str, objects: pa.Table) -> pa.Table:
         """Leaves out the objects of a folder of results, which lie in the bucket, too."""

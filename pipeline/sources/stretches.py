@@ -33,7 +33,7 @@ from pipeline.storage import Stored
 from pipeline.wording import option
 
 STRETCH_KEYS = 2**18
-"""After how many candidates a task ends: some ten seconds of listing. It holds them in memory."""
+"""After how many files a task ends: some ten seconds of listing. It holds them in memory."""
 
 LARGEST_STRETCH = 2**40
 """No task holds so many candidates: it writes nothing before it ends."""
@@ -71,7 +71,7 @@ class Stretch:
         rules: Which candidates count.
         ranges: The ranges of keys.
         folder: Where the candidates go.
-        keys: After how many candidates the task ends.
+        keys: After how many files the task ends.
         block_images: How many images a block has on average.
     """
 

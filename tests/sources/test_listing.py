@@ -190,7 +190,7 @@ def test_parts_are_written_while_listing_and_removed_with_the_listing(
     parts = ListingWriter(labels=["weather"])
     for i in range(34):
         parts.add(f"s3://b/{i}", "", i, "e", labels=["rain"])
-        parts.end_page()
+        parts.end_page(1)
     found = parts.listing("s3://b")
     assert [pq.read_metadata(path).num_rows for path in found.parts] == [10, 10, 10, 4]
     assert pq.read_table(found.parts[0])["label_0"].to_pylist() == ["rain"] * 10

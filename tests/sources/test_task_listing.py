@@ -253,6 +253,29 @@ def test_two_listings_of_one_source_at_once_keep_their_parts(tmp_path: Path) -> 
     assert found.planned.digest == planned_alone(keys).digest
 
 
+def test_a_prefix_with_few_images_among_many_files_is_listed_by_tasks_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted are the files that are looked at, as these take the time."""
+    monkeypatch.setattr(parallel_listing, "LISTERS", 1)
+    monkeypatch.setattr(listing, "PART_KEYS", 100)
+    keys = [f"a/{i:05d}.{'txt' if i % 500 else 'jpg'}" for i in range(3_000)]
+
+    def before(asked: int) -> None:
+        if asked > 100:
+            raise StorageError("the machine is gone")
+
+    with pytest.raises(StorageError, match="the machine is gone"):
+        Run(tmp_path, FakeStore(keys, 20, before)).list()
+    store = FakeStore(keys, 20)
+    run = Run(tmp_path, store)
+    found = run.list()
+    assert sorted(entry.uri for entry in found.entries) == [f"{ROOT}/{k}" for k in keys[::500]]
+    assert found.ignored == {".txt": 2_994}
+    assert run.tasks.rounds > 2
+    assert len(store.answered) < len(keys) - 1_000
+
+
 @pytest.mark.parametrize("which_ends_first", ["the first", "the second", "relist"])
 def test_a_job_that_goes_on_with_the_listing_of_a_running_one_disturbs_neither(
     tmp_path: Path, which_ends_first: str
