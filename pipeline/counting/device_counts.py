@@ -40,7 +40,8 @@ Kernel = Literal["triton", "torch"]
 
 GROUP_ACTIVATIONS = 8192
 """How many activations of a neuron one program of the kernel counts, in whole images. With more,
-there were too few programs for a large GPU; with fewer, they would add to the table more often."""
+there would be too few programs for a large GPU; with fewer, they would add to the table more often.
+It was computed, not measured."""
 
 MAX_BLOCK, MAX_WINDOW = 1024, 1024
 """The most positions that are read at a time, and the most columns that are counted at a time. A

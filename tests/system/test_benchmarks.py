@@ -44,6 +44,17 @@ def test_what_moved_is_new_or_is_gone_is_told() -> None:
     ]
 
 
+def test_each_benchmark_of_the_suite_exists_and_a_slow_one_has_few_images(tmp_path: Path) -> None:
+    photos, few = tmp_path / "photos", tmp_path / "few"
+    photos.mkdir()
+    few.mkdir()
+    write_photos(photos, 3)
+    assert suite.first_of(photos, str(few)) == str(few)
+    assert [path.name for path in sorted(few.iterdir())] == sorted(p.name for p in photos.iterdir())
+    for module, *_ in suite.runs(str(photos), str(few)).values():
+        assert (Path(suite.__file__).parent / f"{module}.py").exists()
+
+
 def test_ratios_of_benchmarks_that_did_not_run_stay() -> None:
     kept = {"one a": 1.0, "two": 2.0, "two b": 2.0, "twofold c": 3.0}
     left = suite.not_of(["two"], kept)
