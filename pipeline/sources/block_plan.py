@@ -50,8 +50,8 @@ def plan_block(
     Returns:
         A plan of the block.
     """
-    within = [_within(part, after, until) for part in parts]
-    listed = sort_pages(pa.concat_tables(within))
+    # The parts are not held beside the sorted rows.
+    listed = sort_pages(pa.concat_tables(_within(part, after, until) for part in parts))
     rows = _each_once(listed)
     folds = _folds_of(rows, pairing)
     size = sizes.shard(blocks.MANY)
