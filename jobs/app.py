@@ -15,6 +15,7 @@ from jobs.diff import diff
 from jobs.drift import drift
 from jobs.explain import explain
 from jobs.export import export
+from jobs.export_tables import export_tables
 from jobs.gc import gc
 from jobs.lens import lens
 from jobs.log import log
@@ -60,6 +61,7 @@ for command in (
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword
 app.command()(export)
+app.command()(export_tables)
 app.add_typer(lens, name="lens")
 
 if __name__ == "__main__":

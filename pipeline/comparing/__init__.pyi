@@ -33,6 +33,7 @@ from .intervals import CONFIDENCE as CONFIDENCE
 from .intervals import is_wide as is_wide
 from .matrix import ALL as ALL
 from .matrix import ESTIMATES as ESTIMATES
+from .matrix import MATRIX_SCHEMA as MATRIX_SCHEMA
 from .matrix import Estimate as Estimate
 from .matrix import Matrix as Matrix
 from .notes import is_nested as is_nested

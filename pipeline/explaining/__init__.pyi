@@ -3,6 +3,7 @@ from .drift_path import STEP as STEP
 from .drift_path import Drift as Drift
 from .drift_path import DriftRow as DriftRow
 from .drift_path import Movement as Movement
+from .drift_path import drift_table as drift_table
 from .explain_options import LOOK as LOOK
 from .explain_options import DriftKeywords as DriftKeywords
 from .explain_options import DriftOptions as DriftOptions
@@ -39,6 +40,7 @@ from .sensitivity import explain as explain
 from .version_difference import VersionDifference as VersionDifference
 from .version_difference import difference as difference
 from .version_drift import drift as drift
+from .version_drift import drift_paths as drift_paths
 from .version_table import VERSIONS_LISTED as VERSIONS_LISTED
 from .version_table import VersionRow as VersionRow
 from .version_table import list_versions as list_versions

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, cast
@@ -180,26 +180,7 @@ class Drift:
         Columns of the distance from the reference begin with `reference_`, and those of the
         distance from the version before with `step_`.
         """
-        plain = ("name", "commit", "time", "dna", "images", "failed", "folds")
-        counts, measures = fields(ImageChanges), fields(Movement)
-        columns: dict[str, Any] = {
-            name: [getattr(row, name) for row in self.rows] for name in plain
-        }
-        columns |= {
-            of.name: pa.array([getattr(row.changes, of.name, None) for row in self.rows], "int64")
-            for of in counts
-        }
-        for kind in (REFERENCE, STEP):
-            columns |= {
-                f"{kind}_{of.name}": pa.array(
-                    [getattr(getattr(row, kind), of.name, None) for row in self.rows], "float64"
-                )
-                for of in measures
-            }
-        columns |= {
-            f"{kind}_alarm": [kind in row.alarms for row in self.rows] for kind in (REFERENCE, STEP)
-        }
-        return pa.table(columns)
+        return _table_of(self.rows)
 
     def to_pandas(self) -> pd.DataFrame:
         """Copies `table` to pandas."""
@@ -254,6 +235,46 @@ class Drift:
             for row in self.rows
         ]
         return html_table(f"{self.dataset} from {self.reference}", columns, rows)
+
+
+def drift_table(paths: Sequence[Drift]) -> pa.Table:
+    """Joins the tables of several paths.
+
+    Args:
+        paths: The paths.
+
+    Returns:
+        The rows of each `Drift.table`, after the columns `dataset` and `reference`: the dataset,
+        and the name of the version that all others are compared with.
+    """
+    rows = [(path, row) for path in paths for row in path.rows]
+    table = _table_of([row for _, row in rows])
+    table = table.add_column(0, "reference", pa.array([of.reference for of, _ in rows], "string"))
+    return table.add_column(0, "dataset", pa.array([of.dataset for of, _ in rows], "string"))
+
+
+def _table_of(rows: Sequence[DriftRow]) -> pa.Table:
+    plain = {"name": "string", "commit": "int64", "time": "string", "dna": "string"}
+    plain |= dict.fromkeys(("images", "failed", "folds"), "int64")
+    columns: dict[str, Any] = {
+        name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in plain.items()
+    }
+    columns |= {
+        of.name: pa.array([getattr(row.changes, of.name, None) for row in rows], "int64")
+        for of in fields(ImageChanges)
+    }
+    for kind in (REFERENCE, STEP):
+        columns |= {
+            f"{kind}_{of.name}": pa.array(
+                [getattr(getattr(row, kind), of.name, None) for row in rows], "float64"
+            )
+            for of in fields(Movement)
+        }
+    columns |= {
+        f"{kind}_alarm": pa.array([kind in row.alarms for row in rows], "bool")
+        for kind in (REFERENCE, STEP)
+    }
+    return pa.table(columns)
 
 
 def _shown_move(move: Movement | None) -> str:

@@ -10,9 +10,9 @@ that know which images two versions share. `pipeline.comparing.drift_alarm` has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import nan
 from typing import Any, Unpack
@@ -59,28 +59,73 @@ def drift(
         UsageError: If fewer than two versions are kept, or the reference is none of them.
     """
     asked, effort = DriftOptions(**options), effort or Effort()
-    named = catalogue.resolve(name, spec=asked.spec)
-    dataset, spec = dataset_of(name), named.version.spec
+    held = _held(catalogue, name, asked.spec)
+    if len(held.versions) < 2:
+        raise UsageError(
+            f"a path takes two versions, and {count_of(len(held.versions), 'version')} of "
+            f"{held.dataset} of spec {held.spec[:12]} "
+            f"{'is' if len(held.versions) == 1 else 'are'} kept"
+        )
+    path = _path(catalogue, held, asked, effort)
+    changed, why = _explained(catalogue, path.moved, held.spec, asked.top, effort)
+    return replace(path, explanation=why, difference=changed)
+
+
+def drift_paths(
+    catalogue: Catalogue, names: Iterable[str], spec: str, effort: Effort | None = None
+) -> list[Drift]:
+    """Follows several datasets, and explains nothing.
+
+    Args:
+        catalogue: The catalogue.
+        names: The datasets; or names of versions, to end with those.
+        spec: Digest of the spec.
+        effort: How to compare; None for this process with all its cores.
+
+    Returns:
+        The path of each dataset that has two kept versions or more, in the order of the names.
+    """
+    asked, effort = DriftOptions(spec=spec), effort or Effort()
+    held = (_held(catalogue, name, spec) for name in names)
+    return [_path(catalogue, of, asked, effort) for of in held if len(of.versions) > 1]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the log has of a dataset: its kept versions, the oldest first, and all others."""
+
+    dataset: str
+    spec: str
+    at: int
+    versions: Sequence[PastVersion]
+    left_out: tuple[LeftOut, ...]
+
+
+def _held(catalogue: Catalogue, name: str, spec: str | None) -> _Held:
+    named = catalogue.resolve(name, spec=spec)
+    dataset, digest = dataset_of(name), named.version.spec
     newest = catalogue.commit(named.commit)
     others: dict[str, int] = {}
-    past = list(_distinct(_watched(catalogue.log(newest), dataset, spec, others), dataset, spec))
+    watched = _watched(catalogue.log(newest), dataset, digest, others)
+    past = list(_distinct(watched, dataset, digest))
     with ThreadPoolExecutor(_LOOKERS, "look") as pool:
         there = list(pool.map(lambda of: is_kept(catalogue, dataset, of), past))
     kept = [of for of, is_there in zip(past, there, strict=True) if is_there][::-1]
     gone = [of for of, is_there in zip(past, there, strict=True) if not is_there]
-    left_out = [
+    left_out = (
         *(LeftOut(f"{dataset}@{of.commit}", "its files were removed by vdna gc") for of in gone),
         *(
             LeftOut(f"{dataset}@{commit}", f"its spec is another one ({option('spec', of[:12])})")
             for of, commit in others.items()
         ),
-    ]
-    if len(kept) < 2:
-        raise UsageError(
-            f"a path takes two versions, and {count_of(len(kept), 'version')} of {dataset} of spec "
-            f"{spec[:12]} {'is' if len(kept) == 1 else 'are'} kept"
-        )
-    origin = _reference(catalogue, dataset, asked.reference, named.commit, spec, kept)
+    )
+    return _Held(dataset, digest, named.commit, kept, left_out)
+
+
+def _path(catalogue: Catalogue, held: _Held, asked: DriftOptions, effort: Effort) -> Drift:
+    """Compares the versions of a dataset; what moved is not explained yet."""
+    dataset, spec, kept = held.dataset, held.spec, held.versions
+    origin = _reference(catalogue, dataset, asked.reference, held.at, spec, kept)
     first = max(len(kept) - asked.limit, 0)
     listed, quiet = kept[first:], replace(effort, progress=ignore)
     befores = [None, *kept][first:]
@@ -96,8 +141,7 @@ def drift(
     reference = f"{dataset}@{origin.commit}"
     versions = {f"{dataset}@{of.commit}": of.version for of in (origin, *listed)}
     moved = _moved(rows, reference, [f"{dataset}@{of.commit}" for of in kept])
-    found, why = _explained(catalogue, moved, spec, asked.top, effort)
-    return Drift(dataset, spec, reference, rows, tuple(left_out), moved, why, found, versions)
+    return Drift(dataset, spec, reference, rows, held.left_out, moved, None, None, versions)
 
 
 def _watched(

@@ -305,7 +305,7 @@ def test_a_shell_can_complete_the_commands() -> None:
     assert "--install-completion" in listed
     asked = {"_VDNA_COMPLETE": "complete_bash", "COMP_WORDS": "vdna ex", "COMP_CWORD": "1"}
     found = run(sys.executable, "-c", "from jobs.app import app; app(prog_name='vdna')", env=asked)
-    assert found.stdout.split() == ["explain", "export"]
+    assert found.stdout.split() == ["explain", "export", "export-tables"]
 
 
 # How it ends
@@ -534,7 +534,7 @@ def test_ls_lists_every_dataset_under_every_spec(
             ["ls", "--at", "1"],
         ),
         *(["lens", "ls"], ["lens", "choose", "x", "--layer", "y"], ["lens", "show", "x"]),
-        *(["lens", "fit", "x", "--focus", "a:b"], ["export", "a", "x.npz"]),
+        *(["lens", "fit", "x", "--focus", "a:b"], ["export", "a", "x.npz"], ["export-tables", "x"]),
     ],
     ids=" ".join,
 )

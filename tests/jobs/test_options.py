@@ -57,9 +57,10 @@ COMMANDS: list[tuple[str, type[Options]]] = [
     ("report", ReportOptions),
     ("report", MemoryLimit),
     ("refresh", MemoryLimit),
+    ("export-tables", MemoryLimit),
     ("verify", VerifyOptions),
     ("gc", RetentionOptions),
-    *((command, SnapshotOptions) for command in ("rank", "show", "export")),
+    *((command, SnapshotOptions) for command in ("rank", "show", "export", "export-tables")),
     *((command, Resources) for command in ("build", "calibrate", "rank", "refresh", "demo")),
 ]
 
