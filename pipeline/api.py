@@ -119,6 +119,8 @@ def build(
 ) -> Result:
     """Builds a dataset's DNA and commits it. The same call again does only what is missing.
 
+    A version that replaces another one is compared with it: see `Result.moved`.
+
     Args:
         catalogue: Where the dataset is committed.
         request: What to build.
@@ -133,16 +135,17 @@ def build(
     Raises:
         VdnaError: Whatever `build_datasets` raises.
     """
+    place = _at(catalogue)
     with _shown(progress) as listener, _opened(engine) as opened:
         (result,) = building.build_datasets(
-            _at(catalogue),
+            place,
             [request],
             opened,
             _resources(resources, engine),
             listener,
             relist=relist,
         )
-    return result
+    return result if result.replaced is None else comparing.with_movement(place, result)
 
 
 def calibrate(

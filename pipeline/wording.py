@@ -38,6 +38,16 @@ def count_of(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
+def in_units(size: int) -> str:
+    """Writes a number of bytes with two digits, in decimal units."""
+    amount, unit = float(size), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.1f} {unit}" if amount < 10 and unit != "bytes" else f"{amount:,.0f} {unit}"
+
+
 def some_of(names: Sequence[str]) -> str:
     """Writes a list of names in short.
 

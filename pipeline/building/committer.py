@@ -73,7 +73,16 @@ def finish_dataset(
         parts=parts_of(commit, name, whole.spec),
         replaced=replaced,
         former_options=_options_of(catalogue, name, replaced) if replaced else {},
+        commit=commit.number,
+        unmeasured=_unmeasured(plan.base, whole),
     )
+
+
+def _unmeasured(before: Version | None, now: Version) -> str:
+    """Says why nothing tells how far a version has moved; empty if that can be measured."""
+    if before is None:
+        return "the dataset had no version of this spec"
+    return "the version before has the same DNA" if before.dna == now.dna else ""
 
 
 def _options_of(catalogue: Catalogue, name: str, former: Version) -> dict[str, int | str]:

@@ -187,7 +187,13 @@ def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result
         found = finish_dataset(catalogue, plan, counted.ran.shards, mapper, planner.progress)
         found = replace(found, image_changes=_image_changes(catalogue, plan, planner.progress))
     reused = max(0, plan.manifest.candidates - counted.ran.read)
-    return replace(found, changes=plan.changes, read=counted.ran.read, reused=reused)
+    return replace(
+        found,
+        changes=plan.changes,
+        read=counted.ran.read,
+        read_bytes=counted.ran.read_bytes,
+        reused=reused,
+    )
 
 
 def _image_changes(

@@ -550,4 +550,5 @@ def unchanged_result(catalogue: Catalogue, plan: DatasetPlan, head: Commit) -> R
         ignored=dict(plan.manifest.ignored),
         duplicates=plan.manifest.duplicates,
         parts=parts_of(head, name, base.spec),
+        commit=head.number,
     )

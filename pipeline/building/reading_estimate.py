@@ -16,7 +16,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind
 from pipeline.sources import Manifest
 from pipeline.spec import Resources
-from pipeline.wording import count_of
+from pipeline.wording import count_of, in_units
 
 SAMPLED_SHARDS = 8
 """In so many shards the sizes of images are looked up."""
@@ -42,7 +42,7 @@ class ReadingEstimate:
 
     def __str__(self) -> str:
         words = [f"up to {count_of(self.images, 'image')} of {self.of:,} to read"]
-        words += [] if self.bytes is None else [f"about {_in_units(self.bytes)}"]
+        words += [] if self.bytes is None else [f"about {in_units(self.bytes)}"]
         if self.seconds is not None:
             words.append(f"about {self.seconds:,.0f} s of one worker as of late")
         return ", ".join(words)
@@ -80,13 +80,3 @@ def estimate_reading(
         round(share * sum(sizes)) or None,
         None if seconds is None else seconds * images,
     )
-
-
-def _in_units(size: int) -> str:
-    """Writes a number of bytes with two digits, in decimal units."""
-    amount, unit = float(size), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.1f} {unit}" if amount < 10 and unit != "bytes" else f"{amount:,.0f} {unit}"

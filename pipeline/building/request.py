@@ -22,6 +22,7 @@ from pipeline.spec import BINS, DEFAULT_BINS, Alpha, Crop, Exif, Jpeg, Precision
 from pipeline.wording import count_of, option
 
 if TYPE_CHECKING:
+    from pipeline.building.movement import Movement
     from pipeline.catalogue import Version
     from pipeline.dna import Failure
     from pipeline.sources import ChangeCounts, ImageChanges
@@ -396,9 +397,15 @@ class Result:
         image_changes: How the images differ from those of the version before. None if there was
             none, if nothing was committed now, or if the list of its images is gone.
         read: How many images were read now, those that could not be read among them.
+        read_bytes: Bytes of the images that were read now, where the source states their sizes.
         reused: How many were not, as sums of their shards or cells were stored already.
         seconds: How long it took from the beginning of the call, in which other datasets may have
             been counted, too.
+        commit: Number of a commit that holds the version; None if that is not known.
+        moved: How far the version is from `replaced`. None if that is not known, or was not asked:
+            `build` and `refresh` of `pipeline` measure it, and `build_datasets` does not.
+        unmeasured: Why `moved`, or its interval, is not known of a version that was committed now;
+            else empty.
     """
 
     name: str
@@ -414,8 +421,12 @@ class Result:
     changes: ChangeCounts | None = None
     image_changes: ImageChanges | None = None
     read: int = 0
+    read_bytes: int = 0
     reused: int = 0
     seconds: float = 0.0
+    commit: int | None = None
+    moved: Movement | None = None
+    unmeasured: str = ""
 
     def __repr__(self) -> str:
         version = self.version
@@ -441,6 +452,14 @@ class Result:
         ]
         if self.image_changes is not None:
             rows.append(("since the version before", str(self.image_changes)))
+        if self.changed:
+            rows += [("read", count_of(self.read, "image")), ("bytes read", f"{self.read_bytes:,}")]
+            rows += [("not read again", count_of(self.reused, "image"))]
+        if self.moved is not None:
+            before = f"{self.name}@{self.former_options['at']}"
+            rows.append((f"moved since {before}", self.moved))
+        if self.unmeasured:
+            rows.append(("how far it moved", self.unmeasured))
         if self.changes is not None:
             rows += [(what, f"{number:,}") for what, number in asdict(self.changes).items()]
         if self.replaced is not None:

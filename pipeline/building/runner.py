@@ -76,6 +76,7 @@ class Ran:
         images: How many images were counted now, in shards that had no sums kept.
         seconds: How long workers had these shards, added up.
         read: How many images were read now, those that failed among them.
+        read_bytes: Bytes of these images, where the source states their sizes.
     """
 
     shards: int = 0
@@ -83,6 +84,7 @@ class Ran:
     images: int = 0
     seconds: float = 0.0
     read: int = 0
+    read_bytes: int = 0
 
     def with_more(self, later: Ran) -> Ran:
         """Returns this and what a later run has counted; the errors are those of the later run."""
@@ -92,6 +94,7 @@ class Ran:
             self.images + later.images,
             self.seconds + later.seconds,
             self.read + later.read,
+            self.read_bytes + later.read_bytes,
         )
 
 
@@ -150,6 +153,7 @@ class _ShardRun:
         self._counted: Counter[int] = Counter()
         self._images: Counter[int] = Counter()
         self._read: Counter[int] = Counter()
+        self._read_bytes: Counter[int] = Counter()
         self._seconds = [0.0] * len(work)
         self._failed: Counter[tuple[int, int]] = Counter()
         self._errors: dict[tuple[int, int], ShardReceipt] = {}
@@ -195,6 +199,7 @@ class _ShardRun:
             self._images[at],
             self._seconds[at],
             self._read[at],
+            self._read_bytes[at],
         )
 
     def _once(self, todo: Sequence[tuple[ShardJob, int]]) -> list[tuple[ShardJob, int]]:
@@ -252,6 +257,7 @@ class _ShardRun:
         self._errors.pop((at, index), None)
         self._counted[at] += receipt.counted
         self._read[at] += receipt.images + receipt.failures
+        self._read_bytes[at] += receipt.read_bytes
         if receipt.images and not receipt.reused:  # else it took time for more than its images
             self._images[at] += receipt.images
             self._seconds[at] += receipt.seconds

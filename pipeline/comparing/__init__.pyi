@@ -44,3 +44,5 @@ from .selection import spec_of as spec_of
 from .significance import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE
 from .significance import LEAST_FOLDS as LEAST_FOLDS
 from .significance import adjusted as adjusted
+from .version_movement import movement_between as movement_between
+from .version_movement import with_movement as with_movement

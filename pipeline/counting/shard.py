@@ -123,7 +123,8 @@ class Counter:
             total = _sum_of_cells(shard, key, in_order(new))
         reused = total.candidates - images - failures
         kept_now = encode_cells({cell: files[cell] for cell in cells}) if shard.cells else b""
-        return Made(total.encode(), images, failures, reused, kept_now)
+        read_bytes = sum(entry.size for entry in rest.members)
+        return Made(total.encode(), images, failures, reused, kept_now, read_bytes)
 
     def _may_take(self, data: bytes, cell: str, run: Shard) -> bool:
         """Tells whether the partial of a kept cell may be taken (see `is_cell`)."""

@@ -43,6 +43,7 @@ class Made:
         failures: How many images could not be read.
         reused: How many images are in it, or failed, that an earlier build has looked at.
         cells: The object with the sums of its cells; nothing if it is one cell.
+        read_bytes: Bytes of the images that were read, where the source states their sizes.
     """
 
     data: bytes
@@ -50,6 +51,7 @@ class Made:
     failures: int
     reused: int = 0
     cells: bytes = b""
+    read_bytes: int = 0
 
 
 class Stream:

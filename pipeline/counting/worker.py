@@ -136,6 +136,7 @@ class ShardReceipt:
         held_by: The machine on which another job counts the shard, so that it was left alone; or
             nothing.
         died: The processes that had the shard before and crashed, joined by semicolons; or nothing.
+        read_bytes: Bytes of the images that were read now, where the source states their sizes.
     """
 
     manifest_uri: str
@@ -152,6 +153,7 @@ class ShardReceipt:
     transient: bool = False
     held_by: str = ""
     died: str = ""
+    read_bytes: int = 0
 
     @property
     def counted(self) -> bool:
@@ -253,6 +255,7 @@ class Worker:
             missed,
             monotonic() - started,
             died=died,
+            read_bytes=made.read_bytes,
         )
 
     def _shard(self, job: ShardJob, index: int) -> Shard:

@@ -2,7 +2,6 @@ from .drift_path import REFERENCE as REFERENCE
 from .drift_path import STEP as STEP
 from .drift_path import Drift as Drift
 from .drift_path import DriftRow as DriftRow
-from .drift_path import Movement as Movement
 from .drift_path import drift_table as drift_table
 from .explain_options import LOOK as LOOK
 from .explain_options import DriftKeywords as DriftKeywords

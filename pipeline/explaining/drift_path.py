@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from math import isfinite, nan
-from typing import TYPE_CHECKING, Any, cast
+from math import nan
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.building import Movement
 from pipeline.catalogue import Version
-from pipeline.comparing import ALL, LEAST_ALARMED, Matrix, notes_of
+from pipeline.comparing import LEAST_ALARMED, notes_of
 from pipeline.explaining.explanation import Explanation
 from pipeline.explaining.version_difference import VersionDifference
 from pipeline.notebook import arrow_data_frame, arrow_polars, html_table, new_axes
@@ -28,38 +29,6 @@ if TYPE_CHECKING:
 
 STEP, REFERENCE = "step", "reference"
 """The kinds of alarms: a version differs from the version before, or from the reference."""
-
-
-@dataclass(frozen=True)
-class Movement:
-    """How far a version is from another one, over all neurons; in bins. None is not known.
-
-    Attributes:
-        emd: The distance of the two samples.
-        emd_corrected: The distance that samples without end would show.
-        low: Lower end of its 95% interval.
-        high: Upper end of that interval.
-        se: Standard error of `emd`.
-        floor: The `emd` that two samples of one distribution would show at these sizes.
-        p: Result of the test that both are samples of one distribution.
-        paired: The share of the smaller version's images that are in pairs with the other's.
-    """
-
-    emd: float | None
-    emd_corrected: float | None
-    low: float | None
-    high: float | None
-    se: float | None
-    floor: float | None
-    p: float | None
-    paired: float | None
-
-    @classmethod
-    def of(cls, matrix: Matrix, a: str, b: str) -> Movement:
-        """Takes the distance of two versions from a matrix."""
-        at = matrix.names.index(a), matrix.names.index(b)
-        values = {of.name: float(matrix.of(ALL, cast(Any, of.name))[at]) for of in fields(cls)}
-        return cls(**{name: x if isfinite(x) else None for name, x in values.items()})
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from pipeline.building import Movement
 from pipeline.catalogue import Catalogue, Commit, PastVersion, Version, dataset_of, past_versions
-from pipeline.comparing import Effort, alarms, compare
+from pipeline.comparing import Effort, alarms, compare, movement_between
 from pipeline.errors import UsageError
 from pipeline.events import Started, StepDone, ignore, stage
-from pipeline.explaining.drift_path import REFERENCE, STEP, Drift, DriftRow, LeftOut, Movement
+from pipeline.explaining.drift_path import REFERENCE, STEP, Drift, DriftRow, LeftOut
 from pipeline.explaining.explain_options import DriftKeywords, DriftOptions
 from pipeline.explaining.explanation import Explanation
 from pipeline.explaining.sensitivity import explain
@@ -202,7 +203,7 @@ def _row(
     def moved(other: str | None) -> Movement | None:
         if matrix is None or other is None or other == name:
             return None
-        return Movement.of(matrix, other, name)
+        return movement_between(matrix, other, name)
 
     return DriftRow(
         name,

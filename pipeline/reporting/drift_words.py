@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.building import Movement
 from pipeline.comparing import CONFIDENCE, FALSE_ALARM_RATE, LEAST_ALARMED, RATED_VERSIONS
-from pipeline.explaining import REFERENCE, STEP, Drift, DriftRow, Movement
+from pipeline.explaining import REFERENCE, STEP, Drift, DriftRow
 from pipeline.reporting.conclusions import decimals_of, format_number
 from pipeline.reporting.version_words import aligned_lines, difference_json
 from pipeline.wording import count_of, some_of

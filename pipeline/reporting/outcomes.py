@@ -12,7 +12,7 @@ from pipeline.dna import UNIFORM
 from pipeline.reporting.noted_images import image_notes
 from pipeline.sources import label_of
 from pipeline.spec import Alpha
-from pipeline.wording import count_of, option
+from pipeline.wording import count_of, in_units, option
 
 if TYPE_CHECKING:  # a command that builds does not wait for what compares
     from pipeline.building import Calibration, Result
@@ -37,8 +37,12 @@ def build_json(result: Result) -> dict[str, object]:
         "changes": asdict(result.changes) if result.changes else None,
         "image_changes": asdict(result.image_changes) if result.image_changes else None,
         "read": result.read,
+        "read_bytes": result.read_bytes,
         "reused": result.reused,
         "seconds": result.seconds,
+        "commit": result.commit,
+        "moved": {"from": _before(result), **asdict(result.moved)} if result.moved else None,
+        "unmeasured": result.unmeasured or None,
         **asdict(result.version),
     }
 
@@ -59,14 +63,28 @@ def build_sentence(result: Result) -> str:
 
 
 def work_lines(result: Result) -> list[str]:
-    """Says what a build that committed something did: what changed, and how much it read."""
+    """Says what a build that committed something did: what changed and moved, and what it read."""
     if not result.changed:
         return []
     words = [] if result.image_changes is None else [f"{result.image_changes} images"]
-    words.append(f"{result.read:,} read")
+    size = f" ({in_units(result.read_bytes)})" if result.read_bytes else ""
+    words.append(f"{result.read:,} read{size}")
     if result.reused:
         words.append(f"{result.reused:,} not, as their sums were stored already")
-    return [f"  {', '.join(words)}, in {result.seconds:,.1f} s"]
+    return [f"  {', '.join(words)}, in {result.seconds:,.1f} s", *_movement_lines(result)]
+
+
+def _movement_lines(result: Result) -> list[str]:
+    """Says how far a version that was committed now has moved, or why that is not known."""
+    moved, why = result.moved, result.unmeasured
+    if moved is None:
+        return [f"  how far it moved is not known: {why}"] if why else []
+    return [f"  moved from {_before(result)} by {moved}{f' ({why})' if why else ''}"]
+
+
+def _before(result: Result) -> str:
+    """Returns the name of the version that was replaced."""
+    return f"{result.name}@{result.former_options['at']}"
 
 
 def build_lines(result: Result, alpha: Alpha) -> list[str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import storage
+from pipeline import api, storage
 from pipeline.building import Request, Result, build_datasets
 from pipeline.building.reading_estimate import ReadingEstimate, estimate_reading
 from pipeline.building.shard_time import note_speed
 from pipeline.catalogue import Catalogue
+from pipeline.comparing import Matrix, compare, movement_between
+from pipeline.comparing.version_movement import _without_interval
 from pipeline.events import Event, Said
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import build_json, build_lines, work_lines
@@ -61,8 +63,11 @@ def test_a_build_tells_what_changed_and_how_much_it_read(place: Place) -> None:
     assert any(each.startswith("a: up to 40 images of 40 to read, about 3") for each in said)
     assert (first.image_changes, first.read, first.reused) == (None, 40, 0)
     assert first.seconds > 0
-    (line,) = work_lines(first)
-    assert line.startswith("  40 read, in ")
+    size = sum(path.stat().st_size for path in (place.folder / "a").iterdir())
+    assert first.read_bytes == size
+    line, moved = work_lines(first)
+    assert line.startswith(f"  40 read ({size} bytes), in ")
+    assert moved == "  how far it moved is not known: the dataset had no version of this spec"
     for name in ("photo-007", "photo-008"):
         (place.folder / "a" / f"{name}.jpg").write_bytes(b"another picture")
     (place.folder / "a" / "photo-009.jpg").unlink()
@@ -73,15 +78,106 @@ def test_a_build_tells_what_changed_and_how_much_it_read(place: Place) -> None:
     assert 3 <= second.read < 40
     assert any(each.startswith(f"a: up to {second.read} images of 40 to read") for each in said)
     (line,) = work_lines(second)
-    assert line.startswith(f"  +1 -1 ~2 =37 images, {second.read} read, {second.reused} not, as ")
+    assert line.startswith(
+        f"  +1 -1 ~2 =37 images, {second.read} read ({second.read_bytes} bytes), {second.reused} "
+        "not, as "
+    )
+    assert 0 < second.read_bytes < size
     assert build_lines(second, "drop")[1] == line
     told = build_json(second)
     assert told["image_changes"] == {"added": 1, "removed": 1, "changed": 2, "equal": 37}
     assert (told["read"], told["reused"]) == (second.read, second.reused)
+    assert (told["read_bytes"], told["moved"]) == (second.read_bytes, None)
     (third,), said = build(place, "a")
     assert (third.changed, third.image_changes, third.read, third.reused) == (False, None, 0, 40)
     assert work_lines(third) == []
     assert not any("to read" in each for each in said)
+
+
+def put_photos(place: Place, count: int) -> Result:
+    """Adds images to a dataset, and builds it by the function that measures its move."""
+    place.photos("a", count)
+    request = Request(
+        "a",
+        str(place.folder / "a"),
+        extractor=NETWORK.name,
+        bins=SPEC.bins,
+        ranges=str(place.folder / "tiny.ranges.parquet"),
+        shard_images=4,
+        exemplars=0,
+    )
+    return api.build(place.catalogue, request, engine=Engine(), resources=Resources())
+
+
+def test_a_build_tells_how_far_the_dataset_moved_as_compare_does(place: Place) -> None:
+    first = put_photos(place, 40)
+    assert (first.moved, first.commit) == (None, 1)
+    assert first.unmeasured == "the dataset had no version of this spec"
+    second = put_photos(place, 48)
+    files = [item.uri for item in storage.walk(place.catalogue.root)]
+    assert not any("/matrix/" in uri for uri in files)  # what is measured is not kept
+    matrix = compare(place.catalogue, ["a@1", "a@2"])
+    moved = second.moved
+    assert moved == movement_between(matrix, "a@1", "a@2")
+    assert moved is not None
+    assert moved.paired == pytest.approx(1)
+    assert moved.emd_corrected is not None
+    assert moved.interval is not None
+    low, high = moved.interval
+    assert low <= moved.emd_corrected <= high
+    assert (second.commit, second.unmeasured) == (2, "")
+    told = build_json(second)
+    assert (told["commit"], told["unmeasured"]) == (2, None)
+    assert told["moved"] == {"from": "a@1", **asdict(moved)}
+    assert work_lines(second)[1] == (
+        f"  moved from a@1 by {moved.emd_corrected:.3g} bins [{low:.3g}, {high:.3g}]"
+    )
+    assert "moved since a@1" in second._repr_html_()
+    third = put_photos(place, 48)
+    assert (third.moved, third.unmeasured, third.commit) == (None, "", 2)
+
+
+def test_a_version_whose_distance_cannot_be_measured_is_committed_and_says_why(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = put_photos(place, 12)
+    before = first.version
+    storage.delete(place.catalogue.uri("dna", before.spec, "a", before.dna))
+    second = put_photos(place, 16)
+    assert (second.changed, second.moved) == (True, None)
+    assert place.catalogue.find("a") == second.version
+    assert before.dna in second.unmeasured
+    assert work_lines(second)[1] == f"  how far it moved is not known: {second.unmeasured}"
+    assert build_json(second)["unmeasured"] == second.unmeasured
+
+    def broken(*_: object, **__: object) -> Matrix:
+        raise ZeroDivisionError("by chance")
+
+    monkeypatch.setattr("pipeline.comparing.version_movement.compare", broken)
+    third = put_photos(place, 20)
+    assert third.unmeasured.startswith("unexpected ZeroDivisionError: by chance")
+    assert place.catalogue.find("a") == third.version
+
+
+def test_a_version_of_few_groups_has_a_distance_without_an_interval(place: Place) -> None:
+    put_photos(place, 1)
+    second = put_photos(place, 2)
+    assert second.moved is not None
+    assert second.moved.interval is None
+    assert work_lines(second)[1] == (
+        f"  moved from a@1 by {second.moved.emd:.3g} bins, not corrected "
+        "(no interval, as a version has fewer than two groups of images)"
+    )
+
+
+def test_an_interval_that_may_not_hold_is_not_told(place: Place) -> None:
+    put_photos(place, 40)
+    second = put_photos(place, 48)
+    assert second.moved is not None
+    unknown = replace(second.moved, paired=None)
+    assert second.moved.interval is not None
+    assert unknown.interval is None
+    assert _without_interval(unknown).endswith("it is not known which images both versions have")
 
 
 def test_each_dataset_of_a_build_has_its_own_numbers(place: Place) -> None:

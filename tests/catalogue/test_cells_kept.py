@@ -90,11 +90,16 @@ def age_all(catalogue: Catalogue) -> None:
 
 
 def test_a_refresh_says_how_many_images_it_did_not_read(growing: Growing) -> None:
-    growing.build()
+    first = growing.build()
     assert growing.reused == 0
+    assert first.read_bytes == sum(path.stat().st_size for path in growing.images.iterdir())
     growing.write(5, 105)
     result = growing.build()
     assert (result.version.images, growing.reused, result.counted_shards) == (20, 16, 1)
+    shard = Catalogue(growing.catalogue.root).manifest("a", result.version).shards[0]
+    (cell,) = (run for run in shard.cell_runs() if any("/05.png" in e.uri for e in run.members))
+    assert (result.read, result.read_bytes) == (4, sum(entry.size for entry in cell.members))
+    assert growing.build().read_bytes == 0
 
 
 def test_gc_keeps_the_cells_of_the_newest_version_alone(growing: Growing) -> None:

@@ -169,8 +169,21 @@ def test_only_cells_that_changed_are_read_again(
     assert seen == expected
     assert made.images + made.failures == len(expected)
     assert made.reused == 20 - len(expected)
+    assert made.read_bytes == sum(entry.size for entry in expected)
     clean = counter.make(after, "after", isolated=False)
     assert (made.data, made.cells) == (clean.data, clean.cells)
+
+
+def test_bytes_are_those_of_images_whose_size_is_known(
+    new_counter: Callable[..., Counter], folder: Path
+) -> None:
+    shard = shard_of(folder)
+    members = tuple(
+        replace(entry, size=0) if at in (0, 7) else entry for at, entry in enumerate(shard.members)
+    )
+    known = sum(entry.size for at, entry in enumerate(members) if at not in {0, 7})
+    made = new_counter().make(replace(shard, members=members), "key", isolated=False)
+    assert made.read_bytes == known
 
 
 def test_a_kept_cell_of_other_members_or_damaged_is_counted_again(

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import html_page, storage
 from pipeline.catalogue import Catalogue, remove, roll_back, tag_version
-from pipeline.comparing import Effort, compare
+from pipeline.comparing import Effort, compare, movement_between
 from pipeline.dna import DNA, Partial
 from pipeline.errors import NotFound, UsageError
 from pipeline.events import Event, Started, StepDone
-from pipeline.explaining import Drift, Movement, difference, drift
+from pipeline.explaining import Drift, difference, drift
 from pipeline.reporting import drift_json, drift_lines, drift_sentences
 from pipeline.sources import Entry, Shard, plan
 from tests.golden.handmade import commit_dataset
@@ -119,7 +119,7 @@ def test_each_version_is_as_far_from_the_reference_and_the_one_before_as_compare
     for before, row in zip(found.rows, found.rows[1:], strict=False):
         for other, move in (("x@1", row.reference), (before.name, row.step)):
             matrix = compare(place, [other, row.name])
-            assert move == Movement.of(matrix, other, row.name)
+            assert move == movement_between(matrix, other, row.name)
             assert move.paired == pytest.approx(float(matrix.of(column="paired")[0, 1]))
             assert move.low <= move.emd_corrected <= move.high
     assert found.rows[2].step.paired == 1.0  # images were only taken away

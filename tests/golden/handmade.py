@@ -141,7 +141,9 @@ class HandMade(SerialMapper):
             shard = read_shard(job, index)
             partial = hand_made(shard)
             put_partials(job.work_uri, [partial])
-            yield ShardReceipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))
+            read = partial.dna.images, len(partial.failures)
+            size = sum(entry.size for entry in shard.members)
+            yield ShardReceipt(job.manifest_uri, index, *read, read_bytes=size)
 
 
 class Place:

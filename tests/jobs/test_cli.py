@@ -35,6 +35,7 @@ from pipeline.engine import InProcess
 from pipeline.errors import StorageError
 from pipeline.reporting import matrix_rows
 from pipeline.spec import Resources
+from pipeline.wording import in_units
 from tests.reporting.test_report import matrix_of, with_estimates
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos
@@ -149,10 +150,12 @@ def specs(place: Path) -> dict[int, str]:
 
 def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -> None:
     done = build("a", photos, tmp_path / "c")
-    line, work = done.stdout.splitlines()
+    line, work, moved = done.stdout.splitlines()
     digest = Catalogue(str(tmp_path / "c")).find("a").dna
     assert line == (f"a: 6 images, 1 file of other kinds ignored; committed (dna {digest[:12]})")
-    assert work.startswith("  6 read, in ")
+    size = sum(path.stat().st_size for path in photos.iterdir() if path.suffix != ".txt")
+    assert work.startswith(f"  6 read ({in_units(size)}), in ")
+    assert moved == "  how far it moved is not known: the dataset had no version of this spec"
     assert f"listing {photos}" in done.stderr
     assert "a: up to 6 images of 6 to read, about " in done.stderr
     assert "6/6 images" in done.stderr
@@ -246,8 +249,8 @@ def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
 
 def test_allowed_failures_are_listed(tmp_path: Path, spoilt: Path) -> None:
     done = build("x", spoilt, tmp_path / "c", *SMALL, "--max-failures", 1)
-    first, work, second = done.stdout.splitlines()
-    assert work.startswith("  4 read, in ")
+    first, work, _, second = done.stdout.splitlines()
+    assert work.startswith("  4 read (")
     assert first.startswith("x: 3 images, 1 could not be read; committed")
     assert second.startswith("  not counted: ")
     assert "photo-0703.jpg: truncated" in second
@@ -985,7 +988,7 @@ def test_a_build_of_another_source_than_before_must_be_meant(photos: Path, tmp_p
     refused(build("x", tmp_path / "night.txt", place, *SMALL, exits=2), changed, "give --replace")
     assert Catalogue(str(place)).head().number == 1
     done = build("x", tmp_path / "night.txt", place, *SMALL, "--replace")
-    assert done.stdout.splitlines()[2] == (
+    assert done.stdout.splitlines()[3] == (
         f"  replaces 1 image of {tmp_path}/day.txt by 1 of {tmp_path}/night.txt; the former "
         "version is kept until `vdna gc --keep N` finds N newer ones (--at 1 reads it)"
     )
@@ -1133,9 +1136,14 @@ def test_refresh_builds_only_what_changed(
     grown = json.loads(refresh(file, "--json").stdout)
     assert [(d["changed"], d["images"]) for d in grown["datasets"]] == [(False, 2), (True, 3)]
     assert grown["datasets"][1]["counted_shards"] == 1
+    assert [d["moved"] and d["moved"]["from"] for d in grown["datasets"]] == [None, "b@2"]
+    assert [d["commit"] for d in grown["datasets"]] == [2, 3]
     assert grown["matrix"] != first["matrix"]
     text = refresh(file).stdout
     assert text.count("nothing to do") == 2
+    assert " moved " not in text
+    photo(98).save(b / "newer.jpg")
+    assert "\n  moved from b@3 by " in refresh(file).stdout
     assert "(100 to a neuron's range)" in text
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.explaining import Drift, DriftRow, Movement
+from pipeline.building import Movement
+from pipeline.explaining import Drift, DriftRow
 from pipeline.reporting.html.drift_page import DriftPage, _tick, render_drift
 from pipeline.reporting.html.explanation_page import ShownImage
 from pipeline.sources import ImageChanges

@@ -27,6 +27,7 @@ from pipeline import (
     RayEngine,
     Request,
     Resources,
+    Result,
     build,
     building,
     compare,
@@ -401,7 +402,7 @@ def test_a_build_is_planned_with_the_resources_of_its_engine(
 
     def spy(*arguments: Any, **_: Any) -> list[Any]:
         asked.append(arguments[3])
-        return [None]
+        return [Result("a", Catalogue(root).find("a"), False, 0, ())]
 
     monkeypatch.setattr(building, "build_datasets", spy)
     request = Request("a", str(photos / "a"), **options(place))

@@ -16,6 +16,7 @@ from math import ceil, floor, log10
 from time import monotonic
 from typing import Any
 
+from pipeline.building import Movement
 from pipeline.catalogue import Catalogue
 from pipeline.explaining import (
     REFERENCE,
@@ -23,7 +24,6 @@ from pipeline.explaining import (
     Drift,
     DriftRow,
     Explanation,
-    Movement,
     NeuronGroup,
     Reaction,
     TellingImage,

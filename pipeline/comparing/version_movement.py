@@ -1,0 +1,73 @@
+"""Measures how far a dataset has moved from one version to another.
+
+>>> str(with_movement(catalogue, result).moved)                          # doctest: +SKIP
+'1.9 bins [1.2, 2.6]'
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from math import isfinite
+from typing import Any, cast
+
+from pipeline.building import Movement, Result
+from pipeline.catalogue import Catalogue
+from pipeline.comparing.all_pairs import Effort, compare
+from pipeline.comparing.matrix import ALL, Matrix
+from pipeline.errors import known_error
+from pipeline.events import ignore
+
+
+def movement_between(matrix: Matrix, a: str, b: str) -> Movement:
+    """Takes the distance of two versions from a matrix.
+
+    Args:
+        matrix: A matrix with error bars that has both.
+        a: The name of a version.
+        b: The name of another one.
+
+    Returns:
+        The distance over all neurons.
+    """
+    at = matrix.names.index(a), matrix.names.index(b)
+    values = {of.name: float(matrix.of(ALL, cast(Any, of.name))[at]) for of in fields(Movement)}
+    return Movement(**{name: x if isfinite(x) else None for name, x in values.items()})
+
+
+def with_movement(catalogue: Catalogue, result: Result, effort: Effort | None = None) -> Result:
+    """Adds to the result of a build how far the dataset has moved from the version before.
+
+    Two versions are compared, and nothing is written. The dataset is committed by now, so an error
+    does not end the build: it is the reason why the distance is not known.
+
+    Args:
+        catalogue: The catalogue.
+        result: What became of a build.
+        effort: How to compare; None for this process with all its cores.
+
+    Returns:
+        The result with `moved`, or with the reason in `unmeasured`; as it was, if it has replaced
+        no version.
+    """
+    if result.replaced is None:
+        return result
+    spec = result.version.spec
+    names = [f"{result.name}@{at}" for at in (result.former_options["at"], result.commit)]
+    quiet = replace(effort or Effort(), progress=ignore, keep=False)
+    try:
+        matrix = compare(catalogue, names, spec=spec, effort=quiet)
+        moved = movement_between(matrix, names[0], names[1])
+    except Exception as error:
+        return replace(result, unmeasured=str(known_error(error)))
+    if moved.emd is None:
+        return replace(result, unmeasured="their distance is not defined")
+    return replace(result, moved=moved, unmeasured=_without_interval(moved))
+
+
+def _without_interval(moved: Movement) -> str:
+    """Says why a distance has no interval; empty if it has one."""
+    if moved.low is None:
+        return "no interval, as a version has fewer than two groups of images"
+    if moved.paired is None:
+        return "no interval, as it is not known which images both versions have"
+    return ""
