@@ -46,3 +46,4 @@ from .significance import LEAST_FOLDS as LEAST_FOLDS
 from .significance import adjusted as adjusted
 from .version_movement import movement_between as movement_between
 from .version_movement import with_movement as with_movement
+from .version_movement import with_movements as with_movements

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from math import isfinite
 from typing import Any, cast
@@ -15,7 +17,10 @@ from pipeline.catalogue import Catalogue
 from pipeline.comparing.all_pairs import Effort, compare
 from pipeline.comparing.matrix import ALL, Matrix
 from pipeline.errors import known_error
-from pipeline.events import ignore
+from pipeline.events import Started, StepDone, ignore, stage
+
+MOVES_MEASURED = 100
+"""How many new versions of a refresh are compared with those before: each may take seconds."""
 
 
 def movement_between(matrix: Matrix, a: str, b: str) -> Movement:
@@ -64,10 +69,43 @@ def with_movement(catalogue: Catalogue, result: Result, effort: Effort | None = 
     return replace(result, moved=moved, unmeasured=_without_interval(moved))
 
 
+def with_movements(
+    catalogue: Catalogue, results: Sequence[Result], effort: Effort | None = None
+) -> list[Result]:
+    """Adds to each of many results how far its dataset has moved; see `with_movement`.
+
+    Args:
+        catalogue: The catalogue.
+        results: What became of the datasets of a refresh.
+        effort: How to compare; it is told of each version.
+
+    Returns:
+        The results, in their order. Only the first `MOVES_MEASURED` versions are compared, and the
+        others say so.
+    """
+    found, left = [], MOVES_MEASURED
+    versions = min(left, sum(result.replaced is not None for result in results))
+    progress = (effort or Effort()).progress
+    started = Started(versions, versions, unit="versions", step="versions")
+    with stage(progress, started) if versions > 1 else nullcontext():
+        for result in results:
+            if result.replaced is None:
+                found.append(result)
+            elif left:
+                left -= 1
+                found.append(with_movement(catalogue, result, effort))
+                if versions > 1:
+                    progress(StepDone(1, name=result.name))
+            else:
+                why = f"a refresh measures the first {MOVES_MEASURED} new versions; see vdna drift"
+                found.append(replace(result, unmeasured=why))
+    return found
+
+
 def _without_interval(moved: Movement) -> str:
     """Says why a distance has no interval; empty if it has one."""
     if moved.low is None:
-        return "no interval, as a version has fewer than two groups of images"
+        return "no interval, which takes two groups of images with values of every neuron"
     if moved.paired is None:
         return "no interval, as it is not known which images both versions have"
     return ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.building import Result, build_datasets
 from pipeline.catalogue import Catalogue, remove
-from pipeline.comparing import Effort, Matrix, compare, with_movement
+from pipeline.comparing import Effort, Matrix, compare, with_movements
 from pipeline.engine import Engine, InProcess
 from pipeline.errors import DeliveryError, UsageError, VdnaError
 from pipeline.events import Listener
@@ -211,7 +211,7 @@ def refresh(
             )
         except VdnaError as error:
             problem = error
-    results = [with_movement(place, result, effort) for result in results]
+    results = with_movements(place, results, effort)
     try:
         unlisted = tuple(unlisted_datasets(place.head(), config))
         if unlisted and config.prune and problem is None:

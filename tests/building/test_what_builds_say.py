@@ -14,9 +14,9 @@ from pipeline.building import Request, Result, build_datasets
 from pipeline.building.reading_estimate import ReadingEstimate, estimate_reading
 from pipeline.building.shard_time import note_speed
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import Matrix, compare, movement_between
+from pipeline.comparing import Effort, Matrix, compare, movement_between, with_movements
 from pipeline.comparing.version_movement import _without_interval
-from pipeline.events import Event, Said
+from pipeline.events import Event, Said, StepDone
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import build_json, build_lines, work_lines
 from pipeline.sources import Entry, ImageChanges, Manifest, Shard, plan
@@ -103,17 +103,17 @@ def put_photos(place: Place, count: int) -> Result:
         extractor=NETWORK.name,
         bins=SPEC.bins,
         ranges=str(place.folder / "tiny.ranges.parquet"),
-        shard_images=4,
+        shard_images=16,  # so that no neuron of a fold is without finite values
         exemplars=0,
     )
     return api.build(place.catalogue, request, engine=Engine(), resources=Resources())
 
 
 def test_a_build_tells_how_far_the_dataset_moved_as_compare_does(place: Place) -> None:
-    first = put_photos(place, 40)
+    first = put_photos(place, 160)
     assert (first.moved, first.commit) == (None, 1)
     assert first.unmeasured == "the dataset had no version of this spec"
-    second = put_photos(place, 48)
+    second = put_photos(place, 176)
     files = [item.uri for item in storage.walk(place.catalogue.root)]
     assert not any("/matrix/" in uri for uri in files)  # what is measured is not kept
     matrix = compare(place.catalogue, ["a@1", "a@2"])
@@ -133,7 +133,7 @@ def test_a_build_tells_how_far_the_dataset_moved_as_compare_does(place: Place) -
         f"  moved from a@1 by {moved.emd_corrected:.3g} bins [{low:.3g}, {high:.3g}]"
     )
     assert "moved since a@1" in second._repr_html_()
-    third = put_photos(place, 48)
+    third = put_photos(place, 176)
     assert (third.moved, third.unmeasured, third.commit) == (None, "", 2)
 
 
@@ -166,13 +166,34 @@ def test_a_version_of_few_groups_has_a_distance_without_an_interval(place: Place
     assert second.moved.interval is None
     assert work_lines(second)[1] == (
         f"  moved from a@1 by {second.moved.emd:.3g} bins, not corrected "
-        "(no interval, as a version has fewer than two groups of images)"
+        "(no interval, which takes two groups of images with values of every neuron)"
     )
 
 
+def test_only_some_versions_of_a_large_refresh_are_measured(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.comparing.version_movement.MOVES_MEASURED", 2)
+    names = ("a", "b", "c", "d")
+    for name in names:
+        place.photos(name, 2)
+    firsts, _ = build(place, *names)
+    assert with_movements(place.catalogue, firsts) == firsts
+    for name in names:
+        place.photos(name, 1 if name == "b" else 3)
+    results, _ = build(place, *names)
+    events: list[Event] = []
+    found = with_movements(place.catalogue, results, Effort(progress=events.append))
+    assert [of.name for of in found] == list(names)
+    assert [of.moved is not None for of in found] == [True, False, True, False]
+    assert found[1] == results[1]  # it has not changed
+    assert found[3].unmeasured == "a refresh measures the first 2 new versions; see vdna drift"
+    assert [of.name for of in events if isinstance(of, StepDone)] == ["a", "c"]
+
+
 def test_an_interval_that_may_not_hold_is_not_told(place: Place) -> None:
-    put_photos(place, 40)
-    second = put_photos(place, 48)
+    put_photos(place, 160)
+    second = put_photos(place, 176)
     assert second.moved is not None
     unknown = replace(second.moved, paired=None)
     assert second.moved.interval is not None
