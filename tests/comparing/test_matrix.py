@@ -286,12 +286,13 @@ def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
     """The truth is computed in float64, from the histograms of the folds."""
     place = finite
     matrix = compare(place, ["photos", "group/paintings"])
-    whole, folds, images = {}, {}, {}
+    whole, folds, images, numbers = {}, {}, {}, {}
     for name in matrix.names:
         whole[name] = place.load(name)
         file = place.open_file("folds", name, place.find(name))
         parts = [file.read_folds(layer) for layer in whole[name].layers]
-        folds[name] = [_concatenate([part[fold] for part in parts]) for fold in sorted(parts[0])]
+        numbers[name] = sorted(parts[0])
+        folds[name] = [_concatenate([part[fold] for part in parts]) for fold in numbers[name]]
         images[name] = np.array([fold.images for fold in folds[name]])
     (a, b), (n_a, n_b) = matrix.names, images.values()
     assert (len(n_a), len(n_b)) == (16, 9)
@@ -303,7 +304,11 @@ def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
         ]
         neurons = len(sides[0][0].counts)
         added, changes = brute_noise(
-            *(dict(enumerate(side)) for side in sides), np.full(neurons, 1 / neurons)
+            *(
+                dict(zip(numbers[of], side, strict=True))
+                for of, side in zip((a, b), sides, strict=True)
+            ),
+            np.full(neurons, 1 / neurons),
         )
         distance = np.asarray(emd(whole[a], whole[b], layer=chosen))
         found = estimate(distance, added, changes, 16, 9)
