@@ -415,7 +415,13 @@ class _ShardPlanner:
             else "select '' as name, 0 as fold where false"
         )
         self._measure_runs()
-        counts = self._group_counts()
+        counts = self._group_counts("listing")
+        new = counts
+        if (
+            self._previous is not None
+            and min(groups for groups, _ in counts.values()) < HASHED_GROUPS
+        ):
+            new = self._group_counts("fresh", f"name not in (select name from ({known}))")
         value = "''" if self._by is None else f"min({self._value}) over (partition by name)"
         columns = ", ".join(f"f.{quoted_column(name)}" for name in self._columns)
         query = (
@@ -434,26 +440,25 @@ class _ShardPlanner:
                 if name != current:
                     current = name
                     groups, candidates = counts[of_value]
-                    left = groups - dealt[of_value]
-                    dealt[of_value] += 1
                     if own is not None:
                         fold = own
                     elif groups >= HASHED_GROUPS:
                         fold = number % FOLDS
                     else:
-                        share = candidates // FOLDS
+                        share, left = candidates // FOLDS, new[of_value][0] - dealt[of_value]
                         fold = sizes.nearest(number, of_value, count, share, left)
+                        dealt[of_value] += 1
                 folds[i] = fold
                 sizes.add(fold, of_value)
             rows = batch.select(self._columns)
             for taken in np.unique(folds):
                 files[taken].write(rows.filter(pa.array(folds == taken)))
 
-    def _group_counts(self) -> dict[str, tuple[int, int]]:
-        """Returns how many groups and candidates have each value, in the whole listing."""
+    def _group_counts(self, table: str, condition: str = "true") -> dict[str, tuple[int, int]]:
+        """Returns how many groups and candidates of a table have each value."""
         query = (
             f"select {self._value}, count(distinct name), count(*) "
-            f"from ({self._named_candidates('listing')}) group by 1"
+            f"from ({self._named_candidates(table)}) where {condition} group by 1"
         )
         rows = self._db.execute(query).fetchall()
         return {value: (groups, candidates) for value, groups, candidates in rows}

@@ -67,13 +67,17 @@ def plan_in_memory(
         groups.setdefault(named(entry), []).append(entry)
     folds: list[list[Entry]] = [[] for _ in range(FOLDS)]
     many = len({named(entry) for entry in found}) >= HASHED_GROUPS
+    to_deal = len(groups.keys() - known.keys())
     for name in sorted(groups, key=lambda n: (hashlib.sha256(n.encode()).hexdigest(), n)):
         fold = known.get(name)
         if fold is None:
             number = number_of(name)
             order = [(number + at * (number // 16 % 16 | 1)) % FOLDS for at in range(FOLDS)]
-            more = len(groups[name]) / 2
-            room = [f for f in order if loads[f] + more <= len(found) // FOLDS]
+            most = len(found) // FOLDS - len(groups[name]) / 2
+            if to_deal <= loads.count(0):
+                most = 0
+            to_deal -= 1
+            room = [f for f in order if not loads[f] or loads[f] <= most]
             fold = order[0] if many else (*room, loads.index(min(loads)))[0]
         folds[fold] += sorted(groups[name], key=lambda e: e.sort_key)
         loads[fold] += len(groups[name])
@@ -184,14 +188,19 @@ def test_images_that_two_datasets_share_are_in_the_same_fold(count: int, least: 
 
 
 @settings(max_examples=15)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=40))
-def test_few_groups_have_as_many_folds_as_can_be(sizes: list[int]) -> None:
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(1, 20))
+def test_few_groups_have_as_many_folds_as_can_be(sizes: list[int], first: int) -> None:
+    """So have those that are added to others."""
     found = [
         Entry(f"s3://b/{group}/{i}.jpg", "", 1, "e", group=f"s3://b/{group}")
         for group, size in enumerate(sizes)
         for i in range(size)
     ]
-    assert len(plan(found).folds()) == min(FOLDS, len(sizes))
+    before = plan(found[:first])
+    most = min(FOLDS, len(sizes))
+    assert len(plan(found).folds()) == most
+    if len(sizes) - len({entry.group for entry in found[:first]}) <= FOLDS - len(before.folds()):
+        assert len(plan(found, previous=before).folds()) == most
 
 
 @pytest.mark.parametrize("count", [60, 400])

@@ -180,7 +180,8 @@ def test_successful_commands_reveal_no_secret(opened: str, planted: None, tmp_pa
     (tmp_path / "datasets.yaml").write_text(json.dumps(config))
     place = ("-c", f"{root}/catalogue")
     vdna("refresh", "--config", tmp_path / "datasets.yaml", *place, "--workers", 0)
-    vdna("build", "a", f"{root}/images", "--max-failures", 1, "--workers", 0, *place)
+    options = ("--max-failures", 1, "--spec", "new", "--workers", 0)
+    vdna("build", "a", f"{root}/images", *options, *place)
     for words in (
         ("ls",),
         ("show", "b"),
