@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
@@ -189,6 +189,7 @@ def test_images_that_two_datasets_share_are_in_the_same_fold(count: int, least: 
 
 @settings(max_examples=15)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(1, 20))
+@example([*[9] * 6, *[1] * 10], 54)
 def test_few_groups_have_as_many_folds_as_can_be(sizes: list[int], first: int) -> None:
     """So have those that are added to others."""
     found = [
