@@ -23,10 +23,13 @@ LONGEST = [
     for name in (
         "ray_engine",
         "chaos",
+        "scale",
+        "sharing",
         "histories",
         "agreement",
         "elastic",
         "kills",
+        "change_list",
         "ray_decoding",
         "benchmarks",
         "experiments",
