@@ -408,7 +408,7 @@ def test_the_matrix_opens_as_the_guide_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs the code of the guide as it stands there, on a real file of that name."""
-    (code,) = re.findall(r"```python\n(import duckdb.*?)```", GUIDE, re.DOTALL)
+    (code,) = re.findall(r"```python\n(import duckdb, pandas.*?)```", GUIDE, re.DOTALL)
     matrix = with_nan(matrix_of("c", "a", "b", scale=2.0), 1)
     (tmp_path / "matrix.parquet").write_bytes(matrix.encode())
     monkeypatch.chdir(tmp_path)
