@@ -82,8 +82,8 @@ def plan_in_memory(
         folds[fold] += sorted(groups[name], key=lambda e: e.sort_key)
         loads[fold] += len(groups[name])
     for fold, of_fold in enumerate(folds):
-        for start in range(0, len(of_fold), size):
-            shards.append((fold, sorted(of_fold[start : start + size], key=lambda e: e.sort_key)))
+        of_fold.sort(key=lambda e: e.sort_key)  # shards are cut in the order of names
+        shards += [(fold, of_fold[at : at + size]) for at in range(0, len(of_fold), size)]
     return shards
 
 
