@@ -38,6 +38,7 @@ from tests.support.builders import photo, write_photos
 from tests.support.ray_commands import (
     IMAGES,
     REPOSITORY,
+    SHARD_IMAGES,
     SHARDS,
     SLOW,
     Small,
@@ -215,7 +216,8 @@ def test_the_loss_of_a_node_that_decodes_costs_no_image(
             node = start_with_retries(lambda: cluster.add_node(**how))
         result, ahead, _ = told(process)
     assert (result["images"], result["failed"]) == (46, 2)
-    assert 0 < ahead <= IMAGES
+    # A worker may be lost in the middle of a shard whose images are told with the shard before it.
+    assert 0 < ahead <= IMAGES + 2 * SHARD_IMAGES
     same_bits(catalogue, clean, truth)
 
 
