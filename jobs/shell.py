@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import replace
 from inspect import Parameter, Signature, signature
 from typing import (
@@ -232,7 +232,7 @@ def _command_line_kind(field: Field) -> Any:
 def engine_for(
     resources: Resources, ray_address: str | None, progress: Listener
 ) -> Iterator[Engine]:
-    """Opens the engine that these resources ask for.
+    """Opens the engine that these resources ask for. Ray is started when there is work for it.
 
     Args:
         resources: How many workers.
@@ -248,11 +248,16 @@ def engine_for(
         with InProcess() as engine:
             yield engine
         return
-    from pipeline.engine import RayEngine
+    from pipeline.engine import OnDemand
+
+    def open_ray() -> AbstractContextManager[Engine]:
+        from pipeline.engine import RayEngine
+
+        return RayEngine(resources, ray_address, progress)
 
     # Ray prints on stdout that a worker died, but stdout is the command's own, and may be JSON.
-    with redirect_stdout(sys.stderr), RayEngine(resources, ray_address, progress) as engine:
-        yield engine
+    with redirect_stdout(sys.stderr), OnDemand(open_ray, resources) as opened:
+        yield opened
 
 
 def asked_workers(workers: int | None, ray_address: str | None) -> int | None:

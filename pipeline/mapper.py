@@ -19,6 +19,10 @@ R = TypeVar("R")
 LOOKING_THREADS = 32
 
 
+class NotOpened(Exception):
+    """A thread asks for work of a mapper that is not opened yet, and only the main thread may."""
+
+
 class Mapper(Protocol):
     """Calls a function on many items: in this process, or on the workers of a cluster."""
 

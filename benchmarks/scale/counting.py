@@ -54,7 +54,7 @@ def counting(folder: str) -> dict[str, Any]:
     from benchmarks.gpu import decoding
     from pipeline import storage
     from pipeline.building import Request, make_spec
-    from pipeline.building.planner import products_of
+    from pipeline.building.counted_way import products_of
     from pipeline.counting import Recipe, ShardJob, Worker, compose, partial_uri, plan_folds
     from pipeline.dna import Partial
     from pipeline.networks import describe, encode_ranges, find_ranges

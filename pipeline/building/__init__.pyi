@@ -1,11 +1,11 @@
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
+from .counted_way import make_spec as make_spec
 from .datasets import build_datasets as build_datasets
 from .failure_gate import allowed_failures as allowed_failures
 from .failure_gate import require_few_failures as require_few_failures
 from .memory_images import MemorySource as MemorySource
 from .movement import Movement as Movement
-from .planner import make_spec as make_spec
 from .renaming import rename_dataset as rename_dataset
 from .request import LISTED as LISTED
 from .request import CalibrationRequest as CalibrationRequest

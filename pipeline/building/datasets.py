@@ -2,33 +2,35 @@
 
     >>> build_datasets(Catalogue("dnas"), [Request("a", "photos/")], InProcess())  # doctest: +SKIP
 
-All requests are planned first; shards of a very large source are counted while it is still listed.
-Then the missing shards of all datasets are counted together, and each dataset is reduced and
-committed as soon as its last shard is counted. After a crash, the same
-call does only what is missing.
+All requests are planned first, several at a time; shards of a very large source are counted while
+it is still listed. Then the missing shards of all datasets are counted together, and each dataset
+is reduced and committed as soon as its last shard is counted, several at a time, too. After a
+crash, the same call does only what is missing.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from time import monotonic
 
 from pipeline import storage
 from pipeline.building.committer import finish_dataset
 from pipeline.building.counting_ahead import CountingAhead
+from pipeline.building.finishers import Finishers
 from pipeline.building.plan_counting import CountedDataset, count_shards
 from pipeline.building.planner import DatasetPlan, Planner, unchanged_result
 from pipeline.building.reading_estimate import estimate_reading
 from pipeline.building.request import Request, Result, require_apart, require_shared
 from pipeline.building.runner import require_counted
 from pipeline.building.shard_time import note_speed
+from pipeline.building.shared_lookups import SharedLookups
 from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind, require_backend
 from pipeline.engine import Engine
 from pipeline.errors import GateError, UnexpectedError, UsageError, VdnaError, known_error
-from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
+from pipeline.events import Listener, Said, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources import ImageChanges, Listing, ManifestDifference
 from pipeline.spec import Resources
@@ -91,36 +93,34 @@ def build_datasets(
         require_apart(catalogue.root, request.source, request.rules)
     catalogue.require_no_file()
     storage.require_exclusive(catalogue.root)
-    began = monotonic()
-    planner = Planner(catalogue, engine, resources, progress, listings or {}, relist)
+    began, sent = monotonic(), storage.requests_sent()
+    shared = SharedLookups(catalogue, len(requests))
+    planner = Planner(catalogue, engine, resources, progress, listings or {}, relist, shared)
     results: dict[str, Result] = {}
     problems: dict[str, VdnaError] = {}
+    telling = threading.Lock()
 
     def fail(name: str, error: Exception) -> None:
-        problems[name] = _named(name, error)
-        failed(name, problems[name])
+        with telling:
+            problems[name] = _named(name, error)
+            failed(name, problems[name])
 
     def finish(counted: CountedDataset, mapper: Mapper) -> None:
         name = counted.plan.request.name
         try:
             finished = _finish(planner, counted, mapper)
-            results[name] = replace(finished, seconds=monotonic() - began)
         except Exception as error:
             fail(name, error)
-        else:
+            return
+        requests, seconds = storage.requests_sent() - sent, monotonic() - began
+        with telling:
+            results[name] = replace(finished, requests=requests, seconds=seconds)
             done(results[name])
 
-    def landed(counted: CountedDataset) -> None:
-        finish(counted, engine.beside_shards())
-
-    counted = _plan_and_count(planner, requests, landed, fail)
-    left = [name for name in names if name in counted and name not in {**results, **problems}]
-    commits = Started(len(left), len(left), unit="datasets", step="datasets")
-    with stage(progress, commits) if len(left) > 1 else nullcontext():
-        for name in left:
-            finish(counted[name], engine)
-            if len(left) > 1:
-                progress(StepDone(1, name=name))
+    with Finishers(engine, finish) as finishers:
+        counted = _plan_and_count(planner, requests, finishers.begin, fail)
+        left = [counted[name] for name in names if name in counted.keys() - finishers.begun]
+        finishers.finish([of for of in left if of.plan.request.name not in problems], progress)
     _raise_worst([problems[name] for name in names if name in problems])
     return [results[name] for name in names]
 
@@ -147,8 +147,8 @@ def _plan_and_count(
         spec, resources = plan.job.recipe.spec.digest, planner.resources
         try:
             what = str(estimate_reading(planner.catalogue, plan.manifest, missing, spec, resources))
-        except VdnaError as error:  # the build may do without
-            what = f"how much there is to read is not known: {error}"
+        except Exception as error:  # the build may do without
+            what = f"how much there is to read is not known: {known_error(error)}"
         planner.progress(Said(f"{plan.request.name}: {what}"))
 
     counted: dict[str, CountedDataset] = {}
@@ -162,14 +162,16 @@ def _plan_and_count(
             counted_ahead = ahead.finish()
         for request in pending:
             counted.pop(request.name, None)  # it was planned from an outdated listing
-        found = count_shards(plans, planner.engine, planner.progress, landed, counted_ahead, begins)
+        found = count_shards(
+            plans, planner.engine, planner.progress, landed, counted_ahead, begins, failed
+        )
         for each in found.values():
             recipe, ran = each.plan.job.recipe, each.ran
             spec = recipe.spec.digest
             try:
                 note_speed(planner.catalogue, spec, recipe.device, ran.images, ran.seconds)
-            except VdnaError as error:  # what was counted is worth more than this hint
-                planner.progress(Said(f"{each.plan.request.name}: {error}"))
+            except Exception as error:  # what was counted is worth more than this hint
+                planner.progress(Said(f"{each.plan.request.name}: {known_error(error)}"))
         counted |= found
         pending = [each.plan.request for each in counted.values() if each.changed]
         if not pending:
@@ -181,7 +183,7 @@ def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result
     """Commits a dataset whose shards are all counted."""
     catalogue, plan = planner.catalogue, counted.plan
     if plan.up_to_date:
-        found = unchanged_result(catalogue, plan, catalogue.head())
+        found = unchanged_result(catalogue, plan)
     else:
         require_counted(plan.request.name, len(plan.manifest.heads), counted.ran.errors)
         found = finish_dataset(catalogue, plan, counted.ran.shards, mapper, planner.progress)
@@ -192,6 +194,7 @@ def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result
         changes=plan.changes,
         read=counted.ran.read,
         read_bytes=counted.ran.read_bytes,
+        worker_seconds=counted.ran.worker_seconds,
         reused=reused,
     )
 
@@ -212,8 +215,8 @@ def _image_changes(
     try:
         with ManifestDifference(catalogue.manifest(name, base), plan.manifest) as found:
             return found.counts
-    except VdnaError as error:
-        progress(Said(f"{name}: what changed is not known: {error}"))
+    except Exception as error:
+        progress(Said(f"{name}: what changed is not known: {known_error(error)}"))
         return None
 
 

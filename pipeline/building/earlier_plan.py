@@ -28,19 +28,22 @@ def kept_plan(catalogue: Catalogue, name: str, spec: str, base: Version | None) 
         base: The dataset's version under the spec, or None.
 
     Returns:
-        The manifest, without the shards whose candidates are lost. None if there is none: the plan
-        starts from the listing alone then.
+        The manifest, of which candidates may be lost (see `without_lost`). None if there is none:
+        the plan starts from the listing alone then.
     """
     planned = catalogue.planned(name, spec)
     if planned is not None:
-        found = planned[0]
-    elif base is None or base.imported:
+        return planned[0]
+    if base is None or base.imported:
         return None
-    else:
-        try:
-            found = catalogue.manifest(name, base)
-        except SourceError:
-            return None
+    try:
+        return catalogue.manifest(name, base)
+    except SourceError:
+        return None
+
+
+def without_lost(found: Manifest) -> Manifest:
+    """Returns a manifest without the shards whose candidates are lost."""
     lost = set(found.entries.missing(found.files))
     return found.select(h.index for h in found.heads if h.address.file not in lost)
 

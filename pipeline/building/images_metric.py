@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from pipeline import images
+from pipeline.building.counted_way import make_spec
 from pipeline.building.memory_images import MemoryImages, MemorySource
-from pipeline.building.planner import make_spec
 from pipeline.building.request import MetricOptions, Request
 from pipeline.dna import DNA, Floats, HeldFolds, Moments
 from pipeline.errors import UsageError

@@ -37,6 +37,7 @@ def count_shards(
     landed: Callable[[CountedDataset], None],
     ahead: Mapping[str, CountedAhead],
     begins: Callable[[DatasetPlan, Sequence[int]], None],
+    failed: Callable[[str, Exception], None],
 ) -> dict[str, CountedDataset]:
     """Runs the missing shards of all plans.
 
@@ -47,10 +48,13 @@ def count_shards(
         landed: Is called with each dataset whose shards are all stored while others still run.
         ahead: What was counted while the plans were made, by the name of the dataset.
         begins: Is called with each plan that has shards to run, and their numbers.
+        failed: Is called with the name of each dataset of which it cannot be found out which shards
+            are stored, and why.
 
     Returns:
-        What became of each plan's shards, by the name of its dataset.
+        What became of each other plan's shards, by the name of its dataset.
     """
+    unlisted: set[str] = set()
 
     def counted_of(plan: DatasetPlan, ran: Ran) -> CountedDataset:
         before = ahead.get(plan.request.name, CountedAhead())
@@ -76,8 +80,12 @@ def count_shards(
     def begin(at: int, missing: Sequence[int]) -> None:
         begins(pending[at], missing)
 
+    def not_listed(at: int, error: Exception) -> None:
+        unlisted.add(pending[at].request.name)
+        failed(pending[at].request.name, error)
+
     work = [(p.job, p.manifest) for p in pending]
-    ran = run_missing(work, engine, progress, all_stored, begin)
+    ran = run_missing(work, engine, progress, all_stored, begin, failed=not_listed)
     for p, its in zip(pending, ran, strict=True):
         counted[p.request.name] = counted_of(p, its)
-    return counted
+    return {name: of for name, of in counted.items() if name not in unlisted}

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
 from pipeline import storage
 from pipeline.buffers import sha256
+from pipeline.building.counted_way import make_spec, products_of
 from pipeline.building.counting_ahead import CountingAhead
-from pipeline.building.earlier_plan import kept_plan, plan_to_change, selection_of
+from pipeline.building.earlier_plan import (
+    kept_plan,
+    plan_to_change,
+    selection_of,
+    without_lost,
+)
 from pipeline.building.request import Request, Result
 from pipeline.building.shard_time import most_shard_images
+from pipeline.building.shared_lookups import SharedLookups
 from pipeline.building.spec_change import require_same_way
 from pipeline.building.storing import store_manifest
 from pipeline.catalogue import (
@@ -35,15 +44,12 @@ from pipeline.counting import (
     counted_by,
     device_kind,
     expected_bytes,
-    numerics,
 )
-from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.events import Listener, Said
-from pipeline.images import is_nvjpeg, stated_decoder
-from pipeline.mapper import Mapper
-from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_loadable
+from pipeline.events import Listener, Said, Started, StepDone, stage
+from pipeline.mapper import Mapper, NotOpened, map_in_order
+from pipeline.networks import Network, encode_ranges
 from pipeline.sources import (
     ChangeCounts,
     Entries,
@@ -54,10 +60,20 @@ from pipeline.sources import (
     PlanAhead,
     list_changed,
     list_source,
+    same_plan,
 )
 from pipeline.sources import plan as plan_shards
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Backend, Preprocess, Resources, Spec, digest_of
+from pipeline.spec import Backend, Resources, digest_of
 from pipeline.wording import count_of, option
+
+PLANNED_AT_ONCE = 8
+"""How many datasets are planned at a time. Each mostly waits for the store."""
+
+MOST_BESIDE = 100_000
+"""A dataset that had more images is planned by itself."""
+
+_PLANNED_BY_DATABASES = threading.BoundedSemaphore(2)
+"""So many datasets are planned by a database at a time, as each may take 256 MiB."""
 
 MAX_PARTS = 4096
 """The most parts of a dataset. Every commit lists all of them."""
@@ -76,6 +92,7 @@ class DatasetPlan:
         job: What the workers need to count the shards.
         base: The catalogue's version of the dataset under this spec, or None.
         parts: The indices of each part's shards, by the part's value.
+        head: The commit that `base` was read from.
         up_to_date: Whether `base` is of the same manifest and products, and all its files exist.
         manifest_sha256: The hash of the manifest's stored bytes; empty if up to date.
         changes: What a change list did to the plan before. None if the source was listed.
@@ -86,9 +103,26 @@ class DatasetPlan:
     job: ShardJob
     base: Version | None
     parts: Mapping[str, Sequence[int]]
+    head: Commit
     up_to_date: bool = False
     manifest_sha256: str = ""
     changes: ChangeCounts | None = None
+
+
+@dataclass(frozen=True)
+class _FoundPlan:
+    """The plan of a source.
+
+    Attributes:
+        manifest: Every image once, in shards.
+        changes: What a change list did to the plan before. None if the source was listed.
+        is_same: Whether the manifest was read from the catalogue with all its candidates, which are
+            those of the source.
+    """
+
+    manifest: Manifest
+    changes: ChangeCounts | None = None
+    is_same: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +136,7 @@ class Planner:
         progress: Is told what is listed.
         listings: Listings that the caller has, by the request's name.
         relist: Whether to ignore what an interrupted listing has left.
+        shared: Looks up what the plans share.
         noted: What was said of backends, so that it is said once.
     """
 
@@ -111,6 +146,7 @@ class Planner:
     progress: Listener
     listings: Mapping[str, Listing]
     relist: bool
+    shared: SharedLookups
     noted: set[str] = field(default_factory=set)
 
     def plans(
@@ -119,7 +155,10 @@ class Planner:
         ahead: CountingAhead,
         failed: Callable[[str, Exception], None],
     ) -> list[DatasetPlan]:
-        """Plans the requests, each by itself.
+        """Plans the requests, each by itself, and several at a time.
+
+        Those that are known to be large are planned one after the other, and so are those that need
+        an engine that only this thread may open.
 
         Args:
             requests: What to plan.
@@ -129,22 +168,46 @@ class Planner:
         Returns:
             The plans of the other requests, in their order.
         """
-        plans = []
-        for request in requests:
+        plans: dict[str, DatasetPlan] = {}
+        alone = [request for request in requests if len(requests) == 1 or self._is_large(request)]
+        beside = [request for request in requests if request not in alone]
+
+        def planned(request: Request) -> DatasetPlan | Exception:
             try:
-                plans.append(self._plan(request, ahead))
+                return self._plan(request, ahead)
             except Exception as error:
-                failed(request.name, error)
-        return plans
+                return error
+
+        def note(request: Request, found: DatasetPlan | Exception) -> None:
+            if isinstance(found, DatasetPlan):
+                plans[request.name] = found
+            else:
+                failed(request.name, found)
+            if len(requests) > 1:
+                self.progress(StepDone(1, name=request.name))
+
+        started = Started(len(requests), len(requests), unit="datasets", step="plans")
+        with stage(self.progress, started) if len(requests) > 1 else nullcontext():
+            threads = min(PLANNED_AT_ONCE, len(beside)) or 1
+            for request, found in zip(beside, map_in_order(planned, beside, threads), strict=True):
+                if isinstance(found, NotOpened):
+                    alone.append(request)
+                else:
+                    note(request, found)
+            for request in alone:
+                note(request, planned(request))
+        return [plans[request.name] for request in requests if request.name in plans]
+
+    def _is_large(self, request: Request) -> bool:
+        """Tells whether a dataset was large, so that planning it takes much memory."""
+        versions = self.shared.head().datasets.get(request.name, {}).values()
+        return any(version.images + version.failed > MOST_BESIDE for version in versions)
 
     def _plan(self, request: Request, ahead: CountingAhead) -> DatasetPlan:
         catalogue = self.catalogue
-        network = describe(request.extractor, request.weights, request.taps)
-        if network.weights_uri:
-            require_loadable(network)  # wrong weights are found before anything is listed
-        head = catalogue.head()
-        known = _known_ranges(catalogue, request.ranges)
-        found, provenance = find_ranges(network, request.ranges, known)
+        counted_with = self.shared.network(request)
+        network, found = counted_with.network, counted_with.ranges
+        head = self.shared.head()
         device, micro_batch = device_kind(self.resources), self.resources.micro_batch
         spec = make_spec(request, network, found.digest, device, micro_batch)
         base = head.datasets.get(request.name, {}).get(spec.digest)
@@ -154,19 +217,20 @@ class Planner:
         ranges_uri = catalogue.ranges_uri(found.digest)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         spec_uri = catalogue.spec_uri(spec.digest)
-        if not storage.exists(ranges_uri):
-            storage.create(ranges_uri, encode_ranges(found, network, **provenance))
-        if not storage.exists(spec_uri):
-            storage.create(spec_uri, canonical_json(spec.to_json()))
-        manifest, parts, changes = self._manifest_and_parts(request, recipe, base, head, ahead)
+        self.shared.store_once(
+            ranges_uri, lambda: encode_ranges(found, network, **counted_with.provenance)
+        )
+        self.shared.store_once(spec_uri, lambda: canonical_json(spec.to_json()))
+        plan, parts = self._plan_and_parts(request, recipe, base, head, ahead)
+        manifest, changes = plan.manifest, plan.changes
         request = replace(request, by=_effective_by(request, base))
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         work_uri = catalogue.work_uri(request.name, spec.digest)
         job = ShardJob(recipe, uri, work_uri, catalogue.entries_uri)
-        if base is not None and _is_up_to_date(catalogue, request, base, manifest, job, head):
+        if base is not None and _is_up_to_date(catalogue, request, base, plan, job, head):
             self._note_committed(request, base, manifest, products)
             return DatasetPlan(
-                request, manifest, job, base, parts, up_to_date=True, changes=changes
+                request, manifest, job, base, parts, head, up_to_date=True, changes=changes
             )
         if base is not None and not base.imported:
             _require_meant(request, base, manifest)
@@ -189,6 +253,7 @@ class Planner:
             job,
             base,
             parts,
+            head,
             manifest_sha256=sha256(stored),
             changes=changes,
         )
@@ -232,19 +297,19 @@ class Planner:
             self.noted.add(message)
             self.progress(Said(message))
 
-    def _manifest_and_parts(
+    def _plan_and_parts(
         self,
         request: Request,
         recipe: Recipe,
         base: Version | None,
         head: Commit,
         ahead: CountingAhead,
-    ) -> tuple[Manifest, Mapping[str, Sequence[int]], ChangeCounts | None]:
-        """Returns the manifest, the indices of each part's shards by its value, and the changes."""
+    ) -> tuple[_FoundPlan, Mapping[str, Sequence[int]]]:
+        """Returns the plan of the source, and the indices of each part's shards by its value."""
         asked = replace(request, by=_effective_by(request, base))
         try:
-            manifest, changes = self._manifest(asked, recipe, base, ahead)
-            return manifest, _parts(asked, manifest, head), changes
+            found = self._find_plan(asked, recipe, base, ahead)
+            return found, _parts(asked, found.manifest, head)
         except UsageError as error:
             if not asked.by or request.by is not None:
                 raise
@@ -252,47 +317,56 @@ class Planner:
                 f"{error} (the dataset has parts by {asked.by!r}; {option('by', '')} removes them)"
             ) from error
 
-    def _manifest(
-        self, request: Request, recipe: Recipe, base: Version | None, ahead: CountingAhead
-    ) -> tuple[Manifest, ChangeCounts | None]:
-        checkpoint, changes = self._checkpoint(request), None
-        spec, device = recipe.spec.digest, device_kind(self.resources)
-        sizes = NewShardSizes(
+    def _sizes(self, request: Request, recipe: Recipe) -> NewShardSizes:
+        device = device_kind(self.resources)
+        return NewShardSizes(
             request.shard_images,
-            most_shard_images(self.catalogue, spec, device),
+            most_shard_images(self.catalogue, recipe.spec.digest, device),
             request.cell_images,
             expected_bytes(recipe.spec, recipe.products),
             LEAST_CELL_IMAGES[device],
         )
+
+    def _find_plan(
+        self, request: Request, recipe: Recipe, base: Version | None, ahead: CountingAhead
+    ) -> _FoundPlan:
+        checkpoint, changes = self._checkpoint(request), None
+        spec = recipe.spec.digest
         before = kept_plan(self.catalogue, request.name, spec, base)
         is_new = before is None and request.limit is None
         if request.changes is not None:
             listing, changes = self._apply(request, request.changes, spec, base, ahead)
         else:
-            planning = self._plan_ahead(request, recipe, base, sizes, ahead) if is_new else None
+            planning = self._plan_ahead(request, recipe, base, ahead) if is_new else None
             listing = self.listings.get(request.name) or self._list(
                 request, checkpoint, planning, ahead
             )
             if listing.planned is None:
                 ahead.drop(request.name)
-        manifest = listing.planned or plan_shards(
-            listing,
-            previous=before,
-            limit=request.limit,
-            by=request.rules.label,
-            entries=Entries(self.catalogue.entries_uri),
-            **asdict(sizes),
-        )
+        same = None
+        if before is not None and request.limit is None and listing.planned is None:
+            same = same_plan(listing, before, request.rules.label)
+        manifest = listing.planned or same
+        if manifest is None:
+            sizes = asdict(self._sizes(request, recipe))
+            with _PLANNED_BY_DATABASES:
+                manifest = plan_shards(
+                    listing,
+                    previous=before and without_lost(before),
+                    limit=request.limit,
+                    by=request.rules.label,
+                    entries=Entries(self.catalogue.entries_uri),
+                    **sizes,
+                )
         if checkpoint is not None:
             checkpoint.remove()
-        return manifest, changes
+        return _FoundPlan(manifest, changes, is_same=same is not None)
 
     def _plan_ahead(
         self,
         request: Request,
         recipe: Recipe,
         base: Version | None,
-        sizes: NewShardSizes,
         ahead: CountingAhead,
     ) -> PlanAhead:
         """Returns how a source is planned while it is listed, if it turns out to be very large.
@@ -313,7 +387,7 @@ class Planner:
             store_manifest(uri, some)
             return ShardJob(its, uri, catalogue.work_uri(name, spec), catalogue.entries_uri)
 
-        return PlanAhead(sizes, Entries(catalogue.entries_uri), planned)
+        return PlanAhead(self._sizes(request, recipe), Entries(catalogue.entries_uri), planned)
 
     def _apply(
         self, request: Request, changes: str, spec: str, base: Version | None, mapper: Mapper
@@ -341,7 +415,8 @@ class Planner:
             return None
         place = digest_of("listing", request.rules.canonical(request.source), asdict(request.rules))
         uri = self.catalogue.listing_uri(place)
-        return ListingCheckpoint(uri, datetime.now(UTC), relist=self.relist)
+        may_exist = self.shared.has_parts(uri)
+        return ListingCheckpoint(uri, datetime.now(UTC), relist=self.relist, may_exist=may_exist)
 
     def _list(
         self,
@@ -387,85 +462,6 @@ def _require_meant(request: Request, base: Version, manifest: Manifest) -> None:
     )
 
 
-def make_spec(
-    request: Request,
-    network: Network,
-    ranges_digest: str,
-    device: str,
-    micro_batch: int | None = None,
-) -> Spec:
-    """Returns the spec of what a request counts.
-
-    Args:
-        request: What was asked for.
-        network: The network as it was looked up.
-        ranges_digest: Digest of the ranges to count in.
-        device: Kind of the device that computes (`cpu`, `cuda`); part of the spec in bf16 only.
-        micro_batch: Images that the network sees at a time, or None for the device's own number;
-            part of the spec in bf16 only.
-
-    Raises:
-        UsageError: If the decoder is unknown, or needs a GPU that does not compute.
-    """
-    decoder = stated_decoder(request.decoder) if request.decoder else None
-    if is_nvjpeg(decoder) and device != "cuda":
-        raise UsageError(
-            f"decoder is {request.decoder!r}, which decodes on a GPU, and the device is {device}; "
-            "compute on a GPU (device 'cuda', gpus_per_worker 1), or leave the decoder out"
-        )
-    return Spec(
-        extractor=network.name,
-        weights_sha256=network.weights_sha256,
-        taps=network.taps,
-        preprocess=Preprocess(
-            network.height,
-            network.width,
-            network.mean,
-            network.std,
-            resize=request.resize,
-            crop=request.crop,
-            exif=request.exif,
-            alpha=request.alpha,
-            jpeg=request.jpeg,
-            decoder=decoder,
-        ),
-        ranges_digest=ranges_digest,
-        bins=request.bins,
-        precision=request.precision,
-        bf16_numerics=(
-            numerics(network, device, micro_batch=micro_batch, precision="bf16").in_bf16
-            if request.precision == "bf16"
-            else None
-        ),
-    )
-
-
-def products_of(request: Request, network: Network, base: Version | None) -> tuple[str, ...]:
-    """Returns the products to keep: those asked for, and those that the dataset has.
-
-    A refresh must not drop what others read. Nor should it count all images of a dataset again for
-    exemplars that nobody has asked for: a dataset without them stays without, unless asked.
-
-    Args:
-        request: What was asked for.
-        network: The network, whose layers `exemplar_taps` chooses from.
-        base: The catalogue's version of the dataset, or None.
-
-    Returns:
-        The names of the products, in their fixed order.
-    """
-    had = base.products if base is not None and not base.imported else None
-    products = PRODUCTS
-    if request.layer_gaussian or LAYER_GAUSSIAN in (had or ()):
-        products = (*products, LAYER_GAUSSIAN)
-    if had is not None and request.exemplars is None and request.exemplar_taps is None:
-        settings = ExemplarSettings.from_products(had)
-    else:
-        number = DEFAULT_EXEMPLARS if request.exemplars is None else request.exemplars
-        settings = ExemplarSettings.from_options(number, request.exemplar_taps, network.taps)
-    return (*products, settings.product) if settings else products
-
-
 def _effective_by(request: Request, base: Version | None) -> str:
     """Returns what parts are made by: as asked, or else as the dataset has it; '' for no parts."""
     return request.by if request.by is not None else base.by if base is not None else ""
@@ -504,15 +500,22 @@ def _is_up_to_date(
     catalogue: Catalogue,
     request: Request,
     base: Version,
-    manifest: Manifest,
+    plan: _FoundPlan,
     job: ShardJob,
     head: Commit,
 ) -> bool:
     """Returns whether `base` has this manifest, and all its files and its parts' files exist."""
     stated = (base.manifest, base.products, base.by)
-    if stated != (manifest.digest, job.recipe.products, request.by or ""):
+    if stated != (plan.manifest.digest, job.recipe.products, request.by or ""):
         return False
-    if missing_files(catalogue, KeptVersion(request.name, base, head.number)):
+    if not plan.is_same:
+        if missing_files(catalogue, KeptVersion(request.name, base, head.number)):
+            return False
+    elif not all(
+        storage.exists(catalogue.uri(kind, base.spec, request.name, base.digest_in(kind)))
+        for kind in base.sha256
+        if kind != "manifests"  # it was read, and all its candidates
+    ):
         return False
     return all(
         storage.exists(catalogue.uri(kind, part.spec, name, part.digest_in(kind)))
@@ -521,19 +524,12 @@ def _is_up_to_date(
     )
 
 
-def _known_ranges(catalogue: Catalogue, asked: str | None) -> dict[str, str]:
-    """Returns the uri of the ranges by their digest, if `asked` is a digest of the catalogue's."""
-    uri = catalogue.ranges_uri(asked) if asked and asked.isalnum() else None
-    return {asked: uri} if asked and uri and storage.exists(uri) else {}
-
-
-def unchanged_result(catalogue: Catalogue, plan: DatasetPlan, head: Commit) -> Result:
+def unchanged_result(catalogue: Catalogue, plan: DatasetPlan) -> Result:
     """Returns the result of a request whose dataset is up to date.
 
     Args:
         catalogue: Where the dataset is.
         plan: Its plan.
-        head: The newest commit.
 
     Raises:
         CorruptFile: The plan has no version to be up to date with.
@@ -549,6 +545,6 @@ def unchanged_result(catalogue: Catalogue, plan: DatasetPlan, head: Commit) -> R
         failures=tuple(catalogue.failures(name, base)) if base.failed else (),
         ignored=dict(plan.manifest.ignored),
         duplicates=plan.manifest.duplicates,
-        parts=parts_of(head, name, base.spec),
-        commit=head.number,
+        parts=parts_of(plan.head, name, base.spec),
+        commit=plan.head.number,
     )

@@ -401,6 +401,9 @@ class Result:
         reused: How many were not, as sums of their shards or cells were stored already.
         seconds: How long it took from the beginning of the call, in which other datasets may have
             been counted, too.
+        requests: How many requests storage was sent in that time, for all datasets of the call: by
+            this process, and by workers. Those of tasks that decode for workers are left out.
+        worker_seconds: How long workers had the shards of this dataset, added up.
         commit: Number of a commit that holds the version; None if that is not known.
         moved: How far the version is from `replaced`. None if that is not known, or was not asked:
             `build` and `refresh` of `pipeline` measure it, and `build_datasets` does not.
@@ -424,6 +427,8 @@ class Result:
     read_bytes: int = 0
     reused: int = 0
     seconds: float = 0.0
+    requests: int = 0
+    worker_seconds: float = 0.0
     commit: int | None = None
     moved: Movement | None = None
     unmeasured: str = ""

@@ -21,6 +21,7 @@ from pipeline.errors import (
     VdnaError,
 )
 from pipeline.events import Listener, Retried, Said, Started, StepDone, StepFailed, stage
+from pipeline.mapper import map_in_order
 from pipeline.sources import Manifest
 from pipeline.wording import count_of, some_of
 
@@ -77,6 +78,7 @@ class Ran:
         seconds: How long workers had these shards, added up.
         read: How many images were read now, those that failed among them.
         read_bytes: Bytes of these images, where the source states their sizes.
+        worker_seconds: How long workers had any of its shards, those that failed among them.
     """
 
     shards: int = 0
@@ -85,6 +87,7 @@ class Ran:
     seconds: float = 0.0
     read: int = 0
     read_bytes: int = 0
+    worker_seconds: float = 0.0
 
     def with_more(self, later: Ran) -> Ran:
         """Returns this and what a later run has counted; the errors are those of the later run."""
@@ -95,6 +98,7 @@ class Ran:
             self.seconds + later.seconds,
             self.read + later.read,
             self.read_bytes + later.read_bytes,
+            self.worker_seconds + later.worker_seconds,
         )
 
 
@@ -105,6 +109,7 @@ def run_missing(
     landed: Callable[[int, Ran], None] = lambda at, ran: None,
     begins: Callable[[int, Sequence[int]], None] = lambda at, missing: None,
     unsound: Callable[[int, ShardReceipt], None] = lambda at, receipt: None,
+    failed: Callable[[int, Exception], None] | None = None,
 ) -> list[Ran]:
     """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
 
@@ -120,11 +125,13 @@ def run_missing(
         begins: Is called with the number of each job that has shards to run, and theirs.
         unsound: Is called with the number of a job, and the receipt of a shard whose counts do not
             add up, as it comes: the run may end with an error after that.
+        failed: Is called with the number of each job whose stored shards cannot be listed, and why.
+            No shard of it is run. None raises the error.
 
     Returns:
         What became of each job's shards, in the order of the jobs.
     """
-    return _ShardRun(work, engine, progress, landed, begins, unsound).run()
+    return _ShardRun(work, engine, progress, landed, begins, unsound, failed).run()
 
 
 class _ShardRun:
@@ -138,6 +145,7 @@ class _ShardRun:
         landed: Callable[[int, Ran], None],
         begins: Callable[[int, Sequence[int]], None],
         unsound: Callable[[int, ShardReceipt], None],
+        failed: Callable[[int, Exception], None] | None,
     ) -> None:
         claimant = secrets.token_hex(8)
         self._jobs = [replace(job, claimant=claimant) for job, _ in work]
@@ -149,12 +157,13 @@ class _ShardRun:
         self._sizes = [{h.index: h.candidates for h in plan.heads} for _, plan in work]
         self._plans = [plan for _, plan in work]
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
-        self._left = [set(_missing(one)) for one in work]
+        self._left, self._unlisted = _all_missing(work, failed)
         self._counted: Counter[int] = Counter()
         self._images: Counter[int] = Counter()
         self._read: Counter[int] = Counter()
         self._read_bytes: Counter[int] = Counter()
         self._seconds = [0.0] * len(work)
+        self._worker_seconds = [0.0] * len(work)
         self._failed: Counter[tuple[int, int]] = Counter()
         self._errors: dict[tuple[int, int], ShardReceipt] = {}
         self._others = SharedShards(claimant)
@@ -176,7 +185,7 @@ class _ShardRun:
         present = sum(map(len, self._sizes)) - len(todo)
         with stage(self._progress, Started(total, len(todo), present)):
             for at, left in enumerate(self._left):
-                if not left and todo:
+                if not left and todo and at not in self._unlisted:
                     self._landed(at, self._ran(at))
             while todo or self._others.held:
                 todo = self._once(todo) if todo else self._wait()
@@ -200,6 +209,7 @@ class _ShardRun:
             self._seconds[at],
             self._read[at],
             self._read_bytes[at],
+            self._worker_seconds[at],
         )
 
     def _once(self, todo: Sequence[tuple[ShardJob, int]]) -> list[tuple[ShardJob, int]]:
@@ -207,6 +217,7 @@ class _ShardRun:
         again = []
         for receipt in self._engine.run_shards(todo):
             at, index = self._numbers[receipt.manifest_uri], receipt.index
+            self._worker_seconds[at] += receipt.seconds
             if receipt.held_by:
                 job, recipe = self._jobs[at], self._jobs[at].recipe
                 key = self._plans[at].heads[index].key(recipe.spec.digest, recipe.products)
@@ -279,6 +290,30 @@ def _tries(receipt: ShardReceipt) -> int:
     if receipt.unsound:
         return 1
     return UNEXPECTED_TRIES if receipt.unexpected else TRIES
+
+
+def _all_missing(
+    work: Sequence[tuple[ShardJob, Manifest]], failed: Callable[[int, Exception], None] | None
+) -> tuple[list[set[int]], set[int]]:
+    """Returns the indices of each job's shards to run, and the jobs of which they are not known."""
+
+    def look(one: tuple[ShardJob, Manifest]) -> set[int] | Exception:
+        try:
+            return set(_missing(one))
+        except Exception as error:
+            if failed is None:
+                raise
+            return error
+
+    left: list[set[int]] = []
+    unlisted = set()
+    for at, found in enumerate(map_in_order(look, work)):
+        if isinstance(found, Exception):
+            unlisted.add(at)
+            if failed is not None:
+                failed(at, found)
+        left.append(set() if isinstance(found, Exception) else found)
+    return left, unlisted
 
 
 def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:

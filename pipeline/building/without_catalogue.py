@@ -17,9 +17,9 @@ from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from pipeline.building.counted_way import make_spec, products_of
 from pipeline.building.failure_gate import require_few_failures
 from pipeline.building.memory_images import MemoryImages, MemorySource
-from pipeline.building.planner import make_spec, products_of
 from pipeline.building.request import MemoryOptions, Request
 from pipeline.counting import OVERLAP, Counter, choose_backend
 from pipeline.dna import DNA, HeldFolds, Partial

@@ -33,7 +33,9 @@ from .undoing import remove as remove
 from .undoing import require_files as require_files
 from .undoing import roll_back as roll_back
 from .verification import verify as verify
+from .version_history import LastVersions as LastVersions
 from .version_history import PastVersion as PastVersion
+from .version_history import last_versions as last_versions
 from .version_history import past_versions as past_versions
 from .version_history import version_histories as version_histories
 from .version_names import VersionName as VersionName

@@ -221,6 +221,8 @@ class Catalogue(VersionLookup):
             return None
         digest, products = noted
         uri = self.uri("manifests", spec, dataset, digest)
-        if not storage.exists(uri):
+        try:
+            data = storage.read(uri)
+        except SourceError:
             return None
-        return decode_manifest(storage.read(uri), uri, digest, self.entries_uri), products
+        return decode_manifest(data, uri, digest, self.entries_uri), products

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.catalogue.commit import Commit, Version
@@ -87,6 +87,61 @@ def past_versions(commits: Iterable[Commit], name: str, spec: str) -> Iterator[P
             held = PastVersion(version, commit.number, commit.time, commit.software, last)
     if held is not None:
         yield held
+
+
+@dataclass(frozen=True)
+class LastVersions:
+    """The last versions of a dataset under one spec.
+
+    Attributes:
+        commit: Number of the commit that made the current version.
+        versions: The current version and those before it, the newest first, each with the number of
+            the newest commit that holds it. One that came back without another one between is one.
+    """
+
+    commit: int
+    versions: tuple[tuple[Version, int], ...]
+
+
+def last_versions(
+    commits: Iterable[Commit], wanted: Mapping[tuple[str, str], int]
+) -> dict[tuple[str, str], LastVersions]:
+    """Finds the last versions of many datasets, and reads the log once, and no more than it must.
+
+    Args:
+        commits: The commits, the newest first.
+        wanted: How many versions to find before the current one, by the dataset and the whole
+            digest of the spec.
+
+    Returns:
+        What was found of each: fewer versions if there are no more. A dataset that the newest
+        commit does not have is left out.
+    """
+    found: dict[tuple[str, str], LastVersions] = {}
+    left = dict(wanted)
+    gone: set[tuple[str, str]] = set()
+    for at, commit in enumerate(commits):
+        for key, count in [*left.items()]:
+            version = commit.datasets.get(key[0], {}).get(key[1])
+            if at == 0:
+                if version is None:
+                    del left[key]
+                    continue
+                found[key] = LastVersions(commit.number, ((version, commit.number),))
+            known = found[key]
+            if version is None:
+                gone.add(key)
+            elif _identity(version) != _identity(known.versions[-1][0]):
+                gone.add(key)
+                more = (*known.versions, (version, commit.number))
+                found[key] = LastVersions(known.commit, more)
+            elif key not in gone:
+                found[key] = LastVersions(commit.number, known.versions)
+            if key in gone and len(found[key].versions) > count:
+                del left[key]
+        if not left:
+            break
+    return found
 
 
 def _identity(version: Version) -> tuple[str, str]:

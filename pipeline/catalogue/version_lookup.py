@@ -113,7 +113,7 @@ class VersionLookup(VersionFiles):
         Returns:
             The version with the number of the commit.
         """
-        return self._resolved(self.at(at), name, spec)
+        return self.resolve_in(self.at(at), name, spec)
 
     def find_all(
         self, names: Iterable[str], at: int | str | None = None, spec: str | None = None
@@ -132,7 +132,7 @@ class VersionLookup(VersionFiles):
             NotFound: If one of them has none.
         """
         commit = self.at(at)
-        return {name: self._resolved(commit, name, spec).version for name in names}
+        return {name: self.resolve_in(commit, name, spec).version for name in names}
 
     def look_up(self, name: str, newest: Commit) -> Mapping[str, NamedVersion]:
         """Finds the versions that a name means, of all specs.
@@ -162,7 +162,20 @@ class VersionLookup(VersionFiles):
             raise self._no_version(name, named.dataset, newest)
         return self._in(state, named.dataset)
 
-    def _resolved(self, commit: Commit, name: str, spec: str | None) -> NamedVersion:
+    def resolve_in(self, commit: Commit, name: str, spec: str | None) -> NamedVersion:
+        """Finds a dataset's version in a commit that was read already.
+
+        Args:
+            commit: The state to look in.
+            name: As in `find`.
+            spec: As in `find`.
+
+        Returns:
+            The version with the number of a commit that holds it.
+
+        Raises:
+            NotFound: If there is none. The message names what there is.
+        """
         versions = self.look_up(name, commit)
         if spec is None and len(versions) == 1:
             return next(iter(versions.values()))

@@ -54,8 +54,15 @@ def with_movement(catalogue: Catalogue, result: Result, effort: Effort | None = 
         The result with `moved`, or with the reason in `unmeasured`; as it was, if it has replaced
         no version.
     """
+    return _measured(catalogue, result, effort)[0]
+
+
+def _measured(
+    catalogue: Catalogue, result: Result, effort: Effort | None
+) -> tuple[Result, Matrix | None]:
+    """Returns the result of `with_movement`, and the matrix of both versions if it is known."""
     if result.replaced is None:
-        return result
+        return result, None
     spec = result.version.spec
     names = [f"{result.name}@{at}" for at in (result.former_options["at"], result.commit)]
     quiet = replace(effort or Effort(), progress=ignore, keep=False)
@@ -63,15 +70,15 @@ def with_movement(catalogue: Catalogue, result: Result, effort: Effort | None = 
         matrix = compare(catalogue, names, spec=spec, effort=quiet)
         moved = movement_between(matrix, names[0], names[1])
     except Exception as error:
-        return replace(result, unmeasured=str(known_error(error)))
+        return replace(result, unmeasured=str(known_error(error))), None
     if moved.emd is None:
-        return replace(result, unmeasured="their distance is not defined")
-    return replace(result, moved=moved, unmeasured=_without_interval(moved))
+        return replace(result, unmeasured="their distance is not defined"), matrix
+    return replace(result, moved=moved, unmeasured=_without_interval(moved)), matrix
 
 
 def with_movements(
     catalogue: Catalogue, results: Sequence[Result], effort: Effort | None = None
-) -> list[Result]:
+) -> tuple[list[Result], dict[str, Matrix]]:
     """Adds to each of many results how far its dataset has moved; see `with_movement`.
 
     Args:
@@ -81,9 +88,12 @@ def with_movements(
 
     Returns:
         The results, in their order. Only the first `MOVES_MEASURED` versions are compared, and the
-        others say so.
+        others say so. Then the matrices of all layers by the name of the dataset: each has the
+        version that was replaced, and the new one.
     """
-    found, left = [], MOVES_MEASURED
+    found: list[Result] = []
+    matrices: dict[str, Matrix] = {}
+    left = MOVES_MEASURED
     versions = min(left, sum(result.replaced is not None for result in results))
     progress = (effort or Effort()).progress
     started = Started(versions, versions, unit="versions", step="versions")
@@ -93,13 +103,16 @@ def with_movements(
                 found.append(result)
             elif left:
                 left -= 1
-                found.append(with_movement(catalogue, result, effort))
+                measured, matrix = _measured(catalogue, result, effort)
+                found.append(measured)
+                if matrix is not None:
+                    matrices[result.name] = matrix
                 if versions > 1:
                     progress(StepDone(1, name=result.name))
             else:
                 why = f"a refresh measures the first {MOVES_MEASURED} new versions; see vdna drift"
                 found.append(replace(result, unmeasured=why))
-    return found
+    return found, matrices
 
 
 def _without_interval(moved: Movement) -> str:

@@ -66,7 +66,7 @@ from pipeline.errors import TransientError, UsageError
 from pipeline.events import Listener, Said, Warned, ignore
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.spec import Resources, available_cpus
-from pipeline.storage import retry
+from pipeline.storage import RequestMeter, count_requests, retry
 
 T = TypeVar("T")
 
@@ -198,6 +198,7 @@ class RayEngine:
             with closing(self._pool(list(left.values()))) as rows:
                 for row in rows:
                     receipt = receipt_of(row)
+                    count_requests(row["requests"])
                     del left[receipt.manifest_uri, receipt.index]
                     yield receipt
                     self._warnings.died(receipt.died)
@@ -306,8 +307,9 @@ class RayEngine:
             TransientError: If workers were lost so often that Ray gave up.
         """
 
-        def call(item: T) -> R:  # Ray takes functions, and no other callables
-            return function(item)
+        def call(item: T) -> tuple[R, int]:  # Ray takes functions, and no other callables
+            meter = RequestMeter()
+            return function(item), meter.read()
 
         remote = ray.remote(num_cpus=TASK_CPUS, runtime_env=self._runtime_env())(call)
         waiting = list(reversed(items))
@@ -318,7 +320,9 @@ class RayEngine:
                 while waiting and len(running) < limit:
                     running.append(remote.remote(waiting.pop()))
                 done, running = ray.wait(running)
-                yield from ray.get(done)
+                for result, requests in ray.get(done):
+                    count_requests(requests)
+                    yield result
         except RayTaskError as error:
             cause = cause_of(error)
             raise cause from error

@@ -23,6 +23,7 @@ from pipeline.counting import (
 from pipeline.engine.device_errors import is_of_device
 from pipeline.engine.ray_decoding import RayDecodePool
 from pipeline.engine.ray_nodes import RayHome
+from pipeline.storage import RequestMeter
 
 
 class ShardActor:
@@ -46,6 +47,7 @@ class ShardActor:
         self._home = RayHome(pool)
         self._worker = Worker(ahead, self._home)
         self._notices = _Notices()
+        self._requests = RequestMeter()
         logging.getLogger(Makers.__module__).addHandler(self._notices)
         self._device_is_unsure = False
         self._under_way = 0
@@ -59,7 +61,7 @@ class ShardActor:
 
         Returns:
             One row: the receipt, the id of the node, whether its device has failed, and what the
-                makers of shards have logged since the last row.
+                makers of shards have logged, and how many requests were sent, since the last row.
         """
         job = ShardJob(
             self._recipes[int(batch["recipe"][0])],
@@ -80,6 +82,7 @@ class ShardActor:
             "node": self._home.node,
             "device_failed": unsure and is_of_device(f"{receipt.error}\n{receipt.details}"),
             "notice": self._notices.drained(),
+            "requests": self._requests.read(),
         }
         return {name: np.array([value]) for name, value in (asdict(receipt) | told).items()}
 

@@ -146,6 +146,12 @@ class MoveBound(DistanceBound):
         return f"{self.dataset}{self.against}"
 
     @property
+    def counts_back(self) -> bool:
+        """Whether `against` counts versions back from the newest, as `@-1` does."""
+        which = VersionName.parse(self.earlier).which
+        return isinstance(which, int) and which < 0
+
+    @property
     def back(self) -> int:
         """How many versions the dataset must have had before, so that there is anything to judge.
 

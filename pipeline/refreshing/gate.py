@@ -16,8 +16,8 @@ measure says no. Numbers of images are exact.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from math import isfinite, isnan
 
 from pipeline import storage
@@ -25,16 +25,17 @@ from pipeline.building import Request, Result
 from pipeline.catalogue import (
     Catalogue,
     Commit,
+    LastVersions,
     Version,
     VersionName,
     dataset_of,
     find_lens,
+    last_versions,
     newest_lenses,
-    past_versions,
 )
 from pipeline.comparing import ALL, LEAST_PAIRED, Effort, Matrix, compare, spec_of
 from pipeline.dna import Lens
-from pipeline.errors import GateError, NotFound, UsageError, VdnaError
+from pipeline.errors import GateError, NotFound, UsageError, VdnaError, known_error
 from pipeline.networks import describe
 from pipeline.refreshing.bound_kinds import AnyBound, DistanceBound, MoveBound
 from pipeline.refreshing.break_reasons import find_reasons
@@ -124,6 +125,7 @@ def judge(
     matrices: Sequence[Matrix] = (),
     effort: Effort | None = None,
     *,
+    moves: Mapping[str, Matrix] | None = None,
     since: int = 0,
 ) -> list[AnyVerdict]:
     """Judges every bound, by what this refresh built.
@@ -138,6 +140,8 @@ def judge(
         results: What was built.
         matrices: Matrices without a lens that were computed already. Others are computed here.
         effort: How to compute.
+        moves: Matrices of the version that a build has replaced, and of the new one, by the name of
+            the dataset. They are not computed again.
         since: Number of the newest commit before this refresh. A version that a later commit made
             is a new one.
 
@@ -149,13 +153,18 @@ def judge(
         return []
     specs = {result.name: result.version.spec for result in results}
     specs |= {part: v.spec for result in results for part, v in result.parts.items()}
-    judging = _Judging(catalogue, catalogue.head(), requests, specs, matrices, effort, since)
+    replaced = {of.name: (of.replaced, of.version) for of in results if of.replaced is not None}
+    judging = _Judging(
+        *(catalogue, catalogue.head(), requests, specs, matrices, effort, since),
+        {name: (*replaced[name], matrix) for name, matrix in (moves or {}).items()},
+    )
+    judging.look_back(bounds)
     verdicts = []
     for bound in bounds:
         try:
             verdicts.append(judging.verdict(bound))
-        except VdnaError as error:
-            verdicts.append(unjudged(bound, error))
+        except Exception as error:
+            verdicts.append(unjudged(bound, known_error(error)))
     return verdicts
 
 
@@ -201,6 +210,8 @@ class _Judging:
     Attributes:
         head: The state that all names of versions are looked up in.
         specs: The digest of the spec of each dataset and part that this refresh has built.
+        moves: The version that a build has replaced, the new one, and their matrix, by the dataset.
+        past: The last versions of the datasets that move bounds are about, by dataset and spec.
     """
 
     catalogue: Catalogue
@@ -210,6 +221,19 @@ class _Judging:
     matrices: Sequence[Matrix]
     effort: Effort | None
     since: int
+    moves: Mapping[str, tuple[Version, Version, Matrix]]
+    past: dict[tuple[str, str], LastVersions] = field(default_factory=dict)
+
+    def look_back(self, bounds: Sequence[AnyBound]) -> None:
+        """Reads the log once for all bounds on moves."""
+        wanted: dict[tuple[str, str], int] = {}
+        for bound in bounds:
+            if isinstance(bound, MoveBound):
+                with suppress(VdnaError):  # its verdict will say so
+                    key = bound.dataset, self._find(bound.dataset, self._spec_of(bound)).spec
+                    wanted[key] = max(bound.back, wanted.get(key, 0))
+        with suppress(VdnaError):  # so will the verdicts
+            self.past.update(last_versions(self.catalogue.log(self.head), wanted))
 
     def verdict(self, bound: AnyBound) -> AnyVerdict:
         """Judges a bound."""
@@ -222,21 +246,37 @@ class _Judging:
             version = self._find(bound.dataset, spec)
             return CountVerdict(bound, version.images, version.failed)
         if isinstance(bound, MoveBound):
-            spec = self._find(bound.dataset, spec).spec
-            commits = self._commits(bound, spec)
-            if len(commits) <= bound.back:
-                judged = Judged(commits[0], None, commits[0] > self.since)
-                return Verdict(bound, judged=judged)
+            return self._moved(bound, self._find(bound.dataset, spec))
         lens = self._lens(bound, spec)
-        matrix = self._find_matrix(bound, spec) or self._compared(bound, spec, lens)
-        found = self._explained(self._distance(bound, matrix), matrix.spec_digest, lens)
-        if not isinstance(bound, MoveBound):
-            return found
-        against = self.catalogue.resolve(bound.earlier, self.head.number, spec).commit
-        return replace(found, judged=Judged(commits[0], against, commits[0] > self.since))
+        matrix = self._find_matrix(bound, spec) or self._compared(bound.names, spec, lens)
+        at = matrix.names.index(bound.a), matrix.names.index(bound.b)
+        sides = [self._find(name, matrix.spec_digest) for name in bound.names]
+        return self._explained(_distance(bound, matrix, at, sides), matrix.spec_digest, lens)
+
+    def _moved(self, bound: MoveBound, version: Version) -> Verdict:
+        """Judges how far a dataset is from an earlier version."""
+        spec, key = version.spec, (bound.dataset, version.spec)
+        past = self.past.get(key)
+        if past is None:
+            past = last_versions(self.catalogue.log(self.head), {key: bound.back})[key]
+        new = past.commit > self.since
+        if len(past.versions) <= bound.back:
+            return Verdict(bound, judged=Judged(past.commit, None, new))
+        if bound.counts_back:
+            earlier, against = past.versions[bound.back]
+        else:
+            found = self.catalogue.resolve_in(self.head, bound.earlier, spec)
+            earlier, against = found.version, found.commit
+        lens = self._lens(bound, spec)
+        replaced, made, matrix = self.moves.get(bound.dataset, (None, None, None))
+        if matrix is None or lens is not None or (replaced, made) != (earlier, version):
+            names = f"{bound.dataset}@{against}", bound.dataset
+            matrix = self._compared(names, spec, lens)
+        verdict = self._explained(_distance(bound, matrix, (0, 1), (earlier, version)), spec, lens)
+        return replace(verdict, judged=Judged(past.commit, against, new))
 
     def _find(self, name: str, spec: str | None) -> Version:
-        return self.catalogue.find(name, self.head.number, spec)
+        return self.catalogue.resolve_in(self.head, name, spec).version
 
     def _spec_of(self, bound: AnyBound) -> str | None:
         """Returns the digest of the spec that its datasets share; None if none was built."""
@@ -246,16 +286,6 @@ class _Judging:
             first, second = (self.catalogue.spec(digest) for digest in built)
             first.require_same(second, *bound.names)
         return built[0] if built else None
-
-    def _commits(self, bound: MoveBound, spec: str) -> list[int]:
-        """Finds the commits that made the current version and those before it, the newest first.
-
-        Returns:
-            As many as must be known to tell whether there is the earlier version.
-        """
-        past = past_versions(self.catalogue.log(self.head), bound.dataset, spec)
-        distinct = groupby(past, key=lambda version: version.identity)
-        return [next(same).commit for _, same in islice(distinct, bound.back + 1)]
 
     def _find_matrix(self, bound: DistanceBound, spec: str | None) -> Matrix | None:
         """Finds the matrix without a lens that has both datasets of a bound."""
@@ -271,9 +301,9 @@ class _Judging:
         shared = spec_of(self.catalogue, bound.names, at=self.head.number, spec=spec)
         return find_lens(self.catalogue, bound.lens, shared)
 
-    def _compared(self, bound: DistanceBound, spec: str | None, lens: Lens | None) -> Matrix:
+    def _compared(self, names: Sequence[str], spec: str | None, lens: Lens | None) -> Matrix:
         at = self.head.number
-        return compare(self.catalogue, bound.names, at=at, spec=spec, lens=lens, effort=self.effort)
+        return compare(self.catalogue, names, at=at, spec=spec, lens=lens, effort=self.effort)
 
     def _explained(self, found: Verdict, spec: str, lens: Lens | None) -> Verdict:
         """Adds the reasons to a verdict, if a distance was judged and its bound is broken."""
@@ -286,18 +316,31 @@ class _Judging:
             return replace(found, unexplained=str(error))
         return replace(found, reasons=reasons)
 
-    def _distance(self, bound: DistanceBound, matrix: Matrix) -> Verdict:
-        first, second = bound.names
-        at = matrix.names.index(first), matrix.names.index(second)
-        emd, corrected, low, high, paired = (
-            float(matrix.of(bound.layer, column)[at])
-            for column in ("emd", "emd_corrected", "low", "high", "paired")
-        )
-        a, b = (self._find(name, matrix.spec_digest) for name in (first, second))
-        # Intervals suppose independent samples, or that it is known which images are shared.
-        nested = a.part_of == dataset_of(second) or b.part_of == dataset_of(first)
-        if nested and not paired >= LEAST_PAIRED:
-            return Verdict(bound, emd, shared="one is a part of the other")
-        if isinstance(bound, MoveBound) and isnan(paired) and isfinite(low):
-            return Verdict(bound, emd, shared="it is not known which images both versions have")
-        return Verdict(bound, emd, corrected, low, high)
+
+def _distance(
+    bound: DistanceBound, matrix: Matrix, at: tuple[int, int], sides: Sequence[Version]
+) -> Verdict:
+    """Judges the distance of two versions.
+
+    Args:
+        bound: The bound.
+        matrix: A matrix that has both.
+        at: Their row and column.
+        sides: The versions.
+
+    Returns:
+        The verdict.
+    """
+    emd, corrected, low, high, paired = (
+        float(matrix.of(bound.layer, column)[at])
+        for column in ("emd", "emd_corrected", "low", "high", "paired")
+    )
+    first, second = map(dataset_of, bound.names)
+    a, b = sides
+    # Intervals suppose independent samples, or that it is known which images are shared.
+    nested = a.part_of == second or b.part_of == first
+    if nested and not paired >= LEAST_PAIRED:
+        return Verdict(bound, emd, shared="one is a part of the other")
+    if isinstance(bound, MoveBound) and isnan(paired) and isfinite(low):
+        return Verdict(bound, emd, shared="it is not known which images both versions have")
+    return Verdict(bound, emd, corrected, low, high)

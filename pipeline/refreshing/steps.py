@@ -17,7 +17,7 @@ from pipeline.building import Result, build_datasets
 from pipeline.catalogue import Catalogue, remove
 from pipeline.comparing import Effort, Matrix, compare, with_movements
 from pipeline.engine import Engine, InProcess
-from pipeline.errors import DeliveryError, UsageError, VdnaError
+from pipeline.errors import DeliveryError, UsageError, VdnaError, known_error
 from pipeline.events import Listener
 from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.refreshing.config import Config, load_config
@@ -39,7 +39,7 @@ class Refreshed:
 
     Attributes:
         catalogue: The catalogue.
-        datasets: What became of each dataset that could be built, in the order of their commits.
+        datasets: What became of each dataset that could be built, in the order of the file.
         matrices: One matrix for each spec with two datasets or more.
         verdicts: What the gate says of each bound.
         error: The first thing that went wrong; None if all is well.
@@ -190,7 +190,7 @@ def refresh(
             config.webhook.secret()  # without one nothing begins
     except UsageError as error:
         raise UsageError(f"{config.path}: {error}") from error
-    results: list[Result] = []
+    found: dict[str, Result] = {}
     matrices: list[Matrix] = []
     verdicts: list[AnyVerdict] = []
     problem: VdnaError | None = None
@@ -205,13 +205,16 @@ def refresh(
                 builder,
                 resources,
                 progress,
-                results.append,
+                lambda result: found.update({result.name: result}),
                 failed.__setitem__,
                 relist=relist,
             )
         except VdnaError as error:
             problem = error
-    results = with_movements(place, results, effort)
+    names = [request.name for request in requests]
+    failed = {name: failed[name] for name in names if name in failed}
+    built = [found[name] for name in names if name in found]
+    results, moves = with_movements(place, built, effort)
     try:
         unlisted = tuple(unlisted_datasets(place.head(), config))
         if unlisted and config.prune and problem is None:
@@ -220,10 +223,12 @@ def refresh(
         for spec in sorted({result.version.spec for result in results}):
             if len(place.names(spec=spec)) > 1:
                 matrices.append(compare(place, spec=spec, effort=effort))
-        verdicts = judge(place, config.gate, requests, results, matrices, effort, since=since)
+        verdicts = judge(
+            place, config.gate, requests, results, matrices, effort, moves=moves, since=since
+        )
         require_kept(verdicts, config.path)
-    except VdnaError as error:
-        problem = problem or error
+    except Exception as error:
+        problem = problem or known_error(error)
     done = Refreshed(
         place,
         tuple(results),

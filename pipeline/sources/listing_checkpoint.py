@@ -48,15 +48,18 @@ class ListingCheckpoint:
         folder: Where the parts lie.
         now: The time by which the age of parts is judged.
         relist: Deletes the parts in any case. Those of tasks stay, as another job may read them.
+        may_exist: Whether there may be parts. If not, they are not looked for.
     """
 
-    def __init__(self, folder: str, now: datetime, *, relist: bool = False) -> None:
+    def __init__(
+        self, folder: str, now: datetime, *, relist: bool = False, may_exist: bool = True
+    ) -> None:
         self._folder = folder
         self.parts_folder = f"{folder}-parts/{secrets.token_hex(8)}"
         self._now = now
         self._reset()
         self._owned = True
-        items = sorted(_objects_in(folder), key=lambda item: item.uri)
+        items = sorted(_objects_in(folder) if may_exist else (), key=lambda item: item.uri)
         if items and (relist or not self._load(items)):
             storage.delete_tree(folder)
             self._reset()

@@ -44,6 +44,7 @@ from pipeline.errors import (
     printable,
     redact,
 )
+from pipeline.storage.requests import count_requests
 from pipeline.wording import count_of
 
 T = TypeVar("T")
@@ -57,6 +58,10 @@ SKEW_SECONDS = 300
 """If the clock is off by more, the error says so when the store refuses a request."""
 
 LONGEST_QUOTE = 500
+
+_COUNTED_ELSEWHERE = ("s3://", "file://")
+"""How urls begin whose requests are not counted here: a client of S3 tells of each, as a try may
+take several, and local files take none."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,14 @@ def attempt(uri: str, action: Callable[[], T]) -> T:
         before_sleep=lambda state: _log_retry(uri, settings, state),
         reraise=True,
     )
+
+    def sent() -> T:
+        if not uri.startswith(_COUNTED_ELSEWHERE):
+            count_requests()
+        return action()
+
     try:
-        return retrying(action)
+        return retrying(sent)
     except Exception as error:
         if is_transient(error):
             tries = retrying.statistics["attempt_number"]

@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, cast
+from weakref import WeakSet
 
 from fsspec.asyn import sync
 from fsspec.utils import glob_translate
@@ -20,6 +21,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
 from pipeline.storage.listing_pages import BEFORE_PARSE, take_objects
 from pipeline.storage.other import Details, FsspecStore, identity_of, is_folder_marker, nothing
+from pipeline.storage.requests import count_requests
 from pipeline.storage.retry import RetrySettings, attempt, status_of
 from pipeline.storage.store import Answer, Stored
 
@@ -31,6 +33,12 @@ DELETED_AT_ONCE = 1000
 
 PAGE_BYTES = 2**20
 """The most bytes of a page of a listing, which is XML with up to a thousand keys."""
+
+BEFORE_SEND = "before-send.s3"
+"""The event of botocore that comes with each request."""
+
+_COUNTED: WeakSet[Any] = WeakSet()
+"""The clients whose requests are counted."""
 
 _PRECONDITION_FAILED = 412
 
@@ -235,13 +243,20 @@ class S3Store(FsspecStore):
 async def _in_time(fs: Any, call: Callable[[], Awaitable[Any]], size: int = 0) -> Any:
     """Makes one call, within the time for `size` bytes, once there is a client to make it."""
     try:
-        await fs.set_session()
+        _count_those_of(await fs.set_session())
         async with within(RetrySettings.from_environment().seconds_for(size)):
             return await call()
     except Exception as error:
         if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
             type(fs).clear_instance_cache()  # else this process would never see other credentials
         raise
+
+
+def _count_those_of(client: Any) -> None:
+    """Has a client's requests counted from now on."""
+    if client not in _COUNTED:
+        _COUNTED.add(client)
+        client.meta.events.register(BEFORE_SEND, lambda **_: count_requests())
 
 
 def _call(fs: Any, method: str, size: int, **arguments: Any) -> dict[str, Any]:

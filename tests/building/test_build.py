@@ -731,7 +731,9 @@ def test_a_source_that_returns_to_an_earlier_state_does_not_break_old_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same numbers are written in other bytes, as another version of a library writes them."""
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
     hand_made = Place(tmp_path)
     hand_made.photos("photos", 30, bad=2)
     newer = pq.ParquetWriter
@@ -756,7 +758,9 @@ def test_a_source_that_returns_to_an_earlier_state_does_not_break_old_commits(
 def test_a_source_that_returns_to_an_earlier_state_repairs_damaged_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
     hand_made = Place(tmp_path)
     hand_made.photos("photos", 30)
     first = hand_made.build("photos").version

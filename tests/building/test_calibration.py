@@ -287,11 +287,11 @@ class EngineWithoutNetwork(SerialMapper):
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes folders of file names: the engine of these tests looks at nothing else."""
-    for module in ("pipeline.building.planner", "pipeline.building.calibration"):
+    for module in ("pipeline.building.shared_lookups", "pipeline.building.calibration"):
         monkeypatch.setattr(
             f"{module}.describe", lambda name, weights, taps: OTHER if weights else TINY
         )
-    monkeypatch.setattr("pipeline.building.planner.require_loadable", lambda network: None)
+    monkeypatch.setattr("pipeline.building.shared_lookups.require_loadable", lambda network: None)
     for folder, names in {
         "a": [f"{i:03d}" for i in range(10)],
         "b": [f"{i:03d}" for i in range(100, 104)],

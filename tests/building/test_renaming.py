@@ -37,7 +37,9 @@ __all__ = ["killer"]  # a fixture
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
     made = Place(tmp_path)
     made.photos("a", 6, bad=1)
     made.build("a", shard_images=2)

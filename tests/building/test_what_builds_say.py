@@ -26,7 +26,9 @@ from tests.golden.handmade import NETWORK, SPEC, HandMade, Place
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
     return Place(tmp_path)
 
 
@@ -178,12 +180,13 @@ def test_only_some_versions_of_a_large_refresh_are_measured(
     for name in names:
         place.photos(name, 2)
     firsts, _ = build(place, *names)
-    assert with_movements(place.catalogue, firsts) == firsts
+    assert with_movements(place.catalogue, firsts) == (firsts, {})
     for name in names:
         place.photos(name, 1 if name == "b" else 3)
     results, _ = build(place, *names)
     events: list[Event] = []
-    found = with_movements(place.catalogue, results, Effort(progress=events.append))
+    found, matrices = with_movements(place.catalogue, results, Effort(progress=events.append))
+    assert matrices.keys() == {"a", "c"}
     assert [of.name for of in found] == list(names)
     assert [of.moved is not None for of in found] == [True, False, True, False]
     assert found[1] == results[1]  # it has not changed

@@ -106,7 +106,7 @@ def test_images_that_a_gpu_has_decoded_are_seen_without_one(
         sys.modules["torchcodec"].decoders = sys.modules["torchcodec.decoders"]  # type: ignore[attr-defined]  # it is made here
         require_nvjpeg.cache_clear()
         patch.setattr("pipeline.images.nvjpeg.version", lambda library: "0.17.0")
-        patch.setattr("pipeline.building.planner.is_nvjpeg", lambda stated: False)
+        patch.setattr("pipeline.building.counted_way.is_nvjpeg", lambda stated: False)
         requests = [
             Request(name, str(tmp_path / name), decoder="nvjpeg", **network.options)  # type: ignore[arg-type]
             for name in ("day", "night")

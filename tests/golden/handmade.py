@@ -149,7 +149,7 @@ class HandMade(SerialMapper):
 class Place:
     """A folder of files called photos, and a catalogue that the real `build` fills by hand.
 
-    `pipeline.building.planner.describe` must give `NETWORK` meanwhile.
+    `pipeline.building.shared_lookups.describe` must give `NETWORK` meanwhile.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,0 +1,95 @@
+"""Decides how a request is counted: its spec, and what is kept beside the histograms.
+
+>>> make_spec(request, network, ranges.digest, "cpu").bins                    # doctest: +SKIP
+1000
+"""
+
+from __future__ import annotations
+
+from pipeline.building.request import Request
+from pipeline.catalogue import Version
+from pipeline.counting import numerics
+from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
+from pipeline.errors import UsageError
+from pipeline.images import is_nvjpeg, stated_decoder
+from pipeline.networks import Network
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Spec
+
+
+def make_spec(
+    request: Request,
+    network: Network,
+    ranges_digest: str,
+    device: str,
+    micro_batch: int | None = None,
+) -> Spec:
+    """Returns the spec of what a request counts.
+
+    Args:
+        request: What was asked for.
+        network: The network as it was looked up.
+        ranges_digest: Digest of the ranges to count in.
+        device: Kind of the device that computes (`cpu`, `cuda`); part of the spec in bf16 only.
+        micro_batch: Images that the network sees at a time, or None for the device's own number;
+            part of the spec in bf16 only.
+
+    Raises:
+        UsageError: If the decoder is unknown, or needs a GPU that does not compute.
+    """
+    decoder = stated_decoder(request.decoder) if request.decoder else None
+    if is_nvjpeg(decoder) and device != "cuda":
+        raise UsageError(
+            f"decoder is {request.decoder!r}, which decodes on a GPU, and the device is {device}; "
+            "compute on a GPU (device 'cuda', gpus_per_worker 1), or leave the decoder out"
+        )
+    return Spec(
+        extractor=network.name,
+        weights_sha256=network.weights_sha256,
+        taps=network.taps,
+        preprocess=Preprocess(
+            network.height,
+            network.width,
+            network.mean,
+            network.std,
+            resize=request.resize,
+            crop=request.crop,
+            exif=request.exif,
+            alpha=request.alpha,
+            jpeg=request.jpeg,
+            decoder=decoder,
+        ),
+        ranges_digest=ranges_digest,
+        bins=request.bins,
+        precision=request.precision,
+        bf16_numerics=(
+            numerics(network, device, micro_batch=micro_batch, precision="bf16").in_bf16
+            if request.precision == "bf16"
+            else None
+        ),
+    )
+
+
+def products_of(request: Request, network: Network, base: Version | None) -> tuple[str, ...]:
+    """Returns the products to keep: those asked for, and those that the dataset has.
+
+    A refresh must not drop what others read. Nor should it count all images of a dataset again for
+    exemplars that nobody has asked for: a dataset without them stays without, unless asked.
+
+    Args:
+        request: What was asked for.
+        network: The network, whose layers `exemplar_taps` chooses from.
+        base: The catalogue's version of the dataset, or None.
+
+    Returns:
+        The names of the products, in their fixed order.
+    """
+    had = base.products if base is not None and not base.imported else None
+    products = PRODUCTS
+    if request.layer_gaussian or LAYER_GAUSSIAN in (had or ()):
+        products = (*products, LAYER_GAUSSIAN)
+    if had is not None and request.exemplars is None and request.exemplar_taps is None:
+        settings = ExemplarSettings.from_products(had)
+    else:
+        number = DEFAULT_EXEMPLARS if request.exemplars is None else request.exemplars
+        settings = ExemplarSettings.from_options(number, request.exemplar_taps, network.taps)
+    return (*products, settings.product) if settings else products
