@@ -1,16 +1,19 @@
-"""A night of many datasets in which nothing is new, or one dataset is broken.
+"""A night of many datasets: nothing is new, or one dataset has changed, and another is broken.
 
-    python -m benchmarks.nightly [--datasets 1000] [--images 2]
+    python -m benchmarks.nightly [--datasets 1000] [--images 1]
 
 Ceph's gateway runs here, from Debian's packages, with a folder of images for each dataset. The
-command `vdna refresh` runs as its user runs it: first it builds all datasets; then nothing is new;
-then the images of one dataset are damaged. Each run is a process of its own, so imports count. What
-it took is its own account, of which the requests were once compared with those that Ceph logged.
+command `vdna refresh` runs as its user runs it, each time in a process of its own, so that imports
+count. First it builds all datasets, of the network of seven neurons that tests use: what a night
+without news takes does not depend on the network. Then nothing is new; then one dataset has another
+image, and the images of one are damaged. What each night took is its own account, with the requests
+that it sent.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import subprocess
@@ -26,6 +29,7 @@ import yaml
 
 from benchmarks import measure
 from tests.support import ceph
+from tests.support import tiny_network as tiny
 from tests.support.builders import jpeg
 
 BUCKET = "nightly"
@@ -49,7 +53,7 @@ def put_images(client: Any, datasets: int, images: int) -> None:
         list(pool.map(put, range(datasets * images)))
 
 
-def write_config(folder: Path, datasets: int, bins: int) -> Path:
+def write_config(folder: Path, datasets: int) -> Path:
     """Writes the file of the datasets and the gate."""
     names = [f"fleet/drive-{at:05d}" for at in range(datasets)]
     sources = [f"s3://{BUCKET}/images/{at:05d}" for at in range(datasets)]
@@ -60,7 +64,7 @@ def write_config(folder: Path, datasets: int, bins: int) -> Path:
     file = folder / "datasets.yaml"
     content = {
         "catalogue": f"s3://{BUCKET}/dnas",
-        "defaults": {"bins": bins, "max_failures": 0},
+        "defaults": {**tiny.install(folder).options, "max_failures": 0},
         "datasets": [
             dict(zip(("name", "source"), of, strict=True))
             for of in zip(names, sources, strict=True)
@@ -71,49 +75,83 @@ def write_config(folder: Path, datasets: int, bins: int) -> Path:
     return file
 
 
-def refresh(config: Path, *options: str) -> dict[str, Any]:
-    """Runs the command; returns its exit code, its seconds, and those of CPU of its processes."""
+def refresh(config: Path, page: Path) -> dict[str, Any]:
+    """Runs the command in a process of its own; returns what it took and what it says it did."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
+    options = ["--config", config, "--workers", 0, "--summary", page, "--summary", f"{page}.md"]
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.refresh", "--config", str(config), *options],
-        capture_output=True,
+        [sys.executable, "-m", "benchmarks.nightly", "--child", *map(str, options)],
+        stdout=subprocess.PIPE,
         text=True,
         cwd=measure.ROOT,
     )
+    seconds = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
-    print(done.stderr[-3000:], file=sys.stderr)
+    told = json.loads(Path(f"{page}.json").read_text())
+    datasets = told["datasets"]["asked"]
     return {
         "exit": done.returncode,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
         "peak_mb": round(after.ru_maxrss / 1024),
+        "requests_a_dataset": round(told["cost"]["requests"] / datasets, 2),
+        "summary": told,
     }
+
+
+def child(options: list[str]) -> None:
+    """Runs the command with the small network, and writes what it found beside the page."""
+    from jobs import shell
+    from jobs.refresh import refresh as command
+    from pipeline.refreshing import Refreshed
+
+    tiny.register()
+    page = options[options.index("--summary") + 1]
+    real = Refreshed.outcome.fget
+    assert real is not None
+
+    def outcome(done: Refreshed) -> dict[str, Any]:
+        found: dict[str, Any] = real(done)
+        Path(f"{page}.json").write_text(json.dumps(found["summary"]))
+        return found
+
+    Refreshed.outcome = property(outcome)  # type: ignore[method-assign]  # to read it
+    sys.argv = ["refresh", *options]
+    shell.run_alone(command)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=int, default=1000)
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--bins", type=int, default=50)
+    parser.add_argument("--images", type=int, default=1)
     arguments = parser.parse_args()
     with ceph.started() as server, tempfile.TemporaryDirectory() as folder:
         os.environ |= server
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         put_images(client, arguments.datasets, arguments.images)
-        config = write_config(Path(folder), arguments.datasets, arguments.bins)
-        print("images put", file=sys.stderr)
-        result = {"datasets": arguments.datasets, "images": arguments.images}
-        result["first"] = refresh(config)
-        print(result, file=sys.stderr)
-        result["nothing new"] = refresh(config)
-        if os.environ.get("HOLD"):
-            print(server, config, file=sys.stderr, flush=True)
-            time.sleep(100000)
-    measure.emit(result, str(result))
+        config = write_config(Path(folder), arguments.datasets)
+        result: dict[str, Any] = {"server": f"Ceph {ceph.version()}", **vars(arguments)}
+        for night in ("first", "nothing new", "one changed, one broken"):
+            if night.startswith("one"):
+                client.put_object(Bucket=BUCKET, Key="images/00000/more.jpg", Body=jpeg(0))
+                for image in range(arguments.images):
+                    key = f"images/{1:05d}/photo-{image:04d}.jpg"
+                    client.put_object(Bucket=BUCKET, Key=key, Body=b"no image")
+            result[night] = refresh(config, Path(folder) / "night.html")
+            print(json.dumps({night: result[night]}), file=sys.stderr, flush=True)
+    told = result["nothing new"]
+    measure.emit(
+        result,
+        f"{arguments.datasets:,} datasets, nothing new: {told['seconds']:g} s, "
+        f"{told['requests_a_dataset']:g} requests for each dataset",
+    )
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2:])
+    else:
+        main()

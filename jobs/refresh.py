@@ -41,7 +41,8 @@ def refresh(
         str | None, typer.Option(help="JUnit file to write: a test for each bound (.xml).")
     ] = None,
     summary: Annotated[
-        str | None, typer.Option(help="Summary to write, for a CI job (.md).")
+        list[str] | None,
+        typer.Option(help="Summary to write: a page (.html), or Markdown. Can be repeated."),
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="File of metrics to write, for Prometheus (.prom).")
@@ -65,16 +66,21 @@ def refresh(
         junit_xml,
         matrix_rows,
         metrics_text,
+        night_sentence,
         print_matrix,
         push_metrics,
         reason_lines,
+        render_night,
         replacement_lines,
         summary_markdown,
         summary_sentence,
         work_lines,
     )
 
-    outputs = (junit, junit_xml), (summary, summary_markdown), (metrics, metrics_text)
+    outputs = [(junit, junit_xml), (metrics, metrics_text)]
+    for place in summary or ():
+        is_page = place.endswith((".html", ".htm"))
+        outputs.append((place, render_night if is_page else summary_markdown))
     files = [(storage.canonical(place), made) for place, made in outputs if place is not None]
     if pushgateway is not None:
         storage.require_web(pushgateway)
@@ -104,6 +110,7 @@ def refresh(
                 "gate": [verdict.row for verdict in done.verdicts],
                 "datasets": [build_json(result) for result in done.datasets],
                 "matrix": Rows(chain.from_iterable(map(matrix_rows, done.matrices))) or None,
+                "summary": done.outcome["summary"],
                 "unlisted": list(done.unlisted),
                 "pruned": done.pruned,
                 "error": str(done.error) if done.error else None,
@@ -124,6 +131,7 @@ def refresh(
             say(summary_sentence(matrix))
         for verdict in done.verdicts:
             say(f"gate: {verdict}", *reason_lines(verdict.row))
+        say(night_sentence(done.outcome))
     for matrix in done.matrices:
         versions = done.catalogue.find_all(matrix.names, spec=matrix.spec_digest)
         print_notes(versions, paired=matrix.paired(), to=sys.stderr if as_json else None)

@@ -80,6 +80,7 @@ def build_datasets(
         UnexpectedError: Something that nobody foresaw; see its `details`.
         VdnaError: Something else went wrong. With several errors, their messages are joined.
     """
+    began, sent = monotonic(), storage.requests_sent()
     resources = resources or Resources()
     progress = progress or ignore
     names = [request.name for request in requests]
@@ -93,7 +94,6 @@ def build_datasets(
         require_apart(catalogue.root, request.source, request.rules)
     catalogue.require_no_file()
     storage.require_exclusive(catalogue.root)
-    began, sent = monotonic(), storage.requests_sent()
     shared = SharedLookups(catalogue, len(requests))
     planner = Planner(catalogue, engine, resources, progress, listings or {}, relist, shared)
     results: dict[str, Result] = {}

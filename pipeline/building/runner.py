@@ -122,7 +122,8 @@ def run_missing(
         progress: Is told of each shard.
         landed: Is called with the number of a job, and what became of its shards here, as soon as
             all are stored and other jobs still have shards to run.
-        begins: Is called with the number of each job that has shards to run, and theirs.
+        begins: Is called with the number of each job that has shards to run, and theirs; for
+            several jobs at a time.
         unsound: Is called with the number of a job, and the receipt of a shard whose counts do not
             add up, as it comes: the run may end with an error after that.
         failed: Is called with the number of each job whose stored shards cannot be listed, and why.
@@ -178,9 +179,9 @@ class _ShardRun:
             for at, left in enumerate(self._left)
             for index in order_of_claims(claimant, sorted(left))
         ]
-        for at, left in enumerate(self._left):
-            if left:
-                self._begins(at, sorted(left))
+        with_shards = [at for at, left in enumerate(self._left) if left]
+        for _ in map_in_order(lambda at: self._begins(at, sorted(self._left[at])), with_shards):
+            pass
         total = sum(self._sizes[at][index] for at, left in enumerate(self._left) for index in left)
         present = sum(map(len, self._sizes)) - len(todo)
         with stage(self._progress, Started(total, len(todo), present)):

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline import storage
 from pipeline.building import Result, build_datasets
 from pipeline.catalogue import Catalogue, remove
 from pipeline.comparing import Effort, Matrix, compare, with_movements
@@ -22,6 +24,7 @@ from pipeline.events import Listener
 from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.refreshing.config import Config, load_config
 from pipeline.refreshing.gate import judge, require_kept, require_known
+from pipeline.refreshing.night_outcome import dataset_row, sum_up
 from pipeline.refreshing.pruning import unlisted_datasets, unlisted_note
 from pipeline.refreshing.verdict import AnyVerdict
 from pipeline.refreshing.webhook import not_told, send_outcome
@@ -48,6 +51,9 @@ class Refreshed:
         pruned: Number of the commit that took them out; None if they stay.
         unlisted_note: A sentence that says so; empty if there are none.
         config: The path or url of the configuration.
+        requests: How many requests storage was sent, by this process and by workers. Those of tasks
+            that decode for workers are left out.
+        seconds: How long it took.
         undelivered: Why the webhook could not be told; None if it was, or if there is none.
     """
 
@@ -61,6 +67,8 @@ class Refreshed:
     pruned: int | None = None
     unlisted_note: str = ""
     config: str = ""
+    requests: int = 0
+    seconds: float = 0.0
     undelivered: DeliveryError | None = None
 
     def __repr__(self) -> str:
@@ -120,13 +128,15 @@ class Refreshed:
     @property
     def outcome(self) -> dict[str, Any]:
         """What was found, for other programs: plain values, of which JSON is made."""
-        columns, datasets = self._cells("datasets")
+        rows = [dataset_row(result) for result in self.datasets]
+        cost = {"requests": self.requests, "seconds": self.seconds}
         return {
             "config": self.config,
             "catalogue": self.catalogue.root,
             "error": str(self.error) if self.error else None,
             "gate": [verdict.row for verdict in self.verdicts],
-            "datasets": [dict(zip(columns, row, strict=True)) for row in datasets],
+            "summary": sum_up(rows, self.failed, self.unlisted, cost),
+            "datasets": rows,
             "failed": [
                 {"name": name, "error": type(error).__name__, "message": str(error)}
                 for name, error in self.failed.items()
@@ -190,6 +200,7 @@ def refresh(
             config.webhook.secret()  # without one nothing begins
     except UsageError as error:
         raise UsageError(f"{config.path}: {error}") from error
+    began, sent = monotonic(), storage.requests_sent()
     found: dict[str, Result] = {}
     matrices: list[Matrix] = []
     verdicts: list[AnyVerdict] = []
@@ -240,6 +251,8 @@ def refresh(
         pruned,
         unlisted_note(config, unlisted, pruned),
         config.path,
+        storage.requests_sent() - sent,
+        monotonic() - began,
     )
     if config.webhook is not None:
         try:

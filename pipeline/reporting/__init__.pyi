@@ -32,6 +32,7 @@ from .html.gallery import render_gallery as render_gallery
 from .html.live_site import LiveSite as LiveSite
 from .html.loopback_server import listen as listen
 from .html.matrix_page import render_matrix_page as render_matrix_page
+from .html.night_page import render_night as render_night
 from .html.ranking_gallery import gallery_of as gallery_of
 from .html.site import SITE_INDEX as SITE_INDEX
 from .html.site import require_site as require_site
@@ -42,6 +43,7 @@ from .lens_words import lens_json as lens_json
 from .lens_words import lens_lines as lens_lines
 from .lens_words import lens_table as lens_table
 from .lens_words import listed_lens as listed_lens
+from .night_words import night_sentence as night_sentence
 from .noted_images import image_notes as image_notes
 from .outcomes import build_json as build_json
 from .outcomes import build_lines as build_lines

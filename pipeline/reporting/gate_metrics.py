@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Gauge
 
 JOB = "vdna_refresh"
 """The job's name at a push gateway."""
+
+_COSTS = {
+    "images_read": "Number of images that were read.",
+    "bytes_read": "Bytes of these images.",
+    "requests": "Number of requests that storage was sent.",
+    "seconds": "How long the refresh took.",
+    "worker_seconds": "How long workers had shards, added up.",
+}
+"""What a refresh costs, and its words."""
 
 _OUTCOMES = ("holds", "broken", "no earlier version yet", "not judged")
 
@@ -86,4 +95,34 @@ def _registry(outcome: Mapping[str, Any]) -> CollectorRegistry:
         built.labels(row["dataset"]).set(1)
     for row in outcome["failed"]:
         built.labels(row["name"]).set(0)
+    _add_movements(outcome, gauge)
+    _add_summary(outcome["summary"], gauge)
     return registry
+
+
+def _add_movements(outcome: Mapping[str, Any], gauge: Callable[..., Gauge]) -> None:
+    """Adds how far datasets have moved. Numbers that are not known are left out."""
+    columns = {
+        "emd_corrected": gauge("dataset_moved_bins", "How far a new version has moved.", "dataset"),
+        "low": gauge("dataset_moved_low_bins", "Lower end of its 95% interval.", "dataset"),
+        "high": gauge("dataset_moved_high_bins", "Upper end of its 95% interval.", "dataset"),
+    }
+    alarm = gauge("dataset_drift_alarm", "Whether a new version raises a drift alarm.", "dataset")
+    for row in outcome["datasets"]:
+        for name, metric in columns.items():
+            if row["moved"] is not None and row["moved"][name] is not None:
+                metric.labels(row["dataset"]).set(row["moved"][name])
+        if row["alarm"] is not None:
+            alarm.labels(row["dataset"]).set(row["alarm"])
+
+
+def _add_summary(summary: Mapping[str, Any], gauge: Callable[..., Gauge]) -> None:
+    """Adds the numbers of all datasets together."""
+    datasets = gauge("refresh_datasets", "Number of datasets, by what became of them.", "state")
+    for state, number in summary["datasets"].items():
+        datasets.labels(state).set(number)
+    images = gauge("refresh_images", "Number of images of new versions, by their change.", "change")
+    for change in ("added", "removed", "changed"):
+        images.labels(change).set(summary["images"][change])
+    for name, told in _COSTS.items():
+        gauge(f"refresh_{name}", told).set(summary["cost"][name])

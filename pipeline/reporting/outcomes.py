@@ -40,6 +40,8 @@ def build_json(result: Result) -> dict[str, object]:
         "read_bytes": result.read_bytes,
         "reused": result.reused,
         "seconds": result.seconds,
+        "requests": result.requests,
+        "worker_seconds": result.worker_seconds,
         "commit": result.commit,
         "moved": {"from": _before(result), **asdict(result.moved)} if result.moved else None,
         "unmeasured": result.unmeasured or None,

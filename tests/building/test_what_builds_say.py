@@ -188,7 +188,8 @@ def test_only_some_versions_of_a_large_refresh_are_measured(
     found, matrices = with_movements(place.catalogue, results, Effort(progress=events.append))
     assert matrices.keys() == {"a", "c"}
     assert [of.name for of in found] == list(names)
-    assert [of.moved is not None for of in found] == [True, False, True, False]
+    why = [of.unmeasured for of in found]
+    assert [of.moved is not None for of in found] == [True, False, True, False], why
     assert found[1] == results[1]  # it has not changed
     assert found[3].unmeasured == "a refresh measures the first 2 new versions; see vdna drift"
     assert [of.name for of in events if isinstance(of, StepDone)] == ["a", "c"]

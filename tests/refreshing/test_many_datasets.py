@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import yaml
 from pipeline.building import datasets
 from pipeline.building.planner import Planner
 from pipeline.catalogue import Catalogue
+from pipeline.comparing import Matrix, compare
 from pipeline.errors import CorruptFile, GateError, SourceError, StorageError, UnexpectedError
 from pipeline.events import Event, StepDone
 from pipeline.refreshing import Refreshed, refresh
@@ -179,3 +180,49 @@ def test_two_refreshes_at_once_share_the_work(tmp_path: Path) -> None:
         assert first.version == second.version
     read = sum(result.read for each in ends for result in each.datasets)
     assert read == len(night.names)
+
+
+def test_the_gate_does_not_compare_again_what_the_outcome_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = Night(tmp_path, 3)
+    night.refresh()
+    compared: list[Sequence[str]] = []
+
+    def noting(catalogue: Catalogue, names: Sequence[str] = (), **options: Any) -> Matrix:
+        compared.append(names)
+        return compare(catalogue, names, **options)
+
+    monkeypatch.setattr("pipeline.refreshing.gate.compare", noting)
+    monkeypatch.setattr("pipeline.comparing.version_movement.compare", noting)
+    for name in night.names[:2]:
+        night.write([{"dataset": name, "against": "@-1", "max_move": 50, "layer": "a"}])
+        night.put(name, 3)
+        compared.clear()
+        done = night.refresh()
+        (verdict,) = done.verdicts
+        assert (verdict.outcome, len(compared)) == ("holds", 1)
+        again = night.refresh()  # nothing is new, so only the gate compares
+        assert len(compared) == 2
+        assert again.verdicts[0].row["value"] == verdict.row["value"]
+
+
+def test_the_outcome_counts_the_whole_night(tmp_path: Path) -> None:
+    night = Night(tmp_path, 4)
+    night.refresh()
+    grown, broken = night.names[1:3]
+    night.put(grown, 2)
+    night.put(broken, 1, "not_an_image")
+    found = night.refresh().outcome["summary"]
+    assert found["datasets"] == {
+        "asked": 4,
+        "unchanged": 2,
+        "refreshed": 1,
+        "failed": 1,
+        "dropped": 0,
+    }
+    images = {"counted": 4, "failed": 0, "added": 1, "removed": 0, "changed": 1}
+    assert found["images"] == images  # a file that is written again counts as changed
+    assert (found["moved"], found["cost"]["images_read"]) == (1, 2)
+    assert found["cost"]["requests"] == 0  # files take none
+    assert found["cost"]["seconds"] > 0

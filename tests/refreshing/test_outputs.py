@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,7 +16,15 @@ from xml.etree import ElementTree
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.reporting import junit_xml, metrics_text, summary_markdown
+from pipeline.building import Movement
+from pipeline.refreshing.night_outcome import sum_up
+from pipeline.reporting import (
+    junit_xml,
+    metrics_text,
+    night_sentence,
+    render_night,
+    summary_markdown,
+)
 from tests.jobs.test_cli import refused
 from tests.refreshing.test_gate import parted, refresh
 
@@ -76,10 +85,45 @@ def verdict(outcome: str = "holds", **more: Any) -> dict[str, Any]:
     return row | more
 
 
+MOVED = Movement(2.5, 1.9, 1.2, 2.6, 0.4, 0.5, 0.001, 0.9)
+
+UNCHANGED = {
+    "dataset": "u",
+    "images": 7,
+    "failed": 0,
+    "changed": False,
+    "dna": "d",
+    "spec": "s",
+    "image_changes": None,
+    "moved": None,
+    "unmeasured": None,
+    "alarm": None,
+    "read": 0,
+    "read_bytes": 0,
+    "reused": 7,
+    "worker_seconds": 0.0,
+}
+
+CHANGED = UNCHANGED | {
+    "dataset": "a",
+    "images": 1200,
+    "failed": 3,
+    "changed": True,
+    "image_changes": {"added": 21, "removed": 3, "changed": 2, "equal": 1177},
+    "moved": {**asdict(MOVED), "from": "a@3"},
+    "alarm": True,
+    "read": 23,
+    "read_bytes": 4_100_000,
+    "worker_seconds": 5.5,
+}
+
+
 def outcome(*gate: dict[str, Any], **more: Any) -> dict[str, Any]:
-    datasets = [{"dataset": "a", "images": 1200, "failed": 3, "changed": True}]
+    rows = [CHANGED, UNCHANGED]
     known = {"config": "x.yaml", "catalogue": "file:///c", "error": None, "failed": []}
-    return {**known, "gate": list(gate), "datasets": datasets, **more}
+    found = {**known, "gate": list(gate), "datasets": rows, "unlisted": [], **more}
+    cost = {"requests": 1234, "seconds": 60.5}
+    return found | {"summary": sum_up(rows, found["failed"], found["unlisted"], cost)}
 
 
 BROKEN = verdict(
@@ -125,6 +169,7 @@ def test_junit_has_a_case_for_each_bound_and_each_dataset() -> None:
     ]
     assert [(case.get("name"), [child.tag for child in case]) for case in datasets] == [
         ("a", []),
+        ("u", []),
         ("c", ["error"]),
     ]
     told = gate[1][0]
@@ -158,7 +203,7 @@ def test_no_text_makes_the_xml_invalid() -> None:
         )
     )
     root = ElementTree.fromstring(made)
-    assert root[0][0].get("name") == root[1][1].get("name")
+    assert root[0][0].get("name") == root[1][2].get("name")
     assert str(root[0][0].get("name")).startswith("a|b <script>*_`x`_* \\x1b[31m & ]]>")
 
 
@@ -167,16 +212,93 @@ def test_no_text_makes_the_xml_invalid() -> None:
 
 def test_the_summary_has_tables_and_the_reasons() -> None:
     text = summary_markdown(FOUR).decode()
-    assert text.startswith("## Refresh: 1 broken, 1 not judged, 1 not built\n\n| bound | judged by")
+    assert text.startswith("## Refresh: 1 broken, 1 not judged, 1 not built\n\n3 datasets: ")
+    assert "\n| bound | judged by |" in text
     assert "| a and b, all neurons: at most 3 bins | 2.5 bins | ✅ holds | at most 2.5% |" in text
     assert "| e | unknown | no earlier version yet | unknown |" in text
     assert "\n- stem\\[5\\]: 6.25 bins, 50.0% of the distance\n- in d@-1: s3://b/old.jpg\n" in text
-    assert "\n| a | 1,200 | 3 | yes |\n" in text
+    moved = "1.9 \\[1.2, 2.6\\], an alarm"
+    assert f"\n| a | 1,200 | 3 | +21 -3 \\~2 | {moved} |\n" in text
+    assert "\n| u | 7 | 0 | no |  |\n" in text
     assert "\n- **c** was not built: c does not exist\n" in text
     counted = verdict(kind="images", value=1200, limit=9, false_alarm_rate=0.0)
     assert "| 1,200 | ✅ holds | none |" in summary_markdown(outcome(counted)).decode()
     assert summary_markdown(outcome()).decode().startswith("## Refresh: all is well\n")
     assert "no space left" in summary_markdown(outcome(error="no space left")).decode()
+
+
+def test_a_long_summary_lists_what_has_changed_alone() -> None:
+    rows = [CHANGED, *(UNCHANGED | {"dataset": f"u{at}"} for at in range(100))]
+    text = summary_markdown(outcome() | {"datasets": rows}).decode()
+    assert "| a |" in text
+    assert "| u7 |" not in text
+
+
+def test_a_sentence_says_what_the_night_did_and_cost() -> None:
+    told = night_sentence(outcome(unlisted=["old"]))
+    assert told == (
+        "2 datasets: 1 unchanged, 1 refreshed, 1 dropped; images +21 -3 ~2; 1 drift alarm; "
+        "23 images read (4.1 MB), 1,234 requests, 60.5 s, 5.5 s of workers"
+    )
+    rows = [UNCHANGED]
+    still = sum_up(rows, [], [], {"requests": 10, "seconds": 1.5})
+    quiet = outcome(datasets=rows) | {"summary": still}
+    assert night_sentence(quiet) == (
+        "1 dataset: 1 unchanged; 0 images read, 10 requests, 1.5 s, 0.0 s of workers"
+    )
+
+
+def test_the_summary_in_json_keeps_its_form() -> None:
+    assert FOUR["summary"] == {
+        "datasets": {"asked": 3, "unchanged": 1, "refreshed": 1, "failed": 1, "dropped": 0},
+        "images": {"counted": 1207, "failed": 3, "added": 21, "removed": 3, "changed": 2},
+        "moved": 1,
+        "alarms": ["a"],
+        "cost": {
+            "images_read": 23,
+            "bytes_read": 4_100_000,
+            "images_reused": 14,
+            "requests": 1234,
+            "seconds": 60.5,
+            "worker_seconds": 5.5,
+        },
+    }
+    json.dumps(FOUR, allow_nan=False)
+
+
+# The page.
+
+
+def test_the_page_says_first_what_needs_a_reader() -> None:
+    page = render_night(outcome(*FOUR["gate"], failed=FOUR["failed"], unlisted=["old"])).decode()
+    assert "<title>Refresh: 1 broken, 1 not judged, 1 not built</title>" in page
+    places = [
+        page.index(text)
+        for text in (
+            "3 datasets: 1 unchanged, 1 refreshed, 1 failed, 1 dropped",
+            "a has drifted: 1.9 [1.2, 2.6], an alarm",
+            "c does not exist",
+            "d@-1 and d, all neurons: at most 1 bins",
+            "stem[5]: 6.25 bins, 50.0% of the distance",
+            "<td>+21 -3 ~2</td>",
+            "<li>old</li>",
+            "Unchanged: 1",
+            "<li>u</li>",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_no_text_breaks_the_page() -> None:
+    bad = outcome(
+        verdict("broken", name=HOSTILE, text=HOSTILE, unexplained=HOSTILE),
+        failed=[{"name": HOSTILE, "error": "X", "message": HOSTILE}],
+        unlisted=[HOSTILE],
+        error=HOSTILE,
+    )
+    page = render_night(bad | {"datasets": [CHANGED | {"dataset": HOSTILE}]}).decode()
+    assert "<script>" not in page
+    assert page.count("&lt;script&gt;") >= 4
 
 
 def test_no_text_breaks_the_summary() -> None:
@@ -213,6 +335,16 @@ def test_metrics_have_every_number_that_is_known() -> None:
     assert found["vdna_dataset_images", "a"] == 1200
     assert found["vdna_dataset_failed_images", "a"] == 3
     assert (found["vdna_dataset_built", "a"], found["vdna_dataset_built", "c"]) == (1, 0)
+    assert found["vdna_dataset_moved_bins", "a"] == 1.9
+    assert found["vdna_dataset_moved_low_bins", "a"] == 1.2
+    assert found["vdna_dataset_moved_high_bins", "a"] == 2.6
+    assert found["vdna_dataset_drift_alarm", "a"] == 1
+    assert ("vdna_dataset_moved_bins", "u") not in found
+    assert ("vdna_dataset_drift_alarm", "u") not in found
+    assert found["vdna_refresh_datasets", "unchanged"] == 1
+    assert found["vdna_refresh_images", "added"] == 21
+    assert found["vdna_refresh_requests", ""] == 1234
+    assert found["vdna_refresh_worker_seconds", ""] == 5.5
     assert parsed(metrics_text(outcome()).decode())["vdna_refresh_success", ""] == 1
 
 

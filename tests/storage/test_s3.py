@@ -31,6 +31,7 @@ from pipeline.spec import Resources
 from pipeline.storage import retry
 from tests.support import tiny_network as tiny
 from tests.support.builders import jpeg, same_counts_and_failures, write_photos
+from tests.support.chaos import Chaos
 from tests.support.s3 import contents, fill, put, remove
 
 ENGINE = InProcess()
@@ -76,6 +77,22 @@ def built(bucket: str, images: str) -> tuple[Catalogue, Result]:
     place = Catalogue(f"{bucket}/{uuid.uuid4().hex}/catalogue")
     (result,) = run(place, small_request("photos", images))
     return place, result
+
+
+def test_the_requests_that_are_told_are_those_that_were_sent(
+    s3_server: str, images: str, place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = small_request("photos", images, shard_images=64)
+    with Chaos(s3_server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        S3FileSystem.clear_instance_cache()
+        (first,) = run(place, request)
+        assert first.requests == proxy.requests > IMAGES
+        proxy.requests = 0
+        (again,) = run(place, request)
+        assert not again.changed
+        assert again.requests == proxy.requests
+    S3FileSystem.clear_instance_cache()
 
 
 def test_the_counts_are_those_of_the_same_files_on_disk(

@@ -1,0 +1,105 @@
+"""Sums up what a refresh did, as plain values: of each dataset, and of all together.
+
+>>> sum_up(rows, failed=(), dropped=(), cost={})["datasets"]["unchanged"]       # doctest: +SKIP
+998
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pipeline.building import Movement, Result
+from pipeline.comparing import alarms
+
+CHANGES = ("added", "removed", "changed")
+"""What may have become of images since the version before."""
+
+
+def dataset_row(result: Result) -> dict[str, Any]:
+    """Returns what became of a dataset.
+
+    Args:
+        result: The result of its build.
+
+    Returns:
+        Its numbers. `image_changes` and `moved` are None if they are not known, as they are of a
+        dataset that has not changed. `alarm` tells whether the version raises a drift alarm against
+        the one before; None if that was not tested.
+    """
+    version, changes, moved = result.version, result.image_changes, result.moved
+    return {
+        "dataset": result.name,
+        "images": version.images,
+        "failed": version.failed,
+        "changed": result.changed,
+        "dna": version.dna,
+        "spec": version.spec,
+        "image_changes": asdict(changes) if changes else None,
+        "moved": {**asdict(moved), "from": _before(result)} if moved else None,
+        "unmeasured": result.unmeasured or None,
+        "alarm": _raises_alarm(moved),
+        "read": result.read,
+        "read_bytes": result.read_bytes,
+        "reused": result.reused,
+        "worker_seconds": result.worker_seconds,
+    }
+
+
+def sum_up(
+    rows: Sequence[Mapping[str, Any]],
+    failed: Collection[object],
+    dropped: Collection[object],
+    cost: Mapping[str, float],
+) -> dict[str, Any]:
+    """Adds up what became of all datasets.
+
+    Args:
+        rows: The rows of the datasets that could be built (see `dataset_row`).
+        failed: The others.
+        dropped: The datasets of the catalogue that the configuration does not name.
+        cost: What the refresh took in all.
+
+    Returns:
+        The numbers.
+    """
+    refreshed = [row for row in rows if row["changed"]]
+    changes = [row["image_changes"] for row in refreshed if row["image_changes"]]
+    read = {name: sum(row[name] for row in rows) for name in ("read", "read_bytes", "reused")}
+    return {
+        "datasets": {
+            "asked": len(rows) + len(failed),
+            "unchanged": len(rows) - len(refreshed),
+            "refreshed": len(refreshed),
+            "failed": len(failed),
+            "dropped": len(dropped),
+        },
+        "images": {
+            "counted": sum(row["images"] for row in rows),
+            "failed": sum(row["failed"] for row in rows),
+            **{name: sum(each[name] for each in changes) for name in CHANGES},
+        },
+        "moved": sum(row["moved"] is not None for row in rows),
+        "alarms": [row["dataset"] for row in rows if row["alarm"]],
+        "cost": {
+            "images_read": read["read"],
+            "bytes_read": read["read_bytes"],
+            "images_reused": read["reused"],
+            **cost,
+            "worker_seconds": sum(row["worker_seconds"] for row in rows),
+        },
+    }
+
+
+def _before(result: Result) -> str:
+    return f"{result.name}@{result.former_options['at']}"
+
+
+def _raises_alarm(moved: Movement | None) -> bool | None:
+    """Tells whether a step of a dataset's path is an alarm, by the rule of `vdna drift`."""
+    if moved is None or moved.p is None:
+        return None
+    return bool(alarms(np.array([moved.p]), np.array([np.nan])).step[0])

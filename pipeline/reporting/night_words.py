@@ -1,0 +1,83 @@
+"""Says what a refresh did, from its outcome, as `Refreshed.outcome` has it.
+
+>>> night_sentence(outcome)                                              # doctest: +SKIP
+'1,000 datasets: 997 unchanged, 2 refreshed, 1 failed; images +21 -3 ~2; 0 drift alarms; …'
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.building import Movement
+from pipeline.reporting.drift_words import move_told
+from pipeline.wording import count_of, in_units
+
+
+def state_of(outcome: Mapping[str, Any]) -> str:
+    """Says in a few words whether a refresh went well, or what did not.
+
+    Args:
+        outcome: What it found.
+
+    Returns:
+        The words.
+    """
+    counts = Counter(row["outcome"] for row in outcome["gate"])
+    wrong = [(counts["broken"], "broken"), (counts["not judged"], "not judged")]
+    wrong.append((len(outcome["failed"]), "not built"))
+    told = [f"{count} {what}" for count, what in wrong if count]
+    return ", ".join(told) or ("failed" if outcome["error"] else "all is well")
+
+
+def night_sentence(outcome: Mapping[str, Any]) -> str:
+    """Says how many datasets and images a refresh has changed, and what it cost.
+
+    Args:
+        outcome: What it found.
+
+    Returns:
+        One line.
+    """
+    found = outcome["summary"]
+    datasets = found["datasets"]
+    states = ("unchanged", "refreshed", "failed", "dropped")
+    told = [f"{datasets[state]:,} {state}" for state in states if datasets[state]]
+    parts = [f"{count_of(datasets['asked'], 'dataset')}: {', '.join(told)}"]
+    if datasets["refreshed"]:
+        parts.append(f"images {changes_told(found['images'])}")
+        parts.append(count_of(len(found["alarms"]), "drift alarm"))
+    return "; ".join([*parts, cost_told(found["cost"])])
+
+
+def changes_told(changes: Mapping[str, int] | None) -> str:
+    """Says how many images were added, removed and changed; nothing if that is not known."""
+    if changes is None:
+        return ""
+    return f"+{changes['added']:,} -{changes['removed']:,} ~{changes['changed']:,}"
+
+
+def moved_told(row: Mapping[str, Any]) -> str:
+    """Says how far a dataset has moved since its version before, in bins; nothing if unknown.
+
+    Args:
+        row: The row of the dataset.
+
+    Returns:
+        The distance with its interval, and whether it is an alarm.
+    """
+    if row["moved"] is None:
+        return ""
+    numbers = {name: row["moved"][name] for name in Movement.__dataclass_fields__}
+    return f"{move_told(Movement(**numbers))}{', an alarm' if row['alarm'] else ''}"
+
+
+def cost_told(cost: Mapping[str, float]) -> str:
+    """Says what a refresh has read, asked for and taken."""
+    read = f"{cost['images_read']:,} images read"
+    read += f" ({in_units(int(cost['bytes_read']))})" if cost["bytes_read"] else ""
+    return (
+        f"{read}, {cost['requests']:,} requests, {cost['seconds']:,.1f} s, "
+        f"{cost['worker_seconds']:,.1f} s of workers"
+    )
