@@ -7,19 +7,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.changes import parts_of
 from pipeline.catalogue.kept_versions import KeptVersion
+from pipeline.catalogue.listed_once import (
+    are_among,
+    hashes_of,
+    require_each_once,
+    sorted_hashes,
+)
 from pipeline.catalogue.names import part_name
 from pipeline.catalogue.partial_sums import present_partials, read_partials, sum_of_partials
 from pipeline.counting import digest_of_dna, partial_uri
@@ -49,8 +55,8 @@ class VersionChecks:
     Args:
         catalogue: The catalogue.
         kept: The version.
-        mapper: Where partials are read and added; None for this process.
-        progress: Told of the partials that are read.
+        mapper: Where candidates and partials are read; None for this process.
+        progress: Told of what is read.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class VersionChecks:
         self._version = kept.version
         self._commit = kept.commit
         self._ranges: Ranges | None = None
-        self._image_hashes: NDArray[np.void] = _hashes(())
+        self._hashes: NDArray[np.uint64] = np.empty(0, np.uint64)
         self._dna: DNA | None = None
         self._manifest: Manifest | None = None
         self._failures: list[Failure] | None = None
@@ -148,19 +154,14 @@ class VersionChecks:
     def _check_manifest(self) -> str:
         """Checks that the manifest lists each image once, and as many as were counted."""
         self._manifest = manifest = self._catalogue.manifest(self._name, self._version)
-        self._image_hashes = _hashes(
-            named
-            for _, rows in manifest.tables()
-            for named in zip(rows["uri"].to_pylist(), rows["member"].to_pylist(), strict=True)
-        )
+        self._hashes = sorted_hashes(manifest, self._mapper, self._progress)
         counted = self._version.images + self._version.failed
         if manifest.candidates != counted:
             raise ConservationError(
                 f"{count_of(manifest.candidates, 'candidate')} listed; "
                 f"{self._version.images} counted and {self._version.failed} failed"
             )
-        if len(np.unique(self._image_hashes)) != len(self._image_hashes):
-            raise ConservationError("the manifest lists a candidate twice")
+        require_each_once(manifest, self._hashes, self._mapper)
         shards = count_of(len(manifest.heads), "shard")
         return f"{count_of(manifest.candidates, 'candidate')}, each once, in {shards}"
 
@@ -168,8 +169,9 @@ class VersionChecks:
         """Checks that each failure is of an image of the manifest."""
         failures = self._catalogue.failures(self._name, self._version)
         self._known_manifest()
-        failed = _hashes((failure.uri, failure.member) for failure in failures)
-        if len(np.intersect1d(failed, self._image_hashes)) != len(failures):
+        names = {(failure.uri, failure.member) for failure in failures}
+        listed = are_among(_hashes_of_failures(failures), self._hashes)
+        if len(names) != len(failures) or not listed.all():
             raise ConservationError(
                 "failures are listed twice, or of images that the manifest does not list"
             )
@@ -225,10 +227,9 @@ class VersionChecks:
                 f"{uri}: neuron {neuron} has {counts[at]} exemplars for {dna.images} images"
             )
         named = held.rows.group_by(["uri", "member"]).aggregate([])
-        shown = _hashes(zip(*(named[n].to_pylist() for n in ("uri", "member")), strict=True))
-        failed = _hashes((failure.uri, failure.member) for failure in self._failures or ())
-        unknown = len(shown) - len(np.intersect1d(shown, self._image_hashes))
-        if unknown or len(np.intersect1d(shown, failed)):
+        shown = hashes_of(named["uri"], named["member"])
+        failed = np.sort(_hashes_of_failures(self._failures or ()))
+        if not are_among(shown, self._hashes).all() or are_among(shown, failed).any():
             raise ConservationError(f"{uri} names exemplars that are not counted images")
         neurons = count_of(int(np.count_nonzero(counts)), "neuron")
         return f"{held.rows.num_rows:,} names for {neurons}, all of images that were counted"
@@ -293,15 +294,9 @@ class VersionChecks:
         return self._manifest
 
 
-_HASH = np.dtype([("first", "<u8"), ("second", "<u8")])
-
-
-def _hashes(names: Iterable[tuple[str, str]]) -> NDArray[np.void]:
-    """Hashes (uri, member) names to 128 bits each, so that ten million names take 160 MB."""
-    joined = bytearray()
-    for uri, member in names:
-        joined += hashlib.sha256(f"{uri}\0{member}".encode()).digest()[:16]
-    return np.frombuffer(bytes(joined), _HASH)
+def _hashes_of_failures(failures: Sequence[Failure]) -> NDArray[np.uint64]:
+    columns = ([failure.uri for failure in failures], [failure.member for failure in failures])
+    return hashes_of(*(pa.chunked_array([column], pa.string()) for column in columns))
 
 
 def same_numbers(a: DNA, b: DNA) -> bool:

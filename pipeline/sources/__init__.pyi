@@ -6,6 +6,7 @@ from .database import connect as connect
 from .entries_file import Entries as Entries
 from .entry import Entry as Entry
 from .entry import Shard as Shard
+from .entry import ShardHead as ShardHead
 from .entry import shard_key as shard_key
 from .listing import Listing as Listing
 from .listing_checkpoint import ListingCheckpoint as ListingCheckpoint

@@ -414,7 +414,8 @@ def test_a_manifest_that_lists_a_candidate_twice_is_found(copy: Copy) -> None:
     copy.forge_commit(manifest=twice.digest)
     put_entries(twice, copy.catalogue.entries_uri)
     storage.create(copy.catalogue.uri("manifests", SPEC.digest, NAME, twice.digest), twice.data)
-    assert failed_checks(copy)["manifest"] == "the manifest lists a candidate twice"
+    said = f"the manifest lists a candidate twice: {first.members[0].uri}"
+    assert failed_checks(copy)["manifest"] == said
 
 
 def test_another_manifest_with_as_many_candidates_is_found(copy: Copy) -> None:
