@@ -17,8 +17,9 @@ import argparse
 import hashlib
 import heapq
 import secrets
+import threading
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -64,6 +65,8 @@ class DictStore(FsspecStore):
         self.objects: dict[str, bytes] = {}
         self.requests: Counter[str] = Counter()
         self._now = datetime.now(UTC)
+        self._sorted: list[str] = []
+        self._lock = threading.Lock()
 
     def info(self, uri: str) -> Stored:
         self.requests["HEAD"] += 1
@@ -98,14 +101,28 @@ class DictStore(FsspecStore):
             self.objects.pop(uri, None)
 
     def walk(self, uri: str) -> Iterator[Stored]:
-        names = sorted(self.objects)
-        first, last = bisect_left(names, f"{uri}/"), bisect_left(names, f"{uri}0")  # 0 follows /
-        if first == last:
-            self.requests["LIST"] += 1
-            raise SourceError(uri)
-        for number, name in enumerate(names[first:last]):
-            self.requests["LIST"] += number % PAGE == 0
-            yield self._stored(name)
+        after, more = "", True
+        while more:
+            page, after, more = self.list_page(uri, after)
+            yield from page or self.alone(uri)
+
+    def list_page(self, uri: str, after: str) -> tuple[list[Stored], str, bool]:
+        self.requests["LIST"] += 1
+        names = self._names()
+        first = bisect_right(names, f"{uri}/{after}")
+        last = bisect_left(names, f"{uri}0")  # 0 follows /
+        some = names[first : min(last, first + PAGE)]
+        end = some[-1].removeprefix(f"{uri}/") if some else after
+        return [self._stored(name) for name in some], end, first + PAGE < last
+
+    def alone(self, uri: str) -> list[Stored]:
+        raise SourceError(uri)
+
+    def _names(self) -> list[str]:
+        with self._lock:
+            if len(self._sorted) != len(self.objects):
+                self._sorted = sorted(self.objects)
+            return self._sorted
 
     def _stored(self, uri: str) -> Stored:
         if uri not in self.objects:

@@ -22,7 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.events import Listener, Retried, Said, Started, StepDone, StepFailed, stage
 from pipeline.mapper import map_in_order
-from pipeline.sources import Manifest
+from pipeline.sources import Manifest, walk_widely
 from pipeline.wording import count_of, some_of
 
 TRIES = 2
@@ -328,7 +328,7 @@ def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:
 def _stored_keys(work_uri: str) -> set[str]:
     """Returns the keys of the shards that are stored, found by one listing."""
     try:
-        items = list(storage.walk(storage.join(work_uri, "partials")))
+        items = list(walk_widely(storage.join(work_uri, "partials")))
     except SourceError:
         return set()
     return {item.uri.rpartition("/")[2].removesuffix(".parquet") for item in items}

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
@@ -25,7 +26,7 @@ from pipeline.counting import cells_uri, partial_uri
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper
-from pipeline.sources import Entries, Manifest
+from pipeline.sources import Entries, Manifest, walk_widely
 from pipeline.storage import Stored
 
 GRACE = timedelta(days=7)
@@ -218,15 +219,23 @@ def _unneeded(
     catalogue: Catalogue, kept: Sequence[KeptVersion], mapper: Mapper
 ) -> Iterator[Stored]:
     """Yields the objects that neither the kept versions nor running builds need, of any age."""
-    needed = {*_needed_by_versions(catalogue, kept, mapper), *_needed_by_builds(catalogue)}
-    for folder in (*VERSION_FILES, "entries", "_work"):
-        with contextlib.suppress(SourceError):
-            for item in storage.walk(storage.join(catalogue.root, folder)):
-                if item.uri not in needed:
-                    yield item
+    # What is written after this is not looked at, and so stays.
+    work = list(_objects_in(catalogue, "_work"))
+    builds = _needed_by_builds(catalogue, (item.uri for item in work))
+    needed = {*_needed_by_versions(catalogue, kept, mapper), *builds}
+    folders = (_objects_in(catalogue, folder) for folder in (*VERSION_FILES, "entries"))
+    for item in chain(*folders, work):
+        if item.uri not in needed:
+            yield item
     dnas = {(of.version.spec, of.version.dna) for of in kept}
     yield from _needless_matrices(catalogue, dnas)
     yield from storage.leftovers(catalogue.root)
+
+
+def _objects_in(catalogue: Catalogue, folder: str) -> Iterator[Stored]:
+    """Yields the objects of a folder of the catalogue, if there is one."""
+    with contextlib.suppress(SourceError):
+        yield from walk_widely(storage.join(catalogue.root, folder))
 
 
 def _needed_by_versions(
@@ -271,18 +280,22 @@ def _needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
     ]
 
 
-def _needed_by_builds(catalogue: Catalogue) -> Iterator[str]:
-    """Yields what builds need that have begun and not committed: plans, manifests, partials."""
-    try:
-        objects = list(storage.walk(storage.join(catalogue.root, "_work")))
-    except SourceError:
-        return
-    for item in objects:
-        if not item.uri.endswith("/_plan"):
+def _needed_by_builds(catalogue: Catalogue, work_uris: Iterable[str]) -> Iterator[str]:
+    """Yields what builds need that have begun and not committed: plans, manifests, partials.
+
+    Args:
+        catalogue: The catalogue.
+        work_uris: The objects of all builds.
+
+    Yields:
+        The url of each object that is needed.
+    """
+    for uri in work_uris:
+        if not uri.endswith("/_plan"):
             continue
-        work = item.uri.removesuffix("/_plan")
+        work = uri.removesuffix("/_plan")
         dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
-        yield item.uri
+        yield uri
         planned = catalogue.planned(dataset, spec)
         if planned is not None:
             manifest, products = planned

@@ -16,7 +16,7 @@ from pipeline.dna import Partial
 from pipeline.errors import SourceError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper, in_order, map_in_order
-from pipeline.sources import Manifest
+from pipeline.sources import Manifest, walk_widely
 
 READ_IN_A_TASK = 256
 """How many partials one task reads, if they are not added up."""
@@ -40,7 +40,7 @@ def present_partials(uris: Sequence[str], *, listed: bool) -> list[str]:
         return [uri for uri, there in zip(uris, found, strict=True) if there]
     folders = {uri.rpartition("/")[0] for uri in uris}
     try:
-        known = {item.uri for folder in folders for item in storage.walk(folder)}
+        known = {item.uri for folder in folders for item in walk_widely(folder)}
     except SourceError:
         return []
     return [uri for uri in uris if uri in known]

@@ -19,6 +19,7 @@ from .manifest_file import MANIFEST as MANIFEST
 from .manifest_file import head_at as head_at
 from .pair_sample import pairs_of as pairs_of
 from .parallel_listing import list_pages as list_pages
+from .parallel_listing import walk_widely as walk_widely
 from .plan_options import CELL_IMAGES as CELL_IMAGES
 from .plan_options import LIMIT as LIMIT
 from .plan_options import SHARD_IMAGES as SHARD_IMAGES

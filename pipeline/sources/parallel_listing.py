@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from pipeline import storage
 from pipeline.storage import Stored
@@ -95,6 +96,24 @@ def list_pages(uri: str, ranges: dict[int, KeyRange] | None = None) -> Iterator[
                 yield items
     if not found:
         yield storage.alone(uri)
+
+
+def walk_widely(uri: str) -> Iterator[Stored]:
+    """Yields every object below a folder or prefix: those of S3 from many places at a time.
+
+    Args:
+        uri: A folder, a prefix, a bucket or an object.
+
+    Yields:
+        The objects, in no order.
+
+    Raises:
+        SourceError: There is nothing of that name.
+    """
+    if storage.store_of(uri).lists_in_key_order:
+        yield from chain.from_iterable(list_pages(uri))
+    else:
+        yield from storage.walk(uri)
 
 
 def _split(ranges: dict[int, KeyRange], begun: list[int]) -> int | None:

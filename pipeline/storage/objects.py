@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from mmap import mmap
-from typing import IO
+from typing import IO, cast
 
 from pipeline.buffers import FIRST_BLOCK, LONGEST_BLOCK, BlockFile, Data, size_of
 from pipeline.errors import SourceError, StorageError, TooManyBytes, TransientError
@@ -31,8 +31,6 @@ from pipeline.storage.store import Answer, Store, Stored, require_identity
 from pipeline.storage.temporary import on_disk, sparse
 from pipeline.storage.uris import protocol_of
 
-_S3 = S3Store()
-
 _HTTP = HttpStore()
 
 _OTHER = FsspecStore()
@@ -40,7 +38,7 @@ _OTHER = FsspecStore()
 _STORES: dict[str, Store] = {
     "file": LocalStore(),
     "memory": MemoryStore(),
-    "s3": _S3,
+    "s3": S3Store(),
     "http": _HTTP,
     "https": _HTTP,
 }
@@ -75,7 +73,7 @@ def alone(uri: str) -> list[Stored]:
     Raises:
         SourceError: There is neither.
     """
-    return _S3.alone(uri)
+    return cast(S3Store, store_of(uri)).alone(uri)
 
 
 def list_page(uri: str, after: str) -> tuple[list[Stored], str, bool]:
@@ -94,7 +92,7 @@ def list_page(uri: str, after: str) -> tuple[list[Stored], str, bool]:
     Raises:
         StorageError: The listing is not in order.
     """
-    return _S3.list_page(uri, after)
+    return cast(S3Store, store_of(uri)).list_page(uri, after)
 
 
 def glob(pattern: str) -> Iterator[Stored]:

@@ -194,7 +194,7 @@ class SimulatedStore:
 
     is_local = False
     is_shared = True
-    lists_in_key_order = True
+    lists_in_key_order = False
     answers_ranges = True
     loses_answers = True
 
