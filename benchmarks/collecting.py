@@ -1,41 +1,50 @@
 """`vdna verify` and `vdna gc` of very many shards: requests, and the time on a cluster.
 
-    python -m benchmarks.collecting [--shards 24400] [--workers 64] [--milliseconds 20]
+    python -m benchmarks.collecting [--shards 12200] [--names 1000000] [--workers 64]
+        [--milliseconds 20] [--as-shards 244000] [--as-images 4096]
 
 A store that is a dict stands in for S3, and counts requests as S3 would be asked: a page of a
 listing has a thousand objects, and so has a removal. The dataset's partials are real, of a tiny
 network, and as many more lie there that no version needs. Tasks run one after another in this
-process, and each is measured: its CPU time, and its requests. What they would take on the workers
-of a cluster follows from these, from the time that a request takes, and from how many requests a
-task has under way. It is told for the tiny network, and for partials as large as those of the
-embedded one, whose reading and adding is measured apart. Starting Ray is left out.
+process, and each is measured: its CPU time, and its requests. A shard has one image there. What the
+names of full shards take is measured apart, and so are the reading and adding of partials as large
+as those of the embedded network. What more shards would take on the workers of a cluster follows
+from these: more tasks of each kind, the time that a request takes, and how many requests a task has
+under way. Starting Ray is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import heapq
 import secrets
 import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from benchmarks import measure
+from benchmarks.listing import etag, key
 from pipeline import storage
 from pipeline.buffers import Data
 from pipeline.catalogue import Catalogue, collect, verification, verify
 from pipeline.catalogue.garbage_collection import CHECKERS
+from pipeline.catalogue.listed_once import (
+    NamesTask,
+    require_each_once,
+    sorted_hashes,
+)
 from pipeline.catalogue.partial_sums import READ_AHEAD
 from pipeline.counting import partial_uri
 from pipeline.dna import Partial
 from pipeline.errors import SourceError
 from pipeline.mapper import SerialMapper
-from pipeline.sources import plan
+from pipeline.sources import Entries, Entry, plan
+from pipeline.sources.parallel_listing import LISTERS
 from pipeline.spec import PRODUCTS, Tap
 from pipeline.storage import objects
 from pipeline.storage.other import FsspecStore
@@ -130,44 +139,92 @@ class DictStore(FsspecStore):
         return Stored(uri, len(self.objects[uri]), "", self._now)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a task took: whether it read names of images, its CPU time, and its requests."""
+
+    names: bool
+    seconds: float
+    requests: Counter[str]
+
+    def on_worker(self, wait: float, more: float) -> float:
+        """Returns the seconds that it takes where a request takes `wait`, and a partial `more`."""
+        asked = self.requests
+        if self.names:
+            return self.seconds + asked["GET"] * wait
+        waiting = asked["HEAD"] / CHECKERS + asked["GET"] / READ_AHEAD
+        waiting += asked["LIST"] + asked["DELETE of 1,000"]
+        return max(self.seconds + asked["GET"] * more, waiting * wait)
+
+
 class Timed(SerialMapper):
     """Runs tasks one after another, and notes what each of them took."""
 
     def __init__(self, store: DictStore) -> None:
         self._store = store
-        self.tasks: list[tuple[float, Counter[str]]] = []
+        self.tasks: list[Task] = []
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         for item in items:
             before, started = Counter(self._store.requests), time.process_time()
             result = function(item)
-            self.tasks.append((time.process_time() - started, self._store.requests - before))
+            took = time.process_time() - started
+            names = isinstance(item, NamesTask)
+            self.tasks.append(Task(names, took, self._store.requests - before))
             yield result
+
+    @property
+    def seconds(self) -> float:
+        return sum(task.seconds for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the names of full shards take: of its process, and of tasks that read them."""
+
+    number: int
+    sorting: float
+    tasks: Sequence[Task]
+
+
+def named(store: DictStore, number: int, shard_images: int) -> Names:
+    """Measures how long the names of full shards are read, hashed and sorted."""
+    found = (Entry(f"s3://fleet/{key(i)}", "", 1, etag(i, False)) for i in range(number))
+    manifest = plan(found, shard_images=shard_images, entries=Entries("s3://names/entries"))
+    mapper, started = Timed(store), time.process_time()
+    require_each_once(manifest, sorted_hashes(manifest, mapper), mapper)
+    return Names(number, time.process_time() - started - mapper.seconds, mapper.tasks)
 
 
 def on_cluster(
-    cpu: float, requests: Counter[str], tasks: list[tuple[float, Counter[str]]],
-    workers: int, wait: float, more: float,
-) -> float:  # fmt: skip
-    """Returns the seconds that a job takes on a cluster.
+    cpu: float, requests: Counter[str], tasks: Sequence[Task], names: Names,
+    workers: int, wait: float, more: float, times: float, all_names: int,
+) -> dict[str, float]:  # fmt: skip
+    """Returns the minutes that a job takes on a cluster, in parts.
 
     Args:
         cpu: Seconds of the whole job, tasks included.
         requests: Those of the whole job.
         tasks: What each task took.
+        names: What names take, in place of those of the job.
         workers: How many tasks run at a time.
         wait: Seconds of a request.
         more: Seconds of CPU for each partial that a task reads, on top of what was measured.
+        times: How many times as many shards there are as in the job.
+        all_names: How many names there are.
     """
-    alone = cpu - sum(seconds for seconds, _ in tasks)
-    asked = requests.total() - sum(of_task.total() for _, of_task in tasks)
-    free = [0.0] * workers
-    for seconds, of_task in tasks:
-        waiting = of_task["HEAD"] / CHECKERS + of_task["GET"] / READ_AHEAD
-        waiting += of_task["LIST"] + of_task["DELETE of 1,000"]
-        took = max(seconds + of_task["GET"] * more, waiting * wait)
-        heapq.heapreplace(free, free[0] + took)
-    return alone + asked * wait + max(free)
+    own = requests - sum((task.requests for task in tasks), Counter())
+    alone = (cpu - sum(task.seconds for task in tasks)) * times
+    pages = own["LIST"] / LISTERS * times
+    others = [task.on_worker(wait, more) for task in tasks if not task.names]
+    reading = sum(task.on_worker(wait, 0) for task in names.tasks) * all_names / names.number
+    seconds = {
+        "driver": alone + (pages + own.total() - own["LIST"]) * wait,
+        "sorting names": names.sorting * all_names / names.number,
+        "reading names": reading / workers,
+        "partials and removals": sum(others) * times / workers,
+    }
+    return {kind: round(took / 60, 2) for kind, took in seconds.items()}
 
 
 def made(root: str, shards: int) -> Catalogue:
@@ -175,17 +232,17 @@ def made(root: str, shards: int) -> Catalogue:
     place = Catalogue(root)
     manifest = plan(entries("fleet", shards), shard_images=1)
     partials = [
-        Partial(random_dna(SPEC, RANGES, 1, number), (key,), ())
-        for number, key in enumerate(manifest.keys(SPEC.digest, PRODUCTS))
+        Partial(random_dna(SPEC, RANGES, 1, number), (its,), ())
+        for number, its in enumerate(manifest.keys(SPEC.digest, PRODUCTS))
     ]
     commit_dataset(place, "fleet", manifest, partials)
     for number in range(shards):
-        key = hashlib.sha256(str(number).encode()).hexdigest()[:32]
-        storage.create(partial_uri(place.work_uri("fleet", SPEC.digest), key), b"not needed")
+        other = hashlib.sha256(str(number).encode()).hexdigest()[:32]
+        storage.create(partial_uri(place.work_uri("fleet", SPEC.digest), other), b"not needed")
     return place
 
 
-def cpu_of_a_partial() -> dict[str, float]:
+def seconds_of_a_partial() -> dict[str, float]:
     """Measures reading and adding one partial, of the tiny network and of the embedded one."""
     found = {}
     for name, (spec, ranges) in {
@@ -203,19 +260,27 @@ def cpu_of_a_partial() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shards", type=int, default=24_400)
+    parser.add_argument("--shards", type=int, default=12_200)
+    parser.add_argument("--names", type=int, default=1_000_000, help="that are measured")
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--milliseconds", type=float, default=20.0, help="that a request takes")
+    parser.add_argument("--as-shards", type=int, default=244_000, help="that times are told for")
+    parser.add_argument("--as-images", type=int, default=4096, help="of each of these shards")
     arguments = parser.parse_args()
     wait = arguments.milliseconds / 1e3
     store = DictStore()
     objects._STORES["s3"] = store
     place = made(f"s3://{secrets.token_hex(8)}/dnas", arguments.shards)
-    verification.LARGE = 0  # a shard here has one image, and thousands in earnest
-    partial = cpu_of_a_partial()
+    verification.LARGE = 0
+    partial = seconds_of_a_partial()
+    names = named(store, arguments.names, arguments.as_images)
     result: dict[str, Any] = {
         "shards": arguments.shards,
         "cpu_ms_of_a_partial": {name: round(s * 1e3, 1) for name, s in partial.items()},
+        "cpu_us_of_a_name": {
+            "in a task": round(sum(task.seconds for task in names.tasks) / names.number * 1e6, 2),
+            "in the driver": round(names.sorting / names.number * 1e6, 3),
+        },
     }
 
     def checked(mapper: Timed) -> None:
@@ -234,27 +299,27 @@ def main() -> None:
         mapper, started = Timed(store), time.process_time()
         job(mapper)
         cpu = time.process_time() - started
-        seconds = {
-            network: on_cluster(
-                *(cpu, store.requests, mapper.tasks, arguments.workers, wait),
-                own - partial["tiny"],
-            )
-            for network, own in partial.items()
-        }
+        minutes = on_cluster(
+            *(cpu, store.requests, mapper.tasks, names, arguments.workers, wait),
+            partial["embedded"] - partial["tiny"],
+            arguments.as_shards / arguments.shards,
+            arguments.as_shards * arguments.as_images,
+        )
         result[name] = {
             "requests": dict(store.requests),
             "requests_a_shard": round(store.requests.total() / arguments.shards, 2),
             "tasks": len(mapper.tasks),
             "cpu_seconds": round(cpu, 1),
-            "of_these_in_tasks": round(sum(seconds for seconds, _ in mapper.tasks), 1),
-            "minutes_on_cluster": {net: round(s / 60, 1) for net, s in seconds.items()},
+            "of_these_in_tasks": round(mapper.seconds, 1),
+            "minutes_on_cluster": minutes,
         }
     told = ", ".join(
-        f"{name} {result[name]['minutes_on_cluster']['embedded']:g} minutes and "
+        f"{name} {sum(result[name]['minutes_on_cluster'].values()):.1f} minutes and "
         f"{result[name]['requests_a_shard']:g} requests a shard"
         for name in jobs
     )
-    measure.emit(result, f"{arguments.shards:,} shards on {arguments.workers} workers: {told}")
+    size = f"{arguments.as_shards:,} shards of {arguments.as_images:,} images"
+    measure.emit(result, f"{size} on {arguments.workers} workers: {told}")
 
 
 if __name__ == "__main__":

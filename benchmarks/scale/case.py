@@ -48,8 +48,8 @@ class Parts:
     summand_seconds: Annotated[float, "driver, for each summand that a version is composed of"]
     compose_bytes: Annotated[float, "driver's memory while it composes, beside files and outputs"]
     pair_seconds: Annotated[float, "each image whose name is looked at for pairs, at the end"]
-    hash_seconds: Annotated[float, "verify, for each image of the manifest"]
-    hash_bytes: Annotated[float, "verify's memory for each image of the manifest"]
+    hash_seconds: Annotated[float, "a task of verify, for each name that it reads and hashes"]
+    sort_seconds: Annotated[float, "verify's own process, for each name's hash that it sorts"]
     partial_bytes: Annotated[Points, "images of a partial, and the bytes of its file"]
     requests: Annotated[
         Mapping[str, Mapping[str, Mapping[str, float]]],

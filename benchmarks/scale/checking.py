@@ -180,7 +180,7 @@ def many_shards(parts: Parts) -> Iterator[Row]:
     verification.LARGE = 0
     model = Model(parts, Case(SHARDS, gpus=0, shard_images=1))
     name = f"catalogue of {SHARDS:,} shards"
-    model.requests["gc"]["LIST"] += 2 * (SHARDS // PAGE)  # as many objects that nobody needs
+    model.requests["gc"]["LIST"] += SHARDS // PAGE  # as many objects that nobody needs
     jobs = {"verify": lambda: list(verify(place)), "gc": lambda: collect(place)}
     for job, action in jobs.items():
         store.requests.clear()

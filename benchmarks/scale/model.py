@@ -23,6 +23,7 @@ from benchmarks.scale.shape import (
     whole_shards,
 )
 from pipeline.building.shard_time import MEASURED_IMAGES, SHARD_SECONDS, images_in
+from pipeline.catalogue.listed_once import HASH, SORTED_AT_ONCE
 from pipeline.catalogue.partial_sums import READ_AHEAD
 from pipeline.catalogue.verification import LARGE
 from pipeline.counting import OVERLAP
@@ -304,15 +305,17 @@ class Model:
 
     @property
     def seconds_after(self) -> dict[str, float]:
-        """Seconds of `verify`, whose tasks each add up one summand's partials; and of `gc`."""
+        """Seconds of `verify`, whose tasks read names and add up partials; and of `gc`."""
         parts, case, left = self.parts, self.case, self.tree[1]
-        waves = ceil(left / (self.slots if case.images > LARGE else 1))
+        slots = self.slots if case.images > LARGE else 1
+        names = case.images * (parts.hash_seconds / slots + parts.sort_seconds)
+        waves = ceil(left / slots)
         fetched = case.request_seconds + self.size_of(self.images) / case.node_bytes_per_second
         each = max(parts.add_seconds, fetched / READ_AHEAD)
         pages = self.requests["gc"]["LIST"] * case.page_seconds
         others = sum(n for kind, n in self.requests["gc"].items() if kind != "LIST")
         return {
-            "verify": case.images * parts.hash_seconds + waves * self.shards / left * each,
+            "verify": names + waves * self.shards / left * each,
             "gc": pages + others * case.request_seconds,
         }
 
@@ -343,11 +346,10 @@ class Model:
         verify, gc = self.linear("verify"), self.linear("gc")
         verify["GET"] += self.files - 1
         verify["LIST"] += self.shards // PAGE
-        # What builds need is listed, and then what nobody needs: sums, if they are old by the
-        # store's own clock.
+        # What nobody needs is removed: sums, if they are old by the store's own clock.
         sums = sum(self.tree[0])
         cells = self.shards * (self.cells_of(self.images) > 0)
-        gc["LIST"] += 2 * ((self.shards + sums + cells) // PAGE)
+        gc["LIST"] += (self.shards + sums + cells) // PAGE
         for kind in ("PUT", "HEAD", "DELETE"):
             gc[kind] += bool(sums)
         return {"build": self.requests_of_build, "verify": verify, "gc": gc}
@@ -398,6 +400,12 @@ class Model:
         return images + footers + manifests + self.objects_bytes
 
     @property
+    def verify_bytes(self) -> float:
+        """Peak memory of the process that verifies: it sorts hashes, and holds them three times."""
+        hashes = 3 * HASH.itemsize * min(self.case.images, SORTED_AT_ONCE)
+        return self.parts.driver_bytes + self.shards * self.parts.head_bytes + hashes
+
+    @property
     def driver_bytes(self) -> dict[str, float]:
         """Peak memory of the driver in each stage."""
         parts, left = self.parts, self.tree[1]
@@ -433,7 +441,7 @@ def predict(parts: Parts, case: Case, prices: Prices | None = None) -> Predictio
         worker_seconds=model.work,
         limit=model.limit,
         driver_bytes=model.driver_bytes,
-        verify_bytes=parts.driver_bytes + case.images * parts.hash_bytes,
+        verify_bytes=model.verify_bytes,
         disk_bytes=case.images * parts.disk_bytes,
         requests=requests,
         read_bytes=model.read_bytes,

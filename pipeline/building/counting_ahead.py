@@ -6,8 +6,8 @@
     128
 
 What is counted here is stored under the same keys as later in the build, which then finds it. A
-shard that fails is left: the build tries it again. Only if its counts do not add up, its dataset is
-not built, as when it is counted later.
+shard that fails is tried as often as one that is counted later, and no more often in both together.
+If its counts do not add up, its dataset is not built, as when it is counted later.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
-from pipeline.building.runner import Ran, run_missing
-from pipeline.counting import ShardJob, ShardReceipt
+from pipeline.building.runner import FailedShard, Ran, run_missing
+from pipeline.counting import ShardJob
 from pipeline.engine import Engine
 from pipeline.errors import known_error
 from pipeline.events import Event, Listener, Said
@@ -43,11 +43,11 @@ class CountedAhead:
 
     Attributes:
         ran: How much was counted.
-        unsound: The receipts of shards whose counts do not add up, by the shard's content.
+        failed: The shards that have failed, by their contents.
     """
 
     ran: Ran = field(default_factory=Ran)
-    unsound: dict[str, ShardReceipt] = field(default_factory=dict)
+    failed: dict[str, FailedShard] = field(default_factory=dict)
 
 
 class CountingAhead:
@@ -155,11 +155,8 @@ class CountingAhead:
     def _count(self, plans: dict[str, Manifest]) -> None:
         work = [(self._job_of[name](plan), plan) for name, plan in plans.items()]
         counted = [self._counted.setdefault(name, CountedAhead()) for name in plans]
-
-        def note(at: int, receipt: ShardReceipt) -> None:
-            counted[at].unsound[work[at][1].heads[receipt.index].content] = receipt
-
-        ran = run_missing(work, self._engine, self._tell, unsound=note)
+        failed = [its.failed for its in counted]
+        ran = run_missing(work, self._engine, self._tell, failed=failed)
         for its, more in zip(counted, ran, strict=True):
             its.ran = its.ran.with_more(more)
 

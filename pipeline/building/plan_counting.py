@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pipeline.building.counting_ahead import CountedAhead
 from pipeline.building.planner import DatasetPlan
@@ -56,17 +56,11 @@ def count_shards(
     """
     unlisted: set[str] = set()
 
+    def before(plan: DatasetPlan) -> CountedAhead:
+        return ahead.get(plan.request.name, CountedAhead())
+
     def counted_of(plan: DatasetPlan, ran: Ran) -> CountedDataset:
-        before = ahead.get(plan.request.name, CountedAhead())
-        both = before.ran.with_more(ran)
-        if not before.unsound:
-            return CountedDataset(plan, both)
-        unsound = (
-            replace(before.unsound[head.content], index=head.index)
-            for head in plan.manifest.heads
-            if head.content in before.unsound
-        )
-        return CountedDataset(plan, replace(both, errors=(*both.errors, *unsound)))
+        return CountedDataset(plan, before(plan).ran.with_more(ran))
 
     pending = [p for p in plans if not p.up_to_date]
     counted = {p.request.name: CountedDataset(p) for p in plans}
@@ -85,7 +79,8 @@ def count_shards(
         failed(pending[at].request.name, error)
 
     work = [(p.job, p.manifest) for p in pending]
-    ran = run_missing(work, engine, progress, all_stored, begin, failed=not_listed)
+    earlier = [before(p).failed for p in pending]
+    ran = run_missing(work, engine, progress, all_stored, begin, earlier, not_listed)
     for p, its in zip(pending, ran, strict=True):
         counted[p.request.name] = counted_of(p, its)
     return {name: of for name, of in counted.items() if name not in unlisted}

@@ -25,12 +25,8 @@ from pipeline.mapper import map_in_order
 from pipeline.sources import Manifest, walk_widely
 from pipeline.wording import count_of, some_of
 
-TRIES = 2
-"""How many times a shard is tried in one run."""
-
-UNEXPECTED_TRIES = 4
-"""How many times it is tried if an error was not foreseen, such as that of a broken device: each
-time it may come to a worker with another device."""
+TRIES = 3
+"""How many times a shard is tried in one build. Each time it may come to another worker."""
 
 
 def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> None:
@@ -65,6 +61,24 @@ def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> N
 
 def _last_error(receipt: ShardReceipt) -> str:
     return f"The last error of shard {receipt.index}: {receipt.error}"
+
+
+@dataclass(frozen=True)
+class FailedShard:
+    """A shard that failed.
+
+    Attributes:
+        times: How many times it was tried.
+        receipt: What the last try returned.
+    """
+
+    times: int
+    receipt: ShardReceipt
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it is not tried again in this build."""
+        return self.receipt.unsound or self.times >= TRIES
 
 
 @dataclass(frozen=True)
@@ -108,13 +122,14 @@ def run_missing(
     progress: Listener,
     landed: Callable[[int, Ran], None] = lambda at, ran: None,
     begins: Callable[[int, Sequence[int]], None] = lambda at, missing: None,
-    unsound: Callable[[int, ShardReceipt], None] = lambda at, receipt: None,
-    failed: Callable[[int, Exception], None] | None = None,
+    failed: Sequence[dict[str, FailedShard]] | None = None,
+    unlisted: Callable[[int, Exception], None] | None = None,
 ) -> list[Ran]:
     """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
 
-    A shard whose counts do not add up is not tried again in the same run, so that nobody overlooks
-    what may be a broken machine. Shards that another process counts are waited for.
+    A shard is tried `TRIES` times, those of earlier runs of the build among them. A shard whose
+    counts do not add up is not tried again in the same build, so that nobody overlooks what may be
+    a broken machine. Shards that another process counts are waited for.
 
     Args:
         work: The jobs, each with its manifest.
@@ -124,15 +139,16 @@ def run_missing(
             all are stored and other jobs still have shards to run.
         begins: Is called with the number of each job that has shards to run, and theirs; for
             several jobs at a time.
-        unsound: Is called with the number of a job, and the receipt of a shard whose counts do not
-            add up, as it comes: the run may end with an error after that.
-        failed: Is called with the number of each job whose stored shards cannot be listed, and why.
-            No shard of it is run. None raises the error.
+        failed: For each job the shards that have failed in this build, by their contents. Those of
+            this run are added as they fail: the run may end with an error after that.
+        unlisted: Is called with the number of each job whose stored shards cannot be listed, and
+            why. No shard of it is run. None raises the error.
 
     Returns:
         What became of each job's shards, in the order of the jobs.
     """
-    return _ShardRun(work, engine, progress, landed, begins, unsound, failed).run()
+    failed = [{} for _ in work] if failed is None else failed
+    return _ShardRun(work, engine, progress, landed, begins, failed, unlisted).run()
 
 
 class _ShardRun:
@@ -145,8 +161,8 @@ class _ShardRun:
         progress: Listener,
         landed: Callable[[int, Ran], None],
         begins: Callable[[int, Sequence[int]], None],
-        unsound: Callable[[int, ShardReceipt], None],
-        failed: Callable[[int, Exception], None] | None,
+        failed: Sequence[dict[str, FailedShard]],
+        unlisted: Callable[[int, Exception], None] | None,
     ) -> None:
         claimant = secrets.token_hex(8)
         self._jobs = [replace(job, claimant=claimant) for job, _ in work]
@@ -154,19 +170,24 @@ class _ShardRun:
         self._progress = progress
         self._landed = landed
         self._begins = begins
-        self._unsound = unsound
         self._sizes = [{h.index: h.candidates for h in plan.heads} for _, plan in work]
         self._plans = [plan for _, plan in work]
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
-        self._left, self._unlisted = _all_missing(work, failed)
+        self._left, self._unlisted = _all_missing(work, unlisted)
         self._counted: Counter[int] = Counter()
         self._images: Counter[int] = Counter()
         self._read: Counter[int] = Counter()
         self._read_bytes: Counter[int] = Counter()
         self._seconds = [0.0] * len(work)
         self._worker_seconds = [0.0] * len(work)
-        self._failed: Counter[tuple[int, int]] = Counter()
-        self._errors: dict[tuple[int, int], ShardReceipt] = {}
+        self._failed = failed
+        self._errors = {
+            (at, head.index): replace(known.receipt, index=head.index)
+            for at, plan in enumerate(self._plans)
+            for head in (plan.heads if failed[at] else ())
+            if (known := failed[at].get(head.content)) is not None
+            and (known.receipt.unsound or head.index in self._left[at])
+        }
         self._others = SharedShards(claimant)
         self._by_others = self._ahead = self._reused = 0
         self._told = False
@@ -178,12 +199,13 @@ class _ShardRun:
             (self._jobs[at], index)
             for at, left in enumerate(self._left)
             for index in order_of_claims(claimant, sorted(left))
+            if not self._is_given_up(at, index)
         ]
         with_shards = [at for at, left in enumerate(self._left) if left]
         for _ in map_in_order(lambda at: self._begins(at, sorted(self._left[at])), with_shards):
             pass
-        total = sum(self._sizes[at][index] for at, left in enumerate(self._left) for index in left)
-        present = sum(map(len, self._sizes)) - len(todo)
+        total = sum(self._sizes[self._numbers[job.manifest_uri]][index] for job, index in todo)
+        present = sum(map(len, self._sizes)) - sum(map(len, self._left))
         with stage(self._progress, Started(total, len(todo), present)):
             for at, left in enumerate(self._left):
                 if not left and todo and at not in self._unlisted:
@@ -225,19 +247,31 @@ class _ShardRun:
                 self._others.hold(job.work_uri, key, index)
             elif receipt.error:
                 self._errors[at, index] = receipt
-                self._failed[at, index] += 1
-                if receipt.unsound:
-                    self._unsound(at, receipt)
+                self._failed[at][self._content(at, index)] = FailedShard(
+                    self._times(at, index) + 1, receipt
+                )
                 name = f"shard {index}"
                 self._progress(StepFailed(name, receipt.error, receipt.transient))
-                if self._failed[at, index] < _tries(receipt):
+                if not self._is_given_up(at, index):
                     again.append((at, index))
             else:
                 self._is_stored(at, index, receipt)
         if again:
-            attempt = 1 + max(self._failed[each] for each in again)
+            attempt = 1 + max(self._times(*each) for each in again)
             self._progress(Retried(len(again), attempt))
         return [(self._jobs[at], index) for at, index in again]
+
+    def _content(self, at: int, index: int) -> str:
+        return self._plans[at].heads[index].content
+
+    def _times(self, at: int, index: int) -> int:
+        """Returns how many times a shard has failed in this build."""
+        known = self._failed[at].get(self._content(at, index))
+        return 0 if known is None else known.times
+
+    def _is_given_up(self, at: int, index: int) -> bool:
+        known = self._failed[at].get(self._content(at, index))
+        return known is not None and known.is_given_up
 
     def _wait(self) -> list[tuple[ShardJob, int]]:
         """Waits for shards that another job counts; returns those that are to be taken over."""
@@ -286,15 +320,8 @@ class _ShardRun:
             self._landed(at, self._ran(at))
 
 
-def _tries(receipt: ShardReceipt) -> int:
-    """Returns how often a shard that failed like this is tried."""
-    if receipt.unsound:
-        return 1
-    return UNEXPECTED_TRIES if receipt.unexpected else TRIES
-
-
 def _all_missing(
-    work: Sequence[tuple[ShardJob, Manifest]], failed: Callable[[int, Exception], None] | None
+    work: Sequence[tuple[ShardJob, Manifest]], told: Callable[[int, Exception], None] | None
 ) -> tuple[list[set[int]], set[int]]:
     """Returns the indices of each job's shards to run, and the jobs of which they are not known."""
 
@@ -302,7 +329,7 @@ def _all_missing(
         try:
             return set(_missing(one))
         except Exception as error:
-            if failed is None:
+            if told is None:
                 raise
             return error
 
@@ -311,8 +338,8 @@ def _all_missing(
     for at, found in enumerate(map_in_order(look, work)):
         if isinstance(found, Exception):
             unlisted.add(at)
-            if failed is not None:
-                failed(at, found)
+            if told is not None:
+                told(at, found)
         left.append(set() if isinstance(found, Exception) else found)
     return left, unlisted
 

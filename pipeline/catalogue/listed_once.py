@@ -82,7 +82,7 @@ def sorted_hashes(
     def read() -> Iterator[tuple[int, bytes]]:
         started = Started(manifest.candidates, len(tasks), unit="candidates", step="tasks")
         with stage(progress, started):
-            for number, found in mapper.map(_NamesTask.hashes, tasks):
+            for number, found in mapper.map(NamesTask.hashes, tasks):
                 yield ends[number] * _SIZE, found.tobytes()
                 progress(StepDone(len(found)))
 
@@ -117,7 +117,7 @@ def require_each_once(
     again = np.concatenate([some[1:][some[1:] == some[:-1]][:MOST_COMPARED] for some in slices])
     if not len(again):
         return
-    find = partial(_NamesTask.names, wanted=np.unique(again)[:MOST_COMPARED])
+    find = partial(NamesTask.names, wanted=np.unique(again)[:MOST_COMPARED])
     found = chain.from_iterable((mapper or SerialMapper()).map(find, list(_tasks(manifest))))
     twice = sorted(name for name, times in Counter(found).items() if times > 1)
     if twice:
@@ -141,8 +141,14 @@ def are_among(some: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[n
 
 
 @dataclass(frozen=True)
-class _NamesTask:
-    """Some shards whose candidates one task reads; those of a file are one after the other."""
+class NamesTask:
+    """Shards whose candidates one task reads.
+
+    Attributes:
+        number: The task's number.
+        entries: Where the candidates are.
+        heads: The shards; those of a file are one after the other.
+    """
 
     number: int
     entries: Entries
@@ -150,6 +156,7 @@ class _NamesTask:
 
     @property
     def candidates(self) -> int:
+        """How many candidates the shards have."""
         return sum(head.candidates for head in self.heads)
 
     def hashes(self) -> tuple[int, NDArray[np.uint64]]:
@@ -176,7 +183,7 @@ def _rows_where(rows: pa.Table, chosen: NDArray[np.bool_]) -> Iterable[tuple[str
     return zip(some["uri"].to_pylist(), some["member"].to_pylist(), strict=True)
 
 
-def _tasks(manifest: Manifest) -> Iterator[_NamesTask]:
+def _tasks(manifest: Manifest) -> Iterator[NamesTask]:
     """Yields tasks that together read each entries file once."""
     places = {name: at for at, name in enumerate(manifest.files)}
 
@@ -186,7 +193,7 @@ def _tasks(manifest: Manifest) -> Iterator[_NamesTask]:
     in_files = sorted(manifest.heads, key=place)
     runs = groupby(in_files, lambda head: places[head.address.file] // FILES_IN_A_TASK)
     for number, (_, heads) in enumerate(runs):
-        yield _NamesTask(number, manifest.entries, tuple(heads))
+        yield NamesTask(number, manifest.entries, tuple(heads))
 
 
 def _groups(runs: Sequence[NDArray[np.uint64]], number: int) -> Iterator[NDArray[np.uint64]]:

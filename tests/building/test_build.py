@@ -817,7 +817,7 @@ def test_an_error_that_nobody_foresaw_fails_one_dataset_and_the_others_are_commi
     assert sorted(place.head().datasets) == ["a", "c"]
     shards = len(list(Path(storage.local_path(place.root)).glob("_work/b/*/attempts/*")))
     assert shards == 0, "a shard that was given up is not counted as one that killed its worker"
-    assert broken.tried % runner.UNEXPECTED_TRIES == 0
+    assert broken.tried % runner.TRIES == 0
     broken.times = 0
     run(place, *requests)
     for request in requests:
@@ -831,7 +831,7 @@ def test_a_device_that_works_again_costs_nothing_but_time(
     loads = []
     load = worker._load
     monkeypatch.setattr(worker, "_load", lambda *of: loads.append(of) or load(*of))
-    broken = Broken("b", runner.UNEXPECTED_TRIES - 1, monkeypatch)
+    broken = Broken("b", runner.TRIES - 1, monkeypatch)
     with contextlib.closing(InProcess()) as engine:
         build_datasets(place, requests, engine, RESOURCES)
     assert broken.tried == broken.times

@@ -21,7 +21,7 @@ from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import Counter, ShardJob, ShardReceipt
 from pipeline.engine import InProcess
 from pipeline.errors import ConservationError, StorageError, TransientError
-from pipeline.events import Event, Said, Started, StepDone
+from pipeline.events import Event, Said, Started, StepDone, StepFailed
 from pipeline.mapper import SerialMapper
 from pipeline.sources import (
     Entry,
@@ -281,7 +281,7 @@ def test_a_shard_whose_counts_do_not_add_up_fails_its_dataset(
         ahead.add("a", job_in(tmp_path, "a"), manifest)
         counted = ahead.finish()
     unsound = 2 if error is None else 1
-    assert len(counted["a"].unsound) == unsound
+    assert len(counted["a"].failed) == unsound
     whole = Manifest.joined([shards(0, 5), manifest])
     job = job_in(tmp_path, "later")(whole)
     request = SimpleNamespace(name="a")
@@ -293,6 +293,60 @@ def test_a_shard_whose_counts_do_not_add_up_fails_its_dataset(
     assert {receipt.index for receipt in found["a"].ran.errors} <= {5, 6}
     with pytest.raises(ConservationError, match="nothing was committed"):
         require_counted("a", 7, found["a"].ran.errors)
+
+
+class Failing(Shards):
+    """An engine in which the shard of one content fails so many times."""
+
+    def __init__(self, times: int, content: str, plans: dict[str, Manifest]) -> None:
+        super().__init__()
+        self.tries, self._times, self._content, self._plans = 0, times, content, plans
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+        for job, index in work:
+            uri = job.manifest_uri
+            if self._plans[uri].heads[index].content != self._content:
+                yield ShardReceipt(uri, index, images=3, seconds=2.0)
+                continue
+            self.tries += 1
+            if self.tries > self._times:
+                yield ShardReceipt(uri, index, images=3, seconds=2.0)
+            else:
+                error, kind = f"TransientError: no {self.tries}", "TransientError"
+                yield ShardReceipt(uri, index, error=error, kind=kind, transient=True)
+
+
+@pytest.mark.parametrize(("times", "ahead_of"), [(2, 0), (2, 1), (2, 2), (3, 0), (3, 2), (3, 3)])
+def test_a_shard_is_tried_thrice_in_a_build_however_many_of_them_are_ahead(
+    tmp_path: Path, times: int, ahead_of: int
+) -> None:
+    """What is counted ahead may end early, and then the rest of the tries is left."""
+    some = shards(4, 3)
+    plans = {"a0": some}
+    engine: Any = Failing(times, some.heads[1].content, plans)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepFailed) and engine.tries == ahead_of:
+            raise TransientError("no node came")
+
+    with CountingAhead(engine, stop) as ahead:
+        if ahead_of:
+            ahead.add("a", job_in(tmp_path, "a"), some)
+        counted = ahead.finish()
+    assert engine.tries == ahead_of
+    whole = Manifest.joined([shards(0, 4), some])
+    plans["later0"] = whole
+    request = SimpleNamespace(name="a")
+    job = job_in(tmp_path, "later")(whole)
+    plan: Any = SimpleNamespace(request=request, up_to_date=False, job=job, manifest=whole)
+    found = count_shards(
+        [plan], engine, lambda event: None, print, counted, lambda plan, left: None
+    )
+    assert engine.tries == 3
+    errors = found["a"].ran.errors
+    assert [(receipt.index, receipt.error) for receipt in errors] == (
+        [(5, "TransientError: no 3")] if times == 3 else []
+    )
 
 
 def test_a_build_that_ends_does_not_go_on_counting(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from pipeline.sources import (
     source_lister,
 )
 from pipeline.sources.listing import ListingWriter
-from pipeline.sources.parallel_listing import KeyRange, midpoint
+from pipeline.sources.parallel_listing import KeyRange, midpoint, walk_widely
 from pipeline.storage import Stored, s3
 
 ROOT = "s3://bucket/some/prefix"
@@ -397,3 +397,21 @@ def test_a_build_resumes_its_listing_and_leaves_nothing_of_it(
         build_datasets(place, [request], InProcess())
     with pytest.raises(SourceError):
         list(storage.walk(f"{root}/catalogue/_work/_listings"))
+
+
+@settings(max_examples=40)
+@given(KEYS, st.integers(1, 4), st.integers(0, 5))
+def test_a_wide_walk_yields_every_object_once(keys: list[str], page: int, alone: int) -> None:
+    """Whether it ends in the pages that are read one after the other, or after them."""
+    store = FakeStore(keys, page)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "list_page", store.list_page)
+        patch.setattr(storage, "alone", store.alone)
+        patch.setattr(parallel_listing, "ALONE_PAGES", alone)
+        if not keys:
+            with pytest.raises(SourceError, match="prefix does not exist"):
+                list(walk_widely(ROOT))
+            return
+        assert sorted(i.uri for i in walk_widely(ROOT)) == sorted(f"{ROOT}/{k}" for k in keys)
+        if len(keys) <= page * alone:
+            assert store.asked == -(-len(keys) // page)
