@@ -9,6 +9,7 @@ Ray Data calls back at each step of its loop. What the callback raises ends the 
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 
 from ray._private import worker
 from ray.data import DataContext
+from ray.data._internal.cluster_autoscaler import RateBasedClusterAutoscaler
+from ray.data._internal.cluster_autoscaler.resource_utilization_gauge import ClusterUtil
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.exceptions import ExecutionTimeoutError
@@ -60,8 +63,24 @@ _WATCHES: dict[str, Callable[[int], None]] = {}
 _NAME = "vdna_pool"
 
 
+_NEVER = ClusterUtil(*[sys.float_info.max] * 4)
+
+
 class PoolCallback(ExecutionCallback):
     """Looks at the pool of the execution that calls it."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Keeps Ray Data from asking for nodes.
+
+        Workers that wait for a node make Ray's core ask for it. Ray Data would ask for nodes for
+        all workers, too, and until the last shard has ended: no node would go while it has none.
+
+        Args:
+            executor: Ray Data's executor.
+        """
+        autoscaler = executor._cluster_autoscaler
+        if isinstance(autoscaler, RateBasedClusterAutoscaler):
+            autoscaler._cluster_scaling_up_util_threshold = _NEVER
 
     def on_execution_step(self, executor: Any) -> None:
         """Counts the workers that run.

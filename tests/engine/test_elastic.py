@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
 from pipeline.building import Request, build_datasets
@@ -28,7 +30,9 @@ from tests.engine.test_ray_engine import clean, same_bits
 from tests.support.gpu_nodes import FAST_CHECKS
 from tests.support.ray_commands import (
     REPOSITORY,
+    SHARDS,
     Small,
+    committed,
     ended,
     finish,
     folder,
@@ -52,6 +56,24 @@ def held(*args, **kwargs):
 PIL.Image.open = held
 """
 """Decoding waits as long as there is a file; another file tells of processes that decode apart."""
+
+ONE_HELD = """
+import os, time
+import PIL.Image
+opened = PIL.Image.open
+place = os.environ["ELASTIC"]
+def one_held(*args, **kwargs):
+    try:
+        open(os.path.join(place, "waits"), "x").close()
+    except FileExistsError:
+        time.sleep(0.5)
+        return opened(*args, **kwargs)
+    while os.path.exists(os.path.join(place, "held")):
+        time.sleep(0.1)
+    return opened(*args, **kwargs)
+PIL.Image.open = one_held
+"""
+"""The image that is decoded first waits as long as there is a file."""
 
 
 class Nodes:
@@ -226,6 +248,43 @@ def test_a_pool_grows_when_nodes_come_and_goes_on_when_they_go(
     assert "(raylet)" not in words + err
     same_bits(build, clean, truth)
     assert second.all_processes
+
+
+@pytest.mark.soak
+def test_workers_without_shards_give_their_nodes_back_while_the_last_shard_runs(
+    nodes: Nodes,
+    small: Small,
+    folder: Path,
+    truth: DNA,
+    clean: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One image waits. An autoscaler would let two nodes go, which nobody asks for."""
+    place = Path(os.environ["ELASTIC"])
+    for name, value in small.environment(ONE_HELD).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS", "1")
+    for _ in range(3):
+        nodes.add(num_cpus=1)
+    nodes.hold()
+    build = tmp_path / "c"
+    process = small.start(folder, build, "--ray-address", nodes.address, workers=3, patch="")
+    with ended(process):
+        until(process, lambda: committed(build) == SHARDS - 1)
+        assert (place / "waits").exists()
+        try:
+            ray.init(address=nodes.address, log_to_driver=False)
+            until(process, lambda: ray.available_resources().get("CPU", 0) >= 2)
+            time.sleep(5)
+            head = GcsClient(address=ray.get_runtime_context().gcs_address)
+            asked = head.internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL, None)
+        finally:
+            ray.shutdown()
+        nodes.let_go()
+        finish(process)
+    assert b"CPU" not in (asked or b"")
+    same_bits(build, clean, truth)
 
 
 @pytest.mark.soak
