@@ -33,6 +33,7 @@ from pipeline.events import Listener, Said
 from pipeline.mapper import Mapper, map_in_order
 from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
 from pipeline.sources.archives.index import ArchiveIndex, label_column
+from pipeline.sources.cell_cuts import folders_of
 from pipeline.sources.inventory import OBJECTS_SCHEMA, find_inventory
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
@@ -310,10 +311,12 @@ class SourceLister:
         Yields:
             The other objects, which the rules have to look at one by one.
         """
-        if self._is_plain and self._classes is None:
+        if self._is_plain:
             plain = pc.match_substring_regex(objects["uri"], PLAIN_IMAGE)
             are_all = pc.all(plain).as_py()
-            self.candidates.add_objects(objects if are_all else objects.filter(plain))
+            images = objects if are_all else objects.filter(plain)
+            self._note_classes(images["uri"])
+            self.candidates.add_objects(images)
             objects = objects.slice(0, 0) if are_all else objects.filter(pc.invert(plain))
         for row in objects.to_pylist():
             yield Stored(**row, modified=None)
@@ -409,6 +412,12 @@ class SourceLister:
             self._classes[folders[0]] = None
         if len(folders) != 1 or len(self._classes) > MOST_CLASSES:
             self._classes = None
+
+    def _note_classes(self, uris: pa.ChunkedArray) -> None:
+        """Notes the folders of many images (see `_note_class`)."""
+        if self._classes is not None and len(uris):
+            for folder in folders_of(uris.combine_chunks()).unique().to_pylist():
+                self._note_class(self._relative(f"{folder}image"))
 
     def _offer_parts(self) -> None:
         """Offers to go by the folders, if they look like classes."""

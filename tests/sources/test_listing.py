@@ -33,6 +33,8 @@ from pipeline.sources import (
 )
 from pipeline.sources.listing import ListingWriter
 from pipeline.sources.parallel_listing import KeyRange, midpoint, walk_widely
+from pipeline.sources.rules import Rules
+from pipeline.sources.source_lister import SourceLister
 from pipeline.storage import Stored, s3
 
 ROOT = "s3://bucket/some/prefix"
@@ -415,3 +417,44 @@ def test_a_wide_walk_yields_every_object_once(keys: list[str], page: int, alone:
         assert sorted(i.uri for i in walk_widely(ROOT)) == sorted(f"{ROOT}/{k}" for k in keys)
         if len(keys) <= page * alone:
             assert store.asked == -(-len(keys) // page)
+
+
+PATHS = st.lists(
+    st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["", "cat/", "dog/", "owl/", "/", "cat/2/", "cat//"]),
+        st.integers(0, 99),
+        st.sampled_from([".jpg", ".PNG", ".txt", ".tar", "", "/.jpg", ".jpg/a.jpg"]),
+    ),
+    unique=True,
+    min_size=1,
+)
+
+
+@settings(max_examples=100)
+@given(PATHS, st.integers(1, 9), st.integers(1, 4))
+def test_a_page_is_added_as_a_whole_as_it_is_row_by_row(
+    paths: list[str], page: int, most: int
+) -> None:
+    """The folders that may be classes are the same, too."""
+    found = []
+    for row_by_row in (True, False):
+        store = FakeStore(paths, page)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, "list_page", store.list_page)
+            patch.setattr(source_lister, "MOST_CLASSES", most)
+            lister = SourceLister(ROOT, Rules(), None, lambda event: None)
+            if row_by_row:
+                lister._is_plain = False
+            lister.list_objects(None)
+        candidates = lister.candidates
+        rows = candidates.take_table().to_pylist() if candidates.total else []
+        found.append(
+            (
+                sorted(map(str, rows)),
+                None if lister.classes is None else sorted(lister.classes),
+                dict(candidates.ignored),
+                sorted(item.uri for item in candidates.archives),
+            )
+        )
+    assert found[0] == found[1]
