@@ -87,10 +87,7 @@ class CountingAhead:
 
     @property
     def in_process(self) -> bool:
-        """Whether functions can run in this process alone.
-
-        On a cluster they run here only for as long as shards take all CPUs.
-        """
+        """Whether functions can run in this process alone."""
         return self._engine.in_process
 
     @property

@@ -64,7 +64,7 @@ from pipeline.engine.ray_watch import (
 from pipeline.engine.shard_actor import ShardActor, receipt_of
 from pipeline.errors import TransientError, UsageError
 from pipeline.events import Listener, Said, Warned, ignore
-from pipeline.mapper import Mapper, SerialMapper
+from pipeline.mapper import Mapper
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import RequestMeter, count_requests, retry
 
@@ -306,15 +306,33 @@ class RayEngine:
         Raises:
             TransientError: If workers were lost so often that Ray gave up.
         """
+        yield from self._map(function, items, 2 * self.workers, num_cpus=TASK_CPUS)
+
+    def _map(
+        self, function: Callable[[T], R], items: Sequence[T], limit: int, **options: Any
+    ) -> Iterator[R]:
+        """Calls a function on each item, as Ray tasks with these options (see `map`).
+
+        Args:
+            function: What is called.
+            items: Its arguments.
+            limit: How many tasks are under way at a time.
+            **options: What a task takes, and where it runs.
+
+        Yields:
+            The results, as they come.
+
+        Raises:
+            TransientError: See `map`.
+        """
 
         def call(item: T) -> tuple[R, int]:  # Ray takes functions, and no other callables
             meter = RequestMeter()
             return function(item), meter.read()
 
-        remote = ray.remote(num_cpus=TASK_CPUS, runtime_env=self._runtime_env())(call)
+        remote = ray.remote(runtime_env=self._runtime_env(), **options)(call)
         waiting = list(reversed(items))
         running: list[Any] = []
-        limit = 2 * self.workers
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
@@ -332,11 +350,11 @@ class RayEngine:
             ) from error
 
     def beside_shards(self) -> Mapper:
-        """Returns this engine if the cluster has a CPU that shards do not take; else this process.
+        """Returns this engine, or one that asks for no CPU if shards take all of the cluster's.
 
-        If shards take every CPU, a task would wait until the last of them has ended.
+        A task that asks for a CPU would then wait until the last shard has ended.
         """
-        return self if _free().get("CPU", 0) >= TASK_CPUS else SerialMapper()
+        return self if _free().get("CPU", 0) >= TASK_CPUS else _BetweenShards(self)
 
     @property
     def workers(self) -> int:
@@ -399,6 +417,26 @@ class RayEngine:
 
     def _cpus(self) -> int:
         return available_cpus() if self._local else max(1, int(_cluster().get("CPU", 1)))
+
+
+class _BetweenShards:
+    """Maps functions where shards take all CPUs: by a task for each node, which asks for none."""
+
+    in_process = False
+
+    def __init__(self, engine: RayEngine) -> None:
+        self._engine = engine
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at a time: as many as nodes have CPUs."""
+        return max(1, sum(bool(n["Alive"] and n["Resources"].get("CPU")) for n in list_nodes()))
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """Calls a function on each item (see `RayEngine.map`)."""
+        return self._engine._map(
+            function, items, self.workers, num_cpus=0, scheduling_strategy="SPREAD"
+        )
 
 
 # Ray leaves these two without types.

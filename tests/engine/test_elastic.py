@@ -288,6 +288,39 @@ def test_workers_without_shards_give_their_nodes_back_while_the_last_shard_runs(
 
 
 @pytest.mark.soak
+def test_functions_run_on_nodes_whose_cpus_are_all_taken(nodes: Nodes) -> None:
+    nodes.add(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False)
+    try:
+        taken = ray.remote(num_cpus=1)(Taken).remote()
+        pid = ray.get(taken.__call__.remote())
+        with RayEngine(Resources(workers=1, threads=1), nodes.address) as engine:
+            beside = engine.beside_shards()
+            assert (beside is engine, beside.in_process, beside.workers) == (False, False, 1)
+            found = list(beside.map(process_and, range(3)))
+            del taken
+            until_free = time.monotonic() + 60
+            while engine.beside_shards() is not engine:
+                assert time.monotonic() < until_free
+                time.sleep(0.1)
+    finally:
+        ray.shutdown()
+    assert {number for number, _ in found} == {0, 1, 2}
+    assert not {process for _, process in found} & {pid, os.getpid()}
+
+
+class Taken:
+    """Takes what its actor asks for."""
+
+    def __call__(self) -> int:
+        return os.getpid()
+
+
+def process_and(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+@pytest.mark.soak
 def test_a_node_whose_device_fails_is_left_out_and_the_others_count_all(
     small: Small, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
