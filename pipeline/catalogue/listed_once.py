@@ -36,7 +36,7 @@ SORTED_AT_ONCE = 2**24
 """About how many hashes are in memory at a time."""
 
 MOST_COMPARED = 1000
-"""Of how many hashes that come twice the names are compared. So many never agree by chance."""
+"""How many hashes that come twice have their names compared. So many never agree by chance."""
 
 HASH = np.dtype("<u8")
 
