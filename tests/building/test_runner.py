@@ -22,7 +22,9 @@ def told(folder: Path, receipts: Sequence[ShardReceipt]) -> list[Event]:
     """Returns the events of a job of shards of ten images."""
     recipe = SimpleNamespace(spec=SimpleNamespace(digest="s"), products=())
     job = ShardJob(recipe, "m", folder.as_uri(), "e")  # type: ignore[arg-type]  # in its place
-    heads = [SimpleNamespace(index=at, candidates=10) for at in range(len(receipts))]
+    heads = [
+        SimpleNamespace(index=at, candidates=10, content=f"c{at}") for at in range(len(receipts))
+    ]
     manifest: Any = SimpleNamespace(heads=heads, keys=lambda *_: [f"k{h.index}" for h in heads])
 
     def run_shards(work: Sequence[tuple[Any, int]]) -> Iterator[ShardReceipt]:
