@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from time import monotonic
 
 from pipeline import storage
@@ -12,7 +12,7 @@ from pipeline.building.failure_gate import require_few_failures
 from pipeline.building.planner import DatasetPlan
 from pipeline.building.request import Result
 from pipeline.building.storing import store_manifest, store_version
-from pipeline.catalogue import Catalogue, Version, footers_of, part_name, parts_of, software
+from pipeline.catalogue import Catalogue, Version, part_name, parts_of, version_of
 from pipeline.counting import Composed, Recipe, ShardJob, add_up, compose, plan_folds
 from pipeline.dna import encode_failures
 from pipeline.errors import (
@@ -156,23 +156,8 @@ def _store(
     spec = recipe.spec.digest
     files = {**composed.files, "failures": encode_failures(composed.failures)}
     stored = store_version(catalogue, name, spec, composed.digest, files)
-    hashes = {kind: sha256(data) for kind, data in stored.items()}
-    return Version(
-        dna=composed.digest,
-        manifest=manifest.digest,
-        spec=spec,
-        images=composed.images,
-        failed=len(composed.failures),
-        products=recipe.products,
-        sha256=hashes | {"manifests": manifest_sha256},
-        footers=footers_of(stored),
-        source=storage.readable(manifest.source),
-        built=datetime.now(UTC).isoformat(timespec="seconds"),
-        software=software(),
-        numerics=composed.numerics,
-        transparent=composed.transparent,
-        single_colour=composed.single_colour,
-    )
+    version = version_of(composed, manifest, spec, recipe.products, stored)
+    return replace(version, sha256={**version.sha256, "manifests": manifest_sha256})
 
 
 @dataclass(frozen=True)
@@ -194,13 +179,14 @@ def _finish_parts(
     by = plan.request.by
     if by is None:
         return {}
+    found = _unchanged_parts(catalogue, plan)
     jobs = [
         _PartJob(
             catalogue.root, plan.request.name, plan.job, by, value, plan.manifest.select(shards)
         )
         for value, shards in plan.parts.items()
+        if part_name(plan.request.name, value) not in found
     ]
-    found: dict[str, Version] = {}
     started = reported = monotonic()
     for done, (name, version) in enumerate(mapper.map(_finish_part, jobs), 1):
         if version is None:
@@ -217,6 +203,39 @@ def _finish_parts(
                 )
             )
     return dict(sorted(found.items()))
+
+
+def _unchanged_parts(catalogue: Catalogue, plan: DatasetPlan) -> dict[str, Version]:
+    """Finds the parts of the version before that have the same shards still, and all their files.
+
+    Returns:
+        Their versions, by the names of the parts.
+    """
+    name, base, recipe = plan.request.name, plan.base, plan.job.recipe
+    spec, head = recipe.spec.digest, catalogue.head()
+    if base is None or head.datasets.get(name, {}).get(spec) != base:
+        return {}
+    before = parts_of(head, name, spec)
+    stored: set[str] = set()
+    for kind in {kind for part in before.values() for kind in part.sha256}:
+        folder = catalogue.uri(kind, spec, name, "").rpartition("/")[0]
+        with suppress(SourceError):
+            stored |= {item.uri for item in storage.walk(folder)}
+
+    def is_there(of: str, part: Version) -> bool:
+        return all(
+            catalogue.uri(kind, spec, of, part.digest_in(kind)) in stored for kind in part.sha256
+        )
+
+    found = {}
+    for value, shards in plan.parts.items():
+        of = part_name(name, value)
+        wanted = (plan.request.by, value, plan.manifest.select(shards).digest, recipe.products)
+        part = before.get(of)
+        stated = part and (part.by, part.value, part.manifest, part.products)
+        if part and stated == wanted and is_there(of, part):
+            found[of] = part
+    return found
 
 
 def _finish_part(part: _PartJob) -> tuple[str, Version | None]:

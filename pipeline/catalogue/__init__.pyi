@@ -7,6 +7,7 @@ from .commit import Version as Version
 from .commit import canonical_json as canonical_json
 from .commit import footers_of as footers_of
 from .commit import software as software
+from .composed_version import version_of as version_of
 from .findings import Finding as Finding
 from .findings import Verification as Verification
 from .garbage_collection import collect as collect
@@ -41,6 +42,7 @@ from .version_history import version_histories as version_histories
 from .version_names import VersionName as VersionName
 from .version_names import check_version_name as check_version_name
 from .version_names import dataset_of as dataset_of
+from .version_names import require_no_window as require_no_window
 from .version_options import MOST_DAYS as MOST_DAYS
 from .version_options import CommitOptions as CommitOptions
 from .version_options import RetentionOptions as RetentionOptions

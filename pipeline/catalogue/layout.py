@@ -10,10 +10,13 @@ from collections.abc import Mapping
 
 from pipeline import storage
 from pipeline.catalogue.commit import Version
-from pipeline.catalogue.version_names import dataset_of
+from pipeline.catalogue.version_names import VersionName, dataset_of
 from pipeline.errors import UsageError
 from pipeline.spec import digest_of
 from pipeline.wording import option
+
+WINDOWS = "_windows"
+"""The folder below a dataset's that has the files of its windows of days."""
 
 
 class Layout:
@@ -49,13 +52,16 @@ class Layout:
         Args:
             kind: The kind of file.
             spec: Digest of the spec.
-            dataset: The dataset, or the name of a version of it.
+            dataset: The dataset, or the name of a version of it. The files of a window of days are
+                in a folder of their own.
             digest: What the file is named for.
 
         Returns:
             The url.
         """
-        return self._uri(kind, spec, dataset_of(dataset), f"{digest}.parquet")
+        named = VersionName.parse(dataset)
+        folder = (named.dataset, WINDOWS) if named.is_window else (named.dataset,)
+        return self._uri(kind, spec, *folder, f"{digest}.parquet")
 
     @property
     def entries_uri(self) -> str:
@@ -81,6 +87,10 @@ class Layout:
     def plan_uri(self, dataset: str, spec: str) -> str:
         """Returns the object where a build notes its plan when it begins."""
         return f"{self.work_uri(dataset, spec)}/_plan"
+
+    def window_uri(self, dataset: str, spec: str, digest: str) -> str:
+        """Returns the object that notes what a window of days is, until `gc`."""
+        return f"{self.work_uri(dataset, spec)}/windows/{digest}.json"
 
     def listing_uri(self, digest: str) -> str:
         """Returns the folder that keeps pieces of a listing until the listing is a plan."""

@@ -18,7 +18,7 @@ from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.kept_versions import KeptVersion
 from pipeline.catalogue.names import check_name
 from pipeline.catalogue.undoing import renew_files, require_files
-from pipeline.catalogue.version_names import check_tag, dataset_of
+from pipeline.catalogue.version_names import check_tag, dataset_of, require_no_window
 from pipeline.errors import Conflict, NotFound, UsageError
 
 
@@ -43,7 +43,7 @@ def tag_version(catalogue: Catalogue, name: str, tag: str, spec: str | None = No
         Conflict: If another version of the dataset has the tag.
     """
     check_tag(tag)
-    dataset = check_name(dataset_of(name))
+    dataset = check_name(dataset_of(require_no_window(name)))
     newest = catalogue.at()
     named = catalogue.resolve(name, newest.number, spec)
     version = named.version

@@ -18,6 +18,7 @@ from pipeline.catalogue.changes import parts_of, with_version, without_datasets
 from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.kept_versions import KeptVersion, missing_files
 from pipeline.catalogue.names import VERSION_MARK, check_name
+from pipeline.catalogue.version_names import require_no_window
 from pipeline.errors import CorruptFile, UsageError
 
 
@@ -73,7 +74,8 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
         CorruptFile: If `gc` has removed files of the version.
         Conflict: If a name of a part is another dataset's by now.
     """
-    named = catalogue.resolve(f"{check_name(name)}{VERSION_MARK}{to}", spec=spec)
+    former_name = require_no_window(f"{check_name(name)}{VERSION_MARK}{to}")
+    named = catalogue.resolve(former_name, spec=spec)
     former, version = catalogue.commit(named.commit), named.version
     if version.part_of:
         raise UsageError(

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from itertools import groupby, islice
 
 from pipeline.catalogue.commit import Commit, Version
+from pipeline.catalogue.day_windows import DayWindow
 from pipeline.catalogue.version_files import VersionFiles
 from pipeline.catalogue.version_history import PastVersion, past_versions
 from pipeline.catalogue.version_names import VersionName
@@ -152,6 +153,8 @@ class VersionLookup(VersionFiles):
             return self._in(newest, named.dataset)
         if isinstance(named.which, str):
             return self._tagged(named.dataset, named.which, newest)
+        if isinstance(named.which, DayWindow):
+            return self._window(name, named.dataset, newest)
         if isinstance(named.which, datetime):
             state = self.as_of(named.which, newest)
         elif named.which >= 0:
@@ -217,6 +220,23 @@ class VersionLookup(VersionFiles):
                 found[spec] = NamedVersion(past.version, past.last)
         if not found:
             raise self._no_version(f"{dataset}@-{count}", dataset, newest)
+        return found
+
+    def _window(self, name: str, dataset: str, commit: Commit) -> dict[str, NamedVersion]:
+        """Adds up the days of a window under each spec that has them."""
+        from pipeline.catalogue.window_sums import window_version
+
+        found: dict[str, NamedVersion] = {}
+        problems: list[NotFound] = []
+        for spec in self._in(commit, dataset):
+            try:
+                version = window_version(self, name, spec, commit)
+            except NotFound as error:
+                problems.append(error)
+            else:
+                found[spec] = NamedVersion(version, commit.number)
+        if not found:
+            raise problems[0]
         return found
 
     def _tagged(self, dataset: str, tag: str, newest: Commit) -> dict[str, NamedVersion]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
+from pipeline.catalogue.day_windows import DayWindow
 from pipeline.catalogue.names import VERSION_MARK, check_name
 from pipeline.errors import UsageError
 
@@ -26,7 +27,8 @@ _TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 KINDS = (
     "a commit's number (@7), how many versions back (@-1), a month, day or ISO time in UTC "
-    "(@2026-10), or a tag, which begins with a letter"
+    "(@2026-10), a tag, which begins with a letter, or a window of days (@last:7d, "
+    "@2026-11-01..2026-11-07)"
 )
 """What may stand after the `@`, as errors say it."""
 
@@ -39,24 +41,31 @@ class VersionName:
         dataset: The name of the dataset, or of a part of one.
         which: A number from 0 up is that of a commit: the version that the dataset had then. A
             number below 0 counts versions back from the current one. A time means the version that
-            the dataset had then, and text is a tag. None means the current version.
+            the dataset had then, and text is a tag. None means the current version. A window
+            means the sum of the current version's parts of some days.
     """
 
     dataset: str
-    which: int | datetime | str | None = None
+    which: int | datetime | str | DayWindow | None = None
 
     @property
     def follows(self) -> bool:
         """Whether the name means another version once a new one is committed."""
-        return self.which is None or (isinstance(self.which, int) and self.which < 0)
+        back = isinstance(self.which, int) and self.which < 0
+        return self.which is None or back or self.is_window
+
+    @property
+    def is_window(self) -> bool:
+        """Whether the name means a window of days."""
+        return isinstance(self.which, DayWindow)
 
     @classmethod
     def parse(cls, name: str) -> Self:
         """Reads the name of a version.
 
         Args:
-            name: NAME, NAME@7, NAME@-1, NAME@2026-10, NAME@2026-10-05, NAME@2026-10-05T12:00 or
-                NAME@TAG.
+            name: NAME, NAME@7, NAME@-1, NAME@2026-10, NAME@2026-10-05, NAME@2026-10-05T12:00,
+                NAME@TAG, NAME@last:7d or NAME@2026-11-01..2026-11-07.
 
         Returns:
             What it means. Whether there is such a version is not looked up.
@@ -72,7 +81,8 @@ class VersionName:
         if _TAG.fullmatch(text):
             return cls(dataset, text)
         try:
-            return cls(dataset, last_moment(text))
+            window = DayWindow.parse(text)
+            return cls(dataset, window or last_moment(text))
         except ValueError as error:
             raise UsageError(f"{name}: after the @ stands {text!r}; give {KINDS}") from error
 
@@ -84,6 +94,27 @@ def dataset_of(name: str) -> str:
     ('photos', 'photos')
     """
     return name.partition(VERSION_MARK)[0]
+
+
+def require_no_window(name: str) -> str:
+    """Checks that a name means a version that a commit holds, and no window of days.
+
+    Args:
+        name: The name of a dataset or of a version.
+
+    Returns:
+        The name.
+
+    Raises:
+        UsageError: If it means a window, or what follows the `@` names no version.
+    """
+    named = VersionName.parse(name)
+    if not named.is_window:
+        return name
+    raise UsageError(
+        f"{name} is a window of days, which is added up when it is named and has no history; name "
+        f"{named.dataset} or a version of it"
+    )
 
 
 def check_version_name(name: str) -> str:

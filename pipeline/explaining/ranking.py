@@ -28,7 +28,7 @@ from pipeline.building import (
     run_missing,
     store_manifest,
 )
-from pipeline.catalogue import Catalogue, Commit, Version, dataset_of, software
+from pipeline.catalogue import Catalogue, Commit, Version, VersionName, dataset_of, software
 from pipeline.comparing import is_nested, lens_notes
 from pipeline.counting import (
     Recipe,
@@ -105,7 +105,7 @@ def rank(
     name = dataset.name
     chosen = tuple(dict.fromkeys(request.layers))
     _require_weight(dataset.spec, lens, chosen)
-    build = Request(name, **dataset.settings, **shared_values(request, Request))
+    build = Request(dataset_of(name), **dataset.settings, **shared_values(request, Request))
     target, recipe = _recipe(catalogue, dataset, build, lens, chosen, resources, progress)
     manifest = _planned(catalogue, build, engine, progress)
     job = _job(catalogue, recipe, manifest)
@@ -146,7 +146,7 @@ def rank(
 
 @dataclass(frozen=True)
 class _TargetDataset:
-    """The dataset that images are ranked against, as of a commit."""
+    """The dataset, or the window of its days, that images are ranked against, as of a commit."""
 
     name: str
     commit: Commit
@@ -159,7 +159,8 @@ class _TargetDataset:
     ) -> _TargetDataset:
         named = catalogue.resolve(name, at, spec)
         commit, version = catalogue.commit(named.commit), named.version
-        return cls(dataset_of(name), commit, version, catalogue.spec(version.spec))
+        kept = name if VersionName.parse(name).is_window else dataset_of(name)
+        return cls(kept, commit, version, catalogue.spec(version.spec))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -20,7 +20,15 @@ from typing import Any, Unpack
 import numpy as np
 
 from pipeline.building import Movement
-from pipeline.catalogue import Catalogue, Commit, PastVersion, Version, dataset_of, past_versions
+from pipeline.catalogue import (
+    Catalogue,
+    Commit,
+    PastVersion,
+    Version,
+    dataset_of,
+    past_versions,
+    require_no_window,
+)
 from pipeline.comparing import Effort, alarms, compare, movement_between
 from pipeline.errors import UsageError
 from pipeline.events import Started, StepDone, ignore, stage
@@ -103,7 +111,7 @@ class _Held:
 
 
 def _held(catalogue: Catalogue, name: str, spec: str | None) -> _Held:
-    named = catalogue.resolve(name, spec=spec)
+    named = catalogue.resolve(require_no_window(name), spec=spec)
     dataset, digest = dataset_of(name), named.version.spec
     newest = catalogue.commit(named.commit)
     others: dict[str, int] = {}

@@ -14,7 +14,13 @@ from itertools import islice
 from math import isfinite
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, PastVersion, dataset_of, past_versions
+from pipeline.catalogue import (
+    Catalogue,
+    PastVersion,
+    dataset_of,
+    past_versions,
+    require_no_window,
+)
 from pipeline.comparing import Effort, Matrix, compare
 from pipeline.errors import NotFound, SourceError
 from pipeline.sources import ImageChanges, ManifestDifference
@@ -79,7 +85,7 @@ def list_versions(
         NotFound: If there is no such dataset or version.
         CorruptFile: If a file is damaged.
     """
-    named = catalogue.resolve(name, spec=spec)
+    named = catalogue.resolve(require_no_window(name), spec=spec)
     dataset, digest = dataset_of(name), named.version.spec
     commits = catalogue.log(catalogue.commit(named.commit))
     past = list(islice(past_versions(commits, dataset, digest), limit + 1))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
 from typing import overload
@@ -53,8 +53,7 @@ class Manifest:
         ignored: How many files were ignored, by kind.
         duplicates: How many candidates were listed more than once and dropped.
         labels: The names of the user's columns.
-        pairing: How images are named for pairing; None if that is not known, as of a manifest that
-            was read from its file.
+        pairing: How images are named for pairing; None if that is not known.
     """
 
     heads: tuple[ShardHead, ...]
@@ -81,6 +80,7 @@ class Manifest:
             "ignored": dict(sorted(self.ignored.items())),
             "duplicates": self.duplicates,
             "labels": list(self.labels),
+            "pairing": None if self.pairing is None else asdict(self.pairing),
         }
         return encode_manifest(self.heads, notes)
 
@@ -237,6 +237,7 @@ class Manifest:
                 dict(metadata["ignored"]),
                 int(metadata["duplicates"]),
                 tuple(map(str, metadata["labels"])),
+                Pairing(**pairing) if (pairing := metadata.get("pairing")) else None,
             )
         if manifest.digest != metadata.get("digest"):
             raise CorruptFile(

@@ -242,9 +242,18 @@ def test_images_are_paired_by_a_column_and_those_without_a_value_by_their_path()
     assert one.shared(other) == (1, 1)
 
 
-def test_a_manifest_of_a_file_does_not_say_how_its_images_are_named(folder: Entries) -> None:
-    made = plan(entries(20), entries=folder)
-    assert pairs_of(made) is not None
+def test_a_manifest_of_a_file_says_how_its_images_are_named(folder: Entries) -> None:
+    made = plan(replace(Listing.of(entries(20)), pairing=Pairing("s3://b")), entries=folder)
+    read = Manifest.decode(made.data, "m", folder)
+    assert read.pairing == Pairing("s3://b")
+    one, other = pairs_of(made), pairs_of(read)
+    assert one is not None
+    assert other is not None
+    assert one.to_json() == other.to_json()
+
+
+def test_a_manifest_that_does_not_say_it_has_no_pairs(folder: Entries) -> None:
+    made = replace(plan(entries(20), entries=folder), pairing=None)
     assert pairs_of(Manifest.decode(made.data, "m", folder)) is None
 
 

@@ -1,0 +1,94 @@
+"""Windows of days: which days a name means, and which names of folders name a day."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.catalogue import VersionName
+from pipeline.catalogue.day_windows import DayWindow, day_of
+from pipeline.errors import UsageError
+
+FIRST = date(2026, 10, 28)
+DAYS = st.sets(st.integers(0, 40), min_size=1).map(
+    lambda numbers: [FIRST + timedelta(number) for number in sorted(numbers)]
+)
+
+
+def window(text: str) -> DayWindow:
+    found = VersionName.parse(f"cams@{text}").which
+    assert isinstance(found, DayWindow)
+    return found
+
+
+@given(DAYS, st.integers(1, 12))
+def test_days_that_are_counted_back_end_with_the_newest(there: list[date], length: int) -> None:
+    """With a `d`, each of the calendar must be there; without it, only days that are count."""
+    days = [there[-1] - timedelta(back) for back in range(length)][::-1]
+    if set(days) <= set(there):
+        assert window(f"last:{length}d").days_of(there) == days
+    else:
+        with pytest.raises(ValueError, match="there are none of 2026-1"):
+            window(f"last:{length}d").days_of(there)
+    if len(there) < length:
+        with pytest.raises(ValueError, match=f"only {len(there)} of {length} days have images"):
+            window(f"last:{length}").days_of(there)
+    else:
+        assert window(f"last:{length}").days_of(there) == there[-length:]
+
+
+@given(DAYS, st.integers(0, 40), st.integers(0, 6))
+def test_a_range_has_both_its_ends_and_all_between(there: list[date], at: int, more: int) -> None:
+    first = FIRST + timedelta(at)
+    days = [first + timedelta(number) for number in range(more + 1)]
+    asked = window(f"{days[0]}..{days[-1]}")
+    if set(days) <= set(there):
+        assert asked.days_of(there) == days
+        return
+    with pytest.raises(ValueError, match="there are none of") as caught:
+        asked.days_of(there)
+    assert ("no day of it has images" in str(caught.value)) == (not set(days) & set(there))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["last:0d", "last:-1d", "last:7w", "last:", "2026-11-07..2026-11-01", "2026-11..2026-12"],
+)
+def test_what_is_no_window_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"a window of days \(@last:7d"):
+        VersionName.parse(f"cams@{text}")
+
+
+@pytest.mark.parametrize("text", ["last", "last-7d", "2026-11-01", "2026-11", "7", "-7"])
+def test_other_names_of_versions_mean_what_they_meant(text: str) -> None:
+    assert not VersionName.parse(f"cams@{text}").is_window
+
+
+@pytest.mark.parametrize(
+    ("value", "day"),
+    [
+        ("day=2026-11-24", date(2026, 11, 24)),
+        ("2026-11-24", date(2026, 11, 24)),
+        ("2026-11-24T03:10", date(2026, 11, 24)),
+        ("20261124", date(2026, 11, 24)),
+        ("night/dt=20261124/hour=03", date(2026, 11, 24)),
+        ("2026/11/24", date(2026, 11, 24)),
+        ("year=2026/month=1/day=5", date(2026, 1, 5)),
+        ("cam-99999999/2026-11-24", date(2026, 11, 24)),
+        ("2026-13-24", None),
+        ("120261124", None),
+        ("2026-11", None),
+        ("rain", None),
+    ],
+)
+def test_a_day_is_found_in_the_names_of_folders(value: str, day: date | None) -> None:
+    assert day_of(value) == day
+
+
+def test_a_window_follows_its_dataset() -> None:
+    assert VersionName.parse("cams@last:7d").follows
+    assert VersionName.parse("cams@2026-11-01..2026-11-07").follows
+    assert not VersionName.parse("cams@7").follows
