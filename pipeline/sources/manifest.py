@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
-from typing import overload
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,7 +53,8 @@ class Manifest:
         ignored: How many files were ignored, by kind.
         duplicates: How many candidates were listed more than once and dropped.
         labels: The names of the user's columns.
-        pairing: How images are named for pairing; None if that is not known.
+        pairing: How images are named for pairing; None if that is not known. The manifest's file
+            has it unless they are named by their whole uris.
     """
 
     heads: tuple[ShardHead, ...]
@@ -73,15 +74,16 @@ class Manifest:
     @cached_property
     def data(self) -> bytes:
         """The manifest's own file."""
-        notes = {
+        notes: dict[str, Any] = {
             "digest": self.digest,
             "shard_images": self.shard_images,
             "source": self.source,
             "ignored": dict(sorted(self.ignored.items())),
             "duplicates": self.duplicates,
             "labels": list(self.labels),
-            "pairing": None if self.pairing is None else asdict(self.pairing),
         }
+        if self.pairing is not None and self.pairing != Pairing():
+            notes["pairing"] = asdict(self.pairing)
         return encode_manifest(self.heads, notes)
 
     @property
