@@ -108,6 +108,19 @@ class DatasetPlan:
     manifest_sha256: str = ""
     changes: ChangeCounts | None = None
 
+    def read_from_images(self, missing: Sequence[int]) -> list[int]:
+        """Leaves out shards that are put together of others, as no image is read for them.
+
+        Args:
+            missing: The numbers of shards that are to be made.
+
+        Returns:
+            The numbers of those whose images are read.
+        """
+        if self.base is None or self.base.products != self.job.recipe.products:
+            return list(missing)
+        return [index for index in missing if not self.manifest.heads[index].is_merged]
+
 
 @dataclass(frozen=True)
 class _FoundPlan:
@@ -360,7 +373,18 @@ class Planner:
                 )
         if checkpoint is not None:
             checkpoint.remove()
+        self._say_merged(request.name, before, manifest)
         return _FoundPlan(manifest, changes, is_same=same is not None)
+
+    def _say_merged(self, name: str, before: Manifest | None, manifest: Manifest) -> None:
+        """Says how many small shards a plan puts together."""
+        known = {head.content for head in before.heads} if before else set()
+        merged = [head for head in manifest.heads if head.is_merged and head.content not in known]
+        if merged:
+            small = count_of(sum(len(head.cells) for head in merged), "small shard")
+            self.progress(
+                Said(f"{name}: {small} become {len(merged)}, by adding up what is kept of them")
+            )
 
     def _plan_ahead(
         self,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -27,7 +28,7 @@ from pipeline.dna import (
     packed_scatter_size,
 )
 from pipeline.errors import ConservationError, CorruptFile, SourceError
-from pipeline.sources import USUAL_CELL_IMAGES, Shard, shard_key
+from pipeline.sources import MERGED, USUAL_CELL_IMAGES, Shard, shard_key
 from pipeline.spec import LAYER_GAUSSIAN, Numerics, Spec, digest_of
 
 CELLS = FileKind("cells")
@@ -124,6 +125,8 @@ def find_cells(
     """
     wanted = {cell_key(spec_digest, products, cell) for cell in shard.cell_runs()}
     for origin in shard.origins:
+        if origin == MERGED:
+            return _former_shards(work_uri, shard, spec_digest, products)
         uri = cells_uri(work_uri, shard_key(origin, spec_digest, products))
         try:
             kept = decode_cells(bytes(storage.read(uri)), uri)
@@ -135,6 +138,52 @@ def find_cells(
         # It has all cells of its shard. Older ones add only what has changed back.
         return {key: kept[key] for key in wanted & kept.keys()}
     return {}
+
+
+def former_partial(
+    work_uri: str, cell: Shard, spec_digest: str, products: Sequence[str]
+) -> Partial:
+    """Reads the partial that a cell had when it was a shard of its own.
+
+    Args:
+        work_uri: The folder that partials are written to.
+        cell: The cell.
+        spec_digest: Digest of the spec.
+        products: What is kept beside the histograms.
+
+    Returns:
+        The partial, under the key of the cell.
+
+    Raises:
+        SourceError: It is not there.
+        CorruptFile: It is damaged, or another shard's.
+    """
+    key = shard_key(cell.digest, spec_digest, products)
+    uri = storage.join(work_uri, "partials", f"{key}.parquet")
+    partial = Partial.decode(bytes(storage.read(uri)), uri)
+    if partial.shards != (key,) or partial.candidates != len(cell.members):
+        raise CorruptFile(
+            f"{uri} holds {partial.candidates} images of shards {partial.shards}, not "
+            f"{len(cell.members)} of the one that it is named for"
+        )
+    return replace(partial, shards=(cell_key(spec_digest, products, cell),))
+
+
+def _former_shards(
+    work_uri: str, shard: Shard, spec_digest: str, products: Sequence[str]
+) -> dict[str, bytes]:
+    """Finds the cells of a shard that were shards of their own; see `find_cells`."""
+    found = {}
+    for cell in shard.cell_runs():
+        try:
+            partial = former_partial(work_uri, cell, spec_digest, products)
+        except SourceError:
+            continue
+        except CorruptFile as error:
+            logger.warning("its images are counted again: %s", error)
+            continue
+        found[cell_key(spec_digest, products, cell)] = partial.encode()
+    return found
 
 
 def is_cell(data: bytes, key: str, candidates: int, numerics: Numerics) -> bool:

@@ -15,8 +15,10 @@ from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.leases import Holder, claim
 from pipeline.counting.makers import Makers, ShardMaker
+from pipeline.counting.merged_shards import merged_shard
 from pipeline.counting.micro_batch import MICRO_BATCH, bytes_per_image, of_memory
 from pipeline.counting.shard import Counter
+from pipeline.counting.stream import Made
 from pipeline.dna import Ranges, SealedFile
 from pipeline.errors import (
     ConservationError,
@@ -224,8 +226,10 @@ class Worker:
                 if storage.exists(uri):
                     return ShardReceipt(job.manifest_uri, index, died=died)
                 isolated = die_of_images(len(crashes), len(lease.before))
-                kept = _kept_cells(job, shard)
-                made = self._makers.make(job.recipe, shard, key, isolated=isolated, kept=kept)
+                made = _merged(job, shard, key)
+                if made is None:
+                    kept = _kept_cells(job, shard)
+                    made = self._makers.make(job.recipe, shard, key, isolated=isolated, kept=kept)
                 if made.cells and job.keeps_cells:
                     storage.replace(cells_uri(job.work_uri, key), made.cells)
                 storage.create(uri, made.data)
@@ -278,6 +282,14 @@ class Worker:
         # A thread that Ray made, and in which OpenVINO was called, crashes as it ends.
         with ThreadPoolExecutor(1, "load") as pool:
             return pool.submit(_load, recipe, self._ahead, micro_batch).result()
+
+
+def _merged(job: ShardJob, shard: Shard, key: str) -> Made | None:
+    """Makes a shard that was put together of others, if it is to be counted and can be so made."""
+    recipe = job.recipe
+    if recipe.task is not None:
+        return None
+    return merged_shard(job.work_uri, shard, key, recipe.spec.digest, recipe.products)
 
 
 def _kept_cells(job: ShardJob, shard: Shard) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from .change_list import ChangeCounts as ChangeCounts
 from .change_list import list_changed as list_changed
 from .database import connect as connect
 from .entries_file import Entries as Entries
+from .entry import MERGED as MERGED
 from .entry import Entry as Entry
 from .entry import Shard as Shard
 from .entry import ShardHead as ShardHead

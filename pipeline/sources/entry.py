@@ -62,6 +62,10 @@ class Entry:
         return self.uri, self.position, self.member
 
 
+MERGED = "merged"
+"""Stands among the origins of a shard each of whose cells was a shard of its own."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where the members of a shard are.
@@ -92,8 +96,9 @@ class ShardHead:
         values: The value of each label, in the order of the manifest's labels; None for a label of
             which the members have several. Empty for members without a value.
         cells: How many members each cell has; empty if the shard is one cell.
-        origins: The contents of the shards that this one was before its members changed, the latest
-            first. Their cells may be kept.
+        origins: Where its cells may be kept, the latest first: the contents of the shards that this
+            one was before its members changed, and `MERGED` for the partials of shards that were
+            put together.
         address: Where the members are.
     """
 
@@ -111,6 +116,11 @@ class ShardHead:
     def content(self) -> str:
         """The digest of what is counted, and in which cells: float sums depend on their order."""
         return digest_of("cells", self.digest, list(self.cells)) if self.cells else self.digest
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether it was put together of shards that have not changed since."""
+        return self.origins[:1] == (MERGED,)
 
     def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
         """Returns the name of the shard's partial result.

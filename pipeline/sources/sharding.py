@@ -40,12 +40,13 @@ from pipeline.sources.blocks import block_ends, block_number, even_pieces
 from pipeline.sources.cell_cuts import cells_left, new_cells
 from pipeline.sources.database import connect, quoted_column, quoted_text
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
-from pipeline.sources.entry import Entry, ShardHead
+from pipeline.sources.entry import MERGED, Entry, ShardHead, members_digest
 from pipeline.sources.fold_assignment import HASHED_GROUPS, FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.pair_names import name_number
 from pipeline.sources.plan_options import CELL_IMAGES, LIMIT, SHARD_IMAGES
+from pipeline.sources.shard_merging import MOST_MERGES, ShardMerger
 from pipeline.sources.shard_sizes import SHARD_MULTIPLE, USUAL_CELL_IMAGES, NewShardSizes
 from pipeline.spec import FOLDS
 
@@ -318,7 +319,9 @@ class _ShardPlanner:
         sizes = FoldSizes()
         stays = self._previous is not None and entries.holds_those_of(self._previous.entries)
         with ManifestWriter(entries, self._listing.labels) as writer:
-            for kept, rows in self._kept_shards():
+            merger = ShardMerger(self._size, MOST_MERGES if self._grows() else 0)
+
+            def add(kept: ShardHead, rows: pa.Table) -> None:
                 cells = cells_left(kept, rows["place"].to_numpy())
                 content = (kept.content,) if kept.cells else ()
                 writer.add(
@@ -328,13 +331,31 @@ class _ShardPlanner:
                     cells,
                     (*content, *kept.origins)[:MOST_ORIGINS],
                 )
+
+            for kept, rows in self._kept_shards():
                 sizes.add(kept.fold, self._value_of(rows), rows.num_rows)
+                if not (merger.takes(kept) and members_digest(rows) == kept.digest):
+                    add(kept, rows)
+                elif full := merger.take(kept, rows, self._value_of(rows)):
+                    members = pa.concat_tables(rows for _, rows in full)
+                    writer.add(
+                        kept.fold,
+                        members.select(self._columns).rename_columns(names),
+                        cells=tuple(rows.num_rows for _, rows in full),
+                        origins=(MERGED,),
+                    )
+            for kept, rows in merger.rest():
+                add(kept, rows)
             for fold, rows, cell in self._fresh_shards(sizes):
                 cells = new_cells(rows, cell)
                 writer.add(fold, rows.select(self._columns).rename_columns(names), cells=cells)
         listing = self._listing
         made = writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
         return replace(made, pairing=self._pairing)
+
+    def _grows(self) -> bool:
+        """Tells whether candidates are in no kept shard; shards are put together only then."""
+        return self._previous is not None and self._number("select count(*) from fresh") > 0
 
     def _kept_shards(self) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Finds the shards of the previous plan that still have members.

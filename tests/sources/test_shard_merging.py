@@ -1,0 +1,126 @@
+"""Small shards are put together: no cell is lost, no image moves, and there are never many."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.sources import MERGED, Manifest, plan, shard_merging
+from pipeline.sources.shard_merging import MOST_MERGES, TOGETHER, ShardMerger
+from pipeline.spec import FOLDS
+from tests.sources.test_cell_planning import cells_of, counted_again, image
+
+
+def places_of(manifest: Manifest) -> dict[str, int]:
+    """Returns the fold of each image; each must be in one shard."""
+    found = {}
+    for shard in manifest.shards:
+        for entry in shard.members:
+            assert entry.uri not in found
+            found[entry.uri] = shard.fold
+    return found
+
+
+def most_shards(first: int, refreshes: int, images: int, size: int, together: int) -> int:
+    """The most shards that a dataset has which only grew: the formula of decision 16."""
+    return first + FOLDS * (together - 1) + FOLDS * refreshes // together + 2 * images // size
+
+
+@settings(max_examples=12)
+@given(
+    st.integers(2, 5),
+    st.lists(st.tuples(st.integers(0, 40), st.booleans(), st.booleans()), max_size=7),
+)
+def test_every_history_keeps_images_folds_and_cells(
+    together: int, steps: list[tuple[int, bool, bool]]
+) -> None:
+    """A plan that puts shards together reads the images that are new or have changed, and no other.
+
+    Each step adds images; it may remove one, and change another.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_merging, "TOGETHER", together)
+        images = {f"first/{at}": "1" for at in range(150)}
+        before = plan([image(*each) for each in images.items()])
+        first, added = len(before.heads), 0
+        for number, (more, removes, changes) in enumerate(steps):
+            fresh = {f"step-{number}/{at}": "1" for at in range(more)}
+            added += more
+            changed = {name: f"{number}" for name in sorted(images)[:1] if changes}
+            images |= fresh | changed
+            if removes:
+                images.pop(sorted(images)[-1], None)
+            after = plan([image(*each) for each in images.items()], previous=before)
+            old, now = places_of(before), places_of(after)
+            assert now.keys() == {image(name).uri for name in images}
+            assert all(old.get(uri, fold) == fold for uri, fold in now.items())
+            touched = 64 * (len(changed) + removes)
+            assert counted_again(before, after) <= len(fresh) + touched
+            assert plan([image(*each) for each in images.items()], previous=after).digest == (
+                after.digest
+            )
+            size = after.shard_images
+            assert len(after.heads) <= most_shards(first, number + 1, added, size, together)
+            before = after
+
+
+def test_shards_that_are_put_together_are_the_cells_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_merging, "TOGETHER", 2)
+    images = [image(f"first/{at}") for at in range(200)]
+    plans = [plan(images)]
+    for number in range(3):
+        images += [image(f"step-{number}/{at}") for at in range(100)]
+        plans.append(plan(images, previous=plans[-1]))
+    merged = [head for head in plans[-1].heads if head.is_merged]
+    assert merged
+    assert {head.origins for head in merged} == {(MERGED,)}
+    assert all(len(head.cells) == 2 for head in merged)
+    known = {head.content for before in plans for head in before.heads}
+    cells = [cell.digest for shard in plans[-1].shards for cell in shard.cell_runs()]
+    assert set(cells) <= known | {head.digest for head in plans[-1].heads}
+    assert len(cells) == len(set(cells))
+
+
+def test_a_source_that_has_not_changed_or_has_lost_images_keeps_its_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = [image(f"{at}") for at in range(200)]
+    before = plan(images[:100])
+    before = plan(images, previous=before)
+    monkeypatch.setattr(shard_merging, "TOGETHER", 2)
+    assert plan(images, previous=before).digest == before.digest
+    assert not any(head.is_merged for head in plan(images[:-1], previous=before).heads)
+
+
+def test_a_plan_puts_a_bounded_number_of_shards_together() -> None:
+    head = plan([image("0")]).heads[0]
+    merger = ShardMerger(size=10**6)
+    taken = 0
+    while merger.takes(head):
+        full = merger.take(head, None, "")  # type: ignore[arg-type]  # rows are passed on
+        assert len(full) in (0, TOGETHER)
+        taken += len(full)
+    assert taken == MOST_MERGES * TOGETHER
+    assert merger.rest() == []
+
+
+def test_only_small_shards_of_one_cell_are_taken() -> None:
+    few, many = plan([image("0")]).heads[0], plan([image(f"{n}") for n in range(999)]).heads[0]
+    assert ShardMerger(2).takes(few)
+    assert not ShardMerger(1).takes(few)
+    assert not ShardMerger(2 * many.candidates - 1).takes(many)
+
+
+@pytest.mark.soak
+def test_the_number_of_shards_stays_bounded_after_200_small_refreshes() -> None:
+    images = [image(f"first/{at}") for at in range(1000)]
+    before = plan(images)
+    first = len(before.heads)
+    for number in range(200):
+        images += [image(f"day-{number:03}/{at}") for at in range(24)]
+        before = plan(images, previous=before)
+    cells = sum(len(head.cells) or 1 for head in before.heads)
+    assert len(places_of(before)) == len(images)
+    assert len(cells_of(before)) == cells > 2000
+    assert len(before.heads) <= most_shards(first, 200, 4800, before.shard_images, TOGETHER) <= 700
