@@ -27,10 +27,10 @@ def most_shards(first: int, refreshes: int, images: int, size: int, together: in
     return first + FOLDS * (together - 1) + FOLDS * refreshes // together + 2 * images // size
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     st.integers(2, 5),
-    st.lists(st.tuples(st.integers(0, 40), st.booleans(), st.booleans()), max_size=7),
+    st.lists(st.tuples(st.integers(0, 40), st.booleans(), st.booleans()), max_size=5),
 )
 def test_every_history_keeps_images_folds_and_cells(
     together: int, steps: list[tuple[int, bool, bool]]
