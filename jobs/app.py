@@ -13,6 +13,7 @@ from jobs.compare import compare
 from jobs.demo import demo
 from jobs.diff import diff
 from jobs.drift import drift
+from jobs.erase import erase
 from jobs.explain import explain
 from jobs.export import export
 from jobs.export_tables import export_tables
@@ -56,7 +57,7 @@ def main(
 
 for command in (
     *(demo, build, refresh, compare, explain, diff, drift, rank, report, serve, calibrate),
-    *(ls, show, log, tag, rename, rm, rollback, verify, gc),
+    *(ls, show, log, tag, rename, rm, rollback, verify, gc, erase),
 ):
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword

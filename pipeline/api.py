@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from pipeline import building, comparing, explaining, refreshing, reporting
 from pipeline import catalogue as catalogues
-from pipeline.building import MemoryOptions, Request
+from pipeline.building import EraseOptions, MemoryOptions, Request
 from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
 from pipeline.comparing import CompareOptions
 from pipeline.errors import UsageError
@@ -28,7 +28,15 @@ from pipeline.reporting import EXPLAINED_PAIRS, ReportOptions
 from pipeline.wording import option
 
 if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
-    from pipeline.building import Calibration, CalibrationRequest, MemorySource, Result
+    from pipeline.building import (
+        Calibration,
+        CalibrationRequest,
+        Erased,
+        EraseKeywords,
+        ErasurePreview,
+        MemorySource,
+        Result,
+    )
     from pipeline.catalogue import Finding, SnapshotKeywords, Verification, VerifyKeywords
     from pipeline.comparing import CompareKeywords, Effort, Matrix
     from pipeline.dna import DNA, Lens
@@ -483,6 +491,70 @@ def verify(
                 )
             )
     return catalogues.Verification(tuple(found), chosen.all_versions)
+
+
+@takes_options(EraseOptions)
+def erase(
+    catalogue: Catalogue | str,
+    names: Sequence[str],
+    *,
+    engine: Engine | None = None,
+    resources: Resources | None = None,
+    progress: Progress = False,
+    **options: Unpack[EraseKeywords],
+) -> Erased:
+    """Erases images from every kept version of every dataset, and proves that nothing names them.
+
+    Args:
+        catalogue: The catalogue.
+        names: Paths or urls of images; `ARCHIVE::MEMBER` for one in an archive.
+        engine: Where what held the images is counted again; None for this process.
+        resources: How fast to count; None for the engine's own.
+        progress: Whether to show progress; or a listener.
+        **options: The options of `EraseOptions`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        NotFound: Nothing in the catalogue has any of the images.
+        UsageError: There is no reason, it names an image, or a source still holds one.
+        SourceError: Versions cannot be counted again without the images. Nothing was changed.
+        TransientError: Some images could not be read for now. The same call goes on.
+        VdnaError: Something still names an image in the end.
+    """
+    place = _at(catalogue)
+    if engine is not None and not engine.in_process:
+        building.require_shared(place.root)
+    with _shown(progress) as listener, _opened(engine) as opened:
+        return building.erase_images(
+            place,
+            names,
+            EraseOptions(**options),
+            opened,
+            _resources(resources, engine),
+            listener,
+        )
+
+
+def preview_erasure(
+    catalogue: Catalogue | str, names: Sequence[str], *, progress: Progress = False
+) -> ErasurePreview:
+    """Tells what `erase` would do, and what it would read. Nothing is changed.
+
+    Args:
+        catalogue: The catalogue.
+        names: As `erase` takes them.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        What it would do.
+
+    Raises:
+        NotFound: There is no catalogue.
+    """
+    with _shown(progress) as listener:
+        return building.preview_erasure(_at(catalogue), names, listener)
 
 
 @takes_options(ReportOptions)

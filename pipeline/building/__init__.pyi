@@ -2,6 +2,12 @@ from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
 from .counted_way import make_spec as make_spec
 from .datasets import build_datasets as build_datasets
+from .erasing import erase_images as erase_images
+from .erasure_plan import preview_erasure as preview_erasure
+from .erasure_request import Erased as Erased
+from .erasure_request import EraseKeywords as EraseKeywords
+from .erasure_request import EraseOptions as EraseOptions
+from .erasure_request import ErasurePreview as ErasurePreview
 from .failure_gate import allowed_failures as allowed_failures
 from .failure_gate import require_few_failures as require_few_failures
 from .memory_images import MemorySource as MemorySource

@@ -54,13 +54,13 @@ def finish_dataset(
         Conflict: Another job has changed the dataset.
     """
     name, job = plan.request.name, plan.job
-    composed = _reduce(plan.manifest, job.work_uri, job.recipe, name, mapper)
+    composed = sum_shards(plan.manifest, job.work_uri, job.recipe, name, mapper)
     _require_readable(plan, composed)
-    version = _store(catalogue, name, plan.manifest, plan.manifest_sha256, composed, job.recipe)
+    version = store_sum(catalogue, name, plan.manifest, plan.manifest_sha256, composed, job.recipe)
     whole = replace(version, by=plan.request.by or "")
     parts = _finish_parts(catalogue, plan, mapper, progress)
     _require_entries(name, plan.manifest)
-    commit = catalogue.put_version(name, whole, plan.base, parts=parts)
+    commit = catalogue.put_version(name, whole, plan.base, parts=parts, planned_after=plan.erasure)
     replaced = plan.base if plan.base is not None and plan.base.dna != whole.dna else None
     return Result(
         name,
@@ -100,14 +100,29 @@ def _options_of(catalogue: Catalogue, name: str, former: Version) -> dict[str, i
     return {"at": commit.number, **chosen}
 
 
-def _reduce(
+def sum_shards(
     manifest: Manifest,
     work_uri: str,
     recipe: Recipe,
     name: str,
     mapper: Mapper,
 ) -> Composed:
-    """Sums the partials of a manifest's shards, level by level of a tree."""
+    """Sums the partials of a manifest's shards, level by level of a tree.
+
+    Args:
+        manifest: The manifest.
+        work_uri: The folder of the partials.
+        recipe: How they were counted.
+        name: The dataset, or the part of one.
+        mapper: Where the sums are computed.
+
+    Returns:
+        The sum.
+
+    Raises:
+        SourceError: A partial is missing.
+        CorruptFile: A partial is damaged.
+    """
     levels, folds = plan_folds(manifest, work_uri, recipe.spec.digest, recipe.products)
     try:
         for level in levels:
@@ -144,7 +159,7 @@ def _require_readable(plan: DatasetPlan, composed: Composed) -> None:
     require_few_failures(name, len(failures), candidates, limit, failures)
 
 
-def _store(
+def store_sum(
     catalogue: Catalogue,
     name: str,
     manifest: Manifest,
@@ -152,7 +167,19 @@ def _store(
     composed: Composed,
     recipe: Recipe,
 ) -> Version:
-    """Stores the files of a sum, and returns the version to commit."""
+    """Stores the files of a sum.
+
+    Args:
+        catalogue: Where to store them.
+        name: The dataset, or the part of one.
+        manifest: Its manifest.
+        manifest_sha256: The sha256 of the bytes of the manifest, which are stored already.
+        composed: The sum.
+        recipe: How it was counted.
+
+    Returns:
+        The version to commit.
+    """
     spec = recipe.spec.digest
     files = {**composed.files, "failures": encode_failures(composed.failures)}
     stored = store_version(catalogue, name, spec, composed.digest, files)
@@ -243,10 +270,10 @@ def _finish_part(part: _PartJob) -> tuple[str, Version | None]:
     catalogue, recipe = Catalogue(part.root), part.job.recipe
     name = part_name(part.whole, part.value)
     manifest = part.manifest
-    composed = _reduce(manifest, part.job.work_uri, recipe, name, SerialMapper())
+    composed = sum_shards(manifest, part.job.work_uri, recipe, name, SerialMapper())
     if not composed.images:
         return name, None
     uri = catalogue.uri("manifests", recipe.spec.digest, name, manifest.digest)
     stored = store_manifest(uri, manifest)
-    version = _store(catalogue, name, manifest, sha256(stored), composed, recipe)
+    version = store_sum(catalogue, name, manifest, sha256(stored), composed, recipe)
     return name, replace(version, by=part.by, part_of=part.whole, value=part.value)

@@ -96,6 +96,7 @@ class DatasetPlan:
         up_to_date: Whether `base` is of the same manifest and products, and all its files exist.
         manifest_sha256: The hash of the manifest's stored bytes; empty if up to date.
         changes: What a change list did to the plan before. None if the source was listed.
+        erasure: Number of the commit that had erased images last when the plan was begun.
     """
 
     request: Request
@@ -107,6 +108,7 @@ class DatasetPlan:
     up_to_date: bool = False
     manifest_sha256: str = ""
     changes: ChangeCounts | None = None
+    erasure: int = 0
 
     def read_from_images(self, missing: Sequence[int]) -> list[int]:
         """Leaves out shards that are put together of others, as no image is read for them.
@@ -269,6 +271,7 @@ class Planner:
             head,
             manifest_sha256=sha256(stored),
             changes=changes,
+            erasure=head.erasure,
         )
 
     def _note_committed(

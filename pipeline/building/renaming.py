@@ -182,6 +182,7 @@ def _stored_as(catalogue: Catalogue, name: str, version: Version, renaming: _Ren
         sha256={kind: sha256(data) for kind, data in stored.items()},
         footers=footers_of(stored),
         part_of=renaming.new if version.part_of else "",
+        manifest_file="",
     )
 
 

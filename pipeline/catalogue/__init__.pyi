@@ -2,6 +2,7 @@ from .catalogue import Catalogue as Catalogue
 from .changes import parts_of as parts_of
 from .changes import require_free as require_free
 from .changes import require_own as require_own
+from .changes import with_used_default as with_used_default
 from .commit import Commit as Commit
 from .commit import Version as Version
 from .commit import canonical_json as canonical_json
@@ -27,7 +28,13 @@ from .matrix_header import find_matrix_metadata as find_matrix_metadata
 from .matrix_header import matrix_metadata as matrix_metadata
 from .names import check_name as check_name
 from .names import part_name as part_name
+from .object_search import ObjectSearch as ObjectSearch
+from .purging import every_version as every_version
+from .purging import purge as purge
+from .receipts import Receipt as Receipt
+from .recounting import recipe_of as recipe_of
 from .recounting import recount as recount
+from .replacing import with_replaced as with_replaced
 from .tagging import remove_tag as remove_tag
 from .tagging import tag_version as tag_version
 from .undoing import remove as remove

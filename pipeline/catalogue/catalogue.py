@@ -17,7 +17,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, get_args
 
 from pipeline import storage
-from pipeline.catalogue.changes import with_version
+from pipeline.catalogue.changes import require_no_erasure, with_version
 from pipeline.catalogue.commit import Commit, Version, canonical_json
 from pipeline.catalogue.version_files import decode_manifest
 from pipeline.catalogue.version_lookup import VersionLookup
@@ -45,6 +45,7 @@ class Catalogue(VersionLookup):
         base: Version | None,
         action: str = "build",
         parts: Mapping[str, Version] | None = None,
+        planned_after: int | None = None,
     ) -> Commit:
         """Commits a version as the dataset's current one under its spec.
 
@@ -54,17 +55,24 @@ class Catalogue(VersionLookup):
             base: The version that the new one was built upon; None for the first.
             action: What was done, for the log.
             parts: All parts that the dataset has, by their names.
+            planned_after: Number of the commit that had erased images last when the images of the
+                version were listed; None for a version that was not counted here.
 
         Returns:
             The new commit, or the newest one if it already holds the version.
 
         Raises:
             Conflict: If another writer has committed a version other than `base` and `new`
-                meanwhile, or if a name is taken: see `with_version`.
+                meanwhile, or if a name is taken: see `with_version`. Or if images were erased
+                since those of the version were listed, which may be among them.
         """
-        return self.append(
-            f"{action} {dataset}", lambda head: with_version(head, dataset, new, base, parts)
-        )
+
+        def change(head: Commit) -> Commit:
+            if planned_after is not None:
+                require_no_erasure(head, dataset, planned_after)
+            return with_version(head, dataset, new, base, parts)
+
+        return self.append(f"{action} {dataset}", change)
 
     def load(
         self,

@@ -107,13 +107,24 @@ def without_datasets(head: Commit, names: Sequence[str], spec: str | None = None
         for name, specs in head.datasets.items()
     }
     datasets = {name: specs for name, specs in left.items() if specs}
-    if datasets == head.datasets:
-        return head
-    under = Counter(sorted(digest for specs in datasets.values() for digest in specs))
-    default = head.default_spec
-    if under and default not in under:
-        default = under.most_common(1)[0][0]
-    return replace(head, datasets=datasets, default_spec=default)
+    return (
+        head if datasets == head.datasets else with_used_default(replace(head, datasets=datasets))
+    )
+
+
+def with_used_default(state: Commit) -> Commit:
+    """Makes the spec of the most datasets the default, if no dataset has the default any more.
+
+    Args:
+        state: The changed state.
+
+    Returns:
+        The state with its default spec.
+    """
+    under = Counter(sorted(digest for specs in state.datasets.values() for digest in specs))
+    if not under or state.default_spec in under:
+        return state
+    return replace(state, default_spec=under.most_common(1)[0][0])
 
 
 def _identities(parts: Mapping[str, Version]) -> dict[str, tuple[object, ...]]:
@@ -174,6 +185,25 @@ def require_own(commit: Commit, name: str) -> None:
                 f"{name} is the part {there.value!r} of {there.part_of}; build {there.part_of}, or "
                 "give another name"
             )
+
+
+def require_no_erasure(commit: Commit, name: str, last: int) -> None:
+    """Checks that no images were erased since a job looked at them.
+
+    Args:
+        commit: The newest commit.
+        name: The dataset of the job.
+        last: Number of the commit that had erased images last when the job began.
+
+    Raises:
+        Conflict: If some were erased.
+    """
+    if commit.erasure != last:
+        raise Conflict(
+            f"{name}: commit {commit.erasure} erased images while this job ran, which may have "
+            "read them. Run the same `vdna erase` once more, which removes what this job has left "
+            "of them; then run this job again"
+        )
 
 
 def takes_default_spec(head: Commit, new: Version) -> bool:

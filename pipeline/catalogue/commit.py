@@ -20,14 +20,16 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from pipeline.buffers import Data, footer_start, sha256
 from pipeline.catalogue.names import check_name
+from pipeline.catalogue.receipts import Receipt
 from pipeline.catalogue.version_names import check_tag
 from pipeline.errors import CorruptFile, UsageError, wrong_fields
 from pipeline.spec import digest_of
 
-FORMAT = 3
-"""Format 2, which is read as well, had no tags. Format 1 was never released, and is not read."""
+FORMAT = 4
+"""Formats 2 and 3 are read as well: 2 had no tags, and neither had erasures. Format 1 was never
+released, and is not read."""
 
-READ_FORMATS = (2, FORMAT)
+READ_FORMATS = (2, 3, FORMAT)
 """The formats that are read."""
 
 SPANS = (10, 100)
@@ -56,7 +58,7 @@ FileName = Annotated[str, Field(pattern=f"^{FILE_NAME}$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 Held = TypeVar("Held")
-"""What a commit holds of a dataset: its versions, or the numbers of its tags."""
+"""What a commit holds of a dataset: its versions, the numbers of its tags, or what was replaced."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Version:
         value: For a part, the value of the label that its images share.
         transparent: Number of images with a pixel that is less than opaque; None if not noted.
         single_colour: Number of images of one colour; None if not noted.
+        manifest_file: What the manifest's file is named for, if that is not its digest: an erasure
+            has written the same manifest anew.
     """
 
     dna: FileName
@@ -148,8 +152,19 @@ class Version:
     value: str = ""
     transparent: WholeNumber | None = None
     single_colour: WholeNumber | None = None
+    manifest_file: Annotated[str, Field(pattern=f"^({FILE_NAME})?$")] = ""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    def key(self) -> str:
+        """What tells the version from others of its dataset."""
+        return f"{self.spec} {self.dna} {self.by}"
+
+    @property
+    def stated(self) -> tuple[str, str, str]:
+        """What tells it from others, and from itself with its list of images in another file."""
+        return self.dna, self.by, self.manifest_file
 
     @property
     def imported(self) -> bool:
@@ -176,9 +191,9 @@ class Version:
             kind: One of `VERSION_FILES`.
 
         Returns:
-            The digest of the manifest for a manifest, of the DNA for all others.
+            For a manifest its digest, or `manifest_file`; the digest of the DNA for all others.
         """
-        return self.manifest if kind == "manifests" else self.dna
+        return (self.manifest_file or self.manifest) if kind == "manifests" else self.dna
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Version:
@@ -227,6 +242,11 @@ class Commit:
         software: The name and version of the software that made the commit.
         tags: The tags of each dataset, each with the number of the commit whose version it names.
             They stay when a dataset is taken out.
+        replaced: For each dataset, the versions that erasures have replaced, by the texts of their
+            `ReplacedKey`: what stands in the place of each, or None if nothing does. The versions
+            of earlier commits are read by this.
+        erasure: Number of the newest commit that erased images; 0 if none did.
+        receipt: What this commit erased; None if it erased nothing.
     """
 
     number: WholeNumber
@@ -237,6 +257,9 @@ class Commit:
     previous: Sha256 | None
     software: str = field(default_factory=lambda: software())
     tags: Mapping[str, Mapping[str, WholeNumber]] = field(default_factory=dict)
+    replaced: Mapping[str, Mapping[str, WholeVersion | None]] = field(default_factory=dict)
+    erasure: WholeNumber = 0
+    receipt: Receipt | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -262,7 +285,8 @@ class StoredCommit:
 
     Attributes:
         stated: The commit, with no other datasets than those that differ from the base, each with
-            all its versions, and the tags of those whose tags differ. What is gone has none.
+            all its versions, and the tags and replaced versions of those where they differ. What
+            is gone has none.
         base: The sha256 of the bytes of the commit that it builds upon, whose number is
             `base_number`; None if that is 0.
     """
@@ -287,6 +311,7 @@ class StoredCommit:
             commit,
             datasets=_changed(commit.datasets, base.datasets),
             tags=_changed(commit.tags, base.tags),
+            replaced=_changed(commit.replaced, base.replaced),
         )
         return cls(changed, digest)
 
@@ -301,6 +326,7 @@ class StoredCommit:
             self.stated,
             datasets=_put_over(base.datasets, self.stated.datasets),
             tags=_put_over(base.tags, self.stated.tags),
+            replaced=_put_over(base.replaced, self.stated.replaced),
         )
 
     def encode(self) -> bytes:
@@ -393,6 +419,13 @@ def _require_sound(commit: Commit, base: str | None, name: str) -> None:
                     f"{name}: {dataset}@{tag} names commit {tagged}, which is not before commit "
                     f"{commit.number}. Restore the file"
                 )
+    if (commit.erasure == commit.number) != (commit.receipt is not None):
+        raise CorruptFile(
+            f"{name}: commit {commit.number} states commit {commit.erasure} as the newest erasure, "
+            f"and {'no' if commit.receipt is None else 'a'} receipt of one. Restore the file"
+        )
+    for dataset in commit.replaced:
+        check_name(dataset)
     for dataset, versions in commit.datasets.items():
         check_name(dataset)
         for spec, stated in versions.items():

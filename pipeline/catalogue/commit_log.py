@@ -28,6 +28,7 @@ from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.catalogue.commit import EMPTY, Commit, StoredCommit, base_number, software
 from pipeline.catalogue.layout import Layout
+from pipeline.catalogue.replacing import as_replaced
 from pipeline.catalogue.version_names import last_moment
 from pipeline.errors import (
     CorruptFile,
@@ -84,14 +85,14 @@ class CommitLog(Layout):
             number: Its number.
 
         Returns:
-            The commit.
+            The commit, with other versions in the place of those that were erased since.
 
         Raises:
             NotFound: If the log has no such number.
             CorruptFile: If the file is not the commit of that number, or one that it builds upon
                 is missing or another.
         """
-        return self._read(number).commit
+        return as_replaced(self._read(number).commit, self._head().commit)
 
     def log(self, newest: Commit | None = None) -> Iterator[Commit]:
         """Reads all commits.
@@ -100,15 +101,16 @@ class CommitLog(Layout):
             newest: The commit to begin with; None for the newest of all.
 
         Yields:
-            Each commit, the newest first.
+            Each commit, the newest first, as `commit` returns it.
 
         Raises:
             CorruptFile: If one is missing, cannot be read, or is not the one that the next one
                 names.
         """
-        commit = newest or self.head()
+        head = self._head().commit
+        commit = newest or head
         if commit.number:
-            yield commit
+            yield as_replaced(commit, head)
         at_once = 1
         while commit.number > 1:
             first = max(1, commit.number - at_once)
@@ -119,7 +121,7 @@ class CommitLog(Layout):
                 users = f"commit {commit.number} was made"
                 _require_digest(self.log_uri(number), link, commit.previous, users)
                 commit = link.commit
-                yield commit
+                yield as_replaced(commit, head)
             at_once = min(2 * at_once, READ_AT_ONCE)
 
     def require_end(self) -> None:
@@ -237,7 +239,9 @@ class CommitLog(Layout):
                 action=action,
                 previous=head.digest,
                 software=software(),
+                receipt=changed.receipt if changed.receipt is not head.commit.receipt else None,
             )
+            commit = replace(commit, erasure=commit.number) if commit.receipt else commit
             stored = _stored_upon(head, commit)
             if storage.create(self.log_uri(commit.number), stored.encode()):
                 storage.replace(self.hint_uri, str(commit.number).encode())

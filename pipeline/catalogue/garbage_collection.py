@@ -247,11 +247,11 @@ def _needed_by_versions(
         (catalogue.root, of, of.version == current.get(of.name, {}).get(of.version.spec))
         for of in kept
     ]
-    for uris in mapper.map(_needed_by_version, tasks):
+    for uris in mapper.map(needed_by_version, tasks):
         yield from uris
 
 
-def _needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
+def needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
     """Returns the urls of a version's files and partials, as one task.
 
     Args:
@@ -265,7 +265,7 @@ def _needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
     if version.imported:
         return uris
     if not is_current and not storage.exists(
-        catalogue.uri("manifests", version.spec, name, version.manifest)
+        catalogue.uri("manifests", version.spec, name, version.digest_in("manifests"))
     ):
         return uris  # an old version, removed by an earlier collection
     manifest = catalogue.manifest(name, version)
@@ -290,20 +290,60 @@ def _needed_by_builds(catalogue: Catalogue, work_uris: Iterable[str]) -> Iterato
     Yields:
         The url of each object that is needed.
     """
+    for plan in noted_plans(catalogue, work_uris):
+        yield plan.uri
+        yield from plan.needed(catalogue)
+
+
+@dataclass(frozen=True)
+class NotedPlan:
+    """The plan that a build of a dataset has noted last.
+
+    Attributes:
+        uri: Where the note is.
+        dataset: The dataset.
+        spec: The digest of its spec.
+        manifest: The manifest; None if it is gone.
+        products: What the build keeps beside the histograms.
+    """
+
+    uri: str
+    dataset: str
+    spec: str
+    manifest: Manifest | None
+    products: tuple[str, ...]
+
+    def needed(self, catalogue: Catalogue) -> Iterator[str]:
+        """Yields the urls of what the build has stored so far, and of what it will store."""
+        if self.manifest is None:
+            return
+        yield catalogue.uri("manifests", self.spec, self.dataset, self.manifest.digest)
+        yield from map(self.manifest.entries.uri, self.manifest.files)
+        work = self.uri.removesuffix("/_plan")
+        for key in self.manifest.keys(self.spec, self.products):
+            yield partial_uri(work, key)
+            yield cells_uri(work, key)
+
+
+def noted_plans(catalogue: Catalogue, work_uris: Iterable[str]) -> Iterator[NotedPlan]:
+    """Finds the plans of all builds that have begun, committed or not.
+
+    Args:
+        catalogue: The catalogue.
+        work_uris: The objects of all builds.
+
+    Yields:
+        The last plan of each dataset and spec.
+
+    Raises:
+        CorruptFile: A manifest is not the one that a plan names.
+    """
     for uri in work_uris:
-        if not uri.endswith("/_plan"):
-            continue
-        work = uri.removesuffix("/_plan")
-        dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
-        yield uri
-        planned = catalogue.planned(dataset, spec)
-        if planned is not None:
-            manifest, products = planned
-            yield catalogue.uri("manifests", spec, dataset, manifest.digest)
-            yield from map(manifest.entries.uri, manifest.files)
-            for key in manifest.keys(spec, products):
-                yield partial_uri(work, key)
-                yield cells_uri(work, key)
+        if uri.endswith("/_plan"):
+            work = uri.removesuffix("/_plan")
+            dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
+            manifest, products = catalogue.planned(dataset, spec) or (None, ())
+            yield NotedPlan(uri, dataset, spec, manifest, products)
 
 
 def _needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Iterator[Stored]:

@@ -35,7 +35,7 @@ class KeptVersion:
     @property
     def identity(self) -> tuple[str, ...]:
         """What tells the version from all others of the catalogue."""
-        return self.name, self.version.spec, self.version.dna, self.version.by
+        return self.name, self.version.spec, *self.version.stated
 
 
 def kept_versions(
@@ -55,8 +55,8 @@ def kept_versions(
     Yields:
         Each version once, as the newest commit that holds it states it; the newest first.
     """
-    found: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
-    counted: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    found: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+    counted: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
     names: dict[str, str] = {}
     current: Commit | None = None
     newer: Commit | None = None
@@ -65,11 +65,11 @@ def kept_versions(
         for old, new in _renamed(commit, newer or commit):
             names[old] = names.get(new, new)
         for name, version in _wholes_first(commit):
-            versions, same = found[name, version.spec], (version.dna, version.by)
+            versions, same = found[name, version.spec], version.stated
             if version.part_of:
                 whole = commit.datasets.get(version.part_of, {}).get(version.spec)
                 known = found[version.part_of, version.spec]
-                wanted = whole is None or (whole.dna, whole.by) in known
+                wanted = whole is None or whole.stated in known
             else:
                 now = names.get(name, name)
                 all_names = counted[now, version.spec]

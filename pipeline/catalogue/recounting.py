@@ -96,6 +96,54 @@ def recount(
             yield Finding(name, "recount", False, f"not counted again: {error}")
 
 
+def recipe_of(
+    catalogue: Catalogue,
+    name: str,
+    version: Version,
+    weights: str | None,
+    resources: Resources,
+    progress: Listener,
+) -> Recipe:
+    """Finds out how a version was counted, to count some of its shards again.
+
+    Args:
+        catalogue: The catalogue.
+        name: The dataset.
+        version: The version.
+        weights: The url of the weights, if the network has others than its own.
+        resources: How fast to count.
+        progress: Told what runs the network, if that is another than before.
+
+    Returns:
+        What a worker has to load.
+
+    Raises:
+        SpecMismatch: If the network is another one here.
+    """
+    spec = catalogue.spec(version.spec)
+    network = network_of(spec, weights)
+    before = counted_by(version.numerics)
+    chosen = choose_backend(
+        resources.backend,
+        network,
+        spec.precision,
+        device_kind(resources),
+        before,
+        lambda message: progress(Said(message)),
+        resources.micro_batch,
+    )
+    if chosen.note and chosen.backend != before:
+        progress(Said(f"{name}: {chosen.note}"))
+    return Recipe(
+        spec,
+        network,
+        catalogue.ranges_uri(spec.ranges_digest),
+        resources,
+        version.products,
+        backend=chosen.backend,
+    )
+
+
 class _DatasetRecount:
     """Counts shards of one version again."""
 
@@ -113,29 +161,8 @@ class _DatasetRecount:
         self._version = version
         self._manifest: Manifest = catalogue.manifest(name, version)
         self._keys = self._manifest.keys(version.spec, version.products)
-        spec = catalogue.spec(version.spec)
         self._progress = progress
-        network = network_of(spec, weights)
-        before = counted_by(version.numerics)
-        chosen = choose_backend(
-            resources.backend,
-            network,
-            spec.precision,
-            device_kind(resources),
-            before,
-            lambda message: progress(Said(message)),
-            resources.micro_batch,
-        )
-        if chosen.note and chosen.backend != before:
-            progress(Said(f"{name}: {chosen.note}"))
-        self._recipe = Recipe(
-            spec,
-            network,
-            catalogue.ranges_uri(spec.ranges_digest),
-            resources,
-            version.products,
-            backend=chosen.backend,
-        )
+        self._recipe = recipe_of(catalogue, name, version, weights, resources, progress)
 
     def run(self, engine: Engine, sample: int | None, seed: int) -> Iterator[Finding]:
         """Counts a sample of the shards, or all, and yields the findings."""
@@ -197,7 +224,8 @@ class _DatasetRecount:
     ) -> Iterator[Finding]:
         """Counts the chosen shards and compares each with its partial."""
         version, todo = self._version, []
-        uri = self._catalogue.uri("manifests", version.spec, self._name, version.manifest)
+        digest = version.digest_in("manifests")
+        uri = self._catalogue.uri("manifests", version.spec, self._name, digest)
         job = ShardJob(self._recipe, uri, work, self._catalogue.entries_uri, keeps_cells=False)
         for index in chosen:
             if changed := _changed_images(self._manifest.shards[index]):

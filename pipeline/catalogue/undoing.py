@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
-from pipeline.catalogue.changes import parts_of, with_version, without_datasets
+from pipeline.catalogue.changes import parts_of, require_no_erasure, with_version, without_datasets
 from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.kept_versions import KeptVersion, missing_files
 from pipeline.catalogue.names import VERSION_MARK, check_name
@@ -72,8 +72,9 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
         NotFound: If there is no such version.
         UsageError: If it is a part of a dataset.
         CorruptFile: If `gc` has removed files of the version.
-        Conflict: If a name of a part is another dataset's by now.
+        Conflict: If a name of a part is another dataset's by now, or images were erased meanwhile.
     """
+    erasure = catalogue.at().erasure
     former_name = require_no_window(f"{check_name(name)}{VERSION_MARK}{to}")
     named = catalogue.resolve(former_name, spec=spec)
     former, version = catalogue.commit(named.commit), named.version
@@ -86,6 +87,7 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
     wanted = [KeptVersion(n, v, former.number) for n, v in {name: version, **parts}.items()]
 
     def change(head: Commit) -> Commit:
+        require_no_erasure(head, name, erasure)
         current = head.datasets.get(name, {}).get(version.spec)
         return with_version(head, name, version, current, parts)
 

@@ -134,7 +134,7 @@ class VersionFiles(CommitLog):
             CorruptFile: If the file is not the one that was committed.
             NotFound: If the version was imported, and so has none.
         """
-        uri = self.uri("manifests", version.spec, name, version.manifest)
+        uri = self.uri("manifests", version.spec, name, version.digest_in("manifests"))
         data = bytes(self.read_checked("manifests", name, version))
         return decode_manifest(data, uri, version.manifest, self.entries_uri)
 

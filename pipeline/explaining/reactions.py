@@ -139,7 +139,8 @@ Reactions = tuple[Reaction, ...] | None
 
 def reader_of(catalogue: Catalogue, name: str, version: Version) -> ImageReader:
     """Returns what reads images of a version again."""
-    manifest = catalogue.uri("manifests", version.spec, name, version.manifest)
+    digest = version.digest_in("manifests")
+    manifest = catalogue.uri("manifests", version.spec, name, digest)
     rule = images.without_nvjpeg(catalogue.spec(version.spec).preprocess)
     return ImageReader(manifest, catalogue.entries_uri, rule)
 

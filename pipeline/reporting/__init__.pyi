@@ -11,6 +11,8 @@ from .conclusions import verdicts as verdicts
 from .drift_words import drift_json as drift_json
 from .drift_words import drift_lines as drift_lines
 from .drift_words import drift_sentences as drift_sentences
+from .erasure_words import erased_lines as erased_lines
+from .erasure_words import preview_lines as preview_lines
 from .event_output import show_progress as show_progress
 from .explanation_tables import print_explanation as print_explanation
 from .figure import draw as draw

@@ -9,6 +9,11 @@ from .entry import Entry as Entry
 from .entry import Shard as Shard
 from .entry import ShardHead as ShardHead
 from .entry import shard_key as shard_key
+from .erased_entries import ImageNames as ImageNames
+from .erased_entries import RewrittenEntries as RewrittenEntries
+from .erased_entries import listed_rows as listed_rows
+from .erased_entries import without_images as without_images
+from .erased_entries import without_origins as without_origins
 from .listing import Listing as Listing
 from .listing_checkpoint import ListingCheckpoint as ListingCheckpoint
 from .lists_and_tables import SHARED_STORES as SHARED_STORES
@@ -18,6 +23,7 @@ from .manifest_difference import ImageChanges as ImageChanges
 from .manifest_difference import ManifestDifference as ManifestDifference
 from .manifest_file import MANIFEST as MANIFEST
 from .manifest_file import head_at as head_at
+from .pair_names import Pairing as Pairing
 from .pair_sample import pairs_of as pairs_of
 from .parallel_listing import list_pages as list_pages
 from .parallel_listing import walk_widely as walk_widely

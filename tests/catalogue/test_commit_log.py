@@ -220,10 +220,11 @@ def test_a_commit_that_others_build_upon_is_named_if_it_is_missing(number: int) 
     place = grown(125)
     storage.delete(place.log_uri(number))
     commit_log._kept_base.cache_clear()
-    for read in (place.head, lambda: place.at(123), lambda: list(place.log())):
+    # What the newest commit has erased is not read in older ones either.
+    older = (lambda: place.at(123), lambda: place.at(99), lambda: list(place.log()))
+    for read in (place.head, *older):
         with pytest.raises(CorruptFile, match=f"{place.log_uri(number)} is missing"):
             read()
-    assert place.at(99).number == 99
 
 
 @pytest.mark.parametrize("number", [100, 120])
@@ -263,7 +264,7 @@ def test_a_catalogue_of_the_former_format_is_refused_with_what_to_do() -> None:
     place = grown(2)
     former = {name: value for name, value in stored(place, 2).items() if name != "base"}
     storage.replace(place.log_uri(2), sealed(former | {"format": 1}))
-    with pytest.raises(CorruptFile, match=r"format 1; this version of vdna reads 2 to 3\. Read"):
+    with pytest.raises(CorruptFile, match=r"format 1; this version of vdna reads 2 to 4\. Read"):
         place.head()
 
 

@@ -61,7 +61,7 @@ def test_each_spec_has_its_own_versions() -> None:
     commits = log({"a": [version("1", "s")]}, {"a": [version("1", "s"), version("2", "t")]})
     assert found(commits, 1) == [("a", "1", 2), ("a", "2", 2)]
     identities = {kept.identity for kept in kept_versions(commits)}
-    assert identities == {("a", "s", "1", ""), ("a", "t", "2", "")}
+    assert identities == {("a", "s", "1", "", ""), ("a", "t", "2", "", "")}
 
 
 def day(number: int) -> datetime:

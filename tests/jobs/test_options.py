@@ -17,6 +17,8 @@ from jobs.app import app
 from pipeline import VisualDNA, api
 from pipeline.building import (
     CalibrationRequest,
+    EraseKeywords,
+    EraseOptions,
     MemoryOptions,
     Request,
     make_dna,
@@ -60,6 +62,7 @@ COMMANDS: list[tuple[str, type[Options]]] = [
     ("export-tables", MemoryLimit),
     ("verify", VerifyOptions),
     ("gc", RetentionOptions),
+    ("erase", EraseOptions),
     *((command, SnapshotOptions) for command in ("rank", "show", "export", "export-tables")),
     *((command, Resources) for command in ("build", "calibrate", "rank", "refresh", "demo")),
 ]
@@ -84,6 +87,7 @@ KEYWORDS: list[tuple[type, type[Options]]] = [
     (DriftKeywords, DriftOptions),
     (VerifyKeywords, VerifyOptions),
     (ReportKeywords, ReportOptions),
+    (EraseKeywords, EraseOptions),
 ]
 
 

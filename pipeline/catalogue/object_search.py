@@ -1,0 +1,209 @@
+r"""Searches the objects of a catalogue for names of images, in whatever way they are encoded.
+
+    >>> search = ObjectSearch(ImageNames.of(["s3://bucket/photos/a.jpg"]))
+    >>> search.is_in(b'{"first": "s3://bucket\\/photos\\/a.jpg"}', "a.json")
+    True
+
+The text columns of Parquet files are decoded, those that hold files in turn, too; so are JSON, zstd
+and gzip. What is none of these is searched as bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zlib
+from collections.abc import Collection, Iterator
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.buffers import Data
+from pipeline.errors import CorruptFile
+from pipeline.sources import ImageNames
+
+AT_ONCE = 200
+"""How many texts are looked for at a time: an expression of many more is slow."""
+
+PIECE = 2**26
+"""So many bytes are looked at together, of what cannot be decoded."""
+
+READ_WHOLE = 2**22
+"""Larger Parquet files are read in part: the footer and the columns of text."""
+
+NAME_BEFORE = r"A-Za-z0-9_%~.\-"
+"""With one of these before it, a text is the end of a longer name."""
+
+NAME_AFTER = r"A-Za-z0-9_%~/\-"
+"""With one of these after it, a text is the beginning of a longer name."""
+
+PARQUET = b"PAR1"
+ZSTD = b"\x28\xb5\x2f\xfd"
+GZIP = b"\x1f\x8b"
+
+
+class ObjectSearch:
+    """Looks for whole names: those that are parts of longer ones are not found.
+
+    Args:
+        names: The images.
+        identities: Other texts to look for, such as ETags.
+    """
+
+    def __init__(self, names: ImageNames, identities: Collection[str] = ()) -> None:
+        self._names = names
+        spelled = {storage.spelled(uri) for uri in names.objects}
+        spelled |= {storage.spelled(*pair) for pair in names.members}
+        spelled |= {f"{uri}::{member}" for uri, member in names.members}
+        wanted = sorted({_literal(text) for text in {*names.objects, *spelled, *identities}})
+        self._patterns = [
+            f"(?:^|[^{NAME_BEFORE}])(?:{'|'.join(wanted[first : first + AT_ONCE])})"
+            rf"(?:$|[^{NAME_AFTER}.]|\.(?:$|[^A-Za-z0-9]))"
+            for first in range(0, len(wanted), AT_ONCE)
+        ]
+        self._members = pa.array(sorted({member for _, member in names.members}), pa.string())
+
+    def is_in_object(self, item: storage.Stored) -> bool:
+        """Tells whether an object of a store has one of the names, or is named so itself.
+
+        Args:
+            item: The object, as it was listed.
+
+        Returns:
+            Whether it does.
+
+        Raises:
+            CorruptFile: It is of a kind that can be decoded, and is torn.
+            SourceError: It is gone.
+        """
+        if self._is_among(pa.array([item.uri])):
+            return True
+        if item.size > READ_WHOLE:
+            with storage.open_random(item.uri) as file:
+                if file.read(len(PARQUET)) == PARQUET:
+                    return self._is_in_parquet(file, item.uri)
+        return self.is_in(storage.read_on_disk(item.uri), item.uri)
+
+    def is_in(self, data: Data, name: str) -> bool:
+        """Tells whether bytes have one of the names.
+
+        Args:
+            data: The bytes of a file.
+            name: Its name, for errors.
+
+        Returns:
+            Whether they do.
+
+        Raises:
+            CorruptFile: It is of a kind that can be decoded, and is torn.
+        """
+        start = bytes(memoryview(data)[:4])
+        if start == PARQUET:
+            return self._is_in_parquet(io.BytesIO(data), name)
+        if start == ZSTD or start[:2] == GZIP:
+            return self.is_in(_unpacked(data, start, name), name)
+        if any(map(self._is_among, _pieces(data))):
+            return True
+        if start[:1] not in (b"{", b"[", b'"'):
+            return False
+        try:
+            read = json.loads(bytes(data))
+        except (ValueError, RecursionError):
+            return False
+        return self._is_among(pa.array(list(_strings(read)), pa.string()))
+
+    def _is_in_parquet(self, source: IO[bytes], name: str) -> bool:
+        try:
+            source.seek(-8, io.SEEK_END)
+            size = int.from_bytes(source.read(4), "little")
+            source.seek(-8 - size, io.SEEK_END)
+            if any(map(self._is_among, _pieces(source.read(size)))):  # statistics of columns
+                return True
+            with pq.ParquetFile(source) as file:
+                stated = file.metadata.metadata or {}
+                if any(self.is_in(text, name) for text in stated.values()):
+                    return True
+                columns = [
+                    file.schema.column(at).path
+                    for at in range(len(file.schema))
+                    if file.schema.column(at).physical_type == "BYTE_ARRAY"
+                ]
+                for at in range(file.num_row_groups if columns else 0):
+                    table = file.read_row_group(at, columns=columns)
+                    if any(self._is_in_rows(batch, name) for batch in table.to_batches()):
+                        return True
+        except (pa.ArrowException, OSError, OverflowError) as error:
+            raise CorruptFile(f"{name}: a Parquet file that cannot be read: {error}") from error
+        return False
+
+    def _is_in_rows(self, rows: pa.RecordBatch, name: str) -> bool:
+        """Tells whether rows name an image: in one text, or in those of an archive and a member."""
+        there = set(rows.schema.names)
+        if {"uri", "member"} <= there:
+            is_named = bool(self._names.among(pa.Table.from_batches([rows])).any())
+        elif "member" in there and len(self._members):  # what an archive contains, which has no uri
+            is_named = pc.any(pc.is_in(rows["member"], self._members)).as_py()
+        else:
+            is_named = False
+        return is_named or any(self._is_in_values(column, name) for column in rows.columns)
+
+    def _is_in_values(self, values: pa.Array, name: str) -> bool:
+        kind = values.type
+        if pa.types.is_struct(kind):
+            columns = dict(zip([field.name for field in kind], values.flatten(), strict=True))
+            return self._is_in_rows(pa.RecordBatch.from_pydict(columns), name)
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return self._is_in_values(values.flatten(), name)
+        if pa.types.is_map(kind):
+            return any(self._is_in_values(each, name) for each in (values.keys, values.items))
+        if pa.types.is_dictionary(kind):
+            return self._is_in_values(values.dictionary, name)
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return any(self.is_in(value.as_py(), name) for value in values if value.is_valid)
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return is_text and self._is_among(values)
+
+    def _is_among(self, texts: pa.Array) -> bool:
+        return any(
+            pc.any(pc.match_substring_regex(texts, pattern)).as_py() for pattern in self._patterns
+        )
+
+
+def _literal(text: str) -> str:
+    """Returns an expression that matches a text alone."""
+    return re.sub(r"([^A-Za-z0-9_/ \x80-\U0010ffff])", r"\\\1", text)
+
+
+def _unpacked(data: Data, start: bytes, name: str) -> bytes:
+    try:
+        if start[:2] == GZIP:
+            return zlib.decompress(bytes(data), wbits=31)
+        with pa.input_stream(pa.py_buffer(data), compression="zstd") as stream:
+            return bytes(stream.read())
+    except (OSError, zlib.error) as error:
+        raise CorruptFile(f"{name}: cannot be unpacked: {error}") from error
+
+
+def _pieces(data: Data) -> Iterator[pa.Array]:
+    """Yields bytes in pieces. Each has the end of the one before, so that no name is cut."""
+    with memoryview(data) as view:
+        for start in range(0, max(1, len(view)), PIECE):
+            piece = bytes(view[max(0, start - 2**16) : start + PIECE])
+            yield pa.array([piece], pa.large_binary())
+
+
+def _strings(read: Any) -> Iterator[str]:
+    """Yields all strings of what JSON held, the keys of its objects among them."""
+    waiting = [read]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value

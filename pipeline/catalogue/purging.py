@@ -1,0 +1,254 @@
+"""Removes what still holds erased images, and proves by a search that nothing names them any more.
+
+    >>> purge(catalogue, ObjectSearch(names), doomed=[]).removed                  # doctest: +SKIP
+    14
+
+This follows a commit that has put other versions in the place of those with the images. What it
+removes is not left to a collection of garbage: the grace period is for jobs that run, and these
+must not use it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from itertools import chain
+
+from pipeline import storage
+from pipeline.catalogue.catalogue import Catalogue
+from pipeline.catalogue.commit import VERSION_FILES, Commit
+from pipeline.catalogue.garbage_collection import needed_by_version, noted_plans
+from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
+from pipeline.catalogue.matrix_header import find_matrix_metadata
+from pipeline.catalogue.object_search import ObjectSearch
+from pipeline.catalogue.replacing import ReplacedKey
+from pipeline.errors import CorruptFile, SourceError, VdnaError
+from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.mapper import map_in_order
+from pipeline.storage import Stored
+from pipeline.wording import count_of
+
+SEARCHERS = 8
+"""Threads that search objects. Each has an object in memory, or a temporary file of it."""
+
+SUMS = ("partials", "cells", "nodes")
+"""The folders of a dataset's work that hold sums of images."""
+
+
+def every_version(catalogue: Catalogue, newest: Commit | None = None) -> list[KeptVersion]:
+    """Finds all versions that the log names, with their parts.
+
+    Args:
+        catalogue: The catalogue.
+        newest: The commit to begin with; None for the newest of all.
+
+    Returns:
+        The versions, the newest first. A collection of garbage may have removed old ones.
+    """
+    return list(kept_versions(catalogue.log(newest)))
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a purge has done.
+
+    Attributes:
+        removed: How many objects were removed.
+        searched: How many were searched, and are free of the names.
+    """
+
+    removed: int
+    searched: int
+
+
+def purge(
+    catalogue: Catalogue,
+    search: ObjectSearch,
+    doomed: Collection[str],
+    lists: Collection[str] = (),
+    progress: Listener = ignore,
+) -> Purged:
+    """Removes all that holds erased images, and searches what is left.
+
+    These are removed:
+
+    - what is known to hold them, if no kept version needs it;
+    - of the datasets that any erasure has touched: sums and files that were written before the
+      newest erasure, and which no kept version or running build needs. They name no images, so
+      nothing else tells whether they count one;
+    - matrices with a DNA that was replaced, and what was derived from matrices;
+    - whatever else names one of the images and is needed by no kept version.
+
+    Lists of images go last, so that a purge that was cut off finds everything again.
+
+    Args:
+        catalogue: The catalogue, whose versions are all free of the images.
+        search: Finds the names.
+        doomed: Urls of objects that are known to hold the images, as names or in their sums.
+        lists: The names of the entries files among these.
+        progress: Told what is searched.
+
+    Returns:
+        What was done.
+
+    Raises:
+        VdnaError: Something names an image and must not be removed, or cannot be searched.
+    """
+    return _Purge(catalogue, search, doomed, lists, progress).run()
+
+
+class _Purge:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        search: ObjectSearch,
+        doomed: Collection[str],
+        lists: Collection[str],
+        progress: Listener,
+    ) -> None:
+        self._catalogue = catalogue
+        self._search = search
+        self._lists = set(lists)
+        self._progress = progress
+        self._head = head = catalogue.at()
+        self._since = None
+        if head.erasure:
+            self._since = storage.info(catalogue.log_uri(head.erasure)).modified
+        self._folders = tuple(self._touched_folders())
+        self._replaced = {
+            key.dna
+            for of in head.replaced.values()
+            for key, now in ((ReplacedKey.parse(text), now) for text, now in of.items())
+            if now is None or now.dna != key.dna
+        }
+        self._doomed = set(doomed) - self._needed
+        self._removed = 0
+
+    def run(self) -> Purged:
+        """Removes, searches, removes what was found, and searches what came meanwhile."""
+        items = self._listed()
+        self._remove(item.uri for item in items if self._is_doomed(item))
+        items = self._listed()
+        known = set(items)
+        named, broken = self._searched(items)
+        self._remove(uri for uri in named if self._may_remove(uri))
+        left = self._listed()
+        later, also_broken = self._searched([item for item in left if item not in known])
+        there = {item.uri for item in left}
+        _require_clean(sorted(there & {*named, *later}), {**broken, **also_broken})
+        return Purged(self._removed, len(left))
+
+    def _listed(self) -> list[Stored]:
+        root = self._catalogue.root
+        return [*storage.walk(root), *storage.leftovers(root)]
+
+    @cached_property
+    def _needed(self) -> set[str]:
+        """The urls of all that kept versions need, and builds whose images have no erased one."""
+        catalogue = self._catalogue
+        needed: set[str] = set()
+        for of in every_version(catalogue):
+            try:
+                needed.update(needed_by_version((catalogue.root, of, True)))
+            except SourceError:  # an old version, removed by a collection
+                continue
+        for plan in noted_plans(catalogue, (item.uri for item in self._listed())):
+            needed.add(plan.uri)
+            if plan.manifest is not None and not self._lists & set(plan.manifest.files):
+                needed.update(plan.needed(catalogue))
+        return needed
+
+    def _touched_folders(self) -> Iterable[str]:
+        catalogue = self._catalogue
+        specs = {
+            (name, ReplacedKey.parse(text).spec)
+            for name, of in self._head.replaced.items()
+            for text in of
+        }
+        for name, spec in specs:
+            for kind in VERSION_FILES:
+                yield catalogue.uri(kind, spec, name, "").rpartition("/")[0] + "/"
+            for folder in SUMS:
+                yield f"{catalogue.work_uri(name, spec)}/{folder}/"
+
+    def _is_doomed(self, item: Stored) -> bool:
+        """Tells whether an object holds an erased image, or may."""
+        uri, path = item.uri, item.uri.removeprefix(f"{self._catalogue.root}/")
+        if uri in self._doomed:
+            return True
+        if path.startswith("matrix/"):
+            stated = find_matrix_metadata(uri) if self._replaced else None
+            return stated is not None and bool(self._replaced & set(stated["members"].values()))
+        if path.startswith("_work/_fold_points/"):
+            return path.rpartition("/")[2].removesuffix(".parquet") in self._replaced
+        if path.startswith(("_work/_pair_neurons/", "_work/_tiles/")) or uri.endswith(".tmp"):
+            return self._is_older(item)
+        return uri.startswith(self._folders) and uri not in self._needed and self._is_older(item)
+
+    def _is_older(self, item: Stored) -> bool:
+        """Tells whether an object was there before the newest erasure. Nodes of its time count."""
+        since: datetime | None = self._since
+        if since is None or item.modified is None:
+            return False
+        return item.modified < since or (item.modified == since and "/nodes/" in item.uri)
+
+    def _may_remove(self, uri: str) -> bool:
+        kind = uri.removeprefix(f"{self._catalogue.root}/").partition("/")[0]
+        return kind in (*VERSION_FILES, "entries", "_work", "matrix") and uri not in self._needed
+
+    def _remove(self, uris: Iterable[str]) -> None:
+        """Removes objects, lists of images last."""
+        lists = f"{self._catalogue.entries_uri}/"
+        ordered = sorted(uris, key=lambda uri: (uri.startswith(lists), uri))
+        of_lists = [uri for uri in ordered if uri.startswith(lists)]
+        others: Sequence[str] = ordered[: len(ordered) - len(of_lists)]
+        for some in filter(None, (others, of_lists)):
+            storage.delete_all(some)
+        self._removed += len(ordered)
+
+    def _searched(self, items: Sequence[Stored]) -> tuple[list[str], dict[str, str]]:
+        """Searches objects.
+
+        Returns:
+            Those that name an image, and why others could not be searched.
+        """
+        named: list[str] = []
+        broken: dict[str, str] = {}
+        started = Started(len(items), len(items), unit="objects", step="objects")
+        with stage(self._progress, started):
+            found = map_in_order(_result_of(self._search.is_in_object), items, SEARCHERS)
+            for item, result in zip(items, found, strict=True):
+                if isinstance(result, str):
+                    broken[item.uri] = result
+                elif result:
+                    named.append(item.uri)
+                self._progress(StepDone(1))
+        return named, broken
+
+
+def _result_of(search: Callable[[Stored], bool]) -> Callable[[Stored], bool | str]:
+    """Returns a search that returns errors of damaged objects; one that is gone has no names."""
+
+    def result(item: Stored) -> bool | str:
+        try:
+            return search(item)
+        except SourceError:
+            return False
+        except CorruptFile as error:
+            return str(error)
+
+    return result
+
+
+def _require_clean(named: Sequence[str], broken: dict[str, str]) -> None:
+    if not named and not broken:
+        return
+    lines = [f"{uri} still names an erased image" for uri in named]
+    lines += [f"{error}, so it cannot be searched" for error in broken.values()]
+    raise VdnaError(
+        f"the erasure is not proved: {count_of(len(lines), 'object')} of the catalogue "
+        f"{'is' if len(lines) == 1 else 'are'} not free of the images. Restore or delete what is "
+        "damaged, and run the same command again:\n" + "\n".join(chain(lines[:20]))
+    )

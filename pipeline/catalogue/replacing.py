@@ -1,0 +1,99 @@
+"""Puts other versions in the place of those that an erasure replaced, without any I/O.
+
+>>> as_replaced(commit, newest).datasets["photos"]                             # doctest: +SKIP
+
+The log is only ever added to, so earlier commits go on naming the versions that they had. The
+newest commit states what stands in the place of each, and every commit is read by that. A version
+that is built again after the erasure, from a source that still held the image, is not replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from pipeline.catalogue.commit import Commit, Version
+
+Replacements = Mapping[str, Mapping[str, Version | None]]
+"""For each dataset, its versions that are replaced, by their keys, and what stands in the place of
+each, if anything does."""
+
+
+@dataclass(frozen=True, order=True)
+class ReplacedKey:
+    """What a commit states a replaced version by.
+
+    Attributes:
+        before: Number of the commit that replaced it. In those before, the version is replaced.
+        spec: The digest of its spec.
+        dna: The digest of its DNA.
+        by: By what its dataset is divided into parts.
+    """
+
+    before: int
+    spec: str
+    dna: str
+    by: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads what `str` writes."""
+        before, spec, dna, by = text.split(" ", 3)
+        return cls(int(before), spec, dna, by)
+
+    def __str__(self) -> str:
+        return f"{self.before} {self.spec} {self.dna} {self.by}"
+
+
+def as_replaced(commit: Commit, newest: Commit) -> Commit:
+    """Returns a commit with other versions in the place of those that were erased since.
+
+    Args:
+        commit: The commit, as its file has it.
+        newest: The newest commit, which states what was replaced.
+    """
+    return _with(commit, newest.replaced, commit.number)
+
+
+def _with(commit: Commit, replaced: Replacements, number: int) -> Commit:
+    if not replaced.keys() & commit.datasets.keys():
+        return commit
+    datasets = {}
+    for name, specs in commit.datasets.items():
+        of = _standing(replaced.get(name, {}), number)
+        now = {spec: of.get(version.key, version) for spec, version in specs.items()}
+        if left := {spec: version for spec, version in now.items() if version is not None}:
+            datasets[name] = left
+    return commit if datasets == commit.datasets else replace(commit, datasets=datasets)
+
+
+def _standing(replaced: Mapping[str, Version | None], number: int) -> dict[str, Version | None]:
+    """Returns what stands, in a commit of that number, in the place of a dataset's versions."""
+    found: dict[str, Version | None] = {}
+    for key in sorted(map(ReplacedKey.parse, replaced)):
+        if key.before > number:  # the first erasure after the commit counts
+            found.setdefault(f"{key.spec} {key.dna} {key.by}", replaced[str(key)])
+    return found
+
+
+def with_replaced(head: Commit, new: Replacements) -> Commit:
+    """Replaces versions of all commits up to the newest.
+
+    Args:
+        head: The newest commit.
+        new: What is replaced by the commit after it.
+
+    Returns:
+        The changed state. What was put in the place of others before is replaced there, too.
+    """
+    number = head.number + 1
+    replaced: dict[str, dict[str, Version | None]] = {}
+    for name in sorted(head.replaced.keys() | new.keys()):
+        now = new.get(name, {})
+        replaced[name] = {
+            key: version if version is None else now.get(version.key, version)
+            for key, version in head.replaced.get(name, {}).items()
+        }
+        replaced[name] |= {f"{number} {key}": version for key, version in now.items()}
+    return _with(replace(head, replaced=replaced), replaced, head.number)

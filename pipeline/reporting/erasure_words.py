@@ -1,0 +1,66 @@
+"""Says what an erasure would do, and what it has done.
+
+>>> for line in erased_lines(erased):                                          # doctest: +SKIP
+...     print(line)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.building import Erased, ErasurePreview
+from pipeline.wording import count_of, some_of
+
+LIMITS = (
+    "Not reached from here: backups, older versions of objects in a versioned bucket, pages and "
+    "files that were exported, and temporary files of running jobs"
+)
+"""What an erasure cannot remove."""
+
+
+def preview_lines(preview: ErasurePreview) -> list[str]:
+    """Returns what an erasure would do, as lines."""
+    lines = [f"{count_of(preview.images, 'image')} to erase"]
+    lines += _unknown(preview.unknown)
+    for what, of in (("count again", preview.recounted), ("list anew", preview.restated)):
+        lines += [f"  {what}: {_versions(name, at)}" for name, at in of.items()]
+    lines.append(f"  {preview.cost}")
+    if preview.held:
+        lines.append(
+            f"  still in their source, so that the next build brings them back: "
+            f"{some_of(preview.held)}"
+        )
+    return [*lines, *_alike(preview.alike)]
+
+
+def erased_lines(erased: Erased) -> list[str]:
+    """Returns what an erasure has done, as lines."""
+    where = "" if erased.commit is None else f", by commit {erased.commit}"
+    lines = [f"{count_of(erased.images, 'image')} erased{where}", *_unknown(erased.unknown)]
+    for what, of in (("counted again", erased.recounted), ("listed anew", erased.restated)):
+        lines += [f"  {name}: {count_of(n, 'version')} {what}" for name, n in of.items()]
+    for of_dataset in erased.dropped.values():
+        lines += [f"  removed: {why}" for why in of_dataset]
+    if erased.lost_tags:
+        lines.append(f"  tags of removed versions, gone with them: {some_of(erased.lost_tags)}")
+    lines.append(
+        f"  {count_of(erased.removed, 'object')} removed; {count_of(erased.searched, 'object')} "
+        "searched, and none names an erased image"
+    )
+    return [*lines, *_alike(erased.alike), LIMITS]
+
+
+def _versions(name: str, commits: Sequence[int]) -> str:
+    return some_of([f"{name}@{number}" for number in commits])
+
+
+def _unknown(names: Sequence[str]) -> list[str]:
+    return [f"  not in any version: {some_of(names)}"] if names else []
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [
+        f"  of the same size and time, or ETag, and so perhaps copies; they stay: {some_of(names)}"
+    ]

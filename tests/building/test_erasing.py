@@ -1,0 +1,632 @@
+"""After an erasure every kept version is that of the other images, and nothing names the erased."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline import storage
+from pipeline.building import (
+    Erased,
+    EraseOptions,
+    Request,
+    Result,
+    build_datasets,
+    committer,
+    erase_images,
+    erasing,
+    preview_erasure,
+)
+from pipeline.catalogue import Catalogue, Version, roll_back, tag_version, verify
+from pipeline.engine import InProcess
+from pipeline.errors import Conflict, NotFound, SourceError, TransientError, UsageError, VdnaError
+from pipeline.spec import LAYER_GAUSSIAN, Resources
+from tests.support import tiny_network as tiny
+from tests.support.killer import Killed, Killer, killer
+from tests.support.tiny_network import Oracle, Picture
+
+__all__ = ["killer"]
+
+RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
+clock = itertools.count(1)
+
+
+class Home:
+    """A folder of pictures, a catalogue, and what each commit of a dataset should hold."""
+
+    def __init__(self, there: Path, network: tiny.Place) -> None:
+        self.images = there / "images"
+        self.images.mkdir(parents=True)
+        self.catalogue = Catalogue(str(there / "catalogue"))
+        self.network = network
+        self.now: dict[str, Picture] = {}
+        self.held: dict[int, dict[str, Picture]] = {}
+
+    def write(self, name: str, seed: int, kind: str = "good") -> None:
+        path = self.images / name
+        path.parent.mkdir(exist_ok=True)
+        self.now[name] = Picture(kind, seed)
+        path.write_bytes(self.now[name].data)
+        at = next(clock) * 10**9
+        os.utime(path, ns=(at, at))
+
+    def remove(self, name: str) -> None:
+        (self.images / name).unlink(missing_ok=True)
+        self.now.pop(name, None)
+
+    def uri(self, name: str) -> str:
+        return (self.images / name).as_uri()
+
+    def build(self, name: str = "x", **options: Any) -> Result:
+        values = {"exemplars": 2, "layer_gaussian": True, "max_failures": 0.99, "replace": True}
+        values |= {
+            "group_by": "1",
+            "shard_images": 8,
+            "cell_images": 2,
+            **self.network.options,
+            **options,
+        }
+        request = Request(name, str(self.images), **values)
+        with InProcess() as engine:
+            (result,) = build_datasets(self.catalogue, [request], engine, RESOURCES)
+        self.held[result.commit] = dict(self.now)
+        return result
+
+    def erase(self, *names: str, **options: Any) -> Erased:
+        values = {"reason": "asked for", "by": "ada", "weights": self.network.weights, **options}
+        with InProcess() as engine:
+            return erase_images(
+                self.catalogue,
+                [str(self.images / name) for name in names],
+                EraseOptions(**values),
+                engine,
+                RESOURCES,
+            )
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
+    return tiny.install(tmp_path_factory.mktemp("network"))
+
+
+@pytest.fixture(scope="module")
+def oracle(network: tiny.Place) -> Oracle:
+    return Oracle(network)
+
+
+@pytest.fixture
+def home(tmp_path: Path, network: tiny.Place) -> Home:
+    return Home(tmp_path, network)
+
+
+def filled(home: Home, count: int = 24) -> Home:
+    for number in range(count):
+        home.write(f"{number % 3}/{number:02}.png", number)
+    home.build()
+    return home
+
+
+def wrong(home: Home, oracle: Oracle, version: Version, pictures: Mapping[str, Picture]) -> Any:
+    """Lists what a version has that is not the truth of these pictures."""
+    place = home.catalogue
+    dna = place.load_version("x", version, layer_gaussian=LAYER_GAUSSIAN in version.products)
+    truth = oracle.truth({home.uri(name): picture for name, picture in pictures.items()})
+    return truth.differences(dna, place.failures("x", version), place.exemplars("x", version))
+
+
+def texts_below(folder: Path) -> Iterator[str]:
+    """Every text of every file, read in another way than the erasure reads them."""
+    for path in folder.rglob("*"):
+        yield str(path)
+        if path.is_file():
+            yield from texts_in(path.read_bytes())
+
+
+def texts_in(data: bytes) -> Iterator[str]:
+    yield data.decode("latin-1")
+    if data[:4] == b"PAR1":
+        table = pq.read_table(io.BytesIO(data))
+        yield from (text.decode() for text in pq.read_metadata(io.BytesIO(data)).metadata.values())
+        for column in table.columns:
+            for leaf in leaves(column.combine_chunks()):
+                for value in leaf.drop_null().to_pylist():
+                    yield from texts_in(value) if isinstance(value, bytes) else [str(value)]
+    elif data[:1] == b"{":
+        yield json.dumps(json.loads(data), ensure_ascii=False)
+
+
+def leaves(values: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_struct(values.type):
+        for each in values.flatten():
+            yield from leaves(each)
+    elif pa.types.is_list(values.type):
+        yield from leaves(values.flatten())
+    elif pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+        yield values
+
+
+def naming(home: Home, *texts: str) -> list[str]:
+    """Which of the texts stand somewhere in the catalogue."""
+    found = set()
+    for text in texts_below(Path(storage.local_path(home.catalogue.root))):
+        found |= {wanted for wanted in texts if wanted in text}
+    return sorted(found)
+
+
+def identity(home: Home, name: str) -> str:
+    return storage.info(home.uri(name)).identity
+
+
+def require_sound(home: Home) -> None:
+    assert [f for f in verify(home.catalogue, all_versions=True) if not f.ok] == []
+
+
+NAMES = [f"{number % 2}/{number}.png" for number in range(10)]
+KINDS = st.sampled_from(["good"] * 4 + ["empty", "not_an_image"])
+STEP = st.dictionaries(
+    st.sampled_from(NAMES),
+    st.one_of(st.none(), st.tuples(st.integers(0, 5), KINDS)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(
+    steps=st.lists(STEP, min_size=1, max_size=4),
+    gone=st.sets(st.sampled_from(NAMES), min_size=1, max_size=3),
+    again=st.sets(st.sampled_from(NAMES), max_size=2),
+    keeps=st.booleans(),
+)
+@settings(
+    max_examples=10,
+    report_multiple_bugs=False,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@pytest.mark.soak
+def test_each_version_is_the_truth_of_its_other_images(
+    network: tiny.Place,
+    oracle: Oracle,
+    steps: list[dict[str, tuple[int, str] | None]],
+    gone: set[str],
+    again: set[str],
+    keeps: bool,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder), network)
+        home.write("0/z.png", 99)  # the source is never empty
+        seen = {"0/z.png"}
+        for step in steps:
+            for name, what in step.items():
+                if what is None:
+                    home.remove(name)
+                else:
+                    home.write(name, *what)
+                    seen.add(name)
+            home.build()
+        erased: set[str] = set()
+        for names in (gone, again):
+            known = sorted(names & seen - erased)
+            if not keeps:
+                for name in known:
+                    home.remove(name)
+            if known:
+                home.erase(*known, drop_unreadable=True, source_keeps=keeps)
+            erased.update(known)
+        for number, pictures in home.held.items():
+            left = {name: p for name, p in pictures.items() if name not in erased}
+            versions = home.catalogue.commit(number).datasets.get("x", {})
+            for version in versions.values():
+                assert wrong(home, oracle, version, left) == [], number
+            if not versions:  # another image of it has changed, or none can be read
+                changed = left.items() - home.now.items()
+                assert changed or not any(p.kind == "good" for p in left.values())
+        require_sound(home)
+        assert naming(home, *map(home.uri, erased)) == []
+        if home.catalogue.head().datasets:
+            home.build()
+
+
+def test_no_object_names_an_erased_image(home: Home, oracle: Oracle) -> None:
+    filled(home)
+    home.write("2/05.png", 500)
+    before = identity(home, "2/05.png")
+    home.write("0/06.png", 501, kind="empty")
+    home.build()
+    own = [identity(home, name) for name in ("2/05.png", "0/06.png", "1/07.png")]
+    home.write("2/05.png", 502)
+    home.build()
+    own += [before, identity(home, "2/05.png")]
+    gone = ("2/05.png", "0/06.png", "1/07.png")
+    names = [home.uri(name) for name in gone]
+    assert naming(home, *names, *own) == sorted({*names, *own})
+    for name in gone:
+        home.remove(name)
+    done = home.erase(*gone)
+    assert (done.images, done.recounted, done.restated, done.dropped) == (3, {"x": 3}, {}, {})
+    assert naming(home, *names, *own) == []
+    for number, pictures in home.held.items():
+        left = {name: p for name, p in pictures.items() if name not in gone}
+        version = home.catalogue.find(f"x@{number}")
+        assert wrong(home, oracle, version, left) == []
+    require_sound(home)
+    receipt = home.catalogue.head().receipt
+    assert receipt is not None
+    assert (receipt.images, receipt.by) == (3, "ada")
+    with pytest.raises(NotFound, match=r"has no image .*05\.png"):
+        home.erase(*gone)
+    assert not home.build().changed
+
+
+def test_a_version_that_shares_a_list_keeps_its_dna(home: Home, oracle: Oracle) -> None:
+    filled(home)
+    home.remove("0/03.png")
+    later = home.build()
+    done = home.erase("0/03.png")
+    assert (done.recounted, done.restated) == ({"x": 1}, {"x": 1})
+    now = home.catalogue.find("x")
+    assert now.dna == later.version.dna
+    assert now.sha256["dna"] == later.version.sha256["dna"]
+    assert home.catalogue.find("x@1").dna == now.dna  # their images are the same by now
+    assert wrong(home, oracle, home.catalogue.find("x@1"), home.now) == []
+    assert naming(home, home.uri("0/03.png")) == []
+    require_sound(home)
+    assert not home.build().changed
+
+
+def test_tags_rollback_and_numbers_go_on(home: Home, oracle: Oracle) -> None:
+    filled(home)
+    tag_version(home.catalogue, "x", "first")
+    home.write("0/90.png", 90)
+    home.build()
+    first = {name: p for name, p in home.now.items() if name not in ("0/90.png", "2/02.png")}
+    home.remove("2/02.png")
+    home.erase("2/02.png")
+    place = home.catalogue
+    assert wrong(home, oracle, place.find("x@first"), first) == []
+    assert place.find("x@-1") == place.find("x@1") == place.find("x@first")
+    roll_back(place, "x", "first")
+    assert wrong(home, oracle, place.find("x"), first) == []
+    tag_version(place, "x@3", "second")
+    home.write("1/91.png", 91)
+    assert wrong(home, oracle, home.build().version, home.now) == []
+    require_sound(home)
+
+
+def test_the_images_of_a_source_are_not_erased_silently(home: Home) -> None:
+    filled(home)
+    with pytest.raises(UsageError, match=r"1 image of 1 still lie.*`source_keeps=True`"):
+        home.erase("1/01.png")
+    assert home.catalogue.head().number == 1
+    preview = preview_erasure(home.catalogue, [str(home.images / "1/01.png"), "/no/such.png"])
+    assert preview.held == (str(home.images / "1/01.png"),)
+    assert (preview.images, preview.unknown) == (1, ("/no/such.png",))
+    assert preview.cost.images == 1  # that of its cell
+    assert home.catalogue.head().number == 1
+    home.erase("1/01.png", source_keeps=True)
+    assert home.catalogue.find("x").images == 23
+    assert home.build().version.images == 24
+    assert [home.catalogue.find(f"x@{number}").images for number in (1, 2, 3)] == [23, 23, 24]
+    home.remove("0/03.png")
+    home.erase("0/03.png")
+    images = [home.catalogue.find(f"x@{number}").images for number in (1, 2, 3, 4)]
+    assert images == [22, 22, 23, 23]
+    require_sound(home)
+
+
+def test_a_version_that_the_source_brings_back_is_not_replaced(home: Home) -> None:
+    home.write("0/a.png", 1)
+    home.write("1/b.png", 2)
+    first = home.build().version
+    home.erase("1/b.png", source_keeps=True)
+    assert home.build().version.dna == first.dna
+    assert [home.catalogue.find(f"x@{number}").images for number in (1, 2, 3)] == [1, 1, 2]
+
+
+def test_sums_that_name_nothing_are_removed_too(home: Home) -> None:
+    filled(home, 90)
+    before = home.build(exemplars=0, replace=True, by="").version
+    place, work = home.catalogue, home.catalogue.work_uri("x", before.spec)
+    old = [place.uri(kind, before.spec, "x", before.digest_in(kind)) for kind in before.sha256]
+    there = {item.uri for item in storage.walk(work) if "/leases/" not in item.uri}
+    home.remove("0/03.png")
+    home.erase("0/03.png")
+    assert [uri for uri in old if storage.exists(uri)] == []
+    left = {item.uri for item in storage.walk(work)} & there
+    keys = {
+        key
+        for version in map(place.find, ("x@1", "x"))
+        for key in place.manifest("x", version).keys(version.spec, version.products)
+    }
+    assert {uri.rpartition("/")[2].removesuffix(".parquet") for uri in left} <= {*keys, "_plan"}
+
+
+def test_versions_that_cannot_be_counted_again_are_refused(home: Home) -> None:
+    filled(home)
+    tag_version(home.catalogue, "x", "old")
+    for number in range(24):
+        home.write(f"{number % 3}/{number:02}.png", 100 + number)
+    home.remove("1/04.png")
+    newest = home.build()
+    files = sorted(storage.walk(home.catalogue.root))
+    with pytest.raises(SourceError, match=r"1 version cannot.*`drop_unreadable=True`:\n  x@"):
+        home.erase("1/04.png")
+    left = {item.uri for item in storage.walk(home.catalogue.root)}
+    assert {item.uri for item in files} <= left  # nothing was removed
+    done = home.erase("1/04.png", drop_unreadable=True)
+    assert list(done.dropped) == ["x"]
+    assert done.lost_tags == ("x@old",)
+    assert home.catalogue.find("x").dna == newest.version.dna
+    with pytest.raises(NotFound):
+        home.catalogue.find("x@1")
+    assert naming(home, home.uri("1/04.png")) == []
+    require_sound(home)
+
+
+def test_a_dataset_of_erased_images_only_is_gone(home: Home) -> None:
+    home.write("a.png", 1)
+    home.build()
+    home.build("other")
+    home.remove("a.png")
+    done = home.erase("a.png")
+    assert set(done.dropped) == {"x", "other"}
+    assert home.catalogue.head().datasets == {}
+    assert naming(home, home.uri("a.png")) == []
+
+
+def test_parts_lose_the_image_too(home: Home) -> None:
+    for number in range(6):
+        home.write(f"{'ab'[number % 2]}/{number}.png", number)
+    home.write("c/7.png", 7)
+    home.build(by="1")
+    home.remove("a/0.png")
+    home.remove("c/7.png")
+    done = home.erase("a/0.png", "c/7.png")
+    place = home.catalogue
+    images = {name: place.find(name).images for name in place.head().datasets}
+    assert images == {"x": 5, "x/a": 2, "x/b": 3}
+    assert list(done.dropped) == ["x/c"]
+    assert naming(home, home.uri("a/0.png"), home.uri("c/7.png")) == []
+    require_sound(home)
+    assert not home.build().changed
+
+
+def test_a_member_of_an_archive(home: Home) -> None:
+    with zipfile.ZipFile(home.images / "all.zip", "w") as archive:
+        for number in range(6):
+            archive.writestr(f"in/{number}.png", Picture("good", number).data)
+    home.build()
+    name = f"{home.images / 'all.zip'}::in/3.png"
+    with InProcess() as engine:
+        options = EraseOptions(reason="asked", weights=home.network.weights, source_keeps=True)
+        done = erase_images(home.catalogue, [name], options, engine, RESOURCES)
+    assert (done.images, home.catalogue.find("x").images) == (1, 5)
+    assert naming(home, "in/3.png") == []
+    require_sound(home)
+
+
+def test_an_image_of_the_same_content_stays_and_is_told(home: Home) -> None:
+    filled(home, 8)
+    shutil.copy2(home.images / "0/03.png", home.images / "copy.png")
+    home.build()
+    home.remove("0/03.png")
+    done = home.erase("0/03.png")
+    assert done.alike == (str(home.images / "copy.png"),)
+    assert naming(home, home.uri("0/03.png")) == []
+
+
+def test_pairs_are_named_as_before(home: Home) -> None:
+    filled(home)
+    home.remove("0/03.png")
+    other = home.build("other").version
+    home.erase("0/03.png")
+    layer = home.catalogue.spec(other.spec).layers[:1]
+    sample = [
+        home.catalogue.open_file("folds", name, home.catalogue.find(name), layer).pairs
+        for name in ("x", "other")
+    ]
+    assert sample[0] is not None
+    assert sample[1] is not None
+    assert sample[0].to_json()["numbers"] == sample[1].to_json()["numbers"]
+
+
+def test_what_must_not_be_removed_and_names_an_image_is_told(home: Home) -> None:
+    filled(home)
+    home.remove("0/03.png")
+    note = f"{home.catalogue.root}/lenses/mine/notes.json"
+    storage.replace(note, json.dumps({"why": f"see {home.uri('0/03.png')}"}).encode())
+    with pytest.raises(VdnaError, match=f"{note} still names an erased image"):
+        home.erase("0/03.png")
+    storage.delete(note)
+    with pytest.raises(NotFound, match="All objects were searched, and none names it"):
+        home.erase("0/03.png")
+    with pytest.raises(UsageError, match="`reason` names an image"):
+        home.erase("0/03.png", reason=f"{home.uri('0/03.png')} shows me")
+    with pytest.raises(UsageError, match="`reason` is empty"):
+        home.erase("0/03.png", reason=" ")
+
+
+def test_a_build_that_had_listed_the_image_does_not_commit(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home)
+    home.write("0/90.png", 90)
+    real = committer.store_sum
+
+    def erase_before(*args: Any, **kwargs: Any) -> Version:
+        monkeypatch.setattr(committer, "store_sum", real)
+        home.erase("0/03.png", source_keeps=True)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(committer, "store_sum", erase_before)
+    with pytest.raises(TransientError, match="was removed while the build ran; rerun"):
+        home.build()
+    assert home.catalogue.find("x").images == 23
+    home.remove("0/03.png")
+    assert naming(home, home.uri("0/03.png")) == []
+    assert home.build().version.images == 24
+    require_sound(home)
+
+
+def test_a_build_that_has_looked_for_its_lists_does_not_commit(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home)
+    home.write("0/90.png", 90)
+    real = Catalogue.put_version
+
+    def erase_before(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(Catalogue, "put_version", real)
+        home.erase("0/03.png", source_keeps=True)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Catalogue, "put_version", erase_before)
+    with pytest.raises(Conflict, match="erased images while this job ran"):
+        home.build()
+    assert home.catalogue.find("x").images == 23
+    assert naming(home, home.uri("0/03.png")) == []
+
+
+def test_a_version_that_comes_meanwhile_is_erased_from_too(
+    home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home)
+    real = erasing.run_missing
+
+    def build_before(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(erasing, "run_missing", real)
+        home.write("0/90.png", 90)
+        home.build()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(erasing, "run_missing", build_before)
+    home.erase("0/03.png", source_keeps=True)
+    home.now.pop("0/03.png")
+    assert wrong(home, oracle, home.catalogue.find("x"), home.now) == []
+    assert naming(home, home.uri("0/03.png")) == []
+    require_sound(home)
+
+
+def test_two_erasures_at_once(home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(home)
+    home.remove("0/03.png")
+    home.remove("1/04.png")
+    real = erasing.run_missing
+
+    def erase_before(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(erasing, "run_missing", real)
+        home.erase("1/04.png")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(erasing, "run_missing", erase_before)
+    home.erase("0/03.png")
+    assert wrong(home, oracle, home.catalogue.find("x@1"), home.now) == []
+    assert naming(home, home.uri("0/03.png"), home.uri("1/04.png")) == []
+    require_sound(home)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", [12, pytest.param(2, marks=pytest.mark.soak)])
+def test_a_crash_at_any_write_leaves_what_a_rerun_ends(
+    home: Home, oracle: Oracle, killer: Killer, after: bool, step: int
+) -> None:
+    filled(home, 10)
+    home.write("0/90.png", 90)
+    home.build()
+    home.remove("0/03.png")
+    start = Path(storage.local_path(home.catalogue.root))
+    whole = start.with_name("copy")
+    shutil.copytree(start, whole)
+    for at in itertools.count(1, step):
+        shutil.rmtree(start)
+        shutil.copytree(whole, start)
+        writes = killer(at, after)
+        try:
+            home.erase("0/03.png")
+        except Killed:
+            killer(None, False)
+        else:
+            break
+        for number in (1, 2):  # read before the erasure or after, and never in between
+            version = home.catalogue.find(f"x@{number}")
+            erased = bool(home.catalogue.head().erasure)
+            pictures = (
+                dict(home.held[number])
+                if not erased
+                else {name: p for name, p in home.held[number].items() if name != "0/03.png"}
+            )
+            assert wrong(home, oracle, version, pictures) == [], writes[-1]
+        home.erase("0/03.png")
+        for number in (1, 2):
+            pictures = {n: p for n, p in home.held[number].items() if n != "0/03.png"}
+            assert wrong(home, oracle, home.catalogue.find(f"x@{number}"), pictures) == []
+        assert naming(home, home.uri("0/03.png")) == []
+        require_sound(home)
+    assert at > 10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_crash_while_objects_are_removed_leaves_what_a_rerun_ends(
+    home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    filled(home)
+    home.remove("0/03.png")
+    home.remove("1/04.png")
+    home.build()
+    real = storage.delete_all
+
+    def die(uris: Sequence[str]) -> None:
+        monkeypatch.setattr(storage, "delete_all", real)
+        real(uris[: int(share * len(uris))])
+        raise Killed
+
+    monkeypatch.setattr(storage, "delete_all", die)
+    with pytest.raises(Killed):
+        home.erase("0/03.png", "1/04.png")
+    assert wrong(home, oracle, home.catalogue.find("x@1"), home.now) == []
+    assert home.erase("0/03.png", "1/04.png").removed > 0
+    assert naming(home, home.uri("0/03.png"), home.uri("1/04.png")) == []
+    require_sound(home)
+
+
+def test_the_command_tells_what_it_would_do_and_what_it_did(home: Home, tmp_path: Path) -> None:
+    filled(home)
+    names = tmp_path / "names.txt"
+    image = str(home.images / "0/03.png")
+    names.write_text(f"{image}\n\n/no/such.png\n")
+    words = ["erase", "-c", home.catalogue.root, "--from", str(names)]
+    told = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert told.stdout.startswith(
+        "1 image to erase\n  not in any version: /no/such.png\n  count again: x@1\n"
+        "  1 shard to count again, with 1 other image to read ("
+    )
+    assert f"still in their source, so that the next build brings them back: {image}" in told.stdout
+    refused = CliRunner().invoke(app, [*words, "--reason", "why"])
+    assert refused.exit_code == 2
+    home.remove("0/03.png")
+    words += ["--reason", "asked for", "--by", "ada", "--weights", home.network.weights]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(
+        "1 image erased, by commit 2\n  not in any version: /no/such.png\n"
+        "  x: 1 version counted again\n"
+    )
+    again = CliRunner().invoke(app, [*words, "--json"])
+    assert again.exit_code == 1
+    assert "All objects were searched, and none names it" in again.output
