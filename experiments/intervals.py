@@ -188,14 +188,13 @@ def noise_of(folds: Array, images: Array, numbers: tuple[int, ...] | None = None
     count, neurons, points = folds.shape
     made = NoiseCurves.empty(neurons, 1, points)
     signs = intervals.patterns(numbers or tuple(range(count))).astype(np.float32)
-    _add_folds(folds, images / images.sum(), signs, made.whole[0], made.rows, made.variance)
+    _add_folds(folds, images / images.sum(), signs, made.whole[0], made.rows[0])
+    made.finish(0)
     return made
 
 
 @njit(error_model="numpy", cache=True, fastmath={"contract"})
-def _add_folds(
-    folds: Array, share: Array, signs: Array, whole: Array, rows: Array, variance: Array
-) -> None:
+def _add_folds(folds: Array, share: Array, signs: Array, whole: Array, rows: Array) -> None:
     count, neurons, points = folds.shape
     deviations = np.empty((count, points), np.float32)
     for n in range(neurons):
@@ -206,12 +205,10 @@ def _add_folds(
             for p in range(points):
                 deviations[k, p] = (folds[k, n, p] - whole[n, p]) * share[k]
         for j in range(len(signs)):
-            row = rows[n, 0, j]
+            row = rows[n, j]
             for k in range(count):
                 for p in range(points):
                     row[p] += signs[j, k] * deviations[k, p]
-            for p in range(points):
-                variance[n, 0, p] += row[p] * row[p] / len(signs)
 
 
 def noise_by_layer(

@@ -221,13 +221,16 @@ def _unneeded(
     """Yields the objects that neither the kept versions nor running builds need, of any age."""
     # What is written after this is not looked at, and so stays.
     work = list(_objects_in(catalogue, "_work"))
-    builds = _needed_by_builds(catalogue, (item.uri for item in work))
-    needed = {*_needed_by_versions(catalogue, kept, mapper), *builds}
+    dnas = {(of.version.spec, of.version.dna) for of in kept}
+    needed = {
+        *_needed_by_versions(catalogue, kept, mapper),
+        *_needed_by_builds(catalogue, (item.uri for item in work)),
+        *(catalogue.fold_points_uri(spec, dna) for spec, dna in dnas),
+    }
     folders = (_objects_in(catalogue, folder) for folder in (*VERSION_FILES, "entries"))
     for item in chain(*folders, work):
         if item.uri not in needed:
             yield item
-    dnas = {(of.version.spec, of.version.dna) for of in kept}
     yield from _needless_matrices(catalogue, dnas)
     yield from storage.leftovers(catalogue.root)
 

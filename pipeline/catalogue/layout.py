@@ -113,6 +113,10 @@ class Layout:
         """Returns the object that keeps the neurons of a matrix's pairs, until `gc`."""
         return self._uri("_work", "_pair_neurons", f"{digest}.json")
 
+    def fold_points_uri(self, spec: str, dna: str) -> str:
+        """Returns the object that keeps what error bars need of a DNA's folds."""
+        return self._uri("_work", "_fold_points", spec, f"{dna}.parquet")
+
     def matrix_uri(self, spec: str, members: Mapping[str, str], lens: str) -> str:
         """Returns the url of a matrix.
 

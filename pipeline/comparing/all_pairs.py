@@ -10,6 +10,7 @@ The pairs that are left are cut into tiles, each a task that commits its numbers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +32,7 @@ from pipeline.comparing.kept_matrices import (
     nearest_kept,
     slice_matrix,
 )
+from pipeline.comparing.kept_points import keep_points, plain_step, without_points
 from pipeline.comparing.matrix import ALL, Estimate, Matrix
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import false_discovery
@@ -38,6 +40,7 @@ from pipeline.comparing.tiles import TILE_WORK, Job, Tile
 from pipeline.dna import UNIFORM, Floats, Lens
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper
+from pipeline.spec import available_cpus
 
 ROUNDS = 3
 """How often missing tiles are spread over workers, before the rest is computed here."""
@@ -146,6 +149,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
             elif not effort.keep:
                 _fill(grid, made, engine, effort.progress)
             else:
+                _count_folds(catalogue, wanted, job, engine, effort.progress)
                 kept = _shared(grid, made, engine, effort.progress, finished)
     finally:
         tiles.clear_cache()
@@ -157,6 +161,25 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
     for tile in () if alone else made:
         storage.discard(tile.uri)
     return matrix
+
+
+def _count_folds(
+    catalogue: Catalogue, wanted: Selection, job: Job, engine: Mapper, progress: Listener
+) -> None:
+    """Counts the folds of DNAs for which that is not done, and keeps the counts."""
+    plain = all(job.step(layer) == plain_step(job.spec, layer) for layer in job.layers)
+    if not (job.error_bars and job.whole and plain):
+        return
+    missing = without_points(catalogue.root, job.spec, wanted.versions.items())
+    if not missing:
+        return
+    with (
+        stage(progress, Started(len(missing), len(missing), unit="DNAs", step="folds")),
+        ThreadPoolExecutor(available_cpus(), "folds") as pool,
+    ):
+        spread = pool.map if engine.in_process else engine.map
+        for _ in spread(keep_points, missing):
+            progress(StepDone(1))
 
 
 def _fill(grid: _Grid, made: Sequence[Tile], engine: Mapper, progress: Listener) -> None:

@@ -10,21 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from pipeline.comparing.emd_kernel import Curves, pointer
-from pipeline.comparing.intervals import patterns, splits
+from pipeline.comparing.emd_kernel import Curves
+from pipeline.comparing.fold_points import SPLITS, FoldPoints, finest_step, grid, points_of
+from pipeline.comparing.intervals import patterns
 from pipeline.comparing.noise_kernel import Draws, NoiseCurves
 from pipeline.compiled import compiled
 from pipeline.dna import DNA, Floats, Ints, Pairs
 from pipeline.spec import FOLDS
-
-SPLITS = FOLDS - 1
-"""Balanced ways to cut that many folds in halves; see `intervals.splits`."""
-
-GRID = 128
-"""The most points of a cumulative distribution that sums over folds look at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +28,7 @@ class FoldCurves:
     Attributes:
         whole: Curves of D rows.
         noise: The whole cumulative distributions at the points of `grid`, and draws of their noise.
+            Where a neuron has fewer points than others, all is 0 at the others' last.
         offsets: (D, 16, C, G) float32: by how much the folds' cumulative distributions lie above
             the whole one's, at these points.
         halves: (C, D, 15) float64 distances between halves.
@@ -41,6 +36,7 @@ class FoldCurves:
         numbers: (D, 16) int64 numbers of these folds, in their order; -1 for the others.
         unknown: (C, D) whether the neuron has no finite activation in some fold.
         bins: Bins of a histogram.
+        step: Bins from one point of `grid` to the next.
         pairs: By which names the images of each DNA are paired with others'; None where that is not
             known.
     """
@@ -53,12 +49,13 @@ class FoldCurves:
     numbers: Ints
     unknown: NDArray[np.bool_]
     bins: int
+    step: int
     pairs: list[Pairs | None]
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        plain = ("bins", "pairs")
+        plain = ("bins", "step", "pairs")
         return sum(
             getattr(self, field.name).nbytes for field in fields(self) if field.name not in plain
         )
@@ -73,28 +70,24 @@ class FoldCurves:
         """(D,) number of folds with images."""
         return np.asarray((self.images > 0).sum(axis=1))
 
-    @property
-    def step(self) -> int:
-        """Bins from a point of `grid` to the next."""
-        return step(self.bins)
-
     def whole_curve(self) -> Floats:
         """Returns the (D, C, G) cumulative distributions at the points of `grid`."""
-        return self.noise.whole[:, :, : len(grid(self.bins))]
+        return self.noise.whole[:, :, : self.offsets.shape[3]]
 
     @classmethod
-    def empty(cls, neurons: int, size: int, bins: int) -> FoldCurves:
+    def empty(cls, neurons: int, size: int, bins: int, step: int) -> FoldCurves:
         """Makes room for some DNAs.
 
         Args:
             neurons: Neurons of the layer.
             size: Number of DNAs.
             bins: Bins of a histogram.
+            step: Bins from one point of `grid` to the next.
 
         Returns:
             Curves to be filled.
         """
-        points = len(grid(bins))
+        points = points_of(bins, step)
         return cls(
             Curves.empty(neurons, size, bins),
             NoiseCurves.empty(neurons, size, points),
@@ -104,6 +97,7 @@ class FoldCurves:
             np.full((size, FOLDS), -1, np.int64),
             np.zeros((neurons, size), bool),
             bins,
+            step,
             [None] * size,
         )
 
@@ -113,6 +107,8 @@ class FoldCurves:
         dnas: Sequence[DNA],
         folds: Sequence[Mapping[int, DNA]],
         pairs: Sequence[Pairs | None] | None = None,
+        *,
+        step: int | None = None,
     ) -> FoldCurves:
         """Makes the curves of some DNAs.
 
@@ -121,12 +117,13 @@ class FoldCurves:
             folds: The folds of each DNA, by number; none if it has none.
             pairs: By which names the images of each DNA are paired with others'. None if that is
                 not known of any.
+            step: Bins from one point of `grid` to the next; None for the finest.
 
         Returns:
             The curves, in the order of the DNAs.
         """
         neurons, bins = dnas[0].counts.shape
-        curves = cls.empty(neurons, len(dnas), bins)
+        curves = cls.empty(neurons, len(dnas), bins, step or finest_step(bins))
         named = [None] * len(dnas) if pairs is None else pairs
         for slot, (dna, parts, names) in enumerate(zip(dnas, folds, named, strict=True)):
             curves.fill(slot, dna, parts, names)
@@ -144,117 +141,71 @@ class FoldCurves:
                 left out.
             pairs: By which names its images are paired with others'.
         """
+        self.fill_points(slot, dna, FoldPoints.of(folds, self.step), pairs)
+
+    def fill_points(
+        self, slot: int, dna: DNA, points: FoldPoints, pairs: Pairs | None = None
+    ) -> None:
+        """Writes the curves of one DNA whose folds are counted already.
+
+        Args:
+            slot: Position of the DNA.
+            dna: The DNA.
+            points: Counts of its folds, at points as far apart as these curves'.
+            pairs: By which names its images are paired with others'.
+        """
         self.pairs[slot] = pairs
         self.whole.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
-        numbers = tuple(number for number, part in sorted(folds.items()) if part.images)
-        parts = [folds[number] for number in numbers]
-        self.images[slot, : len(parts)] = [part.images for part in parts]
-        self.numbers[slot, : len(parts)] = numbers
-        if len(parts) < 2:
+        folds = len(points.numbers)
+        self.images[slot, :folds] = points.images
+        self.numbers[slot, :folds] = points.numbers
+        if folds < 2:
             return
-        held = [np.ascontiguousarray(part.counts, np.int64) for part in parts]
-        _fill_folds(
-            np.array([array.ctypes.data for array in held], np.int64),
-            held[0].shape,
-            np.array([part.underflow for part in parts]),
-            np.array([part.overflow for part in parts]),
-            splits(len(parts)),
-            patterns(numbers),
-            grid(dna.spec.bins),
-            slot,
+        self.halves[:, slot, : points.halves.shape[1]] = points.halves
+        self.unknown[:, slot] = (points.totals == 0).any(axis=0)
+        _fill(
+            points.below,
+            points.totals,
+            patterns(points.numbers),
+            grid(self.bins, len(self.unknown), self.step),
+            self.bins,
             self.noise.whole[slot],
-            self.noise.rows,
-            self.noise.variance,
+            self.noise.rows[slot],
             self.offsets[slot],
-            self.halves,
-            self.unknown,
         )
-
-
-def grid(bins: int) -> Ints:
-    """Chooses the bins at whose ends cumulative distributions enter sums over folds.
-
-    Args:
-        bins: Bins of a histogram.
-
-    Returns:
-        (G,) numbers of bins: every eighth of a thousand.
-    """
-    return np.arange(step(bins) - 1, bins - 1, step(bins))
-
-
-def step(bins: int) -> int:
-    """Returns how many bins of a histogram each point of `grid` stands for."""
-    return -(-bins // GRID)
+        self.noise.finish(slot)
 
 
 @compiled
-def _fill_folds(
-    counts: Ints,
-    shape: tuple[int, int],
-    underflow: Ints,
-    overflow: Ints,
-    signs: Ints,
+def _fill(
+    below: Ints,
+    totals: Ints,
     patterns: Floats,
     at: Ints,
-    slot: int,
+    bins: int,
     whole_curve: Floats,
     rows: Draws,
-    variance: Draws,
     offsets: NDArray[np.float32],
-    halves: Floats,
-    unknown: NDArray[np.bool_],
 ) -> None:
-    """Fills the arrays of one DNA. Sums are exact until the end.
-
-    `counts` holds the addresses (K,) of arrays (neurons, bins); the flows are (K, neurons).
-    """
-    folds, bins = len(counts), shape[1]
-    below = np.zeros((folds, bins), np.int64)
-    whole = np.zeros(bins, np.int64)
-    left = np.zeros(bins, np.int64)
-    totals = np.zeros(folds, np.int64)
-    deviation = np.zeros(folds)
-    for neuron in range(shape[0]):
-        whole[:] = 0
-        for k in range(folds):
-            part = carray(pointer(counts[k]), shape)[neuron]
-            total = underflow[k, neuron]
-            for i in range(bins):
-                total += part[i]
-                below[k, i] = total
-                whole[i] += total
-            totals[k] = total + overflow[k, neuron]
-            unknown[neuron, slot] |= totals[k] == 0
-        total = totals.sum()
-        scale = 1.0 / max(total, 1)
-        for g in range(len(at)):
-            whole_curve[neuron, g] = whole[at[g]] * scale
-        for k in range(folds):
-            own = 1.0 / max(totals[k], 1)
-            for g in range(len(at)):
-                offsets[k, neuron, g] = below[k, at[g]] * own - whole_curve[neuron, g]
-        for g in range(len(at)):
-            for k in range(folds):
-                deviation[k] = (below[k, at[g]] - totals[k] * whole_curve[neuron, g]) * scale
-            squares = 0.0
+    """Fills the curves of one DNA from the counts of its folds at the bins `at`."""
+    deviation = np.zeros(at.shape[1])
+    draws = np.zeros((len(patterns), at.shape[1]))
+    for neuron in range(len(at)):
+        points = 0
+        while points < at.shape[1] and at[neuron, points] < bins - 1:
+            points += 1
+        scale = 1.0 / max(totals[:, neuron].sum(), 1)
+        for g in range(points):
+            whole_curve[neuron, g] = below[:, neuron, g].sum() * scale
+        draws[:] = 0
+        for k in range(len(below)):
+            total = totals[k, neuron]
+            own = 1.0 / max(total, 1)
+            for g in range(points):
+                offsets[k, neuron, g] = below[k, neuron, g] * own - whole_curve[neuron, g]
+                apart = below[k, neuron, g] - total * whole_curve[neuron, g]
+                deviation[g] = apart * scale
             for row in range(len(patterns)):
-                draw = 0.0
-                for k in range(folds):
-                    draw += patterns[row, k] * deviation[k]
-                rows[neuron, slot, row, g] = draw
-                squares += draw * draw
-            variance[neuron, slot, g] = squares / len(patterns)
-        for s in range(len(signs)):
-            left[:] = 0
-            count = 0
-            for k in range(folds):
-                if signs[s, k] > 0:
-                    count += totals[k]
-                    for i in range(bins):
-                        left[i] += below[k, i]
-            mine, theirs = 1.0 / max(count, 1), 1.0 / max(total - count, 1)
-            apart = 0.0
-            for i in range(bins - 1):
-                apart += abs(left[i] * mine - (whole[i] - left[i]) * theirs)
-            halves[neuron, slot, s] = apart
+                for g in range(points):
+                    draws[row, g] += patterns[row, k] * deviation[g]
+        rows[neuron, :, : at.shape[1]] = draws

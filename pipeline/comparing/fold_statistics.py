@@ -12,7 +12,7 @@ without another look at the folds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any, cast
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.comparing.emd_kernel import ONE, distances
-from pipeline.comparing.fold_curves import SPLITS, FoldCurves
+from pipeline.comparing.fold_curves import FoldCurves
+from pipeline.comparing.fold_points import SPLITS
 from pipeline.comparing.intervals import ADDED, CHANGES, DRAWS, Estimates, estimate, floor, splits
 from pipeline.comparing.noise_kernel import neuron_noise, noise_sums
 from pipeline.comparing.significance import (
@@ -103,7 +104,7 @@ class FoldSums:
         stacked: dict[str, Any] = {}
         for column in (field.name for field in fields(cls)):
             parts = [getattr(layer, column) for layer in layers]
-            if column.startswith(("images", "numbers", "paired", "copied")):
+            if column in _OF_ALL_LAYERS:
                 stacked[column] = parts[0]
                 continue
             planes = np.concatenate([*parts, *([np.sum(parts, axis=0)] if whole else [])])
@@ -156,6 +157,37 @@ class FoldSums:
         for field in fields(self):
             getattr(here, field.name)[...] = getattr(part, field.name)
 
+    def clear(self) -> None:
+        """Sets all sums to zero."""
+        for column in _sums_over_neurons():
+            getattr(self, column)[:] = 0
+
+    def add(self, layer: FoldSums) -> None:
+        """Adds the sums of another layer, of the same DNAs.
+
+        Args:
+            layer: The sums, of one plane.
+        """
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(layer, field.name)
+            if field.name in _OF_ALL_LAYERS:
+                mine[:] = theirs
+            else:
+                mine += theirs
+
+    def divided(self, by: float) -> FoldSums:
+        """Divides all sums.
+
+        Args:
+            by: The weight of all neurons, or NaN.
+
+        Returns:
+            Means over neurons.
+        """
+        return replace(
+            self, **{column: getattr(self, column) / by for column in _sums_over_neurons()}
+        )
+
     def select(self, a: slice, b: slice) -> FoldSums:
         """Takes some of the DNAs of either side.
 
@@ -182,6 +214,14 @@ class FoldSums:
             self.paired[a, b],
             self.copied[a, b],
         )
+
+
+_OF_ALL_LAYERS = ("images_a", "images_b", "numbers_a", "numbers_b", "paired", "copied")
+"""Fields of `FoldSums` that are no sums over neurons."""
+
+
+def _sums_over_neurons() -> list[str]:
+    return [field.name for field in fields(FoldSums) if field.name not in _OF_ALL_LAYERS]
 
 
 def fold_sums(
@@ -236,7 +276,7 @@ def fold_sums(
     )
 
 
-METHOD = "2"
+METHOD = "3"
 """Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
 in `noise_kernel` or in `significance`: kept matrices and tiles of another version are computed
 anew."""

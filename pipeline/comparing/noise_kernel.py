@@ -3,13 +3,15 @@
     >>> sums = noise_sums(a, b, weights)                                # doctest: +SKIP
 
 For each of thirty draws of the noise, and each point of each neuron's curves, the difference is
-clipped at several multiples of its standard error, once with the noise added and once with it taken
-away (`pipeline.comparing.intervals`). Everything is in float32 within a neuron, and in float64 over
-neurons. A pair's sums are the same whatever other pairs are computed beside it.
+clipped at several multiples of its standard error, once with the noise added and once with it
+taken away (`pipeline.comparing.intervals`). Where a difference is so large that no draw comes near
+zero, nothing is clipped, and draws are only added up. Sums are in float32 over a few neurons, and
+in float64 beyond. A pair's sums are the same whatever other pairs are computed beside it.
 """
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,22 @@ from pipeline.comparing.intervals import (
     PATTERNS,
     REACH,
 )
+from pipeline.comparing.noise_vectors import (
+    BOTH,
+    ERRORS,
+    FAR_A,
+    FAR_B,
+    LEAN,
+    LEVELS,
+    LINES,
+    MOVES,
+    NEAR_A,
+    NEAR_B,
+    PLAIN,
+    ROUNDING,
+    add_paired_points,
+    add_points,
+)
 from pipeline.compiled import compiled
 from pipeline.dna import Floats, Ints
 from pipeline.spec import available_cpus
@@ -37,19 +55,13 @@ Draws = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
 _CLIPS = len(KNOTS)
-_HALF, _ONE, _ONE_HALF, _TWO, _THREE, _FOUR = (np.float32(knot) for knot in KNOTS)
-_NOISE = np.float32(REACH)
 _PATTERNS = np.float32(PATTERNS)
 
-LEVELS = _CLIPS + 2
-"""Sums of a pair without added noise: clipped differences, plain ones, and standard errors."""
+_LINE = 64
+"""Bytes of a line of a cache."""
 
-MOVES = _CLIPS + 4
-"""Sums for each draw: changes of clipped and plain differences, the sum of both plain ones, and
-changes with the signs of points and of neurons."""
-
-_ROUNDING = 1e-12
-"""Cumulative distributions, which are up to 1, differ by less if they are equal."""
+_BLOCK = 64
+"""Neurons whose sums are in float32."""
 
 
 def padded_points(points: int) -> int:
@@ -64,6 +76,15 @@ def padded_points(points: int) -> int:
     return -(-points // LANES) * LANES
 
 
+def _zeros(shape: tuple[int, ...], kind: Any = np.float32) -> NDArray[Any]:
+    """Returns an array of zeros whose vectors lie in one line of a cache each."""
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    room = np.zeros(size + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    values: NDArray[Any] = room[start : start + size].view(kind).reshape(shape)
+    return values
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseCurves:
     """Cumulative distributions of D DNAs in C neurons, and draws of their noise, at P points.
@@ -72,13 +93,17 @@ class NoiseCurves:
 
     Attributes:
         whole: (D, C, P) float64 cumulative distributions.
-        rows: (C, D, 15, P) float32 draws of their noise.
-        variance: (C, D, P) float32 variance of their noise.
+        rows: (D, C, 15, P) float32 draws of their noise.
+        variance: (D, C, P) float32 variance of their noise.
+        reach: (D, C, P) float32 the largest draw, plus or minus.
+        sums: (D, C, 15) float32 sum of each draw over all points.
     """
 
     whole: Floats
     rows: Draws
     variance: Draws
+    reach: Draws
+    sums: Draws
 
     @classmethod
     def empty(cls, neurons: int, size: int, points: int) -> NoiseCurves:
@@ -90,19 +115,59 @@ class NoiseCurves:
             points: Number of points, without padding.
 
         Returns:
-            Curves to be filled.
+            Curves to be filled: `whole` and `rows` first, then the rest by `finish`.
         """
-        width = padded_points(points)
+        shape = size, neurons, padded_points(points)
         return cls(
-            np.zeros((size, neurons, width)),
-            np.zeros((neurons, size, PATTERNS, width), np.float32),
-            np.zeros((neurons, size, width), np.float32),
+            _zeros(shape, np.float64),
+            _zeros((size, neurons, PATTERNS, shape[2])),
+            _zeros(shape),
+            _zeros(shape),
+            _zeros((size, neurons, PATTERNS)),
         )
+
+    @staticmethod
+    def nbytes_of(points: int) -> int:
+        """Computes what a neuron of a DNA takes.
+
+        Args:
+            points: Number of points, without padding.
+
+        Returns:
+            The number of bytes.
+        """
+        return padded_points(points) * (8 + 4 * (PATTERNS + 2)) + 4 * PATTERNS
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        return self.whole.nbytes + self.rows.nbytes + self.variance.nbytes
+        draws = self.rows.nbytes + self.sums.nbytes
+        return self.whole.nbytes + draws + self.variance.nbytes + self.reach.nbytes
+
+    def finish(self, slot: int) -> None:
+        """Computes what follows from the draws of one DNA.
+
+        Args:
+            slot: Position of the DNA.
+        """
+        _finish(self.rows[slot], self.variance[slot], self.reach[slot], self.sums[slot])
+
+
+@compiled
+def _finish(rows: Draws, variance: Draws, reach: Draws, sums: Draws) -> None:
+    for n in range(len(rows)):
+        variance[n] = 0
+        reach[n] = 0
+        for k in range(rows.shape[1]):
+            total = np.float32(0)
+            for i in range(rows.shape[2]):
+                draw = rows[n, k, i]
+                variance[n, i] += draw * draw
+                reach[n, i] = max(reach[n, i], abs(draw))
+                total += draw
+            sums[n, k] = total
+        for i in range(rows.shape[2]):
+            variance[n, i] /= _PATTERNS
 
 
 def noise_sums(
@@ -137,13 +202,14 @@ def noise_sums(
 
     def row(i: int) -> None:
         first = i if a is b else 0
-        levels = np.zeros((size_b - first, LEVELS))
-        moves = np.zeros((size_b - first, DRAWS, MOVES))
-        _add_row(
-            used, weights, i, first, a.whole, a.rows, a.variance, b.whole, b.rows, b.variance,
-            together[i], levels, moves,
-        )  # fmt: skip
-        added[i, first:], changes[i, first:] = _combined(levels, moves)
+        lanes, sums = _lanes(), _Sums.zeros(size_b - first)
+        for at in range(0, len(used), _BLOCK):
+            some = used[at : at + _BLOCK]
+            _add_row(
+                some, weights, i, first, together[i], a.whole, a.rows, a.variance, a.reach, a.sums,
+                b.whole, b.rows, b.variance, b.reach, b.sums, *lanes, *sums.arrays,
+            )  # fmt: skip
+        added[i, first:], changes[i, first:] = sums.combined(together[i, first:])
 
     with ThreadPoolExecutor(max(1, min(size_a, threads or available_cpus()))) as pool:
         list(pool.map(row, range(size_a)))
@@ -185,168 +251,181 @@ def neuron_noise(
     Returns:
         (C, 6) of `ADDED` and (C, 30, 8) of `CHANGES`, in bins.
     """
-    neurons = len(a.rows)
-    rows_a, variance_a, rows_b, variance_b = (
-        np.ascontiguousarray(of[:, 0]) for side in (a, b) for of in (side.rows, side.variance)
-    )
-    levels, moves = np.zeros((neurons, LEVELS)), np.zeros((neurons, DRAWS, MOVES))
+    neurons = a.whole.shape[1]
+    lanes, sums = _lanes(), _Sums.zeros(neurons)
     _add_neurons(
-        step, a.whole[0], rows_a, variance_a, b.whole[0], rows_b, variance_b, paired, levels, moves
-    )
-    return _combined(levels, moves)
+        step, paired, a.whole[0], a.rows[0], a.variance[0], a.reach[0], a.sums[0],
+        b.whole[0], b.rows[0], b.variance[0], b.reach[0], b.sums[0], *lanes, *sums.arrays,
+    )  # fmt: skip
+    return sums.combined(np.full(neurons, paired))
 
 
-_FACTORS = np.concatenate([np.zeros((1, _CLIPS)), ABOVE, BELOW])
-"""Factors of the clipped differences, for `emd` and each function."""
-
-_CONSTANTS = (_FACTORS[1:] * np.array(KNOTS)).sum(axis=1)
-
-
-def _combined(levels: Floats, moves: Floats) -> tuple[Floats, Floats]:
-    """Returns the sums of the functions from those of clipped differences."""
-    plain, errors = levels[..., _CLIPS], levels[..., _CLIPS + 1]
-    # Far from zero a function equals |x|, so a constant makes up for what the clipped ones add.
-    functions = _weighed(levels)[..., 1:] - errors[..., None] * _CONSTANTS
-    noisier = moves[..., _CLIPS + 1].mean(axis=-1) / 2 - plain
-    changed = _weighed(moves) + moves[..., _CLIPS, None]
-    signed = moves[..., _CLIPS + 2 :]
-    return (
-        np.concatenate([noisier[..., None], functions], axis=-1),
-        np.concatenate([changed / (2 * REACH), signed], axis=-1),
-    )
+def _lanes() -> tuple[Draws, Draws, Draws]:
+    """Returns room for the sums of one pair, whose vectors are not added up yet."""
+    return tuple(_zeros((n, LANES)) for n in (LEVELS, DRAWS * MOVES, PATTERNS * LINES))  # type: ignore[return-value]  # three
 
 
-def _weighed(sums: Floats) -> Floats:
-    """Returns the (..., 6) weighed sums of clipped differences.
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over points and neurons of N pairs; see `noise_vectors`.
 
-    A matrix product would round otherwise for another number of pairs.
+    Attributes:
+        levels: (N, 9) sums without a draw.
+        moves: (N, 30, 7) changes of clipped and plain differences near zero.
+        lines: (N, 15, 4) the noise of each side, with the sign of the difference at each point.
+        leans: (N, 15, 2) the noise of each side, with the sign of each neuron's mean difference.
     """
-    return np.asarray((sums[..., None, :_CLIPS] * _FACTORS).sum(axis=-1))
+
+    levels: Floats
+    moves: Floats
+    lines: Floats
+    leans: Floats
+
+    @classmethod
+    def zeros(cls, pairs: int) -> _Sums:
+        shapes = (LEVELS,), (DRAWS, MOVES), (PATTERNS, LINES), (PATTERNS, 2)
+        return cls(*(np.zeros((pairs, *shape)) for shape in shapes))
+
+    @property
+    def arrays(self) -> tuple[Floats, Floats, Floats, Floats]:
+        return self.levels, self.moves, self.lines, self.leans
+
+    def combined(self, paired: Flags) -> tuple[Floats, Floats]:
+        """Returns the (N, 6) sums of `ADDED` and (N, 30, 8) of `CHANGES`.
+
+        Args:
+            paired: (N,) whether a pair has only the draws with a minus.
+        """
+        added = np.empty((len(paired), len(ADDED)))
+        changes = np.empty((len(paired), DRAWS, len(CHANGES)))
+        _combine(*self.arrays, paired, _FACTORS, _CONSTANTS, added, changes)
+        return added, changes
 
 
-@compiled(fastmath={"reassoc", "nnan", "nsz", "contract"})
-def _add(
-    weight: float,
-    curve_a: Floats,
-    rows_a: Draws,
-    variance_a: Draws,
-    curve_b: Floats,
-    rows_b: Draws,
-    variance_b: Draws,
-    paired: bool,
-    room: Draws,
-    levels: Floats,
-    moves: Floats,
-) -> None:
-    """Adds the sums of one neuron of a pair; `room` (3, P) is to work in.
+_FACTORS = np.concatenate([ABOVE, BELOW])
+"""Factors of the clipped differences, for each function."""
 
-    Differences are turned so that their mean is above zero. So rounding is the same for b against a
-    as for a against b, whose difference and whose draws with a minus have the other sign.
+_CONSTANTS = (_FACTORS * np.array(KNOTS)).sum(axis=1)
+"""Far from zero a function equals |x|, so a constant makes up for what the clipped ones add."""
+
+
+@compiled
+def _combine(
+    levels: Floats, moves: Floats, lines: Floats, leans: Floats, paired: Flags, factors: Floats,
+    constants: Floats, added: Floats, changes: Floats,
+) -> None:  # fmt: skip
+    functions = len(factors)
+    for pair in range(len(levels)):
+        level = levels[pair]
+        draws = PATTERNS if paired[pair] else DRAWS
+        added[pair, 0] = level[BOTH] / draws - level[PLAIN]
+        for f in range(functions):
+            added[pair, 1 + f] = -level[ERRORS] * constants[f]
+            for knot in range(_CLIPS):
+                added[pair, 1 + f] += factors[f, knot] * level[knot]
+        for draw in range(DRAWS):
+            minus = paired[pair] or draw % 2 == 1
+            sign = -1.0 if minus else 1.0
+            line, lean = lines[pair, draw // 2], leans[pair, draw // 2]
+            far = line[FAR_A] + sign * line[FAR_B]
+            move = moves[pair, draw | 1 if minus else draw]
+            change = changes[pair, draw]
+            plain = move[_CLIPS] + 2 * REACH * far
+            change[0] = plain / (2 * REACH)
+            for f in range(functions):
+                moved = plain
+                for knot in range(_CLIPS):
+                    moved += factors[f, knot] * move[knot]
+                change[1 + f] = moved / (2 * REACH)
+            change[1 + functions] = line[NEAR_A] + sign * line[NEAR_B] + far
+            change[2 + functions] = lean[0] + sign * lean[1]
+
+
+@compiled
+def _add_neuron(
+    weight: float, paired: bool, curve_a: Floats, rows_a: Draws, variance_a: Draws, reach_a: Draws,
+    sums_a: Draws, curve_b: Floats, rows_b: Draws, variance_b: Draws, reach_b: Draws, sums_b: Draws,
+    levels: Draws, moves: Draws, lines: Draws, leans: Floats,
+) -> None:  # fmt: skip
+    """Adds the sums of one neuron of a pair.
+
+    `levels`, `moves` and `lines` have a last axis of lanes; `leans` is (15, 2).
     """
-    apart, error, draw = room[0], room[1], room[2]
-    points = len(apart)
-    zero = np.float32(0)
-    if paired:
-        draw[:] = zero
-        for k in range(len(rows_a)):
-            for i in range(points):
-                draw[i] += (rows_a[k, i] - rows_b[k, i]) ** 2
-    a, b, c, d, e, f, plain, errors, lean = zero, zero, zero, zero, zero, zero, zero, zero, zero
-    for i in range(points):
+    by = np.float32(weight)
+    for at in range(len(curve_a) // LANES):
+        if paired:
+            add_paired_points(
+                curve_a, curve_b, variance_a, variance_b, reach_a, reach_b, rows_a, rows_b, at, by,
+                moves, lines, levels,
+            )  # fmt: skip
+        else:
+            add_points(
+                curve_a, curve_b, variance_a, variance_b, reach_a, reach_b, rows_a, rows_b, at, by,
+                moves, lines, levels,
+            )  # fmt: skip
+    lean = np.float32(0)
+    for i in range(LANES):
+        lean += levels[LEAN, i]
+        levels[LEAN, i] = 0
+    i = 0
+    while lean == 0 and i < len(curve_a):
         difference = curve_a[i] - curve_b[i]
-        apart[i] = np.float32(difference) if abs(difference) > _ROUNDING else zero
-        variance = draw[i] / _PATTERNS if paired else variance_a[i] + variance_b[i]
-        error[i] = np.sqrt(variance)
-        x, s = abs(apart[i]), error[i]
-        a += min(x, _HALF * s)
-        b += min(x, s)
-        c += min(x, _ONE_HALF * s)
-        d += min(x, _TWO * s)
-        e += min(x, _THREE * s)
-        f += min(x, _FOUR * s)
-        plain += x
-        errors += s
-        lean += apart[i]
-    for at, value in enumerate((a, b, c, d, e, f, plain, errors)):
-        levels[at] += weight * value
-    for i in range(points):
-        if lean != 0:
-            break
-        lean = apart[i]
-    way = _ONE if lean > 0 else -_ONE
-    for i in range(points):
-        apart[i] *= way
+        if abs(difference) > ROUNDING:
+            lean = np.float32(difference)
+        i += 1
+    way = weight if lean > 0 else -weight
     for k in range(len(rows_a)):
-        for half in range(1 if paired else 0, 2):
-            of_a, of_b, turn = (way, -way, _ONE) if half else (_ONE, _ONE, way)
-            a, b, c, d, e, f, plain = zero, zero, zero, zero, zero, zero, zero
-            both, pointwise, together = zero, zero, zero
-            for i in range(points):
-                draw[i] = of_a * rows_a[k, i] + of_b * rows_b[k, i]
-            for i in range(points):
-                noise, x, s = draw[i], apart[i], error[i]
-                above, below = abs(x + _NOISE * noise), abs(x - _NOISE * noise)
-                a += min(above, _HALF * s) - min(below, _HALF * s)
-                b += min(above, s) - min(below, s)
-                c += min(above, _ONE_HALF * s) - min(below, _ONE_HALF * s)
-                d += min(above, _TWO * s) - min(below, _TWO * s)
-                e += min(above, _THREE * s) - min(below, _THREE * s)
-                f += min(above, _FOUR * s) - min(below, _FOUR * s)
-                plain += above - below
-                both += above + below
-                pointwise += noise if x > 0 else (-noise if x < 0 else zero)
-                together += noise
-            out = moves[2 * k + half]
-            for at, value in enumerate((a, b, c, d, e, f, plain, turn * both, pointwise, together)):
-                out[at] += weight * turn * value
-                if paired:
-                    moves[2 * k, at] += weight * turn * value
+        leans[k, 0] += way * sums_a[k]
+        leans[k, 1] += way * sums_b[k]
+
+
+@compiled
+def _add_up(lanes: NDArray[Any], to: NDArray[Any]) -> None:
+    """Adds (N, lanes) up to (N,), and clears them."""
+    for n in range(len(lanes)):
+        total = 0.0
+        for i in range(LANES):
+            total += lanes[n, i]
+        to[n] += total
+        lanes[n] = 0
 
 
 @compiled
 def _add_row(
-    used: Ints,
-    weights: Floats,
-    row: int,
-    first: int,
-    whole_a: Floats,
-    rows_a: NDArray[Any],
-    variance_a: NDArray[Any],
-    whole_b: Floats,
-    rows_b: NDArray[Any],
-    variance_b: NDArray[Any],
-    paired: Flags,
-    levels: Floats,
-    moves: Floats,
-) -> None:
-    """Adds the sums of one DNA of a against those of b from `first` on."""
-    room = np.empty((3, whole_a.shape[2]), np.float32)
-    for n in used:
-        for j in range(first, len(whole_b)):
-            _add(
-                weights[n], whole_a[row, n], rows_a[n, row], variance_a[n, row], whole_b[j, n],
-                rows_b[n, j], variance_b[n, j], paired[j], room, levels[j - first],
-                moves[j - first],
+    used: Ints, weights: Floats, row: int, first: int, paired: Flags,
+    whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws, reach_a: Draws, sums_a: Draws,
+    whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws, reach_b: Draws, sums_b: Draws,
+    of_levels: Draws, of_moves: Draws, of_lines: Draws,
+    levels: Floats, moves: Floats, lines: Floats, leans: Floats,
+) -> None:  # fmt: skip
+    """Adds some neurons of one DNA of a against those of b from `first` on."""
+    for j in range(first, len(whole_b)):
+        at = j - first
+        for n in used:
+            _add_neuron(
+                weights[n], paired[j], whole_a[row, n], rows_a[row, n], variance_a[row, n],
+                reach_a[row, n], sums_a[row, n], whole_b[j, n], rows_b[j, n], variance_b[j, n],
+                reach_b[j, n], sums_b[j, n], of_levels, of_moves, of_lines, leans[at],
             )  # fmt: skip
+        _add_up(of_levels, levels[at])
+        _add_up(of_moves, moves[at].reshape(-1))
+        _add_up(of_lines, lines[at].reshape(-1))
 
 
 @compiled
 def _add_neurons(
-    step: float,
-    whole_a: Floats,
-    rows_a: NDArray[Any],
-    variance_a: NDArray[Any],
-    whole_b: Floats,
-    rows_b: NDArray[Any],
-    variance_b: NDArray[Any],
-    paired: bool,
-    levels: Floats,
-    moves: Floats,
-) -> None:
+    step: float, paired: bool, whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws,
+    reach_a: Draws, sums_a: Draws, whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws,
+    reach_b: Draws, sums_b: Draws, of_levels: Draws, of_moves: Draws, of_lines: Draws,
+    levels: Floats, moves: Floats, lines: Floats, leans: Floats,
+) -> None:  # fmt: skip
     """Writes the sums of each neuron of one pair."""
-    room = np.empty((3, whole_a.shape[1]), np.float32)
-    for n in range(len(rows_a)):
-        _add(
-            step, whole_a[n], rows_a[n], variance_a[n], whole_b[n], rows_b[n], variance_b[n],
-            paired, room, levels[n], moves[n],
+    for n in range(len(whole_a)):
+        _add_neuron(
+            step, paired, whole_a[n], rows_a[n], variance_a[n], reach_a[n], sums_a[n], whole_b[n],
+            rows_b[n], variance_b[n], reach_b[n], sums_b[n], of_levels, of_moves, of_lines,
+            leans[n],
         )  # fmt: skip
+        _add_up(of_levels, levels[n])
+        _add_up(of_moves, moves[n].reshape(-1))
+        _add_up(of_lines, lines[n].reshape(-1))

@@ -22,13 +22,12 @@ in common then cancels in their difference.
 
 from __future__ import annotations
 
-import itertools
-from functools import cache
 from typing import cast
 
 import numpy as np
 
 from pipeline.comparing.intervals import Images
+from pipeline.compiled import compiled
 from pipeline.dna import Floats, Ints
 
 FALSE_DISCOVERY_RATE = 0.05
@@ -42,12 +41,6 @@ LEAST_FOLDS = 6
 
 _SKEWNESS = 2.0
 """Factor of the cubes in the statistic of a test; `_correct_skewness` derives it."""
-
-_SPLIT = 8
-"""Folds whose signs are enumerated apart from those of the other folds."""
-
-_CHUNK = 4
-"""Tests computed at a time, so that the 32,768 sums of each stay in the cache."""
 
 
 def difference_gram(
@@ -178,9 +171,8 @@ def flip_test(gram: Floats) -> Floats:
     flat = np.ascontiguousarray(gram, np.float64).reshape(-1, folds, folds)
     if folds < LEAST_FOLDS:
         return np.full(gram.shape[:-2], np.nan)
-    chunks = (flat[i : i + _CHUNK] for i in range(0, len(flat), _CHUNK))
-    values = [_flip_tests(_correct_skewness(chunk)) for chunk in chunks]
-    found = np.concatenate(values) if values else np.empty(0)
+    found = np.empty(len(flat))
+    _flip_tests(_correct_skewness(flat), found)
     found[~np.isfinite(flat).all(axis=(1, 2))] = np.nan
     return found.reshape(gram.shape[:-2])
 
@@ -208,40 +200,66 @@ def _correct_skewness(gram: Floats) -> Floats:
     return np.asarray(gram * (1 + _SKEWNESS * share))
 
 
-def _flip_tests(gram: Floats) -> Floats:
-    """Returns the (N,) p of N grams at once.
+@compiled
+def _flip_tests(gram: Floats, p: Floats) -> None:
+    """Writes the (N,) p of N grams.
 
-    Signs of the first folds and of the others are enumerated apart. The squared lengths are then
-    one matrix product of their own squares and twice their cross products.
+    Signs of the first half of the differences, whose first keeps its sign, and of the others are
+    enumerated apart.
     """
-    at = min(_SPLIT, gram.shape[-1] - 1)
-    one, other = _signs(at, fixed=True), _signs(gram.shape[-1] - at, fixed=False)
-    of_one = ((one @ gram[:, :at, :at]) * one).sum(axis=-1)
-    of_other = ((other @ gram[:, at:, at:]) * other).sum(axis=-1)
-    left = np.dstack([2 * (one @ gram[:, :at, at:]), of_one, np.ones_like(of_one)])
-    right = np.concatenate(
-        [
-            np.broadcast_to(other.T, (len(gram), *other.T.shape)),
-            np.ones_like(of_other)[:, None],
-            of_other[:, None],
-        ],
-        axis=1,
-    )
-    length = left @ right
-    slack = 1e-6 * _trace(gram)  # equal lengths differ by rounding
-    found = length[:, 0, 0] - slack  # all signs as they are
-    return cast(Floats, (length >= found[:, None, None]).mean(axis=(1, 2)))
+    folds = gram.shape[-1]
+    free = folds // 2
+    at = folds - free
+    mine, theirs = _signs(at - 1), _signs(free)
+    lengths, within = np.empty(mine.shape[1]), np.empty(theirs.shape[1])
+    products, crossed = np.empty((free, len(lengths))), np.empty(len(within))
+    for test in range(len(gram)):
+        one = gram[test]
+        _square(one[1:at, 1:at], mine, lengths)
+        lengths += one[0, 0]
+        for i in range(1, at):
+            lengths += 2 * one[0, i] * mine[i - 1]
+        for j in range(free):
+            products[j] = 2 * one[0, at + j]
+            for i in range(1, at):
+                products[j] += 2 * one[i, at + j] * mine[i - 1]
+        _square(one[at:, at:], theirs, within)
+        found, count = 0.0, 0
+        for choice in range(len(lengths)):
+            crossed[0] = lengths[choice]
+            for i in range(free):
+                crossed[0] += products[i, choice]
+            for i in range(free):  # the signs with another sign of this difference
+                for k in range(1 << i):
+                    crossed[(1 << i) + k] = crossed[k] - 2 * products[i, choice]
+            if choice == 0:  # all signs as they are; equal lengths differ by rounding
+                found = crossed[0] + within[0]
+                for i in range(folds):
+                    found -= 1e-6 * one[i, i]
+            for k in range(len(crossed)):
+                count += crossed[k] + within[k] >= found
+        p[test] = count / 2.0 ** (folds - 1)
 
 
-@cache
-def _signs(folds: int, *, fixed: bool) -> Floats:
-    """Returns all (2^n, folds) choices of signs, the unchanged one first.
+@compiled
+def _signs(folds: int) -> Floats:
+    """Returns all (folds, 2^folds) choices of signs, the unchanged one first."""
+    signs = np.ones((folds, 1 << folds))
+    for i in range(folds):
+        for k in range(1 << folds):
+            if k >> i & 1:
+                signs[i, k] = -1.0
+    return signs
 
-    With `fixed`, the first fold keeps its sign.
-    """
-    free = folds - 1 if fixed else folds
-    rows = np.array(list(itertools.product((1.0, -1.0), repeat=free))).reshape(2**free, free)
-    return np.hstack([np.ones((len(rows), 1)), rows]) if fixed else rows
+
+@compiled
+def _square(gram: Floats, signs: Floats, to: Floats) -> None:
+    """Writes the squared length of the sum of differences, for all choices of their signs."""
+    to[:] = np.trace(gram)
+    for i in range(len(gram)):
+        for j in range(i):
+            for k in range(len(to)):
+                to[k] += 2 * gram[i, j] * signs[i, k] * signs[j, k]
 
 
 def false_discovery(p: Floats) -> Floats:

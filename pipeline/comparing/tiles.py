@@ -28,7 +28,8 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.compare_options import MemoryLimit
 from pipeline.comparing.emd_kernel import Curves, distances, width_of
-from pipeline.comparing.fold_curves import FoldCurves, grid
+from pipeline.comparing.fold_curves import FoldCurves
+from pipeline.comparing.fold_points import points_of, step_for
 from pipeline.comparing.fold_statistics import (
     METHOD,
     PAIR_ESTIMATES,
@@ -37,8 +38,9 @@ from pipeline.comparing.fold_statistics import (
     fold_sums,
 )
 from pipeline.comparing.gaussians import frechet, frechet_1d, root_covariance, variance
-from pipeline.comparing.intervals import CHANGES, DRAWS, PATTERNS
-from pipeline.comparing.noise_kernel import padded_points
+from pipeline.comparing.intervals import CHANGES, DRAWS
+from pipeline.comparing.kept_points import Counting, KeptPoints, find_points
+from pipeline.comparing.noise_kernel import NoiseCurves
 from pipeline.counting import keep_memory
 from pipeline.dna import (
     DnaFile,
@@ -57,12 +59,12 @@ TILE = FileKind("tile")
 TILES_FOLDER = "_tiles"
 """Folder below the catalogue's `_work`, whose leftovers `vdna gc` removes."""
 
-TILE_WORK = 10**12
-"""The most values that a tile compares. One tile is a minute's work of a core, and a killed process
-loses no more than that."""
+TILE_WORK = 4 * 10**12
+"""The most values that a tile compares. One tile is a few minutes' work of a core, and a killed
+process loses no more than that."""
 
-NOISE_WORK = 64
-"""The noise of a pair takes about as long as so many comparisons of its curves."""
+NOISE_WORK = 20
+"""The error bars of a pair take about as long as so many comparisons of its curves."""
 
 STREAMED = 4
 """DNAs loaded at a time if those of a layer are not all held; the kernel takes as many rows."""
@@ -135,6 +137,20 @@ class Job:
             return np.ones(self.spec.tap(layer).neurons)
         return self.lens.weights_of(layer)
 
+    def step(self, layer: str) -> int:
+        """Chooses the bins between points of a layer's curves; see `fold_curves.step_for`.
+
+        Args:
+            layer: Name of the layer.
+
+        Returns:
+            The number of bins.
+        """
+        weights = self.weights(layer)
+        squares = float((weights**2).sum())
+        alike = float(weights.sum()) ** 2 / squares if squares else 0.0
+        return step_for(self.spec.bins, alike)
+
     @property
     def values(self) -> int:
         """Number of values that are compared for a pair."""
@@ -145,12 +161,12 @@ class Job:
     def side(self) -> int:
         """Number of DNAs on a side of a tile.
 
-        Results then take a quarter of the memory. They are held twice while layers are put
-        together. The DNAs need not be in memory together; see `Tile.steps`.
+        Results then take a quarter of the memory: the sums of one layer and of all layers, and what
+        is estimated from them. The DNAs need not be in memory together; see `Tile.steps`.
         """
         barred = FOLDS**2 + DRAWS * len(CHANGES) + 4 * FOLDS
-        results = 2 * 8 * self.planes * (barred if self.error_bars else 4)
-        return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / results) ** 0.5))
+        held = 2 * (barred if self.error_bars else 4) + self.planes * len(self.columns)
+        return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / (8 * held)) ** 0.5))
 
     def held(self, layer: str) -> int:
         """Computes how many DNAs of a layer are held at a time.
@@ -165,8 +181,8 @@ class Job:
         row = width_of(bins) * 4
         each = row
         if self.error_bars:
-            points = len(grid(bins))
-            each += padded_points(points) * (8 + 4 * PATTERNS + 4) + points * 4 * FOLDS + 8 * FOLDS
+            points = points_of(bins, self.step(layer))
+            each += NoiseCurves.nbytes_of(points) + points * 4 * FOLDS + 8 * FOLDS
         neurons = self.spec.tap(layer).neurons
         each += 8 * neurons if self.fd else 0  # the root of its covariance
         return self.memory // (2 * neurons * each)
@@ -431,8 +447,11 @@ def compute(tile: Tile) -> Block:
     job = tile.job
     keep_memory()
     _cache.keep_only(tile)
-    found = {layer: _TileLayer.empty(tile) for layer in job.layers}
+    shape = len(tile.a), len(tile.b)
+    block: Block = {name: np.full((job.planes, *shape), np.nan) for name in job.columns}
+    whole = _TileLayer.zeros(tile) if job.whole else None
     steps = [step for layer in job.layers for step in tile.steps(layer)]
+    part = _TileLayer.empty(tile)
     with ThreadPoolExecutor(1, "next-step") as ahead:
         waiting = None
         for step, following in itertools.zip_longest(steps, steps[1:]):
@@ -440,22 +459,19 @@ def compute(tile: Tile) -> Block:
             waiting = None
             if following is not None and following.beside:
                 waiting = ahead.submit(_load, tile, following)
-            found[step.layer].fill(job, step, a, b, square=tile.square)
+            part.fill(job, step, a, b, square=tile.square)
             del a, b
-    layers = list(found.values())
-    totals = [float(job.weights(layer).sum()) for layer in job.layers]
-    block: Block = {
-        column: _means([getattr(part, column) for part in layers], totals, whole=job.whole)
-        for column in ("emd", "nfd")
-    }
-    fd = np.stack([part.fd for part in layers])
-    if job.whole:  # a layer has one Fréchet distance, whatever its width
-        fd = np.concatenate([fd, fd.mean(axis=0, keepdims=True)])
-    block["fd"] = fd
-    if job.error_bars:
-        sums = [part.sums for part in layers if part.sums is not None]
-        stacked = FoldSums.stack(sums, totals, whole=job.whole)
-        block |= _estimates(stacked, square=tile.square)
+            if following is None or following.layer != step.layer:
+                plane = job.layers.index(step.layer)
+                part.write(block, plane, float(job.weights(step.layer).sum()), tile.square)
+                if whole is not None:
+                    whole.add(part)
+                part = _TileLayer.empty(tile)
+    if whole is not None:
+        total = sum(float(job.weights(layer).sum()) for layer in job.layers)
+        whole.write(block, job.planes - 1, total, tile.square)
+        # A layer has one Fréchet distance, whatever its width.
+        block["fd"][-1] = block["fd"][:-1].mean(axis=0)
     return block
 
 
@@ -485,9 +501,40 @@ class _TileLayer:
 
     @classmethod
     def empty(cls, tile: Tile) -> _TileLayer:
+        """Makes a layer of which nothing is known."""
         shape = len(tile.a), len(tile.b)
         emd, nfd, fd = (np.full(shape, np.nan) for _ in range(3))
         return cls(emd, nfd, fd, FoldSums.empty(*shape) if tile.job.error_bars else None)
+
+    @classmethod
+    def zeros(cls, tile: Tile) -> _TileLayer:
+        """Makes the sum of no layers."""
+        made = cls.empty(tile)
+        for values in (made.emd, made.nfd, made.fd):
+            values[:] = 0
+        if made.sums is not None:
+            made.sums.clear()
+        return made
+
+    def add(self, layer: _TileLayer) -> None:
+        """Adds the sums over a layer's neurons."""
+        for mine, theirs in zip(
+            (self.emd, self.nfd, self.fd), (layer.emd, layer.nfd, layer.fd), strict=True
+        ):
+            mine += theirs
+        if self.sums is not None and layer.sums is not None:
+            self.sums.add(layer.sums)
+
+    def write(self, block: Block, plane: int, weight: float, square: bool) -> None:
+        """Writes the means of the sums to a plane; NaN without any positive weight."""
+        scale = weight if weight > 0 else np.nan
+        block["emd"][plane] = self.emd / scale
+        block["nfd"][plane] = self.nfd / scale
+        block["fd"][plane] = self.fd
+        if self.sums is not None:
+            found = _estimates(self.sums, scale, square=square)
+            for name, values in found.items():
+                block[name][plane] = values
 
     def fill(self, job: Job, step: Step, a: _LayerData, b: _LayerData, *, square: bool) -> None:
         weights = job.weights(step.layer)
@@ -506,29 +553,24 @@ class _TileLayer:
                 getattr(self, column)[columns, rows] = part.T
 
 
-def _means(sums: Sequence[Floats], totals: Sequence[float], *, whole: bool) -> Floats:
-    """Returns (planes, A, B) weighted means; NaN for a layer of no positive weight."""
-    scales = np.array([*totals, *([sum(totals)] if whole else [])])
-    planes = np.stack([*sums, *([np.sum(sums, axis=0)] if whole else [])])
-    return np.asarray(planes / np.where(scales > 0, scales, np.nan)[:, None, None])
+def _estimates(sums: FoldSums, scale: float, *, square: bool) -> Block:
+    """Returns the (A, B) estimates of all pairs from sums of one plane.
 
-
-def _estimates(sums: FoldSums, *, square: bool) -> Block:
-    """Returns the estimates of all pairs, computed row by row, which bounds memory.
-
-    A square has each pair once, and NaN on the diagonal.
+    They are computed row by row, which bounds memory. A square has each pair once, and NaN on the
+    diagonal.
     """
-    planes, rows, columns = sums.theta.shape
-    block = {name: np.full((planes, rows, columns), np.nan) for name in PAIR_ESTIMATES}
+    _, rows, columns = sums.theta.shape
+    block = {name: np.full((rows, columns), np.nan) for name in PAIR_ESTIMATES}
     for row in range(rows):
         first = row + 1 if square else 0
         if first == columns:
             continue
-        found = estimates(sums.select(slice(row, row + 1), slice(first, None)))
+        some = sums.select(slice(row, row + 1), slice(first, None))
+        found = estimates(some.divided(scale))
         for name in PAIR_ESTIMATES:
-            block[name][:, row, first:] = found[name][:, 0]
+            block[name][row, first:] = found[name][0, 0]
             if square:
-                block[name][:, first:, row] = found[name][:, 0]
+                block[name][first:, row] = found[name][0, 0]
     return block
 
 
@@ -593,17 +635,19 @@ class _Cache:
     files: dict[tuple[str, str, str, str, tuple[str, ...] | None], DnaFile] = field(
         default_factory=dict
     )
+    points: dict[tuple[str, str, str], KeptPoints | None] = field(default_factory=dict)
     loaded: dict[tuple[object, ...], _LayerData] = field(default_factory=dict)
 
     def keep_only(self, tile: Tile) -> None:
         """Closes the files of DNAs that are not in this tile."""
         held = {(tile.job.root, name, version.dna) for name, version in (*tile.a, *tile.b)}
         self.files = {key: file for key, file in self.files.items() if key[:3] in held}
+        self.points = {key: kept for key, kept in self.points.items() if key in held}
 
     def layer_data(self, job: Job, members: tuple[Member, ...], layer: str) -> _LayerData:
         """Returns a layer of some DNAs, from memory if it is there."""
         digests = tuple((name, version.dna) for name, version in members)
-        key = (job.root, job.spec.digest, digests, layer, job.fd, job.error_bars)
+        key = (job.root, job.spec.digest, digests, layer, job.step(layer), job.fd, job.error_bars)
         if key in self.loaded:
             self.loaded[key] = self.loaded.pop(key)  # the newest is last
             return self.loaded[key]
@@ -616,8 +660,8 @@ class _Cache:
 
     def _load(self, job: Job, members: tuple[Member, ...], layer: str) -> _LayerData:
         neurons, size = job.spec.tap(layer).neurons, len(members)
-        bins = job.spec.bins
-        folds = FoldCurves.empty(neurons, size, bins) if job.error_bars else None
+        bins, step = job.spec.bins, job.step(layer)
+        folds = FoldCurves.empty(neurons, size, bins, step) if job.error_bars else None
         curves = folds.whole if folds else Curves.empty(neurons, size, bins)
         means = np.full((size, neurons), np.nan)
         variances, roots = means.copy(), {}
@@ -628,8 +672,13 @@ class _Cache:
             if folds is None:
                 curves.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
             elif "folds" in version.sha256:
-                file = self._open(job, "folds", name, version)
-                folds.fill(slot, dna, file.read_folds(layer), file.pairs)
+                kept = self._points(job, name, version)
+                points = kept.read(layer, step) if kept else None
+                if kept is not None and points is not None:
+                    folds.fill_points(slot, dna, points, kept.pairs)
+                else:
+                    file = self._open(job, "folds", name, version)
+                    folds.fill(slot, dna, file.read_folds(layer), file.pairs)
             else:
                 folds.fill(slot, dna, {})
             if dna.images >= 2 and "mean" not in dna.unknown:
@@ -643,6 +692,12 @@ class _Cache:
         pa.default_memory_pool().release_unused()
         return _LayerData(curves, folds, means, variances, dict(sorted(roots.items())))
 
+    def _points(self, job: Job, name: str, version: Version) -> KeptPoints | None:
+        key = (job.root, name, version.dna)
+        if key not in self.points:
+            self.points[key] = find_points(Counting(job.root, job.spec, name, version))
+        return self.points[key]
+
     def _open(self, job: Job, kind: str, name: str, version: Version) -> DnaFile:
         layers = None if set(job.layers) >= set(job.spec.layers) else job.layers
         key = (job.root, name, version.dna, kind, layers)
@@ -654,6 +709,7 @@ class _Cache:
     def clear(self) -> None:
         """Drops everything."""
         self.files.clear()
+        self.points.clear()
         self.loaded.clear()
 
 

@@ -15,7 +15,6 @@ from pipeline.comparing import (
     Curves,
     FoldCurves,
     FoldSums,
-    cumulative,
     distances,
     estimates,
     fold_sums,
@@ -24,14 +23,14 @@ from pipeline.comparing import (
 )
 from pipeline.comparing import emd_kernel as pairwise
 from pipeline.comparing.distance import emd
-from pipeline.comparing.fold_curves import grid
+from pipeline.comparing.fold_points import finest_step
 from pipeline.comparing.intervals import splits
 from pipeline.comparing.significance import flip_test
 from pipeline.dna import DNA, Lens, Pairs
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.spec import FOLDS, Tap
 from tests.support.builders import random_dna, tiny_spec
-from tests.support.fold_noise import brute_noise
+from tests.support.fold_noise import at_points, brute_noise
 
 
 def some_dnas(
@@ -229,10 +228,9 @@ def brute_force(
         ]
 
     def points(side: tuple[DNA, dict[int, DNA]]) -> np.ndarray:
-        bins = a[0].spec.bins
-        return np.array([cumulative(part)[:, grid(bins)] for part in folds_of(side).values()])
+        return np.array([at_points(part) for part in folds_of(side).values()])
 
-    step = -(-a[0].spec.bins // 128)
+    step = finest_step(a[0].spec.bins)
 
     def gram(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.einsum("kng,lng,n->kl", x, y, weights * step)

@@ -7,20 +7,30 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.comparing import cumulative
-from pipeline.comparing.fold_curves import grid
+from pipeline.comparing.fold_points import finest_step, grid
 from pipeline.comparing.intervals import ABOVE, BELOW, KNOTS, REACH, patterns
 from pipeline.dna import DNA, Floats
+
+
+def at_points(dna: DNA, step: int | None = None) -> Floats:
+    """(neurons, points) cumulative distribution at the points of the grid; 0 past the last bin."""
+    bins = dna.spec.bins
+    layers = [
+        grid(bins, dna.spec.tap(layer).neurons, step or finest_step(bins)) for layer in dna.layers
+    ]
+    at, curve = np.concatenate(layers), cumulative(dna)
+    inside = at < bins - 1
+    return np.where(inside, np.take_along_axis(curve, np.where(inside, at, 0), axis=1), 0)
 
 
 def draws(folds: Mapping[int, DNA]) -> tuple[Floats, Floats]:
     """(neurons, points) the whole cumulative distribution, and 15 draws of its noise."""
     parts = list(folds.values())
-    at = grid(parts[0].spec.bins)
     counts = np.array(
         [dna.counts.sum(axis=1) + dna.underflow + dna.overflow for dna in parts], float
     )
     share = counts / counts.sum(axis=0)
-    curves = np.array([cumulative(dna)[:, at] for dna in parts])
+    curves = np.array([at_points(dna) for dna in parts])
     whole = (share[..., None] * curves).sum(axis=0)
     deviations = share[..., None] * (curves - whole)
     return whole, np.tensordot(patterns(tuple(folds)), deviations, 1)
@@ -50,7 +60,7 @@ def brute_noise(
     error = np.sqrt((rows_a**2).mean(axis=0) + (rows_b**2).mean(axis=0))
     if paired:
         error = np.sqrt(((rows_a - rows_b) ** 2).mean(axis=0))
-    step = -(-next(iter(a.values())).spec.bins // 128)
+    step = finest_step(next(iter(a.values())).spec.bins)
     used = np.flatnonzero(weights)
 
     def summed(values: Floats) -> Floats:

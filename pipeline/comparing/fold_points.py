@@ -1,0 +1,239 @@
+"""Counts the activations of each fold of a DNA below some bins, all that error bars need of folds.
+
+    >>> points = FoldPoints.of(folds, step=32)                              # doctest: +SKIP
+    >>> points.below.shape                       # folds, neurons, points      # doctest: +SKIP
+
+A fold has as many counts as the whole DNA. Sums over folds look at few points of each neuron, and
+at fewer of a layer that has many neurons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numba.np.numpy_support import carray
+
+from pipeline.comparing.emd_kernel import pointer
+from pipeline.comparing.intervals import splits
+from pipeline.compiled import compiled
+from pipeline.dna import DNA, Floats, Ints
+from pipeline.spec import FOLDS
+
+SPLITS = FOLDS - 1
+"""Balanced ways to cut that many folds in halves; see `intervals.splits`."""
+
+MOST_POINTS = 128
+"""The most points of a cumulative distribution that sums over folds look at."""
+
+LEAST_POINTS = 31
+"""The fewest points, in a layer of many neurons."""
+
+LAYER_POINTS = 5_000
+"""So many points a layer should have in all, if that takes no more than `MOST_POINTS` a neuron."""
+
+_SPREAD = 0.38
+"""Successive neurons begin by about this share of a step later, near the golden ratio's."""
+
+
+@dataclass(frozen=True, eq=False)
+class FoldPoints:
+    """What error bars need of the folds of a DNA, in one layer of C neurons.
+
+    Attributes:
+        numbers: The numbers of the K folds that have images, in order.
+        images: (K,) images of each.
+        below: (K, C, G) activations up to the end of each bin of `grid`; 0 past the last bin but
+            one.
+        totals: (K, C) activations that are finite.
+        halves: (C, S) EMD of both halves of the folds, for each of `splits`.
+    """
+
+    numbers: tuple[int, ...]
+    images: Ints
+    below: Ints
+    totals: Ints
+    halves: Floats
+
+    @classmethod
+    def of(cls, folds: Mapping[int, DNA], step: int) -> FoldPoints:
+        """Counts folds.
+
+        Args:
+            folds: The folds by number, 16 at most; those without images are left out.
+            step: Bins from one point of `grid` to the next.
+
+        Returns:
+            Their counts; empty if fewer than two folds have images.
+        """
+        numbers = tuple(number for number, part in sorted(folds.items()) if part.images)
+        parts = [folds[number] for number in numbers]
+        images = np.array([part.images for part in parts], np.int64)
+        if len(parts) < 2:
+            none = np.empty((0, 0, 0), np.int64)
+            return cls(numbers, images, none, none[0], np.empty((0, 0)))
+        held = [np.ascontiguousarray(part.counts, np.int64) for part in parts]
+        neurons, bins = held[0].shape
+        at, signs = grid(bins, neurons, step), splits(len(parts))
+        below = np.zeros((len(parts), *at.shape), np.int64)
+        totals = np.empty((len(parts), neurons), np.int64)
+        halves = np.empty((neurons, len(signs)))
+        _count(
+            np.array([array.ctypes.data for array in held], np.int64),
+            held[0].shape,
+            np.array([part.underflow for part in parts]),
+            np.array([part.overflow for part in parts]),
+            signs,
+            at,
+            below,
+            totals,
+            halves,
+        )
+        return cls(numbers, images, below, totals, halves)
+
+
+def finest_step(bins: int) -> int:
+    """Returns how many bins lie between points where as many as possible are looked at.
+
+    Args:
+        bins: Bins of a histogram.
+
+    Returns:
+        The number of bins: eight of a thousand.
+    """
+    return -(-bins // MOST_POINTS)
+
+
+def step_for(bins: int, neurons: float) -> int:
+    """Chooses how many bins lie between points, for sums over a number of neurons.
+
+    A sum over many neurons needs few points of each: errors of single neurons cancel out, as each
+    looks at other bins.
+
+    Args:
+        bins: Bins of a histogram.
+        neurons: How many neurons are added up; with weights, the number of equal weights whose sum
+            would be as uncertain.
+
+    Returns:
+        The number of bins: 8, 16 or 32 of a thousand.
+    """
+    step = finest_step(bins)
+    while (fewer := points_of(bins, 2 * step)) >= LEAST_POINTS and fewer * neurons >= LAYER_POINTS:
+        step *= 2
+    return step
+
+
+def points_of(bins: int, step: int) -> int:
+    """Computes how many points a curve has.
+
+    Args:
+        bins: Bins of a histogram.
+        step: Bins from one point to the next.
+
+    Returns:
+        The number of points of those neurons that have most.
+    """
+    return -(-(bins - 1) // step)
+
+
+def grid(bins: int, neurons: int, step: int) -> Ints:
+    """Chooses the bins at whose ends cumulative distributions enter sums over folds.
+
+    Args:
+        bins: Bins of a histogram.
+        neurons: Number of neurons.
+        step: Bins from one point to the next.
+
+    Returns:
+        (C, G) numbers of bins. They begin elsewhere for each neuron. Those from the last bin on do
+        not count, as a cumulative distribution is 1 there.
+    """
+    later = math.ceil(_SPREAD * step)
+    while math.gcd(later, step) > 1:  # so that all bins have their turn
+        later += 1
+    first = np.arange(neurons) * later % step
+    return np.asarray(first[:, None] + np.arange(points_of(bins, step)) * step)
+
+
+@compiled
+def _count(
+    counts: Ints,
+    shape: tuple[int, int],
+    underflow: Ints,
+    overflow: Ints,
+    signs: Ints,
+    at: Ints,
+    points: Ints,
+    totals: Ints,
+    halves: Floats,
+) -> None:
+    """Fills the arrays of `FoldPoints`. Sums are exact but for the distances of halves.
+
+    `counts` holds the addresses (K,) of arrays (neurons, bins); the flows are (K, neurons).
+    """
+    folds, bins = len(counts), shape[1]
+    size = 1
+    while size < folds:
+        size *= 2
+    below = np.zeros((folds, bins), np.int64)
+    sides = np.zeros((size, bins), np.int64)
+    whole = np.zeros(bins, np.int64)
+    for neuron in range(shape[0]):
+        whole[:] = 0
+        for k in range(folds):
+            part = carray(pointer(counts[k]), shape)[neuron]
+            total = underflow[k, neuron]
+            for i in range(bins):
+                total += part[i]
+                below[k, i] = total
+            for i in range(bins):
+                whole[i] += below[k, i]
+            totals[k, neuron] = total + overflow[k, neuron]
+            for g in range(at.shape[1]):
+                if at[neuron, g] < bins - 1:
+                    points[k, neuron, g] = below[k, at[neuron, g]]
+        sides[:folds] = below
+        sides[folds:] = 0
+        _mix(sides)
+        for s in range(len(signs)):
+            left, right, row = 0, 0, 0  # the row of the Hadamard matrix with these signs
+            for k in range(folds):
+                if signs[s, k] > 0:
+                    left += totals[k, neuron]
+                    continue
+                right += totals[k, neuron]
+                if k & (k - 1) == 0:
+                    row += k
+            halves[neuron, s] = _between(whole, sides[row], left, right)
+
+
+@compiled
+def _mix(sides: Ints) -> None:
+    """Replaces (2^n, bins) rows by their sums with the signs of each row of a Hadamard matrix."""
+    half = 1
+    while half < len(sides):
+        for start in range(0, len(sides), 2 * half):
+            for row in range(start, start + half):
+                one, other = sides[row], sides[row + half]
+                for i in range(len(one)):
+                    x, y = one[i], other[i]
+                    one[i] = x + y
+                    other[i] = x - y
+        half *= 2
+
+
+@compiled(fastmath={"reassoc"})
+def _between(whole: Ints, mixed: Ints, left: int, right: int) -> float:
+    """Returns the EMD of two halves of folds, in bins.
+
+    `whole` is the sum of all folds' numbers below each bin's end, and `mixed` the sum of one half
+    less that of the other. The halves have so many activations.
+    """
+    mine, theirs = 0.5 / max(left, 1), 0.5 / max(right, 1)
+    apart = 0.0
+    for i in range(len(whole) - 1):
+        apart += abs((whole[i] + mixed[i]) * mine - (whole[i] - mixed[i]) * theirs)
+    return apart

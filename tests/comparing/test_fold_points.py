@@ -1,0 +1,183 @@
+"""Tests the points at which folds are counted: enough for error bars, and the same when kept."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, collect, remove
+from pipeline.comparing import Effort, FoldCurves, all_pairs, compare, fold_sums
+from pipeline.comparing.fold_points import (
+    LAYER_POINTS,
+    LEAST_POINTS,
+    FoldPoints,
+    finest_step,
+    grid,
+    points_of,
+    step_for,
+)
+from pipeline.comparing.fold_statistics import estimates
+from pipeline.comparing.kept_points import Counting, find_points, keep_points, plain_step
+from pipeline.dna import DNA, Lens
+from pipeline.spec import Tap
+from tests.comparing.test_matrix import stored
+from tests.comparing.test_tiles import SMALL, filled, same
+from tests.golden.handmade import SPEC
+from tests.support.builders import tiny_spec
+
+BINS = 1000
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Catalogue:
+    monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
+    return filled(f"memory://{uuid.uuid4().hex}", 3)
+
+
+def counting(place: Catalogue, name: str) -> Counting:
+    return Counting(place.root, SPEC, name, place.find(name))
+
+
+def kept(place: Catalogue) -> list[str]:
+    folder = f"{place.root}/_work/_fold_points"
+    return sorted(item.uri for item in storage.walk(folder)) if storage.exists(folder) else []
+
+
+# Which points.
+
+
+@given(bins=st.integers(2, 5000), neurons=st.floats(0, 1e5))
+def test_a_layer_has_points_enough_and_no_more_than_it_needs(bins: int, neurons: float) -> None:
+    step, finest = step_for(bins, neurons), finest_step(bins)
+    assert points_of(bins, finest) <= 128
+    if step > finest:
+        assert points_of(bins, step) * neurons >= LAYER_POINTS
+        assert points_of(bins, step) >= LEAST_POINTS
+    assert points_of(bins, 2 * step) < LEAST_POINTS or points_of(bins, 2 * step) * neurons < (
+        LAYER_POINTS
+    )
+
+
+@given(bins=st.integers(2, 300), step=st.integers(1, 40))
+def test_neurons_together_look_at_all_bins_alike(bins: int, step: int) -> None:
+    at = grid(bins, 64 * step, step)
+    seen = np.bincount(at[at < bins - 1], minlength=bins - 1)
+    assert len(set(seen.tolist())) == 1
+    assert (np.diff(at, axis=1) == step).all()
+
+
+def layer_of(seed: int, shift: float, neurons: int = 1280) -> tuple[DNA, dict[int, DNA]]:
+    """One layer, some of whose neurons fire rarely; images have what their neurons share."""
+    spec, ranges = tiny_spec(BINS, (Tap("x", neurons, 1),))
+    empty = DNA.empty(spec, ranges)
+    fixed, chance = np.random.default_rng(1), np.random.default_rng(seed)
+    centre = fixed.uniform(-200, 900, neurons) + shift * fixed.normal(0, 1, neurons)
+    width = fixed.uniform(5, 200, neurons)
+    mixing = fixed.normal(0, 0.5, (5, neurons))
+    folds = {}
+    for fold in range(16):
+        values = chance.normal(0, 1, (12, 5)) @ mixing + chance.normal(0, 1, (12, neurons))
+        bins = np.clip(centre + values * width, 0, BINS - 1).astype(int)
+        counts = np.zeros((neurons, BINS), np.int64)
+        np.add.at(counts, (np.arange(neurons), bins), 1)
+        folds[fold] = replace(empty, images=12, counts=counts)
+    whole = sum(part.counts for part in folds.values())
+    return replace(empty, images=192, counts=np.asarray(whole)), folds
+
+
+@pytest.mark.parametrize("shift", [0.0, 4.0, 60.0])
+def test_few_points_of_many_neurons_give_the_estimates_of_all(shift: float) -> None:
+    """`se` is within 2%, and distances within a tenth of it, of those from every bin."""
+    sides = [layer_of(2, 0), layer_of(3, shift)]
+    neurons = len(sides[0][0].low)
+    found = []
+    for step in (step_for(BINS, neurons), 1):
+        a, b = (FoldCurves.of([whole], [folds], step=step) for whole, folds in sides)
+        found.append(estimates(fold_sums(a, b, np.full(neurons, 1 / neurons))))
+    few, exact = found
+    assert few["se"] == pytest.approx(exact["se"], rel=0.02)
+    for column in ("emd_corrected", "low", "high"):
+        close = float(exact["se"].item()) / 10
+        assert few[column] == pytest.approx(exact[column], abs=close), column
+    assert (few["floor"] == exact["floor"]).all()
+    assert few["p"] == pytest.approx(exact["p"], abs=0.05)
+
+
+# Kept ones.
+
+
+def test_kept_counts_are_those_of_the_folds(place: Catalogue) -> None:
+    for name in ("set/0", "set/1", "set/2"):
+        keep_points(counting(place, name))
+        found = find_points(counting(place, name))
+        assert found is not None
+        file = place.open_file("folds", name, place.find(name))
+        assert found.pairs is not None
+        assert found.pairs.to_json() == file.pairs.to_json()
+        for layer in SPEC.layers:
+            step = plain_step(SPEC, layer)
+            points, counted = found.read(layer, step), FoldPoints.of(file.read_folds(layer), step)
+            assert points is not None
+            assert points.numbers == counted.numbers
+            for field in ("images", "below", "totals", "halves"):
+                assert np.array_equal(getattr(points, field), getattr(counted, field)), field
+            assert found.read(layer, step + 1) is None
+
+
+def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = compare(place, effort=Effort(keep=False))
+    assert kept(place) == []
+    same(compare(place, effort=SMALL), plain)
+    assert len(kept(place)) == 3
+    for uri in stored(place):
+        storage.delete(uri)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the folds are read again")
+
+    monkeypatch.setattr("pipeline.dna.DnaFile.read_folds", fail)
+    same(compare(place, effort=SMALL), plain)
+
+
+def test_a_lens_of_few_neurons_has_points_of_its_own(place: Catalogue) -> None:
+    """Where fewer neurons count, points are closer; kept counts of other points do not serve."""
+    weights = np.zeros(len(place.load("set/0").low))
+    weights[0] = 1
+    lens = Lens("first", tuple((tap.name, tap.neurons) for tap in SPEC.taps), weights)
+    expected = compare(place, lens=lens, effort=Effort(keep=False))
+    compare(place, effort=SMALL)
+    same(compare(place, lens=lens, effort=SMALL), expected)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "of another DNA"])
+def test_damaged_counts_are_removed_and_the_folds_read(place: Catalogue, damage: str) -> None:
+    expected = compare(place, effort=Effort(keep=False))
+    for name in ("set/0", "set/1"):
+        keep_points(counting(place, name))
+    of = counting(place, "set/0")
+    data = bytearray(storage.read(of.uri))
+    if damage == "flipped":
+        data[len(data) // 3] ^= 1
+    elif damage == "torn":
+        del data[-20:]
+    else:
+        data[:] = storage.read(counting(place, "set/1").uri)
+    storage.replace(of.uri, bytes(data))
+    same(compare(place, effort=SMALL), expected)
+
+
+def test_gc_keeps_the_counts_of_kept_versions_alone(place: Catalogue) -> None:
+    compare(place, effort=SMALL)
+    mine = counting(place, "set/1").uri
+    remove(place, ["set/0", "set/2"])
+    collect(place, keep=1, grace=timedelta(0))
+    assert kept(place) == [mine]
