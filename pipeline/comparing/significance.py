@@ -216,13 +216,14 @@ def _flip_tests(gram: Floats, p: Floats) -> None:
     for test in range(len(gram)):
         one = gram[test]
         _square(one[1:at, 1:at], mine, lengths)
-        lengths += one[0, 0]
-        for i in range(1, at):
-            lengths += 2 * one[0, i] * mine[i - 1]
-        for j in range(free):
-            products[j] = 2 * one[0, at + j]
+        for k in range(len(lengths)):
+            lengths[k] += one[0, 0]
             for i in range(1, at):
-                products[j] += 2 * one[i, at + j] * mine[i - 1]
+                lengths[k] += 2 * one[0, i] * mine[i - 1, k]
+            for j in range(free):
+                products[j, k] = 2 * one[0, at + j]
+                for i in range(1, at):
+                    products[j, k] += 2 * one[i, at + j] * mine[i - 1, k]
         _square(one[at:, at:], theirs, within)
         found, count = 0.0, 0
         for choice in range(len(lengths)):
@@ -255,7 +256,10 @@ def _signs(folds: int) -> Floats:
 @compiled
 def _square(gram: Floats, signs: Floats, to: Floats) -> None:
     """Writes the squared length of the sum of differences, for all choices of their signs."""
-    to[:] = np.trace(gram)
+    for k in range(len(to)):
+        to[k] = 0.0
+        for i in range(len(gram)):
+            to[k] += gram[i, i]
     for i in range(len(gram)):
         for j in range(i):
             for k in range(len(to)):
