@@ -54,7 +54,7 @@ Work = Sequence[tuple[ShardJob, Manifest]]
 def works(shards: Sequence[int]) -> Work:
     """Makes a job for each dataset of so many shards, and puts their manifests into the store."""
     spec, work = SimpleNamespace(digest="s"), []
-    recipe: Any = SimpleNamespace(spec=spec, products=PRODUCTS, resources=Resources())
+    recipe: Any = SimpleNamespace(spec=spec, products=PRODUCTS, resources=Resources(), task=None)
     for at, number in enumerate(shards):
         uri, listed = f"sim://bucket/manifest-{at}", f"sim://bucket/entries-{at}"
         manifest = plan(entries(f"photos-{at}", number), shard_images=1, entries=Entries(listed))
