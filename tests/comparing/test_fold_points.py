@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, collect, remove
-from pipeline.comparing import Effort, FoldCurves, all_pairs, compare, fold_sums
+from pipeline.comparing import Effort, FoldCurves, all_pairs, compare, fold_sums, tiles
 from pipeline.comparing.fold_points import (
     LAYER_POINTS,
     LEAST_POINTS,
@@ -156,6 +156,20 @@ def test_a_lens_of_few_neurons_has_points_of_its_own(place: Catalogue) -> None:
     expected = compare(place, lens=lens, effort=Effort(keep=False))
     compare(place, effort=SMALL)
     same(compare(place, lens=lens, effort=SMALL), expected)
+
+
+def test_what_is_loaded_for_one_choice_of_points_does_not_serve_another(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, members = tiles._Cache(), (("set/0", place.find("set/0")),)
+    job = tiles.Job(place.root, SPEC, SPEC.layers, whole=True)
+    steps = []
+    for step in (1, 2, 1):
+        monkeypatch.setattr(tiles.Job, "step", lambda *_, step=step: step)
+        folds = cache.layer_data(job, members, SPEC.layers[0]).folds
+        assert folds is not None
+        steps.append(folds.step)
+    assert steps == [1, 2, 1]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "torn", "of another DNA"])

@@ -79,8 +79,9 @@ ONLY: dict[str, tuple[str, ...]] = {
         *(f"Job.{name}" for name in ("key", "method", "columns", "planes", "weights")),
         *(f"Tile.{name}" for name in ("square", "pairs", "steps", "digest", "uri")),
         *("_runs", "folder_of", "cut", "_even", "present", "run"),
-        *("read_tile", "encode_tile", "decode_tile", "compute", "_load", "_means", "_estimates"),
-        *("_TileLayer.empty", "_TileLayer.fill", "_nfd", "_fd", "_Cache.keep_only"),
+        *("read_tile", "encode_tile", "decode_tile", "compute", "_load", "_estimates"),
+        *("_TileLayer.empty", "_TileLayer.zeros", "_TileLayer.add", "_TileLayer.write"),
+        *("_TileLayer.fill", "_nfd", "_fd", "_Cache.keep_only", "_Cache._points"),
         *("_Cache.layer_data", "_Cache._load", "_Cache._load.load", "_Cache._open"),
     ),
     "counting/activation_counts.py": (
