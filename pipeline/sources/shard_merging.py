@@ -1,7 +1,7 @@
 """Puts small shards together, so that a dataset that grows a little every day has few of them.
 
->>> merger.take(kept, rows, "")                                  # doctest: +SKIP
-[(kept, rows)]
+>>> [[head.index for head in group] for group in merge_groups(heads, 64, value)] # doctest: +SKIP
+[[3, 8, 11, 17]]
 
 Each refresh that adds images adds a shard to each fold that gets some. A shard that is one cell,
 and at most half as large as a new one, waits until `TOGETHER` of its fold and value are there, or
@@ -12,9 +12,7 @@ counted as before, and the new partial is a sum of those that are kept. A shard 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-
-import pyarrow as pa
+from collections.abc import Callable, Iterable
 
 from pipeline.sources.entry import ShardHead
 
@@ -25,52 +23,31 @@ MOST_MERGES = 64
 """How many shards a plan puts together at most, so that no refresh has much to add up: the rest is
 left for later ones. With one for each fold and `TOGETHER` plans, it is enough."""
 
-KeptShard = tuple[ShardHead, pa.Table]
-"""A shard as it was, and its members."""
 
+def merge_groups(
+    heads: Iterable[ShardHead], size: int, value_of: Callable[[ShardHead], str]
+) -> list[list[ShardHead]]:
+    """Finds the shards of a plan that are to be put together.
 
-@dataclass
-class ShardMerger:
-    """Holds small shards back until enough of a fold and value are there.
-
-    Attributes:
+    Args:
+        heads: The shards, in their order.
         size: How many members a new shard has.
-        left: How many more shards it puts together.
+        value_of: Gives the value of the label by which parts are made.
+
+    Returns:
+        The shards of each new one, in their order: two at least, of one fold and value.
     """
-
-    size: int
-    left: int = MOST_MERGES
-    _held: defaultdict[tuple[int, str], list[KeptShard]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-
-    def takes(self, kept: ShardHead) -> bool:
-        """Tells whether a shard is to be put together with others, if it has not changed."""
-        return self.left > 0 and not kept.cells and 2 * kept.candidates <= self.size
-
-    def take(self, kept: ShardHead, rows: pa.Table, value: str) -> list[KeptShard]:
-        """Holds a small shard back.
-
-        Args:
-            kept: The shard.
-            rows: Its members.
-            value: Their value of the label by which parts are made.
-
-        Returns:
-            Shards that are to become one, in their order; none if there are not enough yet.
-        """
-        held = self._held[kept.fold, value]
-        full: list[KeptShard] = []
-        if sum(head.candidates for head, _ in held) + kept.candidates > self.size:
-            full, self._held[kept.fold, value] = held, [(kept, rows)]
-        else:
-            held.append((kept, rows))
-            if len(held) == TOGETHER:
-                full = self._held.pop((kept.fold, value))
-        self.left -= bool(full)
-        return full
-
-    def rest(self) -> list[KeptShard]:
-        """Returns the shards that are held back, in the order of their numbers."""
-        rest = [each for held in self._held.values() for each in held]
-        return sorted(rest, key=lambda each: each[0].index)
+    waiting: defaultdict[tuple[int, str], list[ShardHead]] = defaultdict(list)
+    groups: list[list[ShardHead]] = []
+    for head in heads:
+        if len(groups) == MOST_MERGES:
+            break
+        if head.cells or 2 * head.candidates > size:
+            continue
+        of = head.fold, value_of(head)
+        if sum(each.candidates for each in waiting[of]) + head.candidates > size:
+            groups.append(waiting.pop(of))
+        waiting[of].append(head)
+        if len(waiting[of]) == TOGETHER:
+            groups.append(waiting.pop(of))
+    return groups

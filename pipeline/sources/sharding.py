@@ -46,7 +46,7 @@ from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.pair_names import name_number
 from pipeline.sources.plan_options import CELL_IMAGES, LIMIT, SHARD_IMAGES
-from pipeline.sources.shard_merging import MOST_MERGES, ShardMerger
+from pipeline.sources.shard_merging import merge_groups
 from pipeline.sources.shard_sizes import SHARD_MULTIPLE, USUAL_CELL_IMAGES, NewShardSizes
 from pipeline.spec import FOLDS
 
@@ -172,6 +172,7 @@ class _ShardPlanner:
         self._listing = listing
         labels = label_columns(listing.labels)
         self._columns = [*ENTRY_SCHEMA.names, *labels]
+        self._label = by
         self._by = None if by is None else labels[listing.labels.index(by)]
         self._value = "''" if self._by is None else f"coalesce({quoted_column(self._by)}, '')"
         self._previous: Manifest | None = None
@@ -319,7 +320,6 @@ class _ShardPlanner:
         sizes = FoldSizes()
         stays = self._previous is not None and entries.holds_those_of(self._previous.entries)
         with ManifestWriter(entries, self._listing.labels) as writer:
-            merger = ShardMerger(self._size, MOST_MERGES if self._grows() else 0)
 
             def add(kept: ShardHead, rows: pa.Table) -> None:
                 cells = cells_left(kept, rows["place"].to_numpy())
@@ -332,20 +332,27 @@ class _ShardPlanner:
                     (*content, *kept.origins)[:MOST_ORIGINS],
                 )
 
+            groups = {each.index: group for group in self._merge_groups() for each in group}
+            held: dict[int, pa.Table] = {}
             for kept, rows in self._kept_shards():
                 sizes.add(kept.fold, self._value_of(rows), rows.num_rows)
-                if not (merger.takes(kept) and members_digest(rows) == kept.digest):
+                group, value = groups.get(kept.index), self._value_of(rows)
+                same = group and value == self._former_value(kept)
+                if not (group and same and members_digest(rows) == kept.digest):
                     add(kept, rows)
-                elif full := merger.take(kept, rows, self._value_of(rows)):
-                    members = pa.concat_tables(rows for _, rows in full)
+                    continue
+                held[kept.index] = rows
+                if all(each.index in held for each in group):
+                    tables = [held.pop(each.index) for each in group]
                     writer.add(
                         kept.fold,
-                        members.select(self._columns).rename_columns(names),
-                        cells=tuple(rows.num_rows for _, rows in full),
+                        pa.concat_tables(tables).select(self._columns).rename_columns(names),
+                        cells=tuple(rows.num_rows for rows in tables),
                         origins=(MERGED,),
                     )
-            for kept, rows in merger.rest():
-                add(kept, rows)
+            for kept in chain.from_iterable(self._merge_groups() if held else ()):
+                if kept.index in held:  # another one of its group has changed
+                    add(kept, held[kept.index])
             for fold, rows, cell in self._fresh_shards(sizes):
                 cells = new_cells(rows, cell)
                 writer.add(fold, rows.select(self._columns).rename_columns(names), cells=cells)
@@ -353,9 +360,20 @@ class _ShardPlanner:
         made = writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
         return replace(made, pairing=self._pairing)
 
-    def _grows(self) -> bool:
-        """Tells whether candidates are in no kept shard; shards are put together only then."""
-        return self._previous is not None and self._number("select count(*) from fresh") > 0
+    def _merge_groups(self) -> list[list[ShardHead]]:
+        """Finds the kept shards that are put together: some only if there are new candidates."""
+        previous = self._previous
+        if previous is None or not self._number("select count(*) from fresh"):
+            return []
+        if self._label is not None and self._label not in previous.labels:
+            return []
+        return merge_groups(previous.heads, self._size, self._former_value)
+
+    def _former_value(self, head: ShardHead) -> str:
+        """Returns the value that a shard of the previous plan had; empty if no parts are made."""
+        if self._label is None or self._previous is None:
+            return ""
+        return head.values[self._previous.labels.index(self._label)] or ""
 
     def _kept_shards(self) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Finds the shards of the previous plan that still have members.

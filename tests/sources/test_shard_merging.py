@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sources import MERGED, Manifest, plan, shard_merging
-from pipeline.sources.shard_merging import MOST_MERGES, TOGETHER, ShardMerger
+from pipeline.sources.listing import ListingWriter
+from pipeline.sources.shard_merging import MOST_MERGES, TOGETHER, merge_groups
 from pipeline.spec import FOLDS
 from tests.sources.test_cell_planning import cells_of, counted_again, image
 
@@ -94,22 +95,17 @@ def test_a_source_that_has_not_changed_or_has_lost_images_keeps_its_shards(
 
 
 def test_a_plan_puts_a_bounded_number_of_shards_together() -> None:
-    head = plan([image("0")]).heads[0]
-    merger = ShardMerger(size=10**6)
-    taken = 0
-    while merger.takes(head):
-        full = merger.take(head, None, "")  # type: ignore[arg-type]  # rows are passed on
-        assert len(full) in (0, TOGETHER)
-        taken += len(full)
-    assert taken == MOST_MERGES * TOGETHER
-    assert merger.rest() == []
+    heads = [plan([image("0")]).heads[0]] * (TOGETHER * MOST_MERGES + 100)
+    groups = merge_groups(heads, 10**6, lambda head: "")
+    assert [len(group) for group in groups] == [TOGETHER] * MOST_MERGES
 
 
-def test_only_small_shards_of_one_cell_are_taken() -> None:
+def test_only_small_shards_of_one_cell_are_taken_as_many_as_make_a_new_one() -> None:
     few, many = plan([image("0")]).heads[0], plan([image(f"{n}") for n in range(999)]).heads[0]
-    assert ShardMerger(2).takes(few)
-    assert not ShardMerger(1).takes(few)
-    assert not ShardMerger(2 * many.candidates - 1).takes(many)
+    for size, wanted in ((1, []), (2, [2, 2]), (3, [3])):
+        groups = merge_groups([few, many] * 5, size, lambda head: "")
+        assert [len(group) for group in groups] == wanted
+        assert all(group.count(few) == len(group) for group in groups)
 
 
 @pytest.mark.soak
@@ -124,3 +120,24 @@ def test_the_number_of_shards_stays_bounded_after_200_small_refreshes() -> None:
     assert len(places_of(before)) == len(images)
     assert len(cells_of(before)) == cells > 2000
     assert len(before.heads) <= most_shards(first, 200, 4800, before.shard_images, TOGETHER) <= 700
+
+
+def test_shards_of_different_values_are_never_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither if their images have another value since, nor if they had none before."""
+    monkeypatch.setattr(shard_merging, "TOGETHER", 2)
+    value = {image(f"step-{n}").uri: "rain" for n in range(6)}
+
+    def planned(names: int, previous: Manifest | None = None, by: str | None = "w") -> Manifest:
+        writer = ListingWriter(["w"] if by else [])
+        for n in range(names):
+            entry = image(f"step-{n}")
+            labels = [value[entry.uri]] if by else []
+            writer.add(entry.uri, "", entry.size, "1", group="one", labels=labels)
+        return plan(writer.listing("s3://b"), previous=previous, by=by)
+
+    second = planned(2, planned(1))
+    value[image("step-1").uri] = "sun"
+    third = planned(3, second)
+    assert {value: len(at) for value, at in third.parts("w").items()} == {"rain": 2, "sun": 1}
+    plain = planned(2, planned(1, by=None), by=None)
+    assert planned(3, plain).parts("w").keys() == {"rain", "sun"}
