@@ -160,6 +160,10 @@ class _Purge:
                 needed.update(plan.needed(catalogue))
         return needed
 
+    @cached_property
+    def _kept_dnas(self) -> set[str]:
+        return {of.version.dna for of in every_version(self._catalogue)}
+
     def _touched_folders(self) -> Iterable[str]:
         catalogue = self._catalogue
         specs = {
@@ -181,8 +185,8 @@ class _Purge:
         if path.startswith("matrix/"):
             stated = find_matrix_metadata(uri) if self._replaced else None
             return stated is not None and bool(self._replaced & set(stated["members"].values()))
-        if path.startswith("_work/_fold_points/"):
-            return path.rpartition("/")[2].removesuffix(".parquet") in self._replaced
+        if path.startswith("_work/_fold_points/"):  # also of windows, which no commit names
+            return path.rpartition("/")[2].removesuffix(".parquet") not in self._kept_dnas
         if path.startswith(("_work/_pair_neurons/", "_work/_tiles/")) or uri.endswith(".tmp"):
             return self._is_older(item)
         return uri.startswith(self._folders) and uri not in self._needed and self._is_older(item)

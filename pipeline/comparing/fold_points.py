@@ -58,6 +58,20 @@ class FoldPoints:
     halves: Floats
 
     @classmethod
+    def without_counts(cls, numbers: tuple[int, ...], images: Ints) -> FoldPoints:
+        """Makes what is known of fewer than two folds, which show nothing.
+
+        Args:
+            numbers: The numbers of the folds that have images.
+            images: (K,) images of each.
+
+        Returns:
+            Empty counts.
+        """
+        none = np.empty((0, 0), np.int64)
+        return cls(numbers, images, none[None], none, none.astype(np.float64))
+
+    @classmethod
     def of(cls, folds: Mapping[int, DNA], step: int) -> FoldPoints:
         """Counts folds.
 
@@ -72,8 +86,7 @@ class FoldPoints:
         parts = [folds[number] for number in numbers]
         images = np.array([part.images for part in parts], np.int64)
         if len(parts) < 2:
-            none = np.empty((0, 0, 0), np.int64)
-            return cls(numbers, images, none, none[0], np.empty((0, 0)))
+            return cls.without_counts(numbers, images)
         held = [np.ascontiguousarray(part.counts, np.int64) for part in parts]
         neurons, bins = held[0].shape
         at, signs = grid(bins, neurons, step), splits(len(parts))

@@ -103,9 +103,9 @@ def keep_points(counting: Counting) -> None:
 
 
 def _table(points: FoldPoints) -> pa.Table:
-    below, totals = points.below.transpose(1, 0, 2), points.totals.T
-    neurons = len(points.halves)
-    columns = (below.reshape(neurons, -1), totals, points.halves)
+    below = points.below.transpose(1, 0, 2)
+    flat = below.reshape(len(below), below.shape[1] * below.shape[2])
+    columns = (flat, points.totals.T, points.halves)
     return pa.table([_lists(values) for values in columns], schema=_SCHEMA)
 
 
@@ -164,8 +164,7 @@ class KeptPoints:
         if self._steps[layer] != step:
             return None
         if len(self._numbers) < 2:
-            none = np.empty((0, 0, 0), np.int64)
-            return FoldPoints(self._numbers, self._images, none, none[0], np.empty((0, 0)))
+            return FoldPoints.without_counts(self._numbers, self._images)
         index = self._spec.layers.index(layer)
         neurons, folds = self._spec.tap(layer).neurons, len(self._numbers)
         with corrupt_if_unreadable(f"{self._file.name}: layer {layer} cannot be read"):

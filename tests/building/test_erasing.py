@@ -357,6 +357,18 @@ def test_sums_that_name_nothing_are_removed_too(home: Home) -> None:
     assert {uri.rpartition("/")[2].removesuffix(".parquet") for uri in left} <= {*keys, "_plan"}
 
 
+def test_what_comparisons_keep_of_folds_is_removed_too(home: Home) -> None:
+    filled(home, 50)
+    place = home.catalogue
+    before = home.build(by="").version
+    uris = [place.fold_points_uri(before.spec, dna) for dna in (before.dna, "of-a-window")]
+    for uri in uris:
+        storage.create(uri, b"counts")
+    home.remove("0/03.png")
+    home.erase("0/03.png")
+    assert [uri for uri in uris if storage.exists(uri)] == []
+
+
 def test_versions_that_cannot_be_counted_again_are_refused(home: Home) -> None:
     filled(home)
     tag_version(home.catalogue, "x", "old")

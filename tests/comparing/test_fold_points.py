@@ -28,7 +28,7 @@ from pipeline.comparing.kept_points import Counting, find_points, keep_points, p
 from pipeline.dna import DNA, Lens
 from pipeline.spec import Tap
 from tests.comparing.test_matrix import stored
-from tests.comparing.test_tiles import SMALL, filled, same
+from tests.comparing.test_tiles import SMALL, filled, put, same
 from tests.golden.handmade import SPEC
 from tests.support.builders import tiny_spec
 
@@ -129,6 +129,17 @@ def test_kept_counts_are_those_of_the_folds(place: Catalogue) -> None:
             for field in ("images", "below", "totals", "halves"):
                 assert np.array_equal(getattr(points, field), getattr(counted, field)), field
             assert found.read(layer, step + 1) is None
+
+
+def test_a_dataset_of_one_fold_has_counts_that_are_empty(place: Catalogue) -> None:
+    put(place, "one", 1)
+    expected = compare(place, effort=Effort(keep=False))
+    same(compare(place, effort=SMALL), expected)
+    found = find_points(counting(place, "one"))
+    assert found is not None
+    points = found.read(SPEC.layers[0], plain_step(SPEC, SPEC.layers[0]))
+    assert points is not None
+    assert (len(points.numbers), points.below.size) == (1, 0)
 
 
 def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
