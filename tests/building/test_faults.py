@@ -469,9 +469,12 @@ def distances(compared: str) -> Matrix:
 
 
 TILE, MATRIX = r"/_tiles/\w+\.parquet", r"/matrix/.*\.parquet"
+POINTS = r"/_fold_points/.*\.parquet"
 COMPARING = {
     "dna-read": ("GET", r"/compared/dna/"),
     "folds-read": ("GET", r"/compared/folds/"),
+    "points-write": ("PUT", POINTS),
+    "points-read": ("GET", POINTS),
     "tiles-listing": ("GET", r"list-type=2.*_tiles"),
     "tile-write": ("PUT", TILE),
     "tile-read": ("GET", TILE),
@@ -483,7 +486,7 @@ COMPARING = {
 def comparisons() -> Iterator[tuple[str, Row]]:
     for where, (method, path) in COMPARING.items():
         faults = {"reset": reset, "slow-down": slow_down}
-        if where in ("dna-read", "folds-read", "tile-read"):
+        if where in ("dna-read", "folds-read", "points-read", "tile-read"):
             faults |= {"cut": cut(40), "ends-early": short(10)}
         if method == "PUT":
             faults |= {"answer-lost": answer_lost, "conflict": conflict}
@@ -512,7 +515,7 @@ def test_a_comparison_is_exact_or_its_error_is_clean(
     monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
     monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
     row, place = COMPARISONS[name], Catalogue(compared)
-    for left in ("matrix", "_work/_tiles"):
+    for left in ("matrix", "_work/_tiles", "_work/_fold_points"):
         storage.delete_tree(storage.join(compared, left))
     chaos.on(row.fault, row.method, row.path, times=row.times)
 
