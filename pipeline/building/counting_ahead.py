@@ -118,9 +118,9 @@ class CountingAhead:
             self._job_of[name] = job_of
             self._waiting.setdefault(name, []).append(manifest)
             self._changed.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
-            self._thread.start()
+            if self._thread is None:  # datasets are planned by several threads
+                self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+                self._thread.start()
 
     def drop(self, name: str) -> None:
         """Forgets the shards of a dataset that nobody has begun to count: it has another plan."""

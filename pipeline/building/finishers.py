@@ -47,6 +47,7 @@ class Finishers:
 
     def __init__(self, engine: Engine, finish: Callable[[CountedDataset, Mapper], None]) -> None:
         self.begun: set[str] = set()
+        self._early: list[Future[None]] = []
         self._engine = engine
         self._finish = finish
         self._pool = ThreadPoolExecutor(FINISHED_AT_ONCE, "finish")
@@ -62,6 +63,9 @@ class Finishers:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
+        if error is None:
+            for future in self._early:
+                future.result()
 
     def begin(self, counted: CountedDataset) -> None:
         """Begins to finish a dataset while shards of others run.
@@ -69,7 +73,7 @@ class Finishers:
         Args:
             counted: The dataset.
         """
-        self._submit(counted, self._engine.beside_shards())
+        self._early.append(self._submit(counted, self._engine.beside_shards))
 
     def finish(self, left: Sequence[CountedDataset], progress: Listener) -> None:
         """Finishes the last datasets, when no shard runs any more.
@@ -84,21 +88,21 @@ class Finishers:
             _ = mapper.workers  # opened by this thread, if it was not yet
         commits = Started(len(left), len(left), unit="datasets", step="datasets")
         with stage(progress, commits) if len(left) > 1 else nullcontext():
-            begun = {self._submit(of, mapper): of.plan.request.name for of in left}
+            begun = {self._submit(of, lambda: mapper): of.plan.request.name for of in left}
             for future in as_completed(begun):
                 future.result()
                 if len(left) > 1:
                     progress(StepDone(1, name=begun[future]))
 
-    def _submit(self, counted: CountedDataset, mapper: Mapper) -> Future[None]:
+    def _submit(self, counted: CountedDataset, mapper: Callable[[], Mapper]) -> Future[None]:
         self.begun.add(counted.plan.request.name)
         return self._pool.submit(self._run, counted, mapper)
 
-    def _run(self, counted: CountedDataset, mapper: Mapper) -> None:
+    def _run(self, counted: CountedDataset, mapper: Callable[[], Mapper]) -> None:
         recipe = counted.plan.job.recipe
         with_folds = FOLDS * expected_bytes(recipe.spec, recipe.products)
         with self._large if with_folds > LARGE_BYTES else nullcontext():
-            self._finish(counted, mapper)
+            self._finish(counted, mapper())
 
 
 def _takes_workers(counted: CountedDataset) -> bool:

@@ -125,7 +125,7 @@ class SharedLookups:
         return NetworkAndRanges(network, *find_ranges(network, asked, known))
 
     def _once(self, key: Hashable, look: Callable[[], T]) -> T:
-        """Returns what the first call for a key has found, or raises what it has raised."""
+        """Returns what the first call for a key has found; those that wait share its error."""
         with self._lock:
             future: Future[T] | None = self._found.get(key)
             mine = future is None
@@ -135,7 +135,10 @@ class SharedLookups:
             try:
                 future.set_result(look())
             except BaseException as error:
+                with self._lock:
+                    self._found.pop(key, None)  # another dataset tries again
                 future.set_exception(error)
+                raise
         return future.result()
 
 

@@ -38,9 +38,9 @@ from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import false_discovery
 from pipeline.comparing.tiles import TILE_WORK, Job, Tile
 from pipeline.dna import UNIFORM, Floats, Lens
-from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.errors import StorageError, TransientError
+from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper
-from pipeline.spec import available_cpus
 
 ROUNDS = 3
 """How often missing tiles are spread over workers, before the rest is computed here."""
@@ -149,8 +149,15 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
             elif not effort.keep:
                 _fill(grid, made, engine, effort.progress)
             else:
-                _count_folds(catalogue, wanted, job, engine, effort.progress)
-                kept = _shared(grid, made, engine, effort.progress, finished)
+                try:
+                    _count_folds(catalogue, wanted, job, engine, effort.progress)
+                    kept = _shared(grid, made, engine, effort.progress, finished)
+                except TransientError:
+                    raise
+                except StorageError as error:
+                    effort.progress(Said(f"nothing is kept for the next time: {error}"))
+                    _fill(grid, made, engine, effort.progress)
+                    return grid.matrix()
     finally:
         tiles.clear_cache()
     matrix = grid.matrix() if kept is None else kept
@@ -173,9 +180,10 @@ def _count_folds(
     missing = without_points(catalogue.root, job.spec, wanted.versions.items())
     if not missing:
         return
+    threads = min(map(job.loaders, job.layers)) if engine.in_process else 1
     with (
         stage(progress, Started(len(missing), len(missing), unit="DNAs", step="folds")),
-        ThreadPoolExecutor(available_cpus(), "folds") as pool,
+        ThreadPoolExecutor(threads, "folds") as pool,
     ):
         spread = pool.map if engine.in_process else engine.map
         for _ in spread(keep_points, missing):

@@ -1,7 +1,7 @@
 """Holds cumulative distributions of DNAs and of their folds, as all sums over folds need them.
 
 >>> curves = FoldCurves.of([whole], [folds])                                # doctest: +SKIP
->>> curves.noise.rows.shape                  # neurons, DNAs, draws, points    # doctest: +SKIP
+>>> curves.noise.rows.shape                  # DNAs, neurons, draws, points    # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -278,8 +278,8 @@ def fold_sums(
 
 METHOD = "3"
 """Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
-in `noise_kernel` or in `significance`: kept matrices and tiles of another version are computed
-anew."""
+`fold_points`, `fold_curves`, `noise_kernel`, `noise_vectors` or `significance`: kept matrices,
+tiles and counts of folds of another version are made anew."""
 
 PAIR_ESTIMATES = ("emd_corrected", "se", "low", "high", "floor", "p", "paired")
 """Estimates of a pair that do not depend on other pairs. The last is the share of its images that
@@ -435,7 +435,7 @@ def _paired_images(a: FoldCurves, b: FoldCurves) -> tuple[Floats, Floats]:
     return shares[..., 0], shares[..., 1]
 
 
-@lru_cache(maxsize=2**16)  # each layer asks again
+@lru_cache(maxsize=2**20)  # each layer asks again; a tile has fewer pairs
 def _paired_share(a: Pairs | None, b: Pairs | None) -> Shared:
     return UNKNOWN if a is None or b is None else a.shared(b)
 

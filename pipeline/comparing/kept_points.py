@@ -19,6 +19,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.fold_points import FoldPoints, points_of, step_for
+from pipeline.comparing.fold_statistics import METHOD
 from pipeline.dna import FileKind, Pairs, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.spec import Spec
@@ -93,6 +94,7 @@ def keep_points(counting: Counting) -> None:
     metadata = {
         "spec": spec.digest,
         "dna": counting.version.dna,
+        "method": METHOD,
         "steps": list(steps.values()),
         "numbers": list(counted[0].numbers),
         "images": counted[0].images.tolist(),
@@ -140,8 +142,9 @@ class KeptPoints:
         self._spec = counting.spec
         with corrupt_if_unreadable(f"{counting.uri}: its metadata cannot be read"):
             stated = self._file.metadata
-            if (stated["spec"], stated["dna"]) != (counting.spec.digest, counting.version.dna):
-                raise CorruptFile(f"{counting.uri} is of DNA {stated['dna']}, not of its name's")
+            found = tuple(stated[name] for name in ("spec", "dna", "method"))
+            if found != (counting.spec.digest, counting.version.dna, METHOD):
+                raise CorruptFile(f"{counting.uri} holds counts of {found}: spec, DNA and method")
             self._steps = dict(zip(counting.spec.layers, stated["steps"], strict=True))
             self._numbers = tuple(stated["numbers"])
             self._images = np.array(stated["images"], np.int64)
@@ -182,11 +185,12 @@ class KeptPoints:
             )
 
 
-def find_points(counting: Counting) -> KeptPoints | None:
-    """Finds the kept counts of a DNA's folds. Damaged ones are removed.
+def find_points(counting: Counting, *, discard: bool = True) -> KeptPoints | None:
+    """Finds the kept counts of a DNA's folds.
 
     Args:
         counting: The DNA.
+        discard: Whether counts that are damaged, or of another method, are removed.
 
     Returns:
         The counts, or None if there are none.
@@ -196,7 +200,8 @@ def find_points(counting: Counting) -> KeptPoints | None:
     except SourceError:
         return None
     except CorruptFile:
-        storage.discard(counting.uri)
+        if discard:
+            storage.discard(counting.uri)
         return None
 
 

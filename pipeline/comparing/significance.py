@@ -48,9 +48,8 @@ def difference_gram(
 ) -> Floats:
     """Computes inner products of the differences of paired folds, from those of the folds.
 
-    Differences
-    that may be rounding are set to zero, as a test would make something of their signs: those below
-    a thousandth of what folds of one dataset differ by, or below 3e-7 of what they are.
+    Differences that may be rounding are set to zero, as a test would make something of their signs:
+    those below a thousandth of what folds of one dataset differ by, or below 3e-7 of what they are.
 
     Args:
         gram_aa: (..., K_a, K_a) inner products of the cumulative distributions of a's folds.
@@ -163,9 +162,8 @@ def flip_test(gram: Floats) -> Floats:
 
     Returns:
         (...) p: the share of all choices of signs under which the differences agree as well as
-        found.
-        It is at least 1 / 2^(K - 1), which is 3e-5 for 16. NaN for unknown products, and for fewer
-        than `LEAST_FOLDS` differences, which could show nothing.
+        found. It is at least 1 / 2^(K - 1), which is 3e-5 for 16. NaN for unknown products, and for
+        fewer than `LEAST_FOLDS` differences, which could show nothing.
     """
     folds = gram.shape[-1]
     flat = np.ascontiguousarray(gram, np.float64).reshape(-1, folds, folds)

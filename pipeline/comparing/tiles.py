@@ -138,7 +138,7 @@ class Job:
         return self.lens.weights_of(layer)
 
     def step(self, layer: str) -> int:
-        """Chooses the bins between points of a layer's curves; see `fold_curves.step_for`.
+        """Chooses the bins between points of a layer's curves; see `fold_points.step_for`.
 
         Args:
             layer: Name of the layer.
@@ -161,11 +161,12 @@ class Job:
     def side(self) -> int:
         """Number of DNAs on a side of a tile.
 
-        Results then take a quarter of the memory: the sums of one layer and of all layers, and what
-        is estimated from them. The DNAs need not be in memory together; see `Tile.steps`.
+        Results then take a quarter of the memory: the sums of one layer and of all layers, as much
+        again while they are computed, and what is estimated from them. The DNAs need not be in
+        memory together; see `Tile.steps`.
         """
         barred = FOLDS**2 + DRAWS * len(CHANGES) + 4 * FOLDS
-        held = 2 * (barred if self.error_bars else 4) + self.planes * len(self.columns)
+        held = 4 * (barred if self.error_bars else 4) + self.planes * len(self.columns)
         return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / (8 * held)) ** 0.5))
 
     def held(self, layer: str) -> int:
@@ -370,7 +371,7 @@ def run(tile: Tile) -> TileReceipt:
         The receipt of the committed tile.
     """
     if not storage.exists(tile.uri):
-        storage.create(tile.uri, encode_tile(tile, compute(tile)))
+        storage.create(tile.uri, encode_tile(tile, compute(tile, keeps=True)))
     return TileReceipt(tile.digest, tile.pairs)
 
 
@@ -435,11 +436,12 @@ def decode_tile(data: bytes, tile: Tile) -> Block:
 # Computing one tile.
 
 
-def compute(tile: Tile) -> Block:
+def compute(tile: Tile, *, keeps: bool = False) -> Block:
     """Computes all numbers of a tile. What is compared next is loaded meanwhile.
 
     Args:
         tile: The tile.
+        keeps: Whether the comparison writes to the catalogue: then damaged counts are removed.
 
     Returns:
         Its numbers.
@@ -447,6 +449,7 @@ def compute(tile: Tile) -> Block:
     job = tile.job
     keep_memory()
     _cache.keep_only(tile)
+    _cache.keeps = keeps
     shape = len(tile.a), len(tile.b)
     block: Block = {name: np.full((job.planes, *shape), np.nan) for name in job.columns}
     whole = _TileLayer.zeros(tile) if job.whole else None
@@ -636,6 +639,7 @@ class _Cache:
         default_factory=dict
     )
     points: dict[tuple[str, str, str], KeptPoints | None] = field(default_factory=dict)
+    keeps: bool = False
     loaded: dict[tuple[object, ...], _LayerData] = field(default_factory=dict)
 
     def keep_only(self, tile: Tile) -> None:
@@ -695,7 +699,8 @@ class _Cache:
     def _points(self, job: Job, name: str, version: Version) -> KeptPoints | None:
         key = (job.root, name, version.dna)
         if key not in self.points:
-            self.points[key] = find_points(Counting(job.root, job.spec, name, version))
+            counting = Counting(job.root, job.spec, name, version)
+            self.points[key] = find_points(counting, discard=self.keeps)
         return self.points[key]
 
     def _open(self, job: Job, kind: str, name: str, version: Version) -> DnaFile:

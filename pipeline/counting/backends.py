@@ -11,6 +11,7 @@ with what has counted it.
 from __future__ import annotations
 
 import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ class ChosenBackend:
 
     backend: Backend
     note: str = ""
+
+
+_CONVERTING = threading.Lock()
+"""Several datasets are planned at a time, and one of them converts a network."""
 
 
 def choose_backend(
@@ -89,10 +94,11 @@ def choose_backend(
         return ChosenBackend("torch", note if before == "openvino" else "")
     if before is None and not network.depthwise:
         return ChosenBackend("torch")
-    if converted_path(network, micro_batch or MICRO_BATCH["cpu"]).exists():
-        return ChosenBackend("openvino")  # it was tried then, and each worker tries it again
-    say(f"converting {network.name} for OpenVINO, once on this machine")
-    problem = _conversion_problem(network, micro_batch)
+    with _CONVERTING:
+        if converted_path(network, micro_batch or MICRO_BATCH["cpu"]).exists():
+            return ChosenBackend("openvino")  # it was tried then, and each worker tries it again
+        say(f"converting {network.name} for OpenVINO, once on this machine")
+        problem = _conversion_problem(network, micro_batch)
     if problem:
         return ChosenBackend("torch", f"torch runs {network.name}, as OpenVINO cannot: {problem}")
     return ChosenBackend("openvino")

@@ -36,6 +36,7 @@ def dataset_row(result: Result) -> dict[str, Any]:
         "images": version.images,
         "failed": version.failed,
         "changed": result.changed,
+        "is_new": result.changed and result.replaced is None,
         "dna": version.dna,
         "spec": version.spec,
         "image_changes": asdict(changes) if changes else None,
@@ -64,10 +65,15 @@ def sum_up(
         cost: What the refresh took in all.
 
     Returns:
-        The numbers.
+        The numbers. Images of new datasets count as added. `untested` is how many new versions were
+        not tested for an alarm, and `datasets_of_unknown_changes` of how many it is not known what
+        became of their images.
     """
     refreshed = [row for row in rows if row["changed"]]
-    changes = [row["image_changes"] for row in refreshed if row["image_changes"]]
+    new = [row for row in refreshed if row["is_new"]]
+    later = [row for row in refreshed if not row["is_new"]]
+    changes = [row["image_changes"] for row in later if row["image_changes"]]
+    changes += [{"added": row["images"] + row["failed"], "removed": 0, "changed": 0} for row in new]
     read = {name: sum(row[name] for row in rows) for name in ("read", "read_bytes", "reused")}
     return {
         "datasets": {
@@ -81,9 +87,11 @@ def sum_up(
             "counted": sum(row["images"] for row in rows),
             "failed": sum(row["failed"] for row in rows),
             **{name: sum(each[name] for each in changes) for name in CHANGES},
+            "datasets_of_unknown_changes": sum(not row["image_changes"] for row in later),
         },
         "moved": sum(row["moved"] is not None for row in rows),
         "alarms": [row["dataset"] for row in rows if row["alarm"]],
+        "untested": sum(row["alarm"] is None for row in later),
         "cost": {
             "images_read": read["read"],
             "bytes_read": read["read_bytes"],

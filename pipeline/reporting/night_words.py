@@ -46,8 +46,12 @@ def night_sentence(outcome: Mapping[str, Any]) -> str:
     told = [f"{datasets[state]:,} {state}" for state in states if datasets[state]]
     parts = [f"{count_of(datasets['asked'], 'dataset')}: {', '.join(told)}"]
     if datasets["refreshed"]:
-        parts.append(f"images {changes_told(found['images'])}")
-        parts.append(count_of(len(found["alarms"]), "drift alarm"))
+        unknown = found["images"]["datasets_of_unknown_changes"]
+        aside = f" (not known for {count_of(unknown, 'dataset')})" if unknown else ""
+        parts.append(f"images {changes_told(found['images'])}{aside}")
+        untested = count_of(found["untested"], "version")
+        aside = f" ({untested} not tested)" if found["untested"] else ""
+        parts.append(f"{count_of(len(found['alarms']), 'drift alarm')}{aside}")
     return "; ".join([*parts, cost_told(found["cost"])])
 
 
@@ -75,7 +79,7 @@ def moved_told(row: Mapping[str, Any]) -> str:
 
 def cost_told(cost: Mapping[str, float]) -> str:
     """Says what a refresh has read, asked for and taken."""
-    read = f"{cost['images_read']:,} images read"
+    read = f"{count_of(int(cost['images_read']), 'image')} read"
     read += f" ({in_units(int(cost['bytes_read']))})" if cost["bytes_read"] else ""
     return (
         f"{read}, {cost['requests']:,} requests, {cost['seconds']:,.1f} s, "

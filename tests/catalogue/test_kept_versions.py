@@ -98,7 +98,7 @@ def test_a_version_is_kept_if_any_rule_keeps_it(
     def kept(*rules: Any) -> set[tuple[str, ...]]:
         return {each.identity for each in kept_versions(commits, *rules)}
 
-    held = [{(n, v.spec, v.dna, "") for n, of in c.datasets.items() for v in of.values()}
+    held = [{(n, v.spec, v.dna, "", "") for n, of in c.datasets.items() for v in of.values()}
             for c in commits]  # fmt: skip
     after = [True, *(day(c.number) > day(since) for c in commits)]
     by_day = set().union(*(state for state, late in zip(held, after, strict=False) if late))

@@ -26,10 +26,13 @@ from pipeline.comparing.fold_points import (
 from pipeline.comparing.fold_statistics import estimates
 from pipeline.comparing.kept_points import Counting, find_points, keep_points, plain_step
 from pipeline.dna import DNA, Lens
+from pipeline.errors import StorageError
+from pipeline.events import Event
+from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.comparing.test_matrix import stored
 from tests.comparing.test_tiles import SMALL, filled, put, same
-from tests.golden.handmade import SPEC
+from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.support.builders import tiny_spec
 
 BINS = 1000
@@ -159,14 +162,26 @@ def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
     same(compare(place, effort=SMALL), plain)
 
 
-def test_a_lens_of_few_neurons_has_points_of_its_own(place: Catalogue) -> None:
+def test_a_lens_of_few_neurons_has_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where fewer neurons count, points are closer; kept counts of other points do not serve."""
-    weights = np.zeros(len(place.load("set/0").low))
-    weights[0] = 1
-    lens = Lens("first", tuple((tap.name, tap.neurons) for tap in SPEC.taps), weights)
-    expected = compare(place, lens=lens, effort=Effort(keep=False))
-    compare(place, effort=SMALL)
-    same(compare(place, lens=lens, effort=SMALL), expected)
+    monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
+    place = Catalogue(f"memory://{uuid.uuid4().hex}")
+    spec, ranges = tiny_spec(BINS, (Tap("wide", 200, 4),))
+    assert plain_step(spec, "wide") == 4 * finest_step(BINS)
+    for n in range(3):
+        manifest = plan(entries(f"set/{n}", 20), shard_images=1)
+        partials = [hand_made(shard, spec, ranges) for shard in manifest.shards]
+        commit_dataset(place, f"set/{n}", manifest, partials, spec, ranges)
+    weights = np.zeros(200)
+    weights[:3] = 1
+    lens = Lens("first", (("wide", 200),), weights)
+    plain, seen = (compare(place, lens=of, effort=Effort(keep=False)) for of in (None, lens))
+    same(compare(place, effort=SMALL), plain)
+    assert len(kept(place)) == 3
+    same(compare(place, lens=lens, effort=SMALL), seen)
+    for uri in stored(place):
+        storage.delete(uri)
+    same(compare(place, effort=SMALL), plain)  # from the kept counts
 
 
 def test_what_is_loaded_for_one_choice_of_points_does_not_serve_another(
@@ -197,7 +212,24 @@ def test_damaged_counts_are_removed_and_the_folds_read(place: Catalogue, damage:
     else:
         data[:] = storage.read(counting(place, "set/1").uri)
     storage.replace(of.uri, bytes(data))
+    same(compare(place, effort=Effort(memory=1, keep=False)), expected)
+    assert storage.read(of.uri) == bytes(data)  # nothing is written, and nothing removed
     same(compare(place, effort=SMALL), expected)
+    assert not storage.exists(of.uri)
+
+
+def test_a_catalogue_that_cannot_be_written_is_compared_all_the_same(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = compare(place, effort=Effort(keep=False))
+
+    def refuse(uri: str, *_: object) -> None:
+        raise StorageError(f"{uri}: permission denied")
+
+    monkeypatch.setattr(storage, "create", refuse)
+    told: list[Event] = []
+    same(compare(place, effort=Effort(memory=1, progress=told.append)), expected)
+    assert "nothing is kept for the next time" in str(told)
 
 
 def test_gc_keeps_the_counts_of_kept_versions_alone(place: Catalogue) -> None:
