@@ -23,7 +23,7 @@ from pipeline.networks import Network, describe, find_ranges, require_loadable
 
 T = TypeVar("T")
 
-HEAD_SECONDS = 5.0
+COMMIT_SECONDS = 5.0
 """How old a commit may be that a plan begins with. Another job may commit at any time anyway."""
 
 
@@ -62,7 +62,7 @@ class SharedLookups:
     def head(self) -> Commit:
         """Returns the newest commit, as it was some seconds ago at most."""
         with self._head_lock:
-            if self._head is None or monotonic() - self._head[0] > HEAD_SECONDS:
+            if self._head is None or monotonic() - self._head[0] > COMMIT_SECONDS:
                 self._head = monotonic(), self._catalogue.head()
             return self._head[1]
 

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.building import Movement, Result
 from pipeline.comparing import alarms
 
-CHANGES = ("added", "removed", "changed")
+KINDS_OF_CHANGE = ("added", "removed", "changed")
 """What may have become of images since the version before."""
 
 
@@ -86,7 +86,7 @@ def sum_up(
         "images": {
             "counted": sum(row["images"] for row in rows),
             "failed": sum(row["failed"] for row in rows),
-            **{name: sum(each[name] for each in changes) for name in CHANGES},
+            **{name: sum(each[name] for each in changes) for name in KINDS_OF_CHANGE},
             "datasets_of_unknown_changes": sum(not row["image_changes"] for row in later),
         },
         "moved": sum(row["moved"] is not None for row in rows),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pipeline.building import Erased, ErasurePreview
 from pipeline.wording import count_of, some_of
 
-LIMITS = (
+ERASURE_LIMITS = (
     "Not reached from here: backups, older versions of objects in a versioned bucket, pages and "
     "files that were exported, and temporary files of running jobs"
 )
@@ -47,7 +47,7 @@ def erased_lines(erased: Erased) -> list[str]:
         f"  {count_of(erased.removed, 'object')} removed; {count_of(erased.searched, 'object')} "
         "searched, and none names an erased image"
     )
-    return [*lines, *_alike(erased.alike), LIMITS]
+    return [*lines, *_alike(erased.alike), ERASURE_LIMITS]
 
 
 def _versions(name: str, commits: Sequence[int]) -> str:

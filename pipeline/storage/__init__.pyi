@@ -19,9 +19,9 @@ from .objects import read_spans as read_spans
 from .objects import replace as replace
 from .objects import store_of as store_of
 from .objects import walk as walk
-from .requests import RequestMeter as RequestMeter
-from .requests import count_requests as count_requests
-from .requests import requests_sent as requests_sent
+from .request_count import RequestMeter as RequestMeter
+from .request_count import count_requests as count_requests
+from .request_count import requests_sent as requests_sent
 from .store import Stored as Stored
 from .store_checks import clock as clock
 from .store_checks import require_exclusive as require_exclusive

@@ -44,7 +44,7 @@ from pipeline.errors import (
     printable,
     redact,
 )
-from pipeline.storage.requests import count_requests
+from pipeline.storage.request_count import count_requests
 from pipeline.wording import count_of
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
 from pipeline.storage.listing_pages import BEFORE_PARSE, take_objects
 from pipeline.storage.other import Details, FsspecStore, identity_of, is_folder_marker, nothing
-from pipeline.storage.requests import count_requests
+from pipeline.storage.request_count import count_requests
 from pipeline.storage.retry import RetrySettings, attempt, status_of
 from pipeline.storage.store import Answer, Stored
 

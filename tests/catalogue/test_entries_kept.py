@@ -22,7 +22,9 @@ DAY = 86_400.0
 
 @pytest.fixture
 def place(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
     made = Place(tmp_path)
     made.photos("a", 6)
     return made

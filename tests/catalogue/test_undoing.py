@@ -36,7 +36,9 @@ from tests.golden.handmade import NETWORK, Place
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
     made = Place(tmp_path)
     for name in ("a", "b"):
         made.photos(name, 6)

@@ -366,7 +366,9 @@ def test_only_datasets_are_removed_and_rolled_back(place: Catalogue) -> None:
 
 
 def test_gc_keeps_what_has_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
     made = Place(tmp_path)
     for images in (3, 5, 7, 9):
         made.photos("a", images)
@@ -393,7 +395,9 @@ def test_gc_keeps_what_has_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_collection_beside_a_tag_leaves_the_files_or_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
     made = Place(tmp_path)
     for images in (3, 5):
         made.photos("a", images)

@@ -491,9 +491,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     real = tiles.compute
 
-    def spy(tile: tiles.Tile) -> tiles.Block:
+    def spy(tile: tiles.Tile, **how: bool) -> tiles.Block:
         calls.append(tile.pairs)
-        return real(tile)
+        return real(tile, **how)
 
     monkeypatch.setattr(tiles, "compute", spy)
     return calls

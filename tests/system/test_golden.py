@@ -248,11 +248,13 @@ def test_a_golden_commit_is_read(folder: Path, expected: dict[str, Any]) -> None
         assert version.sha256[kind] == expected["sha256"][name]
 
 
-def test_a_commit_of_the_format_without_tags_is_read() -> None:
-    path = GOLDEN / "former" / "commit-2.json"
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_commit_of_a_format_without_tags_or_erasures_is_read(number: int) -> None:
+    path = GOLDEN / "former" / f"commit-{number}.json"
     stated = json.loads(path.read_bytes())
     former = StoredCommit.decode(path.read_bytes(), str(path)).whole()
-    assert former.tags == {}
+    assert former.tags == stated.get("tags", {})
+    assert former.replaced == {}
     assert (former.action, former.default_spec) == (stated["action"], stated["default_spec"])
     assert former.datasets.keys() == stated["datasets"].keys()
     for name, versions in stated["datasets"].items():

@@ -329,7 +329,7 @@ def test_a_gap_in_the_log_is_not_written_over(copy: Copy) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandMadePlace:
-    monkeypatch.setattr("pipeline.building.planner.describe", lambda *_: NETWORK)
+    monkeypatch.setattr("pipeline.building.shared_lookups.describe", lambda *_: NETWORK)
     return HandMadePlace(tmp_path)
 
 
