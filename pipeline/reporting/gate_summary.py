@@ -15,7 +15,7 @@ from pipeline.reporting.gate_words import reason_lines
 from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
 
 SHOWN_UNCHANGED = 100
-"""If there are more datasets, only those that have changed are listed: a CI job has a short page."""
+"""If there are more datasets, only those that changed are listed: a CI job has a short page."""
 
 _SIGNS = {"holds": "✅ holds", "broken": "❌ broken"}
 """How outcomes that need a mark are written."""
