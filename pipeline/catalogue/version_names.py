@@ -42,7 +42,7 @@ class VersionName:
         which: A number from 0 up is that of a commit: the version that the dataset had then. A
             number below 0 counts versions back from the current one. A time means the version that
             the dataset had then, and text is a tag. None means the current version. A window
-            means the sum of the current version's parts of some days.
+            means the sum of the current version's shards of some days.
     """
 
     dataset: str

@@ -1,4 +1,4 @@
-"""Adds up the parts of a dataset that are of some days: the version that a window of days names.
+"""Adds up the shards of a dataset that are of some days: the version that a window of days names.
 
 >>> window_version(catalogue, "cams@last:7d", spec, commit).images             # doctest: +SKIP
 7000
@@ -19,7 +19,6 @@ from datetime import UTC, date, datetime, timedelta
 from pydantic import ValidationError
 
 from pipeline import storage
-from pipeline.catalogue.changes import parts_of
 from pipeline.catalogue.commit import Commit, Version, canonical_json
 from pipeline.catalogue.composed_version import version_of
 from pipeline.catalogue.day_windows import DayWindow, day_of
@@ -29,63 +28,80 @@ from pipeline.counting import add_up, compose, plan_folds
 from pipeline.dna import encode_failures
 from pipeline.errors import NotFound, SourceError
 from pipeline.mapper import map_in_order
-from pipeline.sources import Manifest
+from pipeline.sources import Manifest, label_of
 from pipeline.spec import available_cpus, digest_of
-from pipeline.wording import option, some_of
+from pipeline.wording import count_of, option, some_of
 
 MADE_AGAIN = timedelta(days=3)
 """A window is made again after this time, so that no collection of garbage takes its files while
 they are read."""
 
-Part = tuple[str, Version]
-"""The name of a part, and its version."""
-
 
 def window_version(catalogue: VersionFiles, name: str, spec: str, commit: Commit) -> Version:
-    """Adds up the parts of a window's days, unless that was done before.
+    """Adds up the sums of a window's days, unless that was done before.
 
     Args:
         catalogue: The catalogue.
         name: The name of the window, such as `cams@last:7d`.
         spec: The digest of the dataset's spec.
-        commit: The state whose parts are taken.
+        commit: The state whose version of the dataset has the days.
 
     Returns:
-        The version. It is a pure function of the parts.
+        The version. It is a pure function of the days' shards.
 
     Raises:
-        NotFound: The dataset keeps no days, or not all of the window's.
+        NotFound: The dataset keeps no days, or not all of the window's, or none of their images
+            can be read.
         SourceError: Some of the sums are gone.
         CorruptFile: Some are damaged.
     """
-    parts = _chosen(name, spec, commit)
-    stated = [[version.manifest, list(version.products)] for _, version in parts]
     dataset = VersionName.parse(name).dataset
+    whole = commit.datasets[dataset][spec]
+    values, manifest = _chosen(catalogue, name, whole)
+    stated = [manifest.digest, list(whole.products)]
     noted = catalogue.window_uri(dataset, spec, digest_of("window", stated))
     if kept := _kept(catalogue, name, noted):
         return kept
-    made = _made(catalogue, name, parts)
+    made = replace(
+        _made(catalogue, name, whole, manifest),
+        by=whole.by,
+        part_of=dataset,
+        value=" … ".join(dict.fromkeys((values[0], values[-1]))),
+    )
     storage.replace(noted, canonical_json(asdict(made)))
     return made
 
 
-def _chosen(name: str, spec: str, commit: Commit) -> list[Part]:
-    """Finds the parts of a window's days, sorted by day and name."""
+def _chosen(catalogue: VersionFiles, name: str, whole: Version) -> tuple[list[str], Manifest]:
+    """Finds the shards of a window's days in the manifest of the whole dataset.
+
+    The parts would not do: a part of which no image can be read is not committed, but its failures
+    are those of its day.
+
+    Returns:
+        The values of their label, sorted by day, and the shards.
+
+    Raises:
+        NotFound: The dataset keeps no days, or not all of the window's.
+        TypeError: The name is not that of a window.
+    """
     named = VersionName.parse(name)
     if not isinstance(named.which, DayWindow):
         raise TypeError(f"{name} names no window")
-    parts = parts_of(commit, named.dataset, spec)
     by = option("by", 1)
     how = f"build it with {by}, or by as many folders as name a day (day=2026-11-24/)"
-    if not parts:
+    if not whole.by or whole.part_of:
         raise NotFound(f"{name}: {named.dataset} has no parts, so it keeps no days; {how}")
-    by_day: defaultdict[date, list[Part]] = defaultdict(list)
-    for part in sorted(parts.items()):
-        if day := day_of(part[1].value):
-            by_day[day].append(part)
+    manifest = catalogue.manifest(named.dataset, whole)
+    shards = manifest.parts(label_of(whole.by))
+    by_day: defaultdict[date, list[str]] = defaultdict(list)
+    for value in shards:
+        if day := day_of(value):
+            by_day[day].append(value)
     if not by_day:
-        values = some_of(sorted(part.value for part in parts.values()))
-        raise NotFound(f"{name}: no part of {named.dataset} is of a day, but {values}; {how}")
+        raise NotFound(
+            f"{name}: no part of {named.dataset} is of a day, but {some_of(list(shards))}; {how}"
+        )
     there = sorted(by_day)
     try:
         days = named.which.days_of(there)
@@ -94,7 +110,8 @@ def _chosen(name: str, spec: str, commit: Commit) -> list[Part]:
             f"{name}: {error}; {named.dataset} has days from {there[0]} to {there[-1]}, and "
             f"{named.dataset}@last:{len(there)} takes the newest {len(there)} that have images"
         ) from error
-    return [part for day in days for part in by_day[day]]
+    values = [value for day in days for value in by_day[day]]
+    return values, manifest.select(index for value in values for index in shards[value])
 
 
 def _kept(catalogue: VersionFiles, name: str, noted: str) -> Version | None:
@@ -111,12 +128,10 @@ def _kept(catalogue: VersionFiles, name: str, noted: str) -> Version | None:
     return version if all(map_in_order(storage.exists, uris)) else None
 
 
-def _made(catalogue: VersionFiles, name: str, parts: list[Part]) -> Version:
-    """Adds up parts, and stores the files of the sum."""
-    dataset, (first_name, first) = VersionName.parse(name).dataset, parts[0]
-    spec, products = first.spec, first.products
-    manifest = Manifest.joined(list(map_in_order(lambda of: catalogue.manifest(*of), parts)))
-    work = catalogue.partials_uri(first_name, first)
+def _made(catalogue: VersionFiles, name: str, whole: Version, manifest: Manifest) -> Version:
+    """Adds up shards of a dataset, and stores the files of the sum."""
+    dataset, spec, products = VersionName.parse(name).dataset, whole.spec, whole.products
+    work = catalogue.partials_uri(dataset, whole)
     levels, folds = plan_folds(manifest, work, spec, products)
     try:
         for level in levels:
@@ -128,6 +143,11 @@ def _made(catalogue: VersionFiles, name: str, parts: list[Part]) -> Version:
             f"{name}: some sums of its days are gone ({error}); a build of {dataset} counts them "
             "again when its source has changed"
         ) from error
+    if not composed.images:
+        raise NotFound(
+            f"{name}: none of {count_of(len(composed.failures), 'candidate')} is an image that "
+            f"can be read. First: {composed.failures[0]}"
+        )
     files = {
         **composed.files,
         "failures": encode_failures(composed.failures),
@@ -136,6 +156,4 @@ def _made(catalogue: VersionFiles, name: str, parts: list[Part]) -> Version:
     version = version_of(composed, manifest, spec, products, files)
     for kind, data in files.items():
         storage.replace(catalogue.uri(kind, spec, name, version.digest_in(kind)), data)
-    values = [parts[0][1].value, parts[-1][1].value]
-    value = " … ".join(dict.fromkeys(values))
-    return replace(version, by=first.by, part_of=dataset, value=value)
+    return version

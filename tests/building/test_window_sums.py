@@ -150,6 +150,29 @@ def test_the_same_days_have_the_same_bits_whatever_else_there_is(
     assert (whole.images, whole.part_of) == (current.images, "cams")
 
 
+def test_a_window_has_the_failures_of_parts_without_an_image(tmp_path: Path) -> None:
+    """Such parts are not committed: a day may lose one of its hours, or be torn as a whole."""
+    place, source = Catalogue(str(tmp_path / "catalogue")), tmp_path / "source"
+    for number, hours in enumerate(("ab", "at", "tt")):
+        for hour in range(2):
+            folder = source / day(number) / f"hour={hour}"
+            write_photos(folder, 2, first_seed=100 * number + 10 * hour)
+            if hours[hour] == "t":
+                for path in folder.iterdir():
+                    path.write_bytes(b"\xff\xd8 torn")
+    build(place, source, by="2", max_failures=0.9)
+    whole = place.find("cams")
+    assert (whole.images, whole.failed) == (6, 6)
+    assert same_counts_and_failures(place.load("cams@last:3d"), place.load("cams"))
+    windows = {name: place.find(f"cams@{name}") for name in ("last:3", "last:2d")}
+    assert {name: (found.images, found.failed) for name, found in windows.items()} == {
+        "last:3": (6, 6),
+        "last:2d": (2, 6),
+    }
+    with pytest.raises(NotFound, match="none of 4 candidates is an image that can be read"):
+        place.find("cams@last:1d")
+
+
 def test_a_window_reads_no_image_and_is_made_once(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
