@@ -9,6 +9,8 @@ from .commit import canonical_json as canonical_json
 from .commit import footers_of as footers_of
 from .commit import software as software
 from .composed_version import version_of as version_of
+from .day_windows import BETWEEN as BETWEEN
+from .day_windows import days_between as days_between
 from .findings import Finding as Finding
 from .findings import Verification as Verification
 from .garbage_collection import collect as collect

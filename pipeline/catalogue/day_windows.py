@@ -16,6 +16,9 @@ from typing import Self
 
 from pipeline.wording import some_of
 
+BETWEEN = " … "
+"""Stands in the value of a window between the values of its first and its last part."""
+
 _LAST = re.compile(r"last:([1-9][0-9]{0,5})(d?)")
 _RANGE = re.compile(r"(\d{4}-\d{2}-\d{2})\.\.(\d{4}-\d{2}-\d{2})")
 _DATES = (
@@ -107,3 +110,20 @@ def day_of(value: str) -> date | None:
             except ValueError:
                 continue
     return None
+
+
+def days_between(value: str) -> tuple[date, date] | None:
+    """Finds the first and the last day of the parts that a value is of.
+
+    >>> days_between("day=2026-11-18 … day=2026-11-24")
+    (datetime.date(2026, 11, 18), datetime.date(2026, 11, 24))
+
+    Args:
+        value: The value of a label, or of a window.
+
+    Returns:
+        The days; None if they are not known.
+    """
+    first, _, last = value.partition(BETWEEN)
+    days = day_of(first), day_of(last or first)
+    return (days[0], days[1]) if days[0] and days[1] else None

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pipeline import storage
 from pipeline.catalogue.commit import Commit, Version, canonical_json
 from pipeline.catalogue.composed_version import version_of
-from pipeline.catalogue.day_windows import DayWindow, day_of
+from pipeline.catalogue.day_windows import BETWEEN, DayWindow, day_of
 from pipeline.catalogue.version_files import VersionFiles
 from pipeline.catalogue.version_names import VersionName
 from pipeline.counting import add_up, compose, plan_folds
@@ -66,7 +66,7 @@ def window_version(catalogue: VersionFiles, name: str, spec: str, commit: Commit
         _made(catalogue, name, whole, manifest),
         by=whole.by,
         part_of=dataset,
-        value=" … ".join(dict.fromkeys((values[0], values[-1]))),
+        value=BETWEEN.join(dict.fromkeys((values[0], values[-1]))),
     )
     storage.replace(noted, canonical_json(asdict(made)))
     return made

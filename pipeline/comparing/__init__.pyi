@@ -36,6 +36,7 @@ from .matrix import ESTIMATES as ESTIMATES
 from .matrix import MATRIX_SCHEMA as MATRIX_SCHEMA
 from .matrix import Estimate as Estimate
 from .matrix import Matrix as Matrix
+from .notes import are_apart as are_apart
 from .notes import is_nested as is_nested
 from .notes import lens_notes as lens_notes
 from .notes import notes_of as notes_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
-from pipeline.catalogue import Version
+from pipeline.catalogue import BETWEEN, Version, days_between
 from pipeline.comparing.fold_statistics import LEAST_PAIRED
 from pipeline.comparing.significance import CHECKED_IMAGES
 from pipeline.dna import Lens
@@ -155,7 +155,7 @@ def shared_source_notes(versions: Mapping[str, Version], paired: Paired | None =
     Error bars suppose independent samples, or images in pairs, and nested sources may have images
     in common that are not known to be pairs. Only the outermost source is named, with a few of its
     datasets, since a catalogue may hold hundreds of them. Parts of one dataset have no images in
-    common.
+    common, but windows of its days may.
 
     Args:
         versions: The version of each dataset.
@@ -181,20 +181,38 @@ def shared_source_notes(versions: Mapping[str, Version], paired: Paired | None =
     return [
         f"{some_of(names)} are of the source {'/'.join(segments) or '/'}, or of places within it"
         for segments, names in groups
-        if (
-            len({versions[name].part_of or name for name in names}) > 1
-            or (len(names) > 1 and not versions[names[0]].part_of)
-        )
+        if not _are_different_parts([versions[name] for name in names])
         and any(
-            frozenset((a, b)) not in in_pairs and not _are_siblings(versions[a], versions[b])
+            frozenset((a, b)) not in in_pairs and not are_apart(versions[a], versions[b])
             for a, b in combinations(names, 2)
         )
     ]
 
 
-def _are_siblings(one: Version, other: Version) -> bool:
-    """Returns whether both are parts of one dataset, which have no images in common."""
-    return bool(one.part_of) and one.part_of == other.part_of
+def are_apart(one: Version, other: Version) -> bool:
+    """Tells whether both are parts of one dataset, or windows of its days, without a common image.
+
+    Args:
+        one: A version.
+        other: Another version.
+
+    Returns:
+        True if they are different parts, or have no day in common.
+    """
+    if BETWEEN not in one.value + other.value:
+        return _are_different_parts([one, other])
+    if not one.part_of or one.part_of != other.part_of:
+        return False
+    a, b = days_between(one.value), days_between(other.value)
+    return a is None or b is None or a[1] < b[0] or b[1] < a[0]  # no window has what has no day
+
+
+def _are_different_parts(versions: Sequence[Version]) -> bool:
+    """Tells whether all are parts of one dataset, no two of them the same. No windows are."""
+    wholes = {version.part_of for version in versions}
+    values = {version.value for version in versions}
+    are_parts = len(wholes) == 1 and "" not in wholes
+    return are_parts and len(values) == len(versions) and not any(BETWEEN in of for of in values)
 
 
 def _is_paired(share: float) -> bool:

@@ -33,7 +33,7 @@ from pipeline.catalogue import (
     last_versions,
     newest_lenses,
 )
-from pipeline.comparing import ALL, LEAST_PAIRED, Effort, Matrix, compare, spec_of
+from pipeline.comparing import ALL, LEAST_PAIRED, Effort, Matrix, are_apart, compare, spec_of
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError, VdnaError, known_error
 from pipeline.networks import describe
@@ -338,9 +338,12 @@ def _distance(
     first, second = map(dataset_of, bound.names)
     a, b = sides
     # Intervals suppose independent samples, or that it is known which images are shared.
-    nested = a.part_of == second or b.part_of == first
+    nested = (a.part_of == second or b.part_of == first) and not are_apart(a, b)
     if nested and not paired >= LEAST_PAIRED:
-        return Verdict(bound, emd, shared="one is a part of the other")
+        what = (
+            "they have days in common" if a.part_of == b.part_of else "one is a part of the other"
+        )
+        return Verdict(bound, emd, shared=what)
     if isinstance(bound, MoveBound) and isnan(paired) and isfinite(low):
         return Verdict(bound, emd, shared="it is not known which images both versions have")
     return Verdict(bound, emd, corrected, low, high)

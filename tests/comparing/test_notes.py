@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.catalogue import Version
 from pipeline.comparing import is_nested, notes_of
-from pipeline.comparing.notes import numerics_notes, shared_source_notes
+from pipeline.comparing.notes import are_apart, numerics_notes, shared_source_notes
 from pipeline.dna import Lens
 from pipeline.wording import some_of
 from tests.support.builders import NUMERICS, OTHER_NUMERICS
@@ -120,12 +120,38 @@ def test_images_in_pairs_are_noted_in_place_of_shared_sources() -> None:
 def test_a_whole_in_pairs_with_its_parts_is_not_said_to_share_images() -> None:
     parts = {
         "d": of_source("/d"),
-        "d/x": of_source("/d", part_of="d"),
-        "d/y": of_source("/d", part_of="d"),
+        "d/x": of_source("/d", part_of="d", value="x"),
+        "d/y": of_source("/d", part_of="d", value="y"),
     }
     pairs = {("d", "d/x"): 1.0, ("d", "d/y"): 1.0}
     assert shared_source_notes(parts, pairs) == []
     assert len(shared_source_notes(parts, {("d", "d/x"): 1.0})) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ("2026-11-18 … 2026-11-24", "2026-10-28 … 2026-11-24", False),
+        ("2026-11-18 … 2026-11-24", "2026-11-11 … 2026-11-17", True),
+        ("2026-11-18 … 2026-11-24", "2026-11-20", False),
+        ("2026-11-18 … 2026-11-24", "2026-11-25", True),
+        ("2026-11-18 … 2026-11-24", "rain", True),
+        ("a/2026-11-24 … b/2026-11-24", "a/2026-11-24", False),
+        ("a/2026-11-24", "b/2026-11-24", True),
+        ("2026-11-24", "2026-11-24", False),
+    ],
+)
+def test_windows_that_have_days_in_common_may_share_images(
+    one: str, other: str, apart: bool
+) -> None:
+    sides = [of_source("/cams", part_of="cams", value=value) for value in (one, other)]
+    assert are_apart(*sides) == are_apart(*sides[::-1]) == apart
+    found = shared_source_notes(dict(zip(("cams@last:7d", "other"), sides, strict=True)))
+    assert found == (
+        [] if apart else ["cams@last:7d and other are of the source /cams, or of places within it"]
+    )
+    whole = {"cams": of_source("/cams", by="1"), "cams@last:7d": sides[0]}
+    assert len(shared_source_notes(whole)) == 1
 
 
 def test_versions_without_a_source_share_no_images() -> None:

@@ -347,6 +347,22 @@ def test_a_part_without_known_pairs_is_judged_against_its_whole_without_an_inter
         assert row["holds"] == (row["max"] > 0)
 
 
+def test_windows_have_an_interval_unless_they_have_days_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.counting.reduction.pairs_of", lambda *_: None)
+    for number in (1, 2):
+        write_photos(tmp_path / "day" / f"2026-11-0{number}", 12, 50 * number)
+    windows = "day@last:2d", "day@2026-11-01..2026-11-01"
+    bounds = [f"{{a: {window}, b: day@last:1d, max: 99}}" for window in windows]
+    file = parted(tmp_path, {"day": 100}, *bounds)
+    done = refresh(file)
+    assert done.stdout.count("bins, without an interval, as they have days in common, ") == 1
+    shared, apart = json.loads(refresh(file, "--json").stdout)["gate"]
+    assert shared["low"] is shared["emd_corrected"] is None
+    assert apart["low"] <= apart["emd_corrected"] < apart["high"]
+
+
 def test_a_dataset_whose_build_failed_is_not_judged_by_its_old_version(tmp_path: Path) -> None:
     bounds = ["{a: day, b: night, max: 99}", "{a: night, b: day/sun, max: 99}"]
     bins = {"day": 100, "night": 100}
