@@ -5,7 +5,8 @@ r"""Searches the objects of a catalogue for names of images, in whatever way the
     True
 
 The text columns of Parquet files are decoded, those that hold files in turn, too; so are JSON, zstd
-and gzip. What is none of these is searched as bytes.
+and gzip. What is none of these is searched as bytes. Columns of names are compared as a whole: an
+image whose name goes on with a space or an `@` is another one. In other text that cannot be told.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ NAME_BEFORE = r"A-Za-z0-9_%~.\-"
 NAME_AFTER = r"A-Za-z0-9_%~/\-"
 """With one of these after it, a text is the beginning of a longer name."""
 
+NAME_COLUMNS = ("uri", "member")
+"""Columns of tables in which each text is the name of one object, or of an image in one."""
+
 PARQUET = b"PAR1"
 ZSTD = b"\x28\xb5\x2f\xfd"
 GZIP = b"\x1f\x8b"
@@ -59,7 +63,9 @@ class ObjectSearch:
         spelled = {storage.spelled(uri) for uri in names.objects}
         spelled |= {storage.spelled(*pair) for pair in names.members}
         spelled |= {f"{uri}::{member}" for uri, member in names.members}
-        wanted = sorted({_literal(text) for text in {*names.objects, *spelled, *identities}})
+        texts = {*names.objects, *spelled, *identities}
+        self._texts = pa.array(sorted(texts), pa.string())
+        wanted = sorted(map(_literal, texts))
         self._patterns = [
             f"(?:^|[^{NAME_BEFORE}])(?:{'|'.join(wanted[first : first + AT_ONCE])})"
             rf"(?:$|[^{NAME_AFTER}.]|\.(?:$|[^A-Za-z0-9]))"
@@ -121,9 +127,10 @@ class ObjectSearch:
             source.seek(-8, io.SEEK_END)
             size = int.from_bytes(source.read(4), "little")
             source.seek(-8 - size, io.SEEK_END)
-            if any(map(self._is_among, _pieces(source.read(size)))):  # statistics of columns
-                return True
+            suspicious = any(map(self._is_among, _pieces(source.read(size))))
             with pq.ParquetFile(source) as file:
+                if suspicious and self._is_in_footer(file.metadata):
+                    return True
                 stated = file.metadata.metadata or {}
                 if any(self.is_in(text, name) for text in stated.values()):
                     return True
@@ -140,6 +147,19 @@ class ObjectSearch:
             raise CorruptFile(f"{name}: a Parquet file that cannot be read: {error}") from error
         return False
 
+    def _is_in_footer(self, footer: pq.FileMetaData) -> bool:
+        """Tells whether a name stands in the statistics of columns, or in what describes them."""
+        texts, names = [footer.created_by, str(footer.schema)], list[str]()
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                found = column.statistics
+                if found is None or not found.has_min_max:
+                    continue
+                bounds = [of for of in (found.min, found.max) if isinstance(of, str)]
+                is_name = column.path_in_schema.rpartition(".")[2] in NAME_COLUMNS
+                (names if is_name else texts).extend(bounds)
+        return self._is_among(pa.array(texts)) or self._is_one(pa.array(names, pa.string()))
+
     def _is_in_rows(self, rows: pa.RecordBatch, name: str) -> bool:
         """Tells whether rows name an image: in one text, or in those of an archive and a member."""
         there = set(rows.schema.names)
@@ -149,7 +169,15 @@ class ObjectSearch:
             is_named = pc.any(pc.is_in(rows["member"], self._members)).as_py()
         else:
             is_named = False
-        return is_named or any(self._is_in_values(column, name) for column in rows.columns)
+        return is_named or any(
+            self._is_one(column)
+            if of in NAME_COLUMNS and pa.types.is_string(column.type)
+            else self._is_in_values(column, name)
+            for of, column in zip(rows.schema.names, rows.columns, strict=True)
+        )
+
+    def _is_one(self, names: pa.Array) -> bool:
+        return bool(pc.any(pc.is_in(names, self._texts)).as_py())
 
     def _is_in_values(self, values: pa.Array, name: str) -> bool:
         kind = values.type
