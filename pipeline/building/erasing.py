@@ -75,7 +75,8 @@ def erase_images(
 
     Raises:
         NotFound: Nothing in the catalogue has any of the images.
-        UsageError: The reason names an image, or a source still holds one. Nothing is changed.
+        UsageError: The reason names an image, a source still holds one, or one is the source of a
+            version. Nothing is changed.
         SourceError: Versions cannot be counted again. Nothing is changed.
         TransientError: Some images could not be read for now. The same call goes on.
         VdnaError: Something still names an image in the end, or cannot be searched.
@@ -84,6 +85,7 @@ def erase_images(
     by = options.by if options.by is not None else _user()
     while True:
         plan = plan_erasure(catalogue, names, progress=progress)
+        _require_unstated(plan)
         if not options.source_keeps:
             _require_gone(plan)
         try:
@@ -135,6 +137,16 @@ def _require_nameless(names: Sequence[str], options: EraseOptions) -> None:
                 f"the {option(field_name)} names an image, and stays in the log for ever; leave "
                 "the name out"
             )
+
+
+def _require_unstated(plan: ErasurePlan) -> None:
+    """Refuses to erase what the log names for ever: no search could prove it."""
+    if plan.stated:
+        raise UsageError(
+            f"the log names what is to be erased as the source of {some_of(plan.stated)}, and the "
+            "log is never written anew. Nothing was erased. The images in an archive can be erased "
+            "one by one, each as ARCHIVE::MEMBER"
+        )
 
 
 def _require_gone(plan: ErasurePlan) -> None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.building.erasure_request import ErasureCost, ErasurePreview
-from pipeline.catalogue import Catalogue, Commit, KeptVersion, every_version
+from pipeline.catalogue import Catalogue, Commit, KeptVersion, ObjectSearch, every_version
 from pipeline.counting import cells_uri, partial_uri
 from pipeline.errors import SourceError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
@@ -87,6 +87,7 @@ class ErasurePlan:
         lists: The entries files that have one of these images.
         versions: The identities of all kept versions.
         affected: Those that have an image, or share a list with one.
+        stated: The versions of which the log states that one of the images is their source.
     """
 
     head: Commit
@@ -98,6 +99,7 @@ class ErasurePlan:
     lists: tuple[str, ...]
     versions: frozenset[tuple[str, ...]]
     affected: tuple[AffectedVersion, ...]
+    stated: tuple[str, ...]
 
     def still_whole(self, catalogue: Catalogue, newest: Commit) -> bool:
         """Tells whether no version that came meanwhile needs to be changed, too.
@@ -168,7 +170,19 @@ def plan_erasure(
         tuple(found),
         frozenset(each.identity for each in kept),
         tuple(affected),
+        tuple(_of_source(kept, ObjectSearch(names))),
     )
+
+
+def _of_source(kept: Iterable[KeptVersion], search: ObjectSearch) -> Iterator[str]:
+    """Yields the versions whose source is searched for, such as an archive: the log states it."""
+    sources: dict[str, bool] = {}
+    for each in kept:
+        source = each.version.source
+        if source not in sources:
+            sources[source] = search.is_in(source.encode(), source)
+        if sources[source]:
+            yield f"{each.name}@{each.commit}"
 
 
 def _list_files(catalogue: Catalogue) -> list[str]:
@@ -304,6 +318,7 @@ def preview_erasure(
         len(plan.images),
         plan.unknown,
         tuple(still_held(plan.images)),
+        plan.stated,
         plan.alike,
         recounted,
         restated,

@@ -102,6 +102,7 @@ class ErasurePreview:
         images: How many of the catalogue's images are named.
         unknown: The names that no list of images has.
         held: Those images that their source still holds.
+        stated: Versions whose source is named, so that the erasure is refused: the log states it.
         alike: Other images with the identity of an erased one, which may be copies of it.
         recounted: For each dataset, the numbers of commits whose versions have the images.
         restated: For each dataset, those of versions that only share a list of images with them.
@@ -111,6 +112,7 @@ class ErasurePreview:
     images: int
     unknown: tuple[str, ...]
     held: tuple[str, ...]
+    stated: tuple[str, ...]
     alike: tuple[str, ...]
     recounted: Mapping[str, tuple[int, ...]]
     restated: Mapping[str, tuple[int, ...]]

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import chain
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
@@ -137,7 +136,10 @@ class _Purge:
         left = self._listed()
         later, also_broken = self._searched([item for item in left if item not in known])
         there = {item.uri for item in left}
-        _require_clean(sorted(there & {*named, *later}), {**broken, **also_broken})
+        named, broken = sorted(there & {*named, *later}), {**broken, **also_broken}
+        log = self._catalogue.log_uri(0).rpartition("/")[0] + "/"
+        lasting = {uri for uri in (*named, *broken) if uri.startswith(log) or uri in self._needed}
+        _require_clean(named, broken, lasting)
         return Purged(self._removed, len(left))
 
     def _listed(self) -> list[Stored]:
@@ -246,13 +248,31 @@ def _result_of(search: Callable[[Stored], bool]) -> Callable[[Stored], bool | st
     return result
 
 
-def _require_clean(named: Sequence[str], broken: dict[str, str]) -> None:
+def _require_clean(named: Sequence[str], broken: dict[str, str], lasting: Collection[str]) -> None:
+    """Raises an error that says of each object why it is not free of the images, and what to do.
+
+    Args:
+        named: The objects that name one.
+        broken: Why others cannot be searched.
+        lasting: Those of them that must not be removed: the log, and what versions need.
+
+    Raises:
+        VdnaError: There is such an object.
+    """
     if not named and not broken:
         return
-    lines = [f"{uri} still names an erased image" for uri in named]
-    lines += [f"{error}, so it cannot be searched" for error in broken.values()]
+    lines = [
+        f"{uri} still names an erased image; "
+        + ("it is in the log, or a version needs it" if uri in lasting else "delete it")
+        for uri in named
+    ]
+    lines += [
+        f"{error}, so it cannot be searched; restore it"
+        + ("" if uri in lasting else ", or delete it")
+        for uri, error in broken.items()
+    ]
     raise VdnaError(
         f"the erasure is not proved: {count_of(len(lines), 'object')} of the catalogue "
-        f"{'is' if len(lines) == 1 else 'are'} not free of the images. Restore or delete what is "
-        "damaged, and run the same command again:\n" + "\n".join(chain(lines[:20]))
+        f"{'is' if len(lines) == 1 else 'are'} not free of the images. Mend what can be mended, "
+        "and run the same command again:\n" + "\n".join(lines[:20])
     )

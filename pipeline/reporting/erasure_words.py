@@ -25,6 +25,11 @@ def preview_lines(preview: ErasurePreview) -> list[str]:
     for what, of in (("count again", preview.recounted), ("list anew", preview.restated)):
         lines += [f"  {what}: {_versions(name, at)}" for name, at in of.items()]
     lines.append(f"  {preview.cost}")
+    if preview.stated:
+        lines.append(
+            "  refused, as the log names it for ever as the source of a version: "
+            f"{some_of(preview.stated)}"
+        )
     if preview.held:
         lines.append(
             f"  still in their source, so that the next build brings them back: "

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -36,6 +37,7 @@ from pipeline.building import (
 from pipeline.catalogue import Catalogue, Version, roll_back, tag_version, verify
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, NotFound, SourceError, TransientError, UsageError, VdnaError
+from pipeline.reporting import preview_lines
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from tests.support import tiny_network as tiny
 from tests.support.killer import Killed, Killer, killer
@@ -433,6 +435,25 @@ def test_a_member_of_an_archive(home: Home) -> None:
     require_sound(home)
 
 
+def test_what_the_log_names_as_a_source_is_refused_before_anything_is_done(home: Home) -> None:
+    path = str(home.images / "all.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", Picture("good", number).data)
+    request = Request("x", path, max_failures=0.99, **home.network.options)
+    with InProcess() as engine:
+        build_datasets(home.catalogue, [request], engine, RESOURCES)
+    preview = preview_erasure(home.catalogue, [path])
+    assert (preview.images, preview.stated) == (3, ("x@1",))
+    assert "as the source of a version: x@1" in "\n".join(preview_lines(preview))
+    with pytest.raises(UsageError, match="names what is to be erased as the source of x@1"):
+        home.erase("all.zip", source_keeps=True)
+    assert home.catalogue.head().number == 1
+    assert preview_erasure(home.catalogue, [f"{path}::1.png"]).stated == ()
+    assert home.erase("all.zip::1.png", source_keeps=True).images == 1
+    assert home.catalogue.find("x").images == 2
+
+
 def test_an_image_of_the_same_content_stays_and_is_told(home: Home) -> None:
     filled(home, 8)
     shutil.copy2(home.images / "0/03.png", home.images / "copy.png")
@@ -463,9 +484,14 @@ def test_what_must_not_be_removed_and_names_an_image_is_told(home: Home) -> None
     home.remove("0/03.png")
     note = f"{home.catalogue.root}/lenses/mine/notes.json"
     storage.replace(note, json.dumps({"why": f"see {home.uri('0/03.png')}"}).encode())
-    with pytest.raises(VdnaError, match=f"{note} still names an erased image"):
+    torn = f"{home.catalogue.root}/lenses/mine/more.json.gz"
+    storage.replace(torn, b"\x1f\x8b torn")
+    with pytest.raises(VdnaError, match="not proved: 2 objects of") as told:
         home.erase("0/03.png")
+    assert f"{note} still names an erased image; delete it" in str(told.value)
+    assert re.search(r"more\.json\.gz: .* cannot be searched; restore it, or", str(told.value))
     storage.delete(note)
+    storage.delete(torn)
     with pytest.raises(NotFound, match="All objects were searched, and none names it"):
         home.erase("0/03.png")
     with pytest.raises(UsageError, match="`reason` names an image"):
