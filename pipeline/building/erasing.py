@@ -372,12 +372,15 @@ def _store_list(catalogue: Catalogue, each: AffectedVersion, after: Manifest) ->
 
 
 def _pairing(catalogue: Catalogue, each: AffectedVersion) -> Pairing | None:
-    """Finds out how the images of a version were named for pairing, from the sample of names.
+    """Finds out how the images of a version were named for pairing.
 
     Returns:
-        That which gives the sample that the version has. None if it has none, or none does.
+        What the manifest states. Older ones state nothing: then that which gives the sample of
+        names that the version has. None if it has none, or none does.
     """
     version, before = each.kept.version, each.before
+    if before.pairing is not None:
+        return before.pairing
     layer = catalogue.spec(version.spec).layers[0]
     wanted = catalogue.open_file("folds", each.kept.name, version, [layer]).pairs
     if wanted is None:

@@ -479,6 +479,39 @@ def test_pairs_are_named_as_before(home: Home) -> None:
     assert sample[0].to_json()["numbers"] == sample[1].to_json()["numbers"]
 
 
+def test_pairs_are_named_as_the_manifest_states(home: Home, tmp_path: Path) -> None:
+    """The images of an annotation file lie in folders beside it."""
+    names = [f"{number % 2}/{number // 2}.png" for number in range(8)]
+    for number, name in enumerate(names):
+        path = tmp_path / "set" / "images" / "val" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(Picture("good", number).data)
+    listed = tmp_path / "set" / "annotations" / "instances_val.json"
+    listed.parent.mkdir()
+
+    def build(dataset: str, names: list[str]) -> Any:
+        of = [
+            {"id": at, "file_name": name, "width": 8, "height": 8} for at, name in enumerate(names)
+        ]
+        listed.write_text(json.dumps({"images": of, "annotations": [], "categories": []}))
+        request = Request(dataset, str(listed), max_failures=0.99, **home.network.options)
+        with InProcess() as engine:
+            build_datasets(home.catalogue, [request], engine, RESOURCES)
+
+    def sample(dataset: str) -> Any:
+        version = home.catalogue.find(dataset)
+        layer = home.catalogue.spec(version.spec).layers[:1]
+        pairs = home.catalogue.open_file("folds", dataset, version, layer).pairs
+        return pairs and pairs.to_json()["numbers"]
+
+    build("x", names)
+    build("other", names[1:])
+    assert sample("other")
+    home.erase(str(tmp_path / "set" / "images" / "val" / names[0]), source_keeps=True)
+    assert home.catalogue.find("x").images == 7
+    assert sample("x") == sample("other")
+
+
 def test_what_must_not_be_removed_and_names_an_image_is_told(home: Home) -> None:
     filled(home)
     home.remove("0/03.png")
