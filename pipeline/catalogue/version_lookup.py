@@ -135,12 +135,16 @@ class VersionLookup(VersionFiles):
         commit = self.at(at)
         return {name: self.resolve_in(commit, name, spec).version for name in names}
 
-    def look_up(self, name: str, newest: Commit) -> Mapping[str, NamedVersion]:
+    def look_up(
+        self, name: str, newest: Commit, spec: str | None = None
+    ) -> Mapping[str, NamedVersion]:
         """Finds the versions that a name means, of all specs.
 
         Args:
             name: As in `find`.
             newest: The state to look in.
+            spec: The beginning of the digest of the spec that is wanted, so that a window is not
+                added up under others; None for all.
 
         Returns:
             The versions by the digests of their specs; one at least.
@@ -154,7 +158,7 @@ class VersionLookup(VersionFiles):
         if isinstance(named.which, str):
             return self._tagged(named.dataset, named.which, newest)
         if isinstance(named.which, DayWindow):
-            return self._window(name, named.dataset, newest)
+            return self._window(name, named.dataset, newest, spec or "")
         if isinstance(named.which, datetime):
             state = self.as_of(named.which, newest)
         elif named.which >= 0:
@@ -179,7 +183,7 @@ class VersionLookup(VersionFiles):
         Raises:
             NotFound: If there is none. The message names what there is.
         """
-        versions = self.look_up(name, commit)
+        versions = self.look_up(name, commit, spec)
         if spec is None and len(versions) == 1:
             return next(iter(versions.values()))
         digest = self.spec_digest(commit, spec, versions)
@@ -222,13 +226,16 @@ class VersionLookup(VersionFiles):
             raise self._no_version(f"{dataset}@-{count}", dataset, newest)
         return found
 
-    def _window(self, name: str, dataset: str, commit: Commit) -> dict[str, NamedVersion]:
-        """Adds up the days of a window under each spec that has them."""
+    def _window(
+        self, name: str, dataset: str, commit: Commit, wanted: str
+    ) -> dict[str, NamedVersion]:
+        """Adds up the days of a window under each spec that has them and begins as is wanted."""
         from pipeline.catalogue.window_sums import window_version
 
         found: dict[str, NamedVersion] = {}
         problems: list[NotFound] = []
-        for spec in self._in(commit, dataset):
+        specs = self._in(commit, dataset)
+        for spec in (each for each in specs if each.startswith(wanted)):
             try:
                 version = window_version(self, name, spec, commit)
             except NotFound as error:
@@ -236,7 +243,14 @@ class VersionLookup(VersionFiles):
             else:
                 found[spec] = NamedVersion(version, commit.number)
         if not found:
-            raise problems[0]
+            raise (
+                problems[0]
+                if problems
+                else NotFound(
+                    f"{name}: {dataset} has no version under spec {wanted}; it has one under: "
+                    f"{', '.join(sorted(specs))} (choose with {option('spec')})"
+                )
+            )
         return found
 
     def _tagged(self, dataset: str, tag: str, newest: Commit) -> dict[str, NamedVersion]:

@@ -56,7 +56,7 @@ class Selection:
         commit = catalogue.at(at)
         there: dict[str, Mapping[str, Version]] = dict(commit.datasets)
         for name in names:
-            found = catalogue.look_up(name, commit)
+            found = catalogue.look_up(name, commit, spec)
             there[name] = {each: named.version for each, named in found.items()}
         digest = _shared_spec(there, names) if spec is None and names else None
         of_names = {each for name in names for each in there[name]}

@@ -269,6 +269,25 @@ def test_sums_that_are_gone_are_named(place: Catalogue, source: Path, tmp_path: 
         place.find("cams@last:2d")
 
 
+def test_a_window_is_added_up_under_the_wanted_spec_alone(
+    place: Catalogue, source: Path, tmp_path: Path
+) -> None:
+    first = place.find("cams").spec
+    work = tmp_path / "catalogue" / "_work" / "cams"
+    before = set(work.rglob("partials/*.parquet"))
+    build(place, source, bins=50, spec="new")
+    second = next(spec for spec in place.head().datasets["cams"] if spec != first)
+    for path in before:
+        path.unlink()
+    assert place.find("cams@last:2d", spec=second[:12]).images == 7
+    compared = compare(place, ["cams@last:1d", "cams@last:2d"], spec=second)
+    assert compared.bins == 50
+    with pytest.raises(SourceError, match="some sums of its days are gone"):
+        place.find("cams@last:2d", spec=first[:12])
+    with pytest.raises(NotFound, match="cams has no version under spec 0000"):
+        place.find("cams@last:2d", spec="0000")
+
+
 def test_a_day_that_is_added_leaves_the_other_days_alone(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
