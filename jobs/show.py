@@ -24,7 +24,7 @@ def show(
 ) -> None:
     """Show one dataset: what was counted, how, and which images could not be read."""
     from pipeline.catalogue import Catalogue
-    from pipeline.reporting import image_notes
+    from pipeline.reporting import image_notes, window_days
     from pipeline.sources import label_of
 
     place = Catalogue(catalogue)
@@ -46,7 +46,9 @@ def show(
     say(f"{name}: {images}, {version.failed:,} failed, from {version.source}")
     say(f"  built      {version.built} by {version.software}")
     say(f"  dna        {version.dna}")
-    if version.part_of:
+    if days := window_days(version):
+        say(f"  window of  {version.part_of}, {days}")
+    elif version.part_of:
         say(f"  part of    {version.part_of}, where {label_of(version.by)} is {version.value!r}")
     elif version.by:
         say(f"  parts by   {label_of(version.by)}")

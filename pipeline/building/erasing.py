@@ -153,9 +153,9 @@ def _require_gone(plan: ErasurePlan) -> None:
     """Refuses to erase what the next build would bring back."""
     if held := still_held(plan.images):
         raise UsageError(
-            f"{count_of(len(held), 'image')} of {len(plan.images):,} still lie in their source, so "
-            f"that the next build brings them back: {some_of(held)}. Delete them there first; or "
-            f"give {option('source_keeps', True)}, and see that no build reads them again. An "
+            f"the source still has {len(held):,} of {count_of(len(plan.images), 'image')}, so that "
+            f"the next build brings back: {some_of(held)}. Delete what is named there first; or "
+            f"give {option('source_keeps', True)}, and see that no build reads it again. An "
             "image in an archive has to be erased before its archive is replaced, as the others in "
             "it are read once more"
         )

@@ -8,6 +8,7 @@ from .conclusions import neighbour_lines as neighbour_lines
 from .conclusions import sentences_heading as sentences_heading
 from .conclusions import summary_sentence as summary_sentence
 from .conclusions import verdicts as verdicts
+from .dataset_words import window_days as window_days
 from .drift_words import drift_json as drift_json
 from .drift_words import drift_lines as drift_lines
 from .drift_words import drift_sentences as drift_sentences

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.catalogue import Version
+from pipeline.catalogue import BETWEEN, Version, days_between
 from pipeline.comparing import Matrix, neighbours
 from pipeline.reporting.conclusions import (
     ALIKE,
@@ -72,8 +72,18 @@ def _away(matrix: Matrix, i: int, j: int) -> str:
     return f"{matrix.names[j]} ({told})"
 
 
+def window_days(version: Version) -> str:
+    """Says which days a window is of; nothing of a version that is no window of several parts."""
+    days = days_between(version.value) if BETWEEN in version.value else None
+    if days is None:
+        return ""
+    return f"the days from {days[0]} to {days[1]}" if days[0] != days[1] else f"the day {days[0]}"
+
+
 def division_of(version: Version) -> str:
     """Says what a version is a part of, or by what it is divided into parts; or nothing."""
+    if days := window_days(version):
+        return f"It is a window of {version.part_of}: {days}."
     if version.part_of:
         return (
             f"It is the part of {version.part_of} where {label_of(version.by)} is {version.value}."

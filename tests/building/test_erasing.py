@@ -313,7 +313,7 @@ def test_tags_rollback_and_numbers_go_on(home: Home, oracle: Oracle) -> None:
 
 def test_the_images_of_a_source_are_not_erased_silently(home: Home) -> None:
     filled(home)
-    with pytest.raises(UsageError, match=r"1 image of 1 still lie.*`source_keeps=True`"):
+    with pytest.raises(UsageError, match=r"still has 1 of 1 image, .*`source_keeps=True`"):
         home.erase("1/01.png")
     assert home.catalogue.head().number == 1
     preview = preview_erasure(home.catalogue, [str(home.images / "1/01.png"), "/no/such.png"])

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from jobs.app import app
 from pipeline import storage
 from pipeline.buffers import Data
 from pipeline.building import Request, Result, build_datasets, make_dna, rename_dataset
@@ -35,6 +37,7 @@ from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.errors import NotFound, SourceError, UsageError
 from pipeline.explaining import difference, drift
+from pipeline.reporting.dataset_words import division_of
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, same_counts_and_failures, write_photos
@@ -198,6 +201,19 @@ def test_windows_are_named_wherever_a_dataset_is(place: Catalogue, source: Path)
     found = difference(place, f"cams@{FIRST}..{FIRST + timedelta(1)}", "cams@last:3d")
     assert found.changes is not None
     assert (found.changes.added, found.changes.removed, found.changes.equal) == (7, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("last:2d", "the days from 2026-11-01 to 2026-11-02"),
+        (f"{FIRST}..{FIRST + timedelta(2)}", "the days from 2026-10-30 to 2026-11-01"),
+    ],
+)
+def test_a_window_is_said_to_be_one(place: Catalogue, source: Path, name: str, said: str) -> None:
+    shown = CliRunner().invoke(app, ["show", f"cams@{name}", "-c", place.root])
+    assert f"\n  window of  cams, {said}\n" in shown.stdout
+    assert division_of(place.find(f"cams@{name}")) == f"It is a window of cams: {said}."
 
 
 @pytest.mark.parametrize(
