@@ -68,7 +68,7 @@ def merged_in(place: Catalogue) -> int:
 
 
 def holds(place: Catalogue, source: Path) -> None:
-    """Compares the dataset with one clean pass, and recounts all of it from its images."""
+    """Compares the dataset with one clean pass over its images, and verifies its files."""
     dna, clean = place.load("photos"), make_dna(source, max_failures=0.9, threads=2, **NETWORK)
     assert same_counts_and_failures(dna, clean)
     np.testing.assert_allclose(dna.mean, clean.mean, rtol=1e-9, atol=1e-12)
