@@ -8,11 +8,15 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalogue/test_commit_log.py",
         "catalogue/test_catalogue.py",
         "system/test_golden.py",
+        "building/test_erasing.py::test_tags_rollback_and_numbers_go_on",
+        "building/test_erasing.py::test_a_version_that_shares_a_list_keeps_its_dna",
     ),
     "catalogue/commit_log.py": (
         "catalogue/test_commit_log.py",
         "catalogue/test_catalogue.py",
         "catalogue/test_history.py",
+        "building/test_erasing.py::test_tags_rollback_and_numbers_go_on",
+        "building/test_erasing.py::test_a_version_that_shares_a_list_keeps_its_dna",
     ),
     "catalogue/garbage_collection.py": (
         "catalogue/test_entries_kept.py",
@@ -25,9 +29,16 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalogue/test_entries_kept.py",
         "catalogue/test_kept_versions.py",
         "catalogue/test_undoing.py",
+        "building/test_erasing.py::test_tags_rollback_and_numbers_go_on",
+        "building/test_erasing.py::test_a_version_that_shares_a_list_keeps_its_dna",
     ),
     "catalogue/partial_sums.py": ("catalogue/test_tasks.py", "catalogue/test_verification.py"),
-    "catalogue/undoing.py": ("catalogue/test_entries_kept.py", "catalogue/test_undoing.py"),
+    "catalogue/undoing.py": (
+        "catalogue/test_entries_kept.py",
+        "catalogue/test_undoing.py",
+        "building/test_erasing.py::test_tags_rollback_and_numbers_go_on",
+        "building/test_erasing.py::test_a_version_that_shares_a_list_keeps_its_dna",
+    ),
     "catalogue/version_checks.py": (
         "catalogue/test_verification.py",
         "catalogue/test_history.py",
