@@ -61,6 +61,8 @@ def finish_dataset(
     parts = _finish_parts(catalogue, plan, mapper, progress)
     _require_entries(name, plan.manifest)
     commit = catalogue.put_version(name, whole, plan.base, parts=parts, planned_after=plan.erasure)
+    if commit.erasure:  # it may have removed a list just before the commit
+        _require_entries(name, plan.manifest)
     replaced = plan.base if plan.base is not None and plan.base.dna != whole.dna else None
     return Result(
         name,
@@ -140,7 +142,7 @@ def sum_shards(
 
 
 def _require_entries(name: str, manifest: Manifest) -> None:
-    """Refuses to commit a manifest whose candidates are gone."""
+    """Refuses a manifest whose candidates are gone."""
     if lost := manifest.entries.missing(manifest.files):
         raise TransientError(
             f"{name}: {manifest.entries.uri(lost[0])} was removed while the build ran; rerun the "

@@ -18,7 +18,7 @@ from functools import cached_property
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import VERSION_FILES, Commit
-from pipeline.catalogue.garbage_collection import needed_by_version, noted_plans
+from pipeline.catalogue.garbage_collection import NotedPlan, needed_by_version, noted_plans
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
 from pipeline.catalogue.matrix_header import find_matrix_metadata
 from pipeline.catalogue.object_search import ObjectSearch
@@ -26,6 +26,7 @@ from pipeline.catalogue.replacing import ReplacedKey
 from pipeline.errors import CorruptFile, SourceError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import map_in_order
+from pipeline.sources import Manifest, walk_widely
 from pipeline.storage import Stored
 from pipeline.wording import count_of
 
@@ -80,7 +81,9 @@ def purge(
     - matrices with a DNA that was replaced, and what was derived from matrices;
     - whatever else names one of the images and is needed by no kept version.
 
-    Lists of images go last, so that a purge that was cut off finds everything again.
+    Lists of images go last, so that a purge that was cut off finds everything again. Plans that use
+    these lists go first, as a build that begins now would keep shards of them. What another job has
+    committed meanwhile stays whole: it is looked at again before lists are removed, and at the end.
 
     Args:
         catalogue: The catalogue, whose versions are all free of the images.
@@ -93,7 +96,8 @@ def purge(
         What was done.
 
     Raises:
-        VdnaError: Something names an image and must not be removed, or cannot be searched.
+        VdnaError: Something names an image and must not be removed, or cannot be searched. Or a
+            version that was committed meanwhile needs what was removed before.
     """
     return _Purge(catalogue, search, doomed, lists, progress).run()
 
@@ -122,45 +126,92 @@ class _Purge:
             for key, now in ((ReplacedKey.parse(text), now) for text, now in of.items())
             if now is None or now.dna != key.dna
         }
-        self._doomed = set(doomed) - self._needed
-        self._removed = 0
+        self._doomed = set(doomed)
+        self._looked = -1
+        self._of_versions: dict[tuple[str, ...], list[str]] = {}
+        self._needed: set[str] = set()
+        self._removed: set[str] = set()
 
     def run(self) -> Purged:
         """Removes, searches, removes what was found, and searches what came meanwhile."""
+        self._forget_plans()
         items = self._listed()
+        self._look()
         self._remove(item.uri for item in items if self._is_doomed(item))
         items = self._listed()
         known = set(items)
         named, broken = self._searched(items)
+        self._look()
         self._remove(uri for uri in named if self._may_remove(uri))
         left = self._listed()
         later, also_broken = self._searched([item for item in left if item not in known])
+        self._require_unharmed()
         there = {item.uri for item in left}
         named, broken = sorted(there & {*named, *later}), {**broken, **also_broken}
         log = self._catalogue.log_uri(0).rpartition("/")[0] + "/"
-        lasting = {uri for uri in (*named, *broken) if uri.startswith(log) or uri in self._needed}
-        _require_clean(named, broken, lasting)
-        return Purged(self._removed, len(left))
+        in_log = {uri for uri in (*named, *broken) if uri.startswith(log)}
+        _require_clean(named, broken, in_log, self._needed)
+        return Purged(len(self._removed), len(left))
 
     def _listed(self) -> list[Stored]:
         root = self._catalogue.root
         return [*storage.walk(root), *storage.leftovers(root)]
 
-    @cached_property
-    def _needed(self) -> set[str]:
-        """The urls of all that kept versions need, and builds whose images have no erased one."""
+    def _forget_plans(self) -> None:
+        """Removes the plans whose lists go, or are gone: no build is to keep shards of these."""
+        for plan in self._plans():
+            if plan.manifest is not None and self._is_outdated(plan.manifest):
+                self._remove([plan.uri])
+
+    def _plans(self) -> list[NotedPlan]:
+        work = storage.join(self._catalogue.root, "_work")
+        try:
+            uris = [item.uri for item in walk_widely(work)]
+        except SourceError:
+            return []
+        return list(noted_plans(self._catalogue, uris))
+
+    def _is_outdated(self, manifest: Manifest) -> bool:
+        files = manifest.files
+        return bool(self._lists & set(files)) or bool(manifest.entries.missing(files))
+
+    def _look(self) -> None:
+        """Finds what kept versions need by now, and builds whose images have no erased one."""
         catalogue = self._catalogue
-        needed: set[str] = set()
-        for of in every_version(catalogue):
-            try:
-                needed.update(needed_by_version((catalogue.root, of, True)))
-            except SourceError:  # an old version, removed by a collection
-                continue
-        for plan in noted_plans(catalogue, (item.uri for item in self._listed())):
-            needed.add(plan.uri)
-            if plan.manifest is not None and not self._lists & set(plan.manifest.files):
-                needed.update(plan.needed(catalogue))
-        return needed
+        newest = catalogue.head().number
+        if newest != self._looked:
+            for of in every_version(catalogue):
+                if of.identity not in self._of_versions:
+                    try:
+                        uris = needed_by_version((catalogue.root, of, True))
+                    except SourceError:  # an old version, removed by a collection
+                        uris = []
+                    self._of_versions[of.identity] = uris
+            self._looked = newest
+        self._needed = set(chain.from_iterable(self._of_versions.values()))
+        for plan in self._plans():
+            self._needed.add(plan.uri)
+            if plan.manifest is not None and not self._is_outdated(plan.manifest):
+                self._needed.update(plan.needed(catalogue))
+
+    def _require_unharmed(self) -> None:
+        """Checks that no version that was committed meanwhile needs a file that was removed.
+
+        The next build counts sums again that are gone.
+
+        Raises:
+            VdnaError: One does.
+        """
+        self._look()
+        work = f"{self._catalogue.root}/_work/"
+        needed = set(chain.from_iterable(self._of_versions.values()))
+        lost = {uri for uri in self._removed & needed if not uri.startswith(work)}
+        gone = sorted(uri for uri in lost if not storage.exists(uri))
+        if gone:
+            raise VdnaError(
+                f"{gone[0]} was removed, and a version that another job has committed meanwhile "
+                "needs it. Build its dataset again, and then run the same command again"
+            )
 
     @cached_property
     def _kept_dnas(self) -> set[str]:
@@ -182,7 +233,7 @@ class _Purge:
     def _is_doomed(self, item: Stored) -> bool:
         """Tells whether an object holds an erased image, or may."""
         uri, path = item.uri, item.uri.removeprefix(f"{self._catalogue.root}/")
-        if uri in self._doomed:
+        if uri in self._doomed and uri not in self._needed:
             return True
         if path.startswith("matrix/"):
             stated = find_matrix_metadata(uri) if self._replaced else None
@@ -205,14 +256,19 @@ class _Purge:
         return kind in (*VERSION_FILES, "entries", "_work", "matrix") and uri not in self._needed
 
     def _remove(self, uris: Iterable[str]) -> None:
-        """Removes objects, lists of images last."""
-        lists = f"{self._catalogue.entries_uri}/"
-        ordered = sorted(uris, key=lambda uri: (uri.startswith(lists), uri))
-        of_lists = [uri for uri in ordered if uri.startswith(lists)]
-        others: Sequence[str] = ordered[: len(ordered) - len(of_lists)]
-        for some in filter(None, (others, of_lists)):
-            storage.delete_all(some)
-        self._removed += len(ordered)
+        """Removes objects, lists of images last, and only those that nothing needs by then."""
+        folder = f"{self._catalogue.entries_uri}/"
+        ordered = sorted(uris)
+        lists = [uri for uri in ordered if uri.startswith(folder)]
+        self._remove_all([uri for uri in ordered if not uri.startswith(folder)])
+        if lists:
+            self._look()
+            self._remove_all([uri for uri in lists if uri not in self._needed])
+
+    def _remove_all(self, uris: Sequence[str]) -> None:
+        if uris:
+            storage.delete_all(uris)
+            self._removed.update(uris)
 
     def _searched(self, items: Sequence[Stored]) -> tuple[list[str], dict[str, str]]:
         """Searches objects.
@@ -248,27 +304,37 @@ def _result_of(search: Callable[[Stored], bool]) -> Callable[[Stored], bool | st
     return result
 
 
-def _require_clean(named: Sequence[str], broken: dict[str, str], lasting: Collection[str]) -> None:
+def _require_clean(
+    named: Sequence[str],
+    broken: dict[str, str],
+    in_log: Collection[str],
+    needed: Collection[str],
+) -> None:
     """Raises an error that says of each object why it is not free of the images, and what to do.
 
     Args:
         named: The objects that name one.
         broken: Why others cannot be searched.
-        lasting: Those of them that must not be removed: the log, and what versions need.
+        in_log: Those of them that are in the log.
+        needed: What versions and builds need.
 
     Raises:
         VdnaError: There is such an object.
     """
     if not named and not broken:
         return
-    lines = [
-        f"{uri} still names an erased image; "
-        + ("it is in the log, or a version needs it" if uri in lasting else "delete it")
-        for uri in named
-    ]
+
+    def advice(uri: str) -> str:
+        if uri in in_log:
+            return ", and is in the log"
+        if uri in needed:
+            return ", and a version or a build that came meanwhile needs it"
+        return "; delete it"
+
+    lines = [f"{uri} still names an erased image{advice(uri)}" for uri in named]
     lines += [
         f"{error}, so it cannot be searched; restore it"
-        + ("" if uri in lasting else ", or delete it")
+        + ("" if uri in in_log or uri in needed else ", or delete it")
         for uri, error in broken.items()
     ]
     raise VdnaError(

@@ -34,7 +34,7 @@ from pipeline.building import (
     erasing,
     preview_erasure,
 )
-from pipeline.catalogue import Catalogue, Version, roll_back, tag_version, verify
+from pipeline.catalogue import Catalogue, Version, purging, roll_back, tag_version, verify
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, NotFound, SourceError, TransientError, UsageError, VdnaError
 from pipeline.reporting import preview_lines
@@ -592,6 +592,108 @@ def test_a_version_that_comes_meanwhile_is_erased_from_too(
     assert wrong(home, oracle, home.catalogue.find("x"), home.now) == []
     assert naming(home, home.uri("0/03.png")) == []
     require_sound(home)
+
+
+def note_plan_only(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that notes its plan and dies."""
+
+    def die(*args: Any, **kwargs: Any) -> Version:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(committer, "store_sum", die)
+        with pytest.raises(Killed):
+            home.build()
+
+
+def test_no_build_goes_on_with_a_plan_whose_lists_go(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home)
+    home.write("0/90.png", 90)
+    note_plan_only(home, monkeypatch)
+    home.remove("0/03.png")
+    spec = home.catalogue.find("x").spec
+    home.erase("0/03.png")
+    assert home.catalogue.noted_plan("x", spec) is None
+    assert naming(home, home.uri("0/03.png")) == []
+    assert home.build().version.images == 24
+    require_sound(home)
+
+
+@pytest.mark.parametrize("look", ["first", "second"])
+def test_a_version_that_comes_while_objects_are_removed_stays_whole(
+    home: Home, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    filled(home, 12)
+    home.write("0/90.png", 90)
+    note_plan_only(home, monkeypatch)
+    home.remove("0/03.png")
+    looks = iter(["first", "second"])
+    real = purging.noted_plans
+
+    def build_after(*args: Any) -> Any:
+        found = list(real(*args))
+        if next(looks, "") == look:  # what it finds was read before
+            if look == "second":  # as if it had begun before the plan was removed
+                storage.replace(plan, noted)
+            assert home.build().changed
+        return found
+
+    plan = home.catalogue.plan_uri("x", home.catalogue.find("x").spec)
+    noted = bytes(storage.read(plan))
+    monkeypatch.setattr(purging, "noted_plans", build_after)
+    with pytest.raises(VdnaError, match="a version or a build that came meanwhile needs it"):
+        home.erase("0/03.png")
+    require_sound(home)
+    home.erase("0/03.png")
+    assert naming(home, home.uri("0/03.png")) == []
+    assert home.catalogue.find("x").images == 12
+    require_sound(home)
+
+
+def test_a_version_that_has_lost_a_list_is_told(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 8)
+    home.write("0/90.png", 90)
+    home.build()
+    lists = {item.uri for item in storage.walk(home.catalogue.entries_uri)}
+    home.remove("0/03.png")
+    real = storage.delete_all
+    before, place = home.catalogue.find("x"), home.catalogue
+    manifest = place.read_checked("manifests", "x", before)
+
+    def commit_after(uris: Sequence[str]) -> None:
+        real(uris)
+        if lists & set(uris):
+            storage.replace(place.uri("manifests", before.spec, "y", before.manifest), manifest)
+            place.put_version("y", before, None)
+
+    monkeypatch.setattr(storage, "delete_all", commit_after)
+    with pytest.raises(VdnaError, match="was removed, and a version that another job has commit"):
+        home.erase("0/03.png")
+
+
+def test_a_build_whose_list_goes_as_it_commits_is_told(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 8)
+    home.erase("0/03.png", source_keeps=True)
+    home.write("0/90.png", 90)
+    real = Catalogue.put_version
+
+    def lose_after(*args: Any, **kwargs: Any) -> Any:
+        commit = real(*args, **kwargs)
+        for name in home.catalogue.manifest("x", args[2]).files:
+            storage.delete(f"{home.catalogue.entries_uri}/{name}.parquet")
+        return commit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "put_version", lose_after)
+        with pytest.raises(TransientError, match="was removed while"):
+            home.build()
+    assert home.build().version.images == 9
 
 
 def test_two_erasures_at_once(home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
