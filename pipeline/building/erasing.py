@@ -42,7 +42,7 @@ from pipeline.engine import Engine
 from pipeline.errors import NotFound, SourceError, UsageError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.sources import ImageNames, Manifest, Pairing, ShardHead, pairs_of, without_origins
-from pipeline.spec import Resources
+from pipeline.spec import Resources, digest_of
 from pipeline.wording import count_of, option, some_of
 
 NOTHING_LEFT = "no image is left that can be read"
@@ -289,7 +289,9 @@ class _Recount:
         """Stores a manifest of shards for the workers, and returns it with its job."""
         work = self._catalogue.partials_uri(like.kept.name, like.kept.version)
         manifest = manifest_of_shards(heads, like.after)
-        uri = storage.join(work, f"_erasing-{sha256(manifest.data)[:32]}.parquet")
+        _, products, backend = self._group(like)  # as several groups may have the same shards
+        name = digest_of("erasing", sha256(manifest.data), products, backend)
+        uri = storage.join(work, f"_erasing-{name}.parquet")
         storage.replace(uri, manifest.data)
         return ShardJob(self._recipe(like), uri, work, self._catalogue.entries_uri), manifest
 

@@ -146,6 +146,9 @@ def run_missing(
 
     Returns:
         What became of each job's shards, in the order of the jobs.
+
+    Raises:
+        ValueError: Two jobs have their manifests at the same url.
     """
     failed = [{} for _ in work] if failed is None else failed
     return _ShardRun(work, engine, progress, landed, begins, failed, unlisted).run()
@@ -173,6 +176,8 @@ class _ShardRun:
         self._sizes = [{h.index: h.candidates for h in plan.heads} for _, plan in work]
         self._plans = [plan for _, plan in work]
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
+        if len(self._numbers) < len(work):  # a receipt states its job by that alone
+            raise ValueError("two jobs have the same manifest, so that their shards are mixed up")
         self._left, self._unlisted = _all_missing(work, unlisted)
         self._counted: Counter[int] = Counter()
         self._images: Counter[int] = Counter()

@@ -393,6 +393,20 @@ def test_versions_that_cannot_be_counted_again_are_refused(home: Home) -> None:
     require_sound(home)
 
 
+def test_versions_of_the_same_images_with_other_products_are_told_apart(home: Home) -> None:
+    filled(home, 8)
+    home.build(exemplars=0)
+    for name in sorted(home.now):  # all cells have changed
+        home.write(name, 100)
+    home.remove("0/03.png")
+    home.build(exemplars=0)
+    with pytest.raises(SourceError, match=r"^2 versions cannot(.|\n)*  x@2: (.|\n)*  x@1: "):
+        home.erase("0/03.png")
+    done = home.erase("0/03.png", drop_unreadable=True)
+    assert sorted(why[:4] for why in done.dropped["x"]) == ["x@1:", "x@2:"]
+    require_sound(home)
+
+
 def test_a_dataset_of_erased_images_only_is_gone(home: Home) -> None:
     home.write("a.png", 1)
     home.build()

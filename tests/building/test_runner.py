@@ -50,6 +50,14 @@ def test_it_is_told_what_tasks_have_decoded_and_why_they_have_not(tmp_path: Path
     ]
 
 
+def test_two_jobs_of_one_manifest_are_refused() -> None:
+    job: Any = ShardJob(None, "m", "w", "e")  # type: ignore[arg-type]  # none is run
+    manifest: Any = SimpleNamespace(heads=[])
+    engine: Any = None
+    with pytest.raises(ValueError, match="two jobs have the same manifest"):
+        run_missing([(job, manifest), (job, manifest)], engine, lambda _: None)
+
+
 def test_nothing_is_told_of_tasks_that_nobody_asked(tmp_path: Path) -> None:
     events = told(tmp_path, [ShardReceipt("m", 0, 10)])
     assert [event for event in events if isinstance(event, Said)] == []
