@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from pipeline import storage
@@ -41,7 +42,15 @@ from pipeline.counting import Recipe, ShardJob, ShardReceipt, counted_by
 from pipeline.engine import Engine
 from pipeline.errors import NotFound, SourceError, UsageError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
-from pipeline.sources import ImageNames, Manifest, Pairing, ShardHead, pairs_of, without_origins
+from pipeline.sources import (
+    ImageNames,
+    Manifest,
+    Pairing,
+    ShardHead,
+    archive_kind,
+    pairs_of,
+    without_origins,
+)
 from pipeline.spec import Resources, digest_of
 from pipeline.wording import count_of, option, some_of
 
@@ -102,7 +111,11 @@ def erase_images(
         progress(Said("another job has changed the catalogue meanwhile; looking again"))
     doomed = [uri for each in plan.affected for uri in each.holding(catalogue)]
     lists = [f"{catalogue.entries_uri}/{name}.parquet" for name in plan.lists]
-    search = ObjectSearch(plan.names, plan.identities)
+    members = [member for _, member in plan.images if member]
+    if members or any(map(archive_kind, plan.names.objects)):
+        with suppress(SourceError):  # these are named by hashes, and kept only to save time
+            doomed += [item.uri for item in storage.walk(catalogue.archives_uri)]
+    search = ObjectSearch(plan.names, plan.identities, members)
     purged = purge(catalogue, search, [*doomed, *lists], plan.lists, progress)
     if not plan.images and not purged.removed:
         raise NotFound(

@@ -56,9 +56,16 @@ class ObjectSearch:
     Args:
         names: The images.
         identities: Other texts to look for, such as ETags.
+        members: The names of more images in archives, which are looked for where their archives
+            are not named.
     """
 
-    def __init__(self, names: ImageNames, identities: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        names: ImageNames,
+        identities: Collection[str] = (),
+        members: Collection[str] = (),
+    ) -> None:
         self._names = names
         spelled = {storage.spelled(uri) for uri in names.objects}
         spelled |= {storage.spelled(*pair) for pair in names.members}
@@ -71,7 +78,8 @@ class ObjectSearch:
             rf"(?:$|[^{NAME_AFTER}.]|\.(?:$|[^A-Za-z0-9]))"
             for first in range(0, len(wanted), AT_ONCE)
         ]
-        self._members = pa.array(sorted({member for _, member in names.members}), pa.string())
+        inside = {*members, *(member for _, member in names.members)}
+        self._members = pa.array(sorted(inside), pa.string())
 
     def is_in_object(self, item: storage.Stored) -> bool:
         """Tells whether an object of a store has one of the names, or is named so itself.

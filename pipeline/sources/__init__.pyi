@@ -1,3 +1,4 @@
+from .archives.contents import archive_kind as archive_kind
 from .archives.members import Members as Members
 from .archives.members import is_read_alone as is_read_alone
 from .change_list import ChangeCounts as ChangeCounts

@@ -435,12 +435,17 @@ def test_parts_lose_the_image_too(home: Home) -> None:
     assert not home.build().changed
 
 
-def test_a_member_of_an_archive(home: Home) -> None:
-    with zipfile.ZipFile(home.images / "all.zip", "w") as archive:
+def archived(home: Home) -> Path:
+    there = home.images / "all.zip"
+    with zipfile.ZipFile(there, "w") as archive:
         for number in range(6):
             archive.writestr(f"in/{number}.png", Picture("good", number).data)
     home.build()
-    name = f"{home.images / 'all.zip'}::in/3.png"
+    return there
+
+
+def test_a_member_of_an_archive(home: Home) -> None:
+    name = f"{archived(home)}::in/3.png"
     with InProcess() as engine:
         options = EraseOptions(reason="asked", weights=home.network.weights, source_keeps=True)
         done = erase_images(home.catalogue, [name], options, engine, RESOURCES)
@@ -466,6 +471,29 @@ def test_what_the_log_names_as_a_source_is_refused_before_anything_is_done(home:
     assert preview_erasure(home.catalogue, [f"{path}::1.png"]).stated == ()
     assert home.erase("all.zip::1.png", source_keeps=True).images == 1
     assert home.catalogue.find("x").images == 2
+
+
+def test_a_whole_archive(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.write("0/a.png", 9)
+    archived(home)
+    (kept,) = storage.walk(home.catalogue.archives_uri)
+    index = bytes(storage.read(kept.uri))
+    (home.images / "all.zip").unlink()
+    real = storage.delete_all
+
+    def list_again(uris: Sequence[str]) -> None:  # another job has looked into it before
+        real(uris)
+        if kept.uri in uris:
+            monkeypatch.setattr(storage, "delete_all", real)
+            storage.replace(storage.join(home.catalogue.archives_uri, "again.parquet"), index)
+
+    monkeypatch.setattr(storage, "delete_all", list_again)
+    assert home.erase("all.zip").images == 6
+    assert home.catalogue.find("x").images == 1
+    assert naming(home, *(f"in/{number}.png" for number in range(6))) == []
+    require_sound(home)
+    storage.replace(kept.uri, index)
+    assert home.erase("all.zip").removed == 1
 
 
 def test_an_image_of_the_same_content_stays_and_is_told(home: Home) -> None:
