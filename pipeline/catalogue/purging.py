@@ -21,6 +21,7 @@ from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import VERSION_FILES, Commit
 from pipeline.catalogue.garbage_collection import NotedPlan, needed_by_version, noted_plans
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
+from pipeline.catalogue.layout import WINDOWS
 from pipeline.catalogue.matrix_header import find_matrix_metadata
 from pipeline.catalogue.object_search import ObjectSearch
 from pipeline.catalogue.replacing import ReplacedKey
@@ -76,9 +77,8 @@ def purge(
     These are removed:
 
     - what is known to hold them, if no kept version needs it;
-    - of the datasets that any erasure has touched: sums and files that were written before the
-      newest erasure, and which no kept version or running build needs. They name no images, so
-      nothing else tells whether they count one;
+    - of the datasets that any erasure has touched: sums and files of any age that no kept version
+      or running build needs. They name no images, so nothing else tells whether they count one;
     - matrices with a DNA that was replaced, and what was derived from matrices;
     - whatever else names one of the images and is needed by no kept version.
 
@@ -131,6 +131,7 @@ class _Purge:
         self._looked = -1
         self._of_versions: dict[tuple[str, ...], list[str]] = {}
         self._needed: set[str] = set()
+        self._planned: dict[str, datetime | None] = {}
         self._removed: set[str] = set()
 
     def run(self) -> Purged:
@@ -160,17 +161,18 @@ class _Purge:
 
     def _forget_plans(self) -> None:
         """Removes the plans whose lists go, or are gone: no build is to keep shards of these."""
-        for plan in self._plans():
+        for plan, _ in self._plans():
             if plan.manifest is not None and self._is_outdated(plan.manifest):
                 self._remove([plan.uri])
 
-    def _plans(self) -> list[NotedPlan]:
+    def _plans(self) -> list[tuple[NotedPlan, datetime | None]]:
+        """Returns the plan of each dataset, and when it was noted."""
         work = storage.join(self._catalogue.root, "_work")
         try:
-            uris = [item.uri for item in walk_widely(work)]
+            noted = {item.uri: item.modified for item in walk_widely(work)}
         except SourceError:
             return []
-        return list(noted_plans(self._catalogue, uris))
+        return [(plan, noted[plan.uri]) for plan in noted_plans(self._catalogue, noted)]
 
     def _is_outdated(self, manifest: Manifest) -> bool:
         files = manifest.files
@@ -190,10 +192,14 @@ class _Purge:
                     self._of_versions[of.identity] = uris
             self._looked = newest
         self._needed = set(chain.from_iterable(self._of_versions.values()))
-        for plan in self._plans():
+        self._planned = {}
+        for plan, noted in self._plans():
             self._needed.add(plan.uri)
             if plan.manifest is not None and not self._is_outdated(plan.manifest):
                 self._needed.update(plan.needed(catalogue))
+                for kind in VERSION_FILES:
+                    folder = catalogue.uri(kind, plan.spec, plan.dataset, "").rpartition("/")[0]
+                    self._planned[f"{folder}/"] = noted
 
     def _require_unharmed(self) -> None:
         """Checks that no version that was committed meanwhile needs a file that was removed.
@@ -243,14 +249,26 @@ class _Purge:
             return path.rpartition("/")[2].removesuffix(".parquet") not in self._kept_dnas
         if path.startswith(("_work/_pair_neurons/", "_work/_tiles/")) or uri.endswith(".tmp"):
             return self._is_older(item)
-        return uri.startswith(self._folders) and uri not in self._needed and self._is_older(item)
+        return (
+            uri.startswith(self._folders)
+            and uri not in self._needed
+            and not self._may_be_committed(item)
+        )
 
     def _is_older(self, item: Stored) -> bool:
-        """Tells whether an object was there before the newest erasure. Nodes of its time count."""
+        """Tells whether an object was there before the newest erasure."""
         since: datetime | None = self._since
-        if since is None or item.modified is None:
+        return since is not None and item.modified is not None and item.modified < since
+
+    def _may_be_committed(self, item: Stored) -> bool:
+        """Tells whether a build that runs may have stored it as a file of its version."""
+        if self._is_older(item) or f"/{WINDOWS}/" in item.uri:
             return False
-        return item.modified < since or (item.modified == since and "/nodes/" in item.uri)
+        return any(
+            item.uri.startswith(folder)
+            and (noted is None or item.modified is None or noted <= item.modified)  # plans go first
+            for folder, noted in self._planned.items()
+        )
 
     def _may_remove(self, uri: str) -> bool:
         kind = uri.removeprefix(f"{self._catalogue.root}/").partition("/")[0]

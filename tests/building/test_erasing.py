@@ -35,6 +35,7 @@ from pipeline.building import (
     preview_erasure,
 )
 from pipeline.catalogue import Catalogue, Version, purging, roll_back, tag_version, verify
+from pipeline.counting import partial_uri
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, NotFound, SourceError, TransientError, UsageError, VdnaError
 from pipeline.reporting import preview_lines
@@ -357,6 +358,34 @@ def test_sums_that_name_nothing_are_removed_too(home: Home) -> None:
         for key in place.manifest("x", version).keys(version.spec, version.products)
     }
     assert {uri.rpartition("/")[2].removesuffix(".parquet") for uri in left} <= {*keys, "_plan"}
+
+
+def test_what_a_refused_build_has_left_later_is_removed_too(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 12)
+    home.remove("0/03.png")
+    home.erase("0/03.png")
+    place, now = home.catalogue, home.catalogue.find("x")
+    work = place.work_uri("x", now.spec)
+    late = [f"{work}/{folder}/{'0' * 32}.parquet" for folder in ("partials", "cells", "nodes")]
+    for uri in late:
+        storage.replace(uri, b"a sum that counts it")
+    of_version = place.uri("dna", now.spec, "x", "0" * 32)
+    storage.replace(of_version, b"a sum that counts it")
+    home.write("0/90.png", 90)
+    note_plan_only(home, monkeypatch)  # of a build that runs
+    planned = place.planned("x", now.spec)
+    assert planned is not None
+    keys = planned[0].keys(now.spec, planned[1])
+    of_build = [partial_uri(work, key) for key in keys]
+    of_build.append(place.uri("dna", now.spec, "x", "1" * 32))
+    storage.replace(of_build[-1], b"to be committed")
+    assert home.erase("0/03.png").removed >= 4
+    assert [uri for uri in (*late, of_version) if storage.exists(uri)] == []
+    assert all(map(storage.exists, of_build))
+    assert home.build().version.images == 12
+    require_sound(home)
 
 
 def test_what_comparisons_keep_of_folds_is_removed_too(home: Home) -> None:
