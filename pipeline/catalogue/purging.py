@@ -79,7 +79,7 @@ def purge(
     - what is known to hold them, if no kept version needs it;
     - of the datasets that any erasure has touched: sums and files of any age that no kept version
       or running build needs. They name no images, so nothing else tells whether they count one;
-    - matrices with a DNA that was replaced, and what was derived from matrices;
+    - matrices with a DNA that no kept version has, and what was derived from matrices;
     - whatever else names one of the images and is needed by no kept version.
 
     Lists of images go last, so that a purge that was cut off finds everything again. Plans that use
@@ -121,12 +121,6 @@ class _Purge:
         if head.erasure:
             self._since = storage.info(catalogue.log_uri(head.erasure)).modified
         self._folders = tuple(self._touched_folders())
-        self._replaced = {
-            key.dna
-            for of in head.replaced.values()
-            for key, now in ((ReplacedKey.parse(text), now) for text, now in of.items())
-            if now is None or now.dna != key.dna
-        }
         self._doomed = set(doomed)
         self._looked = -1
         self._of_versions: dict[tuple[str, ...], list[str]] = {}
@@ -243,8 +237,8 @@ class _Purge:
         if uri in self._doomed and uri not in self._needed:
             return True
         if path.startswith("matrix/"):
-            stated = find_matrix_metadata(uri) if self._replaced else None
-            return stated is not None and bool(self._replaced & set(stated["members"].values()))
+            stated = find_matrix_metadata(uri) if self._since else None  # also of windows
+            return stated is not None and not set(stated["members"].values()) <= self._kept_dnas
         if path.startswith("_work/_fold_points/"):  # also of windows, which no commit names
             return path.rpartition("/")[2].removesuffix(".parquet") not in self._kept_dnas
         if path.startswith(("_work/_pair_neurons/", "_work/_tiles/")) or uri.endswith(".tmp"):

@@ -400,6 +400,20 @@ def test_what_comparisons_keep_of_folds_is_removed_too(home: Home) -> None:
     assert [uri for uri in uris if storage.exists(uri)] == []
 
 
+def test_matrices_of_windows_are_removed_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(home, 8)
+    home.remove("0/03.png")
+    now = home.build()
+    members = {"of-all.parquet": now.version.dna, "of-a-window.parquet": "of-no-version"}
+    uris = {name: f"{home.catalogue.matrices_uri('spec')}/m/{name}" for name in members}
+    for uri in uris.values():
+        storage.create(uri, b"numbers")
+    stated = {uris[name]: {"members": {"x": dna}} for name, dna in members.items()}
+    monkeypatch.setattr(purging, "find_matrix_metadata", stated.get)
+    home.erase("0/03.png")
+    assert [name for name, uri in uris.items() if storage.exists(uri)] == ["of-all.parquet"]
+
+
 def test_versions_that_cannot_be_counted_again_are_refused(home: Home) -> None:
     filled(home)
     tag_version(home.catalogue, "x", "old")
