@@ -26,6 +26,7 @@ from pipeline.catalogue import (
     part_name,
     parts_of,
     require_files,
+    require_no_erasure,
 )
 from pipeline.counting import cells_uri, partial_uri
 from pipeline.dna import restate_dataset
@@ -46,11 +47,13 @@ class _Renaming:
         old: The name that the dataset has.
         new: The name that it gets.
         before: Its versions and those of its parts, by name and spec, as they are.
+        erasure: Number of the commit that had erased images last.
     """
 
     old: str
     new: str
     before: Mapping[str, Mapping[str, Version]]
+    erasure: int
 
     @classmethod
     def of(cls, head: Commit, old: str, new: str) -> _Renaming:
@@ -59,7 +62,7 @@ class _Renaming:
         for spec in found[old]:
             for part, version in parts_of(head, old, spec).items():
                 found.setdefault(part, {})[spec] = version
-        return cls(old, new, found)
+        return cls(old, new, found, head.erasure)
 
     def name_of(self, name: str) -> str:
         """Returns the new name of the dataset, or of one of its parts."""
@@ -88,8 +91,10 @@ class _Renaming:
             The changed state.
 
         Raises:
-            Conflict: If a new name is taken, or another job has changed the dataset.
+            Conflict: If a new name is taken, or another job has changed the dataset or erased
+                images, which what was copied may count.
         """
+        require_no_erasure(head, self.old, self.erasure)
         self.require_free_names(head)
         if self != _Renaming.of(head, self.old, self.new):
             raise Conflict(
@@ -122,7 +127,7 @@ def rename_dataset(catalogue: Catalogue, old: str, new: str, progress: Listener 
         NotFound: If there is no such dataset.
         UsageError: If it is a part of a dataset, or the new name is not allowed.
         Conflict: If there is a dataset of the new name, or of that of a part, or if another job
-            changed the dataset meanwhile. Nothing is renamed then.
+            changed the dataset or erased images meanwhile. Nothing is renamed then.
         CorruptFile: If one of its files is damaged, or was removed meanwhile.
     """
     head = catalogue.at()

@@ -1,6 +1,7 @@
 from .catalogue import Catalogue as Catalogue
 from .changes import parts_of as parts_of
 from .changes import require_free as require_free
+from .changes import require_no_erasure as require_no_erasure
 from .changes import require_own as require_own
 from .changes import with_used_default as with_used_default
 from .commit import Commit as Commit

@@ -77,8 +77,9 @@ def purge(
     These are removed:
 
     - what is known to hold them, if no kept version needs it;
-    - of the datasets that any erasure has touched: sums and files of any age that no kept version
-      or running build needs. They name no images, so nothing else tells whether they count one;
+    - of the datasets that any erasure has touched, and of names that have neither a version nor a
+      plan, as after a rename that was cut off: sums and files of any age that no kept version or
+      running build needs. They name no images, so nothing else tells whether they count one;
     - matrices with a DNA that no kept version has, and what was derived from matrices;
     - whatever else names one of the images and is needed by no kept version.
 
@@ -120,7 +121,13 @@ class _Purge:
         self._since = None
         if head.erasure:
             self._since = storage.info(catalogue.log_uri(head.erasure)).modified
-        self._folders = tuple(self._touched_folders())
+        self._replaced = {
+            key.dna
+            for of in head.replaced.values()
+            for key, now in ((ReplacedKey.parse(text), now) for text, now in of.items())
+            if now is None or now.dna != key.dna
+        }
+        self._folders: tuple[str, ...] = ()
         self._doomed = set(doomed)
         self._looked = -1
         self._of_versions: dict[tuple[str, ...], list[str]] = {}
@@ -133,6 +140,7 @@ class _Purge:
         self._forget_plans()
         items = self._listed()
         self._look()
+        self._folders = tuple(self._touched_folders(items))
         self._remove(item.uri for item in items if self._is_doomed(item))
         items = self._listed()
         known = set(items)
@@ -218,18 +226,35 @@ class _Purge:
     def _kept_dnas(self) -> set[str]:
         return {of.version.dna for of in every_version(self._catalogue)}
 
-    def _touched_folders(self) -> Iterable[str]:
+    def _touched_folders(self, items: Iterable[Stored]) -> Iterable[str]:
+        """Yields the folders of datasets that lost images, and of those that never came to be."""
         catalogue = self._catalogue
-        specs = {
+        touched = {
             (name, ReplacedKey.parse(text).spec)
             for name, of in self._head.replaced.items()
             for text in of
         }
-        for name, spec in specs:
+        if self._since:
+            touched |= self._without_version(items)
+        for name, spec in touched:
             for kind in VERSION_FILES:
                 yield catalogue.uri(kind, spec, name, "").rpartition("/")[0] + "/"
             for folder in SUMS:
                 yield f"{catalogue.work_uri(name, spec)}/{folder}/"
+
+    def _without_version(self, items: Iterable[Stored]) -> set[tuple[str, str]]:
+        """Finds datasets and specs that have sums, and neither a version nor a plan."""
+        found = set()
+        for item in items:
+            parts = item.uri.removeprefix(f"{self._catalogue.root}/").split("/")
+            if parts[0] == "_work" and len(parts) > 4 and parts[-2] in SUMS:
+                found.add(("/".join(parts[1:-3]), parts[-3]))
+        known = {(name, spec) for name, spec, *_ in self._of_versions}
+        return {
+            (name, spec)
+            for name, spec in found - known
+            if self._catalogue.plan_uri(name, spec) not in self._needed
+        }
 
     def _is_doomed(self, item: Stored) -> bool:
         """Tells whether an object holds an erased image, or may."""
@@ -243,8 +268,12 @@ class _Purge:
             return path.rpartition("/")[2].removesuffix(".parquet") not in self._kept_dnas
         if path.startswith(("_work/_pair_neurons/", "_work/_tiles/")) or uri.endswith(".tmp"):
             return self._is_older(item)
+        kind, _, name = path.partition("/")
+        is_replaced = kind in VERSION_FILES and (
+            name.rpartition("/")[2].removesuffix(".parquet") in self._replaced
+        )
         return (
-            uri.startswith(self._folders)
+            (is_replaced or uri.startswith(self._folders))
             and uri not in self._needed
             and not self._may_be_committed(item)
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.catalogue.catalogue import Catalogue
-from pipeline.catalogue.changes import parts_of
+from pipeline.catalogue.changes import parts_of, require_no_erasure
 from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.kept_versions import KeptVersion
 from pipeline.catalogue.names import check_name
@@ -40,7 +40,7 @@ def tag_version(catalogue: Catalogue, name: str, tag: str, spec: str | None = No
         NotFound: If there is no such version.
         UsageError: If the tag is not allowed, or if it is for a part of a dataset.
         CorruptFile: If `gc` has removed files of the version.
-        Conflict: If another version of the dataset has the tag.
+        Conflict: If another version of the dataset has the tag, or images were erased meanwhile.
     """
     check_tag(tag)
     dataset = check_name(dataset_of(require_no_window(name)))
@@ -57,6 +57,7 @@ def tag_version(catalogue: Catalogue, name: str, tag: str, spec: str | None = No
     wanted = [KeptVersion(each, of, tagged.number) for each, of in held.items()]
 
     def change(head: Commit) -> Commit:
+        require_no_erasure(head, dataset, newest.erasure)
         tags = head.tags.get(dataset, {})
         if tag not in tags:
             return replace(head, tags={**head.tags, dataset: {**tags, tag: tagged.number}})

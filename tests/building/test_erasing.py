@@ -33,8 +33,18 @@ from pipeline.building import (
     erase_images,
     erasing,
     preview_erasure,
+    rename_dataset,
+    renaming,
 )
-from pipeline.catalogue import Catalogue, Version, purging, roll_back, tag_version, verify
+from pipeline.catalogue import (
+    Catalogue,
+    Version,
+    purging,
+    roll_back,
+    tag_version,
+    tagging,
+    verify,
+)
 from pipeline.counting import partial_uri
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, NotFound, SourceError, TransientError, UsageError, VdnaError
@@ -657,6 +667,43 @@ def test_a_build_that_has_looked_for_its_lists_does_not_commit(
         home.build()
     assert home.catalogue.find("x").images == 23
     assert naming(home, home.uri("0/03.png")) == []
+
+
+def test_a_rename_that_has_copied_the_image_is_refused(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 8)
+    real = renaming._work_copies  # called between the copies of versions and those of sums
+
+    def erase_before(*args: Any) -> list[tuple[str, str]]:
+        copies = list(real(*args))
+        home.erase("0/03.png", source_keeps=True)
+        storage.replace(copies[-1][1], b"a sum that counts it")
+        return copies
+
+    monkeypatch.setattr(renaming, "_work_copies", erase_before)
+    with pytest.raises(Conflict, match="erased images while this job ran"):
+        rename_dataset(home.catalogue, "x", "y")
+    home.erase("0/03.png")
+    assert [item.uri for item in storage.walk(home.catalogue.root) if "/y/" in item.uri] == []
+    require_sound(home)
+
+
+def test_a_tag_does_not_bring_files_of_the_image_back(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 8)
+    home.write("0/90.png", 90)
+    home.build()
+    real = tagging.renew_files
+
+    def erase_after(*args: Any) -> None:
+        real(*args)
+        home.erase("0/03.png", source_keeps=True)
+
+    monkeypatch.setattr(tagging, "renew_files", erase_after)
+    with pytest.raises(Conflict, match="erased images while this job ran"):
+        tag_version(home.catalogue, "x@1", "first")
 
 
 def test_a_version_that_comes_meanwhile_is_erased_from_too(
