@@ -8,7 +8,6 @@ from .conclusions import neighbour_lines as neighbour_lines
 from .conclusions import sentences_heading as sentences_heading
 from .conclusions import summary_sentence as summary_sentence
 from .conclusions import verdicts as verdicts
-from .dataset_words import window_days as window_days
 from .drift_words import drift_json as drift_json
 from .drift_words import drift_lines as drift_lines
 from .drift_words import drift_sentences as drift_sentences
@@ -70,3 +69,4 @@ from .terminal import print_matrix as print_matrix
 from .version_words import difference_json as difference_json
 from .version_words import difference_lines as difference_lines
 from .version_words import version_lines as version_lines
+from .window_words import window_days as window_days

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.catalogue import BETWEEN, Version, days_between
+from pipeline.catalogue import Version
 from pipeline.comparing import Matrix, neighbours
 from pipeline.reporting.conclusions import (
     ALIKE,
@@ -18,6 +18,7 @@ from pipeline.reporting.conclusions import (
     format_number,
     verdicts,
 )
+from pipeline.reporting.window_words import window_days
 from pipeline.sources import label_of
 from pipeline.wording import some_of
 
@@ -70,14 +71,6 @@ def _away(matrix: Matrix, i: int, j: int) -> str:
         digits = decimals_of(value)
         told += f", 95% interval {low:.{digits}f} to {high:.{digits}f}"
     return f"{matrix.names[j]} ({told})"
-
-
-def window_days(version: Version) -> str:
-    """Says which days a window is of; nothing of a version that is no window of several parts."""
-    days = days_between(version.value) if BETWEEN in version.value else None
-    if days is None:
-        return ""
-    return f"the days from {days[0]} to {days[1]}" if days[0] != days[1] else f"the day {days[0]}"
 
 
 def division_of(version: Version) -> str:

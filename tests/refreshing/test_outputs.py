@@ -94,6 +94,7 @@ UNCHANGED = {
     "changed": False,
     "dna": "d",
     "spec": "s",
+    "is_new": False,
     "image_changes": None,
     "moved": None,
     "unmeasured": None,
@@ -109,6 +110,7 @@ CHANGED = UNCHANGED | {
     "images": 1200,
     "failed": 3,
     "changed": True,
+    "is_new": False,
     "image_changes": {"added": 21, "removed": 3, "changed": 2, "equal": 1177},
     "moved": {**asdict(MOVED), "from": "a@3"},
     "alarm": True,
@@ -251,7 +253,15 @@ def test_a_sentence_says_what_the_night_did_and_cost() -> None:
 def test_the_summary_in_json_keeps_its_form() -> None:
     assert FOUR["summary"] == {
         "datasets": {"asked": 3, "unchanged": 1, "refreshed": 1, "failed": 1, "dropped": 0},
-        "images": {"counted": 1207, "failed": 3, "added": 21, "removed": 3, "changed": 2},
+        "images": {
+            "counted": 1207,
+            "failed": 3,
+            "added": 21,
+            "removed": 3,
+            "changed": 2,
+            "datasets_of_unknown_changes": 0,
+        },
+        "untested": 0,
         "moved": 1,
         "alarms": ["a"],
         "cost": {
