@@ -120,11 +120,6 @@ lies outside of all."""
 
 IN_FULL: tuple[str, ...] = (
     "building/storing.py",
-    "catalogue/commit.py",
-    "catalogue/commit_log.py",
-    "catalogue/kept_versions.py",
-    "catalogue/undoing.py",
-    "comparing/tiles.py",
     "counting/activation_counts.py",
     "counting/reduction.py",
     "counting/shard.py",
