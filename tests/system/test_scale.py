@@ -444,7 +444,12 @@ def test_all_parts_can_be_measured(capsys: pytest.CaptureFixture[str], tmp_path:
     assert found["requests"]["build"]["image"] == {"GET": 1}
     sizes = [size for _, size in found["partial_bytes"]]
     assert sizes == sorted(sizes)
-    assert all(value > 0 for value in found.values() if isinstance(value, float))
+    # Differences of measurements may be zero on a busy machine; all else takes something.
+    differences = {"shard_seconds", "compose_bytes", "dispatch_bytes", "plan_bytes"}
+    numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+    assert differences <= found.keys()
+    assert {name for name, value in numbers.items() if value <= 0} <= differences
+    assert min(numbers.values()) >= 0
 
 
 @pytest.mark.soak  # it builds 1,440 images
