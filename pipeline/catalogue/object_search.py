@@ -42,7 +42,7 @@ NAME_BEFORE = r"A-Za-z0-9_%~.\-"
 NAME_AFTER = r"A-Za-z0-9_%~/\-"
 """With one of these after it, a text is the beginning of a longer name."""
 
-NAME_COLUMNS = ("uri", "member")
+COLUMNS_OF_NAMES = ("uri", "member")
 """Columns of tables in which each text is the name of one object, or of an image in one."""
 
 PARQUET = b"PAR1"
@@ -164,7 +164,7 @@ class ObjectSearch:
                 if found is None or not found.has_min_max:
                     continue
                 bounds = [of for of in (found.min, found.max) if isinstance(of, str)]
-                is_name = column.path_in_schema.rpartition(".")[2] in NAME_COLUMNS
+                is_name = column.path_in_schema.rpartition(".")[2] in COLUMNS_OF_NAMES
                 (names if is_name else texts).extend(bounds)
         return self._is_among(pa.array(texts)) or self._is_one(pa.array(names, pa.string()))
 
@@ -179,7 +179,7 @@ class ObjectSearch:
             is_named = False
         return is_named or any(
             self._is_one(column)
-            if of in NAME_COLUMNS and pa.types.is_string(column.type)
+            if of in COLUMNS_OF_NAMES and pa.types.is_string(column.type)
             else self._is_in_values(column, name)
             for of, column in zip(rows.schema.names, rows.columns, strict=True)
         )
