@@ -26,19 +26,19 @@ def compared(catalogue: Catalogue, step: int | None) -> Matrix:
     """The matrix with points so many bins apart in all layers; None for the product's own."""
     own, method = tiles.Job.step, tiles.METHOD
     if step is not None:
-        tiles.Job.step = lambda *_: step  # type: ignore[method-assign]
+        tiles.Job.step = lambda *_: step  # type: ignore[method-assign]  # in its place
         tiles.METHOD = f"every {step} bins"  # else a kept matrix is taken
     try:
         return compare(catalogue, effort=Effort(keep=False))
     finally:
-        tiles.Job.step, tiles.METHOD = own, method  # type: ignore[method-assign]
+        tiles.Job.step, tiles.METHOD = own, method  # type: ignore[method-assign]  # put back
 
 
 def moved(matrix: Matrix, exact: Matrix) -> None:
     pairs = np.triu_indices(len(exact.names), 1)
 
     def of(which: Matrix, column: str) -> NDArray[Any]:
-        return which.stacked(column)[:, *pairs]  # type: ignore[arg-type]
+        return which.stacked(column)[:, *pairs]  # type: ignore[arg-type]  # any column
 
     se = of(exact, "se")
     for column in COLUMNS:
