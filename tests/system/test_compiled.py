@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,37 @@ def test_a_disk_on_which_nothing_can_be_kept_does_not_stop_a_command() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
+
+
+ONE_KERNEL = """
+from pipeline.comparing.pieces import doubled
+print(doubled(4), sum(doubled.stats.cache_hits.values()))
+"""
+
+
+def test_machine_code_is_made_anew_if_a_module_that_the_kernel_imports_has_changed(
+    tmp_path: Path,
+) -> None:
+    """Machine code contains the constants of other modules, which numba does not watch."""
+    package = tmp_path / "pipeline"
+    (package / "comparing").mkdir(parents=True)
+    for folder in (package, package / "comparing"):
+        (folder / "__init__.py").touch()
+    shutil.copy(module.__file__, package)
+    (package / "comparing" / "pieces.py").write_text(
+        "from pipeline.compiled import compiled\n"
+        "from pipeline.comparing.factors import FACTOR\n\n\n"
+        "@compiled\ndef doubled(value):\n    return FACTOR * value\n"
+    )
+    found = []
+    for factor in (2, 2, 3):
+        (package / "comparing" / "factors.py").write_text(f"FACTOR = {factor}\n")
+        done = subprocess.run(
+            [sys.executable, "-c", ONE_KERNEL], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout.split())
+    assert found == [["8", "0"], ["8", "1"], ["12", "0"]]
 
 
 def test_another_error_of_the_compiler_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
