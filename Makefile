@@ -28,17 +28,17 @@ test-busy: $(SETUP)-test
 	trap "kill $$first $$second" EXIT; \
 	$(MAKE) test
 
-# Those that start Ray wait half of the time: three at once keep two cores busy.
+# One worker runs the tests that start Ray, which wait half of the time, and two run the others.
 soak: $(SETUP)-test
-	$(BIN)/python -m pytest -m soak -n 3 --dist loadfile --no-loadscope-reorder --timeout 1500 \
-	    --durations 30
+	$(BIN)/python -m pytest -m soak -n 3 --dist loadgroup --no-loadscope-reorder --timeout 1500 \
+	    --durations 40
 
 # Small faults in the code that holds the promises: some test must notice each (docs/mutants.md).
 mutants: $(SETUP)-test
 	$(BIN)/python -m tests.mutants
 
 mutants-sample: $(SETUP)-test
-	$(BIN)/python -m tests.mutants --seconds 240
+	$(BIN)/python -m tests.mutants --seconds 180
 
 docs: $(SETUP)-docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir site

@@ -61,7 +61,27 @@ LONGEST = [
         "s3",
     )
 ]
+CLUSTERS = {
+    f"test_{name}.py"
+    for name in (
+        "ray_engine",
+        "chaos",
+        "elastic",
+        "kills",
+        "ray_decoding",
+        "scale",
+        "ceph",
+        "s3",
+        "secrets",
+        "tasks",
+        "counting_ahead",
+        "inputs",
+    )
+}
+"""Files whose long tests start Ray, with several processes each: they run one after the other."""
+
 os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernel runs on a CPU; read as Triton is imported
+os.environ["RAY_worker_niceness"] = "0"  # else workers wait for all tests that run beside them
 settings.register_profile("unhurried", parent=settings(), deadline=None)  # machines are busy
 settings.load_profile("unhurried")
 # Made once, and not again by each of a thousand calls.
@@ -84,10 +104,17 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the longest files first, because one worker runs a whole file."""
+    """Runs the longest files first, because one worker runs a whole file.
+
+    With `--dist loadgroup`, one worker runs all files that start clusters.
+    """
     order = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        group = "clusters" if item.path.name in CLUSTERS else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_report_header() -> list[str]:

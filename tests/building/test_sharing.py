@@ -105,7 +105,7 @@ def test_jobs_count_each_shard_once_whoever_dies_when(
 
 
 @pytest.mark.soak
-@settings(max_examples=1000)
+@settings(max_examples=250)
 @given(**JOBS)
 def test_jobs_count_each_shard_once_in_many_runs(
     seed: int, shards: list[int], jobs: list[tuple[float, float]]

@@ -649,7 +649,7 @@ def deaths(
         text=True,
         check=False,
         cwd=Path(__file__).parents[2],
-        timeout=240,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
