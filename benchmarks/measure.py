@@ -30,6 +30,11 @@ TUNED_MALLOC = {
 """Keeps glibc from giving every large tensor back to the kernel, page fault by page fault."""
 
 
+def part_of(size: float) -> int:
+    """How much to measure of something, where BENCHMARK_SHARE=0.05 asks to try it with little."""
+    return max(1, round(size * float(os.environ.get("BENCHMARK_SHARE", "1"))))
+
+
 def run(
     module: str,
     settings: dict[str, Any],

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from benchmarks import measure
 
-SHARDS = (8, 64, 320)
+SHARDS = (8, 8 + measure.part_of(56), 64 + measure.part_of(256))
 """Images of the shards that are counted."""
 
 DRAWN = (4096, 2**16, 2**20, 2**25, 2**30)
@@ -103,7 +103,7 @@ def counting(folder: str) -> dict[str, Any]:
         sizes += [(count, len(drawn(largest, count).encode())) for count in DRAWN]
         result: dict[str, Any] = {"partial_bytes": sizes, **adding(largest)}
         each = (spent[-1] - spent[-2]) / (SHARDS[-1] - SHARDS[-2])
-        decoded = decoding(4.0, Path(scratch))
+        decoded = decoding(measure.part_of(4), Path(scratch))
         for way, part in (("for_gpu", "decode_for_gpu"), ("resized", "decode_for_cpu")):
             result[part] = [
                 (np.prod([*map(int, size.split("x"))]) / 1e6, 1 / rates[way])

@@ -33,17 +33,17 @@ from benchmarks.scale.stand_in import BUCKET, PREFIX, serving
 from pipeline.sources import Entries, Listing, Manifest, plan
 from pipeline.sources.listing import ListingWriter
 
-LISTED = 30_000
-FORMULA = (30_000, 1_000_000)
-PLANNED = 2_500_000
+LISTED = measure.part_of(30_000)
+FORMULA = (LISTED, measure.part_of(1_000_000))
+PLANNED = measure.part_of(2_500_000)
 """More than are planned in memory, without the disk."""
 
-HASHED = 1_000_000
+HASHED = measure.part_of(1_000_000)
 
-HEADS = 20_000
-HANDED_OUT = (300, 1500)
-REPORTED = 300_000
-READS = 300
+HEADS = measure.part_of(20_000)
+HANDED_OUT = (measure.part_of(300), measure.part_of(1500))
+REPORTED = measure.part_of(300_000)
+READS = measure.part_of(300)
 OBJECT_BYTES = 110_000
 
 

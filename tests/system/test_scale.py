@@ -437,7 +437,10 @@ def test_a_check_states_the_largest_error_of_each_kind(
 
 
 @pytest.mark.soak  # it builds on Ray, and counts hundreds of images
-def test_all_parts_can_be_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_all_parts_can_be_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCHMARK_SHARE", "0.1")
     place = tmp_path / "parts.json"
     run(capsys, "--measure", "--parts", str(place))
     found = asdict(command.kept_parts(place))
