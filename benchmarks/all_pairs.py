@@ -126,7 +126,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     from pipeline.spec import available_cpus
 
     place = Catalogue(folder)
-    store = _Store(place, neurons, folds)
+    store = Store(place, neurons, folds)
     start = time.perf_counter()
     store.commit({f"set/{n:04d}": store.put(f"set/{n:04d}", n) for n in range(dnas)})
     written = time.perf_counter() - start
@@ -168,7 +168,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     names = sorted(place.head().datasets)
     run(names[:4])  # compiles
     third = run(names[4 : 4 + dnas // 3])
-    wide = _Store(place, WIDER * neurons, folds)
+    wide = Store(place, WIDER * neurons, folds)
     wide.commit({f"wide/{n}": wide.put(f"wide/{n}", n) for n in range(WIDE)})
     wider = run([f"wide/{n}" for n in range(WIDE)])
     for item in list(storage.walk(place.matrices_uri(store.spec.digest))):
@@ -256,7 +256,7 @@ def _model(
     }
 
 
-class _Store:
+class Store:
     """Writes random DNAs as a build stores them, all versions in one commit."""
 
     def __init__(self, place: Any, neurons: int, folds: int) -> None:
@@ -279,7 +279,7 @@ class _Store:
 
         storage.create(place.spec_uri(self.spec.digest), canonical_json(self.spec.to_json()))
 
-    def _random(self, seed: int, images: int) -> Any:
+    def random(self, seed: int, images: int) -> Any:
         rng = np.random.default_rng(seed)
         at = np.clip(rng.normal(rng.uniform(300, 700), 150, (self.spec.neurons, images)), 0, 999)
         rows = np.arange(self.spec.neurons)[:, None] * BINS + at.astype(np.int64)
@@ -302,7 +302,7 @@ class _Store:
 
         digest = hashlib.sha256(f"{name} {seed}".encode()).hexdigest()[:32]
         parts = [
-            self._random(seed * 64 + n, 5000 // max(1, self.folds))
+            self.random(seed * 64 + n, 5000 // max(1, self.folds))
             for n in range(max(1, self.folds))
         ]
         dna = reduce(DNA.__add__, parts)

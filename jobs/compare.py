@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,18 +23,20 @@ from jobs.shell import (
     pinned,
     run_alone,
 )
-from pipeline.comparing import CompareOptions, MemoryLimit
+from pipeline.comparing import CompareOptions, MemoryLimit, NearOptions
 from pipeline.events import Listener
 from pipeline.wording import some_of
 
 if TYPE_CHECKING:
-    from pipeline.comparing import Matrix
+    from pipeline.catalogue import Catalogue
+    from pipeline.comparing import Matrix, Neighbours
     from pipeline.dna import Lens
 
 
 @guarded
 def compare(
     options: CompareOptions,
+    neighbours: NearOptions,
     memory: MemoryLimit,
     progress: Listener,
     catalogue: CatalogueOption,
@@ -42,15 +45,12 @@ def compare(
     ] = None,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
-    near: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Print the neighbours of this dataset, the nearest first."
-        ),
-    ] = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Where to write the result: the matrix, as a table (.parquet)."),
+        typer.Option(
+            help="Where to write the result: the matrix, or the neighbours that --top finds, as a "
+            "table (.parquet)."
+        ),
     ] = None,
     html: Annotated[str | None, typer.Option(help="Page to write, for a browser (.html).")] = None,
     figure: Annotated[
@@ -80,8 +80,9 @@ def compare(
     """Print the distance of every pair of datasets: the Earth Mover's Distance of its neurons."""
     from pipeline import api, storage
     from pipeline.catalogue import Catalogue
-    from pipeline.comparing import ALL
+    from pipeline.comparing import ALL, NearestOptions
     from pipeline.errors import UsageError
+    from pipeline.options import shared_values
     from pipeline.reporting import draw, kind_of, pair_rows, require_html
 
     layers = options.layers or [ALL]
@@ -95,6 +96,7 @@ def compare(
     place = Catalogue(catalogue)
     options = pinned(place, options)
     through = lens_for(place, names or (), lens, neurons or (), options)
+    near = neighbours.near
     if near is not None:
         if options.fd:
             raise UsageError("--near lists Earth Mover's Distances only; leave --near or --fd out")
@@ -103,13 +105,26 @@ def compare(
             raise UsageError(
                 f"near is {near!r}, which is not among those compared: {some_of(among)}"
             )
-    matrix = api.compare(
-        place,
-        names or (),
-        lens=through,
-        effort=effort_for(catalogue, workers, ray_address, memory, progress, device),
-        **vars(options),
-    )
+    effort = effort_for(catalogue, workers, ray_address, memory, progress, device)
+    if neighbours.top is not None:
+        if options.fd or html or figure or len(layers) > 1:
+            raise UsageError(
+                "--top looks for the nearest by the Earth Mover's Distance of one layer, or of "
+                "all, without comparing all pairs; leave --top out, or --fd, --html, --figure and "
+                "all but one --layer"
+            )
+        found = api.nearest(
+            place,
+            names or (),
+            lens=through,
+            effort=effort,
+            layer=None if layers[0] == ALL else layers[0],
+            **vars(neighbours),
+            **shared_values(options, NearestOptions),
+        )
+        print_found(place, found, options, names or (), through, out, as_json=as_json)
+        return
+    matrix = api.compare(place, names or (), lens=through, effort=effort, **vars(options))
     apart = left_out(place, names or (), options)
     if out:
         matrix.save(out)
@@ -141,6 +156,39 @@ def compare(
     notes()
     for written in filter(None, (out, html, figure)):
         say(f"written to {written}")
+
+
+def print_found(
+    place: Catalogue,
+    found: Neighbours,
+    options: CompareOptions,
+    names: Sequence[str],
+    lens: Lens | None,
+    out: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Prints the neighbours that a search has found, and writes them."""
+    from pipeline.reporting import found_lines, found_sentences, neighbours_json
+
+    if out:
+        found.save(out)
+    notes = partial(
+        print_notes,
+        place.find_all(found.shown, options.at, found.spec_digest),
+        apart=left_out(place, names, options),
+        lenses=[lens],
+        barred=bool(found.method),
+        paired=found.paired(),
+    )
+    if as_json:
+        print_json(neighbours_json(found))
+        notes(to=sys.stderr)
+        return
+    say(*found_lines(found), *found_sentences(found))
+    notes()
+    if out:
+        say(f"written to {out}")
 
 
 def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> None:

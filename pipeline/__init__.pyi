@@ -7,6 +7,7 @@ from .api import explain as explain
 from .api import fit_lens as fit_lens
 from .api import html_page as html_page
 from .api import make_dna as make_dna
+from .api import nearest as nearest
 from .api import preview_erasure as preview_erasure
 from .api import rank as rank
 from .api import refresh as refresh
@@ -27,12 +28,14 @@ from .catalogue.version_options import SnapshotOptions as SnapshotOptions
 from .catalogue.version_options import VerifyOptions as VerifyOptions
 from .comparing.all_pairs import Effort as Effort
 from .comparing.compare_options import CompareOptions as CompareOptions
+from .comparing.compare_options import NearestOptions as NearestOptions
 from .comparing.distance import Distance as Distance
 from .comparing.distance import emd as emd
 from .comparing.distance import fd as fd
 from .comparing.distance import nfd as nfd
 from .comparing.emd_kernel import pairwise_emd as pairwise_emd
 from .comparing.matrix import Matrix as Matrix
+from .comparing.neighbour_graph import Neighbours as Neighbours
 from .dna.failures import Failure as Failure
 from .dna.lens import Lens as Lens
 from .dna.partial import Partial as Partial

@@ -19,7 +19,7 @@ from pipeline import building, comparing, explaining, refreshing, reporting
 from pipeline import catalogue as catalogues
 from pipeline.building import EraseOptions, MemoryOptions, Request
 from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
-from pipeline.comparing import CompareOptions
+from pipeline.comparing import CompareOptions, NearestOptions
 from pipeline.errors import UsageError
 from pipeline.events import Listener, ignore
 from pipeline.explaining import DriftOptions, ExplainOptions, FitOptions
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
         Result,
     )
     from pipeline.catalogue import Finding, SnapshotKeywords, Verification, VerifyKeywords
-    from pipeline.comparing import CompareKeywords, Effort, Matrix
+    from pipeline.comparing import CompareKeywords, Effort, Matrix, NearestKeywords, Neighbours
     from pipeline.dna import DNA, Lens
     from pipeline.engine import Engine
     from pipeline.explaining import (
@@ -256,6 +256,49 @@ def compare(
     options["at"] = place.at(options.get("at")).number  # all is read from one commit
     with _shown(progress) as listener:
         return comparing.compare(
+            place,
+            names,
+            lens=_lens(place, lens, names, options.get("at"), options.get("spec")),
+            effort=effort or comparing.Effort(progress=listener),
+            **options,
+        )
+
+
+@takes_options(NearestOptions)
+def nearest(
+    catalogue: Catalogue | str,
+    names: Sequence[str] = (),
+    *,
+    lens: Lens | str | None = None,
+    effort: Effort | None = None,
+    progress: Progress = False,
+    **options: Unpack[NearestKeywords],
+) -> Neighbours:
+    """Finds the nearest datasets of one dataset, or of each, without comparing all pairs.
+
+    The result is exactly that of comparing all pairs, and then sorting them by their EMD.
+
+    Args:
+        catalogue: Where the datasets are.
+        names: The datasets to look among; none for all of them.
+        lens: Weighs the neurons: a lens, or the name or file of one.
+        effort: How to compute; None for this process with all its cores.
+        progress: Whether to show progress; or a listener. It is not used if `effort` is given.
+        **options: The options of `NearestOptions`. One of `near` and `top` is needed. Without
+            `spec` it is the one that the names share, or the default.
+
+    Returns:
+        The nearest, with error bars.
+
+    Raises:
+        NotFound: A name is unknown.
+        SpecMismatch: A dataset is only known under other specs; the message names the fields.
+        UsageError: There are fewer than two datasets, or an argument is wrong.
+    """
+    place = _at(catalogue)
+    options["at"] = place.at(options.get("at")).number  # all is read from one commit
+    with _shown(progress) as listener:
+        return comparing.nearest(
             place,
             names,
             lens=_lens(place, lens, names, options.get("at"), options.get("spec")),

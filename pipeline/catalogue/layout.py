@@ -117,6 +117,10 @@ class Layout:
         """Returns the object that keeps what error bars need of a DNA's folds."""
         return self._uri("_work", "_fold_points", spec, f"{dna}.parquet")
 
+    def coarse_curves_uri(self, spec: str, dna: str) -> str:
+        """Returns the object that keeps what says how far a DNA is from others at least."""
+        return self._uri("_work", "_coarse_curves", spec, f"{dna}.parquet")
+
     def matrix_uri(self, spec: str, members: Mapping[str, str], lens: str) -> str:
         """Returns the url of a matrix.
 

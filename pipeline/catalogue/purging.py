@@ -264,7 +264,8 @@ class _Purge:
         if path.startswith("matrix/"):
             stated = find_matrix_metadata(uri) if self._since else None  # also of windows
             return stated is not None and not set(stated["members"].values()) <= self._kept_dnas
-        if path.startswith("_work/_fold_points/"):  # also of windows, which no commit names
+        of_a_dna = ("_work/_fold_points/", "_work/_coarse_curves/")
+        if path.startswith(of_a_dna):  # also of windows, which no commit names
             return path.rpartition("/")[2].removesuffix(".parquet") not in self._kept_dnas
         if path.startswith(("_work/_pair_neurons/", "_work/_tiles/")) or uri.endswith(".tmp"):
             return self._is_older(item)

@@ -9,6 +9,9 @@ from .compare_options import CompareKeywords as CompareKeywords
 from .compare_options import CompareOptions as CompareOptions
 from .compare_options import FrechetOptions as FrechetOptions
 from .compare_options import MemoryLimit as MemoryLimit
+from .compare_options import NearestKeywords as NearestKeywords
+from .compare_options import NearestOptions as NearestOptions
+from .compare_options import NearOptions as NearOptions
 from .distance import Distance as Distance
 from .distance import Measure as Measure
 from .distance import cumulative as cumulative
@@ -36,6 +39,8 @@ from .matrix import ESTIMATES as ESTIMATES
 from .matrix import MATRIX_SCHEMA as MATRIX_SCHEMA
 from .matrix import Estimate as Estimate
 from .matrix import Matrix as Matrix
+from .nearest_search import nearest as nearest
+from .neighbour_graph import Neighbours as Neighbours
 from .notes import are_apart as are_apart
 from .notes import is_nested as is_nested
 from .notes import lens_notes as lens_notes

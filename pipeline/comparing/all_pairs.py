@@ -19,7 +19,7 @@ from typing import Any, Unpack, cast, get_args
 import numpy as np
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import tiles
 from pipeline.comparing.compare_options import CompareKeywords, CompareOptions, MemoryLimit
 from pipeline.comparing.distance import Measure
@@ -150,7 +150,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
                 _fill(grid, made, engine, effort.progress)
             else:
                 try:
-                    _count_folds(catalogue, wanted, job, engine, effort.progress)
+                    count_folds(wanted.versions, job, engine, effort.progress)
                     kept = _shared(grid, made, engine, effort.progress, finished)
                 except TransientError:
                     raise
@@ -170,14 +170,23 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
     return matrix
 
 
-def _count_folds(
-    catalogue: Catalogue, wanted: Selection, job: Job, engine: Mapper, progress: Listener
+def count_folds(
+    versions: Mapping[str, Version], job: Job, engine: Mapper, progress: Listener
 ) -> None:
-    """Counts the folds of DNAs for which that is not done, and keeps the counts."""
+    """Counts the folds of DNAs for which that is not done, and keeps the counts.
+
+    Nothing is done for a job that has no use for the counts that are kept.
+
+    Args:
+        versions: The version of each dataset.
+        job: What is computed of them.
+        engine: Where folds are counted.
+        progress: Is told of each DNA.
+    """
     plain = all(job.step(layer) == plain_step(job.spec, layer) for layer in job.layers)
     if not (job.error_bars and job.whole and plain):
         return
-    missing = without_points(catalogue.root, job.spec, wanted.versions.items())
+    missing = without_points(job.root, job.spec, versions.items())
     if not missing:
         return
     threads = min(map(job.loaders, job.layers)) if engine.in_process else 1

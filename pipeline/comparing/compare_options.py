@@ -27,7 +27,59 @@ class FrechetOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(SnapshotOptions, FrechetOptions):
+class NearOptions(Options):
+    """The options that list neighbours."""
+
+    near: Annotated[
+        str | None,
+        Option("List the neighbours of this dataset, the nearest first.", metavar="NAME"),
+    ] = None
+    top: Annotated[
+        int | None,
+        Option(
+            "List so many of the nearest only, without comparing all pairs: of each dataset, or "
+            "of the one that near names (default: all).",
+            least=1,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorBarOptions(Options):
+    """The option that leaves out error bars."""
+
+    error_bars: Annotated[
+        bool,
+        Option(
+            "Also compute corrected distances, intervals, p and q, which takes some 20 times as "
+            "long."
+        ),
+    ] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestOptions(SnapshotOptions, NearOptions, ErrorBarOptions):
+    """The options of a search for the nearest."""
+
+    layer: Annotated[
+        str | None, Option("Compare this layer only (default: the whole network).")
+    ] = None
+
+
+class NearestKeywords(SnapshotKeywords, total=False):
+    """The options of `NearestOptions` as keywords of a function, for type checkers.
+
+    A test holds it equal to `NearestOptions`; defaults and help are there.
+    """
+
+    near: str | None
+    top: int | None
+    error_bars: bool
+    layer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(SnapshotOptions, FrechetOptions, ErrorBarOptions):
     """The options of a comparison."""
 
     layers: Annotated[
@@ -36,13 +88,6 @@ class CompareOptions(SnapshotOptions, FrechetOptions):
             "Compare this layer only (all: the whole network). Can be repeated.", flag="--layer"
         ),
     ] = None
-    error_bars: Annotated[
-        bool,
-        Option(
-            "Also compute corrected distances, intervals, p and q, which takes some 20 times as "
-            "long."
-        ),
-    ] = True
 
 
 class CompareKeywords(SnapshotKeywords, total=False):

@@ -58,7 +58,7 @@ def plain_step(spec: Spec, layer: str) -> int:
 
 @dataclass(frozen=True)
 class Counting:
-    """One DNA whose folds are to be counted.
+    """One DNA of which something is counted, and kept for later comparisons.
 
     Attributes:
         root: Root of the catalogue.
@@ -74,8 +74,13 @@ class Counting:
 
     @property
     def uri(self) -> str:
-        """Where the counts are kept."""
+        """Where the counts of its folds are kept."""
         return Catalogue(self.root).fold_points_uri(self.spec.digest, self.version.dna)
+
+    @property
+    def coarse_uri(self) -> str:
+        """Where its coarse curves are kept."""
+        return Catalogue(self.root).coarse_curves_uri(self.spec.digest, self.version.dna)
 
 
 def keep_points(counting: Counting) -> None:

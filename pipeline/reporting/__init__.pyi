@@ -45,6 +45,9 @@ from .lens_words import lens_json as lens_json
 from .lens_words import lens_lines as lens_lines
 from .lens_words import lens_table as lens_table
 from .lens_words import listed_lens as listed_lens
+from .neighbour_words import found_lines as found_lines
+from .neighbour_words import found_sentences as found_sentences
+from .neighbour_words import neighbours_json as neighbours_json
 from .night_words import night_sentence as night_sentence
 from .noted_images import image_notes as image_notes
 from .outcomes import build_json as build_json

@@ -398,11 +398,15 @@ def test_what_a_refused_build_has_left_later_is_removed_too(
     require_sound(home)
 
 
-def test_what_comparisons_keep_of_folds_is_removed_too(home: Home) -> None:
+def test_what_comparisons_keep_of_a_dna_is_removed_too(home: Home) -> None:
     filled(home, 50)
     place = home.catalogue
     before = home.build(by="").version
-    uris = [place.fold_points_uri(before.spec, dna) for dna in (before.dna, "of-a-window")]
+    uris = [
+        uri_of(before.spec, dna)
+        for dna in (before.dna, "of-a-window")
+        for uri_of in (place.fold_points_uri, place.coarse_curves_uri)
+    ]
     for uri in uris:
         storage.create(uri, b"counts")
     home.remove("0/03.png")

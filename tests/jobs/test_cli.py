@@ -1057,6 +1057,33 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
     refused(vdna("compare", "--near", "a", "-c", place / "none", exits=1), "no catalogue")
 
 
+def test_compare_finds_the_nearest_without_comparing_all_pairs(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "near.parquet"
+    said = vdna("compare", "--near", "a", "--top", 1, "--out", out, "-c", place).stdout.splitlines()
+    assert said[0].startswith("From a, the nearest first, in bins, ")
+    assert said[1].startswith("  b/other  ")
+    assert said[2].startswith("1 of 1 pair computed exactly. The nearest are those of the smallest")
+    assert said[-1] == f"written to {out}"
+    table = pq.read_table(out).to_pylist()
+    (row,) = [row for row in table if row["layer"] == "all"]
+    assert (row["a"], row["b"], row["rank"]) == ("a", "b/other", 1)
+    (whole,) = vdna_json("compare", "--near", "a", "-c", place)
+    found = vdna_json("compare", "--near", "a", "--top", 1, "-c", place)
+    assert found["neighbours"] == [{**whole, "rank": 1}] == [row]
+    assert (found["pairs"], found["computed"], found["undefined"]) == (1, 1, 0)
+    (of_layer,) = vdna_json("compare", "--top", 5, "--near", "a", "--layer", "b", "-c", place)[
+        "neighbours"
+    ]
+    assert of_layer["layer"] == "b"
+    graph = vdna("compare", "--top", 1, "--no-error-bars", "-c", place).stdout.splitlines()
+    assert graph[0] == "The nearest of each dataset, in bins:"
+    assert [line.split()[:2] for line in graph[1:3]] == [["a", "b/other"], ["b/other", "a"]]
+    for more in (["--fd"], ["--html", "x.html"], ["--figure", "x.svg"], ["--layer", "b"]):
+        words = ("compare", "--top", 1, "--layer", "a", *more, "-c", place)
+        refused(vdna(*words, exits=2), "--top looks for the nearest", "leave --top out")
+    refused(vdna("compare", "--near", "x", "--top", 1, "-c", place, exits=2), "near is 'x'")
+
+
 def test_compare_uses_one_spec(
     place: Path, others: Path, specs: dict[int, str], tmp_path: Path
 ) -> None:

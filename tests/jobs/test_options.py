@@ -31,7 +31,15 @@ from pipeline.catalogue import (
     VerifyKeywords,
     VerifyOptions,
 )
-from pipeline.comparing import CompareKeywords, CompareOptions, MemoryLimit, compare
+from pipeline.comparing import (
+    CompareKeywords,
+    CompareOptions,
+    MemoryLimit,
+    NearestKeywords,
+    NearestOptions,
+    NearOptions,
+    compare,
+)
 from pipeline.errors import UsageError
 from pipeline.explaining import (
     DriftKeywords,
@@ -54,6 +62,7 @@ COMMANDS: list[tuple[str, type[Options]]] = [
     ("rank", RankRequest),
     ("compare", CompareOptions),
     ("compare", MemoryLimit),
+    ("compare", NearOptions),
     ("explain", ExplainOptions),
     ("drift", DriftOptions),
     ("report", ReportOptions),
@@ -82,6 +91,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
 KEYWORDS: list[tuple[type, type[Options]]] = [
     (SnapshotKeywords, SnapshotOptions),
     (CompareKeywords, CompareOptions),
+    (NearestKeywords, NearestOptions),
     (ExplainKeywords, ExplainOptions),
     (FitKeywords, FitOptions),
     (DriftKeywords, DriftOptions),
@@ -164,6 +174,7 @@ def test_keywords_have_the_names_and_types_of_the_options(
     ("function", "model"),
     [
         (api.compare, CompareOptions),
+        (api.nearest, NearestOptions),
         (api.explain, ExplainOptions),
         (api.drift, DriftOptions),
         (api.rank, SnapshotOptions),

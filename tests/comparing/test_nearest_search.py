@@ -1,0 +1,495 @@
+"""Tests that a search for the nearest finds what comparing all pairs finds, and computes less."""
+
+from __future__ import annotations
+
+import doctest
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from itertools import combinations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version, collect, remove
+from pipeline.comparing import (
+    Curves,
+    Effort,
+    Matrix,
+    Neighbours,
+    compare,
+    distances,
+    nearest,
+    nearest_rows,
+    nearest_search,
+    pair_tiles,
+)
+from pipeline.comparing.coarse_curves import CoarseLayer, least_distances, together
+from pipeline.comparing.kept_coarse import encode_coarse, find_coarse
+from pipeline.comparing.kept_points import Counting
+from pipeline.comparing.nearest_rows import Edge, pair_of, search
+from pipeline.comparing.neighbour_graph import NEIGHBOUR_SCHEMA
+from pipeline.comparing.pair_tiles import LOAD_WORK, LOAD_WORK_BARRED, cut_pairs
+from pipeline.comparing.tiles import Job
+from pipeline.dna import DNA, Floats, Lens
+from pipeline.errors import StorageError, UsageError
+from pipeline.events import Event
+from pipeline.sources import Shard, plan
+from pipeline.spec import Tap
+from tests.golden.handmade import commit_dataset, entries, with_failures
+from tests.support.builders import random_dna, tiny_spec
+
+SPEC, RANGES = tiny_spec(40, (Tap("stem", 3, 4), Tap("head", 2, 1)))
+
+
+def test_the_example_of_the_docstring_holds() -> None:
+    assert doctest.testmod(nearest_rows).failed == 0
+
+
+# The bounds.
+
+
+def curves_of(counts: Sequence[np.ndarray], flows: Sequence[np.ndarray]) -> Curves:
+    neurons, bins = counts[0].shape
+    curves = Curves.empty(neurons, len(counts), bins)
+    curves.fill(0, counts, [flow[0] for flow in flows], [flow[1] for flow in flows])
+    return curves
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    bins=st.sampled_from([2, 3, 16, 17, 18, 40, 255, 1000, 1009]),
+    spread=st.sampled_from([1, 2, 30]),
+    weighed=st.booleans(),
+)
+def test_no_distance_is_below_its_bound(seed: int, bins: int, spread: int, weighed: bool) -> None:
+    """Few activations fall into few bins or many, outside of all, or there are none."""
+    rng = np.random.default_rng(seed)
+    neurons, size = 6, 5
+    chance = rng.dirichlet(np.full(bins, 1 / spread), (size, neurons))
+    total = rng.choice([0, 1, 3, 10**6], (size, neurons), p=[0.05, 0.2, 0.25, 0.5])
+    counts = [rng.multinomial(total[at], chance[at]).astype(np.int64) for at in range(size)]
+    flows = [rng.integers(0, 4, (2, neurons)) * rng.integers(0, 2) for _ in range(size)]
+    counts[4], flows[4] = counts[3] + 0, flows[3] + 0  # two that are equal
+    weights = rng.choice([0.0, 0.3, 2.0], neurons) if weighed else np.ones(neurons)
+    every = curves_of(counts, flows)
+    exact = distances(every, every, weights)
+    layers = [
+        CoarseLayer.of(curves_of([one], [flow]), bins)
+        for one, flow in zip(counts, flows, strict=True)
+    ]
+    rows = together(layers)
+    least = least_distances(rows, rows, weights, bins)
+    assert (np.isnan(least) == np.isnan(exact)).all()
+    known = ~np.isnan(exact)
+    assert (least[known] <= exact[known]).all()
+    assert (least[known] >= 0).all()
+    one = least_distances(together(layers[1:2]), rows, weights, bins)
+    assert np.array_equal(one, least[1:2], equal_nan=True)
+
+
+def test_a_bound_is_close_to_the_distance_of_curves_that_do_not_cross() -> None:
+    bins, at = 1000, np.arange(1000)
+    counts = [(1e6 * np.exp(-(((at - m) / 100) ** 2))).astype(np.int64)[None] for m in (400, 500)]
+    none = [np.zeros((2, 1), np.int64)] * 2
+    every = curves_of(counts, none)
+    exact = distances(every, every, np.ones(1))[0, 1]
+    rows = together([CoarseLayer.of(curves_of([one], none[:1]), bins) for one in counts])
+    assert 0.999 * exact < least_distances(rows, rows, np.ones(1), bins)[0, 1] <= exact
+
+
+# The search.
+
+
+def brute(apart: Floats, row: int, top: int) -> tuple[int, ...]:
+    known = [j for j in range(len(apart)) if j != row and not np.isnan(apart[row, j])]
+    return tuple(sorted(known, key=lambda j: (apart[row, j], j))[:top])
+
+
+@settings(max_examples=300)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(2, 14),
+    top=st.integers(1, 15),
+    loose=st.sampled_from([0, 1, 3]),
+    data=st.data(),
+)
+def test_the_search_finds_what_sorting_all_finds(
+    seed: int, size: int, top: int, loose: int, data: st.DataObject
+) -> None:
+    """Distances are few numbers, so that many tie, and so do their bounds."""
+    rng = np.random.default_rng(seed)
+    apart = np.triu(rng.integers(0, 6, (size, size)).astype(float), 1)
+    apart[np.triu(rng.random((size, size)) < 0.15, 1)] = np.nan
+    apart = apart + apart.T
+    least = np.maximum(apart - rng.integers(0, loose + 1, (size, size)), 0)
+    told = rng.random((size, size)) < 0.5  # the others are found to have none when computed
+    least = np.where(np.isnan(least) & ~told, 0.0, least)
+    rows = data.draw(st.lists(st.integers(0, size - 1), min_size=1, unique=True))
+    asked: list[Edge] = []
+
+    def compute(pairs: Sequence[Edge]) -> dict[Edge, float]:
+        asked.extend(pairs)
+        return {pair: float(apart[pair]) for pair in pairs}
+
+    found = search(least[rows], rows, top, compute)
+    assert found.nearest == tuple(brute(apart, row, top) for row in rows)
+    assert len(asked) == len(set(asked)) == len(found.exact)
+    for i, j in asked:  # nothing was computed without a reason
+        assert i < j
+        reasons = []
+        for row, other in ((i, j), (j, i)):
+            if row in rows:
+                near = brute(apart, row, top)
+                limit = apart[row, near[-1]] if len(near) == top else np.inf
+                reasons.append(least[row, other] <= limit + 6)
+        assert any(reasons)
+
+
+def test_what_is_far_by_its_bound_is_not_computed() -> None:
+    size = 1000
+    at = np.arange(size, dtype=float)
+    least = np.abs(at - 300)[None] * 0.9
+    asked: list[Edge] = []
+
+    def compute(pairs: Sequence[Edge]) -> dict[Edge, float]:
+        asked.extend(pairs)
+        return {(i, j): abs(i - j) for i, j in pairs}
+
+    found = search(least, [300], 20, compute)
+    assert set(found.nearest[0]) == set(range(290, 311)) - {300}
+    assert len(asked) <= 20 + 2 + nearest_rows.AHEAD
+
+
+# In a catalogue.
+
+
+def shifted(shard: Shard, at: float) -> DNA:
+    """Makes a DNA of values about a place."""
+    dna = random_dna(SPEC, RANGES, len(shard.members), int(shard.key(SPEC.digest)[:8], 16))
+    rng = np.random.default_rng(dna.counts.sum(axis=0).tolist())
+    per_neuron = len(shard.members) * np.repeat([4, 1], [3, 2])
+    counts = np.zeros_like(dna.counts)
+    for neuron, many in enumerate(per_neuron):
+        bins = np.clip(rng.normal(at * 38, 3, many), 0, 39).astype(int)
+        np.add.at(counts, (neuron, bins), 1)
+    none = np.zeros(len(counts), np.int64)
+    return replace(dna, counts=counts, underflow=none, overflow=none, nonfinite=none)
+
+
+def put(catalogue: Catalogue, name: str, at: float, *, of: str = "", lost: bool = False) -> None:
+    """Commits a dataset: of the images of another name, or without a value of one neuron."""
+    manifest = plan(entries(of or name, 8), shard_images=1)
+    partials = []
+    for shard in manifest.shards:
+        dna = shifted(shard, at)
+        if lost:
+            counts, nonfinite = dna.counts.copy(), dna.nonfinite.copy()
+            nonfinite[1], counts[1] = counts[1].sum(), 0
+            dna = replace(dna, counts=counts, nonfinite=nonfinite)
+        partials.append(with_failures(dna, (shard.key(SPEC.digest),), ()))
+    commit_dataset(catalogue, name, manifest, partials, SPEC, RANGES)
+
+
+def filled(count: int = 9) -> Catalogue:
+    """Makes a catalogue on a line, with a copy of one dataset and one that lacks values."""
+    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
+    places = np.random.default_rng(5).permutation(np.linspace(0.05, 0.95, count))
+    for n, at in enumerate(places):
+        put(catalogue, f"set/{n}", float(at))
+    put(catalogue, "set/copy", float(places[3]), of="set/3")
+    put(catalogue, "lost", 0.5, lost=True)
+    return catalogue
+
+
+@pytest.fixture(scope="module")
+def place() -> Catalogue:
+    return filled()
+
+
+@pytest.fixture(scope="module")
+def stored_objects(place: Catalogue) -> dict[str, bytes]:
+    """Returns the objects of a catalogue that nothing has searched yet, by their path in it."""
+    found = {}
+    for item in storage.walk(place.root):
+        path = item.uri.removeprefix(place.root)
+        if "/_coarse_curves/" not in path and "/_fold_points/" not in path:
+            found[path] = storage.read(item.uri)
+    return found
+
+
+@pytest.fixture
+def fresh(stored_objects: dict[str, bytes]) -> Catalogue:
+    root = f"memory://{uuid.uuid4().hex}"
+    for name, data in stored_objects.items():
+        storage.create(root + name, data)
+    return Catalogue(root)
+
+
+@pytest.fixture(scope="module")
+def expected(place: Catalogue) -> Matrix:
+    return compare(place, effort=Effort(keep=False))
+
+
+def kept(place: Catalogue) -> list[str]:
+    folder = f"{place.root}/_work/_coarse_curves"
+    return sorted(item.uri for item in storage.walk(folder)) if storage.exists(folder) else []
+
+
+def agrees(found: Neighbours, whole: Matrix, top: int) -> None:
+    """Checks all that was found against a matrix of the same datasets and planes."""
+    apart = whole.of(found.layer)
+    assert found.names == whole.names
+    edges = [(i, j) for i in map(whole.names.index, found.of) for j in brute(apart, i, top)]
+    assert list(found.edges) == edges
+    rows, columns = (np.array(side, int) for side in zip(*edges, strict=True))
+    for name, values in found.columns.items():
+        if name == "q":
+            continue
+        for plane, at in zip(found.planes, values, strict=True):
+            theirs = whole.of(plane, name)[rows, columns]  # type: ignore[arg-type]
+            # Sums of NFD, and those with other weights, round otherwise in other tiles.
+            off = 1e-12 if name == "nfd" or whole.lens_digest else 0
+            assert np.allclose(at, theirs, rtol=off, atol=0, equal_nan=True), name
+
+
+@pytest.mark.parametrize("top", [1, 3, 10, None])
+def test_the_nearest_of_one_are_those_of_the_matrix(
+    place: Catalogue, expected: Matrix, top: int | None
+) -> None:
+    for name in ("set/3", "set/copy", "set/0"):
+        found = nearest(place, near=name, top=top)
+        agrees(found, expected, top or 99)
+        assert (found.of, found.pairs, found.undefined) == ((name,), 10, 1)
+    assert "lost" not in found.around("set/0").names
+
+
+def test_a_dataset_without_distances_has_no_neighbours(place: Catalogue) -> None:
+    found = nearest(place, near="lost", top=2)
+    assert (found.edges, found.undefined, found.computed) == ((), 10, 0)
+    assert found.table.num_rows == 0
+    assert found.near_duplicates() == {}
+    assert found.around("lost").names == ("lost",)
+
+
+@pytest.mark.parametrize("bars", [False, True])
+def test_the_graph_has_the_nearest_of_each(
+    place: Catalogue, expected: Matrix, bars: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_tiles, "LOAD_WORK", 1)  # else all of so few are computed at once
+    found = nearest(place, top=2, error_bars=bars)
+    agrees(found, expected, 2)
+    assert found.of == found.names
+    assert found.pairs == 55
+    assert found.undefined == 10
+    assert found.computed < 45
+    assert ("q" in found.columns) == bars
+
+
+def test_one_layer_or_a_lens_decides_who_is_near(place: Catalogue) -> None:
+    weights = np.array([0.0, 0.0, 1.0, 2.5, 0.0])
+    lens = Lens("two", (("stem", 3), ("head", 2)), weights)
+    for name, how in {
+        "layer": {"layer": "head"},
+        "lens": {"lens": lens},
+        "both": {"lens": lens, "layer": "stem"},
+        "signed": {"lens": replace(lens, weights=weights - [0, 0, 0, 0, 0.2])},
+    }.items():
+        layers = [how["layer"]] if "layer" in how else None
+        whole = compare(place, layers=layers, lens=how.get("lens"), effort=Effort(keep=False))  # type: ignore[arg-type]
+        found = nearest(place, near="set/2", top=3, **how)  # type: ignore[arg-type]
+        agrees(found, whole, 3)
+        if name == "signed":  # there are no bounds
+            assert found.computed == 10
+        if name == "lens":  # the neuron without values has no weight
+            assert found.undefined == 0
+
+
+def test_names_choose_among_whom_the_nearest_are_looked_for(place: Catalogue) -> None:
+    names = ["set/5", "set/1", "set/copy", "set/3"]
+    found = nearest(place, names, near="set/3", top=1)
+    agrees(found, compare(place, names, effort=Effort(keep=False)), 1)
+    assert found.around("set/3").names == ("set/3", "set/copy")
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [
+        ({"near": "x", "top": 2}, "`near` is 'x', which is not among those compared: lost, set/0"),
+        ({}, "give `near`, .* or `top`"),
+        ({"top": 0}, "top is 0; it must be at least 1"),
+        ({"top": 1, "layer": "x"}, "x"),
+        ({"top": 1, "names": ["lost"]}, "two datasets or more"),
+    ],
+)
+def test_a_wrong_question_is_refused(
+    place: Catalogue, how: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(UsageError, match=problem):
+        nearest(place, **how)  # type: ignore[arg-type]
+
+
+# What is kept.
+
+
+def test_coarse_curves_are_kept_and_others_are_not_read(
+    fresh: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = fresh
+    before = nearest(place, near="set/0", top=2, effort=Effort(keep=False))
+    assert kept(place) == []
+    nearest(place, near="set/0", top=2)
+    assert len(kept(place)) == 10  # the copy is of the same DNA
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a DNA is made coarse again")
+
+    monkeypatch.setattr(nearest_search, "encode_coarse", fail)
+    opened = set()
+    real = Catalogue.open_file
+
+    def spy(self: Catalogue, kind: str, name: str, *more: object, **how: object) -> object:
+        opened.add(name)
+        return real(self, kind, name, *more, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Catalogue, "open_file", spy)
+    found = nearest(place, near="set/0", top=2)
+    assert found.edges == before.edges
+    assert len(opened) == found.computed + 1 < 8
+    remove(place, ["set/0", "lost"])
+    collect(place, keep=1, grace=timedelta(0))
+    assert len(kept(place)) == 8
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "of another DNA"])
+def test_damaged_coarse_curves_are_made_again(fresh: Catalogue, damage: str) -> None:
+    place = fresh
+    before = nearest(place, near="set/0", top=1)
+    one, other = (Counting(place.root, SPEC, name, place.find(name)) for name in ("set/1", "set/2"))
+    data = bytearray(storage.read(one.coarse_uri))
+    if damage == "flipped":
+        data[len(data) // 3] ^= 1
+    elif damage == "torn":
+        del data[-20:]
+    else:
+        data[:] = storage.read(other.coarse_uri)
+    storage.replace(one.coarse_uri, bytes(data))
+    silent = nearest(place, near="set/0", top=1, effort=Effort(keep=False))
+    assert storage.read(one.coarse_uri) == bytes(data)  # nothing is written, and nothing removed
+    again = nearest(place, near="set/0", top=1)
+    assert before.edges == silent.edges == again.edges
+    assert storage.read(one.coarse_uri) == encode_coarse(one)
+    assert find_coarse(one) is not None
+
+
+def test_a_catalogue_that_cannot_be_written_is_searched_all_the_same(
+    fresh: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = fresh
+    expected = nearest(place, top=1, effort=Effort(keep=False))
+
+    def refuse(uri: str, *_: object) -> None:
+        raise StorageError(f"{uri}: permission denied")
+
+    monkeypatch.setattr(storage, "create", refuse)
+    told: list[Event] = []
+    found = nearest(place, top=1, effort=Effort(progress=told.append))
+    assert found.edges == expected.edges
+    assert str(told).count("coarse curves are not kept for the next time") == 1
+    assert "what folds show is not kept for the next time" in str(told)
+
+
+# The result.
+
+
+def test_near_duplicates_are_named(place: Catalogue) -> None:
+    found = nearest(place, top=1, error_bars=False)
+    assert found.near_duplicates() == {("set/3", "set/copy"): 0.0}
+    assert nearest(place, near="set/copy", top=2, error_bars=False).near_duplicates() == {
+        ("set/3", "set/copy"): 0.0
+    }
+
+
+def test_the_table_has_a_row_for_each_neighbour_and_plane(
+    place: Catalogue, expected: Matrix, tmp_path: pytest.TempPathFactory
+) -> None:
+    found = nearest(place, near="set/3", top=3)
+    out = f"{tmp_path}/near.parquet"
+    found.save(out)
+    table = pq.read_table(out)
+    assert table.schema.names == NEIGHBOUR_SCHEMA.names
+    assert table.equals(found.table)
+    rows = table.to_pylist()
+    assert [(row["a"], row["rank"]) for row in rows] == [("set/3", n) for n in (1, 2, 3)] * 3
+    assert [row["layer"] for row in rows[::3]] == ["stem", "head", "all"]
+    assert rows[6]["b"] == "set/copy"
+    whole = expected.to_pandas().set_index(["a", "b", "layer"])
+    for row in rows:
+        assert row["emd"] == whole.loc[(row["a"], row["b"], row["layer"]), "emd"]
+    with pytest.raises(UsageError, match="the table of neighbours is written as Parquet"):
+        found.save("near.csv")
+    assert "set/3  1. set/copy  0" in repr(found)
+    assert "of 10 pairs computed" in found._repr_html_()
+
+
+def test_the_matrix_around_a_dataset_has_its_distances(place: Catalogue, expected: Matrix) -> None:
+    around = nearest(place, top=2).around("set/4")
+    assert around.names[0] == "set/4"
+    at = [expected.names.index(name) for name in around.names]
+    for column in ("emd", "low", "p"):
+        mine = around.of("head", column)[0, 1:]
+        assert (mine == expected.of("head", column)[at[0], at[1:]]).all()
+    assert np.isnan(around.of()[1, 2])
+
+
+def test_pairs_are_in_order() -> None:
+    assert (pair_of(2, 1), pair_of(1, 2)) == ((1, 2), (1, 2))
+
+
+# Tiles of few pairs.
+
+
+@given(
+    size=st.integers(2, 60),
+    share=st.sampled_from([0.02, 0.1, 0.5, 1.0]),
+    bars=st.booleans(),
+    memory=st.sampled_from([1, 10**5, 10**9]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_each_pair_is_in_one_tile_and_little_else(
+    size: int, share: float, bars: bool, memory: int, seed: int
+) -> None:
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    members = [(f"{n}", replace(version, dna=f"{n}")) for n in range(size)]
+    chosen = np.triu(np.random.default_rng(seed).random((size, size)) < share, 1)
+    pairs = [(int(i), int(j)) for i, j in np.argwhere(chosen)]
+    job = Job("memory://x", SPEC, SPEC.layers, True, error_bars=bars, memory=memory)
+    made = cut_pairs(job, members, pairs)
+    seen: list[Edge] = []
+    for tile in made:
+        assert max(len(tile.a), len(tile.b)) <= min(16 if bars else 128, job.side)
+        for row, (a, _) in enumerate(tile.a):
+            others = tile.b[row + 1 :] if tile.square else tile.b
+            seen += [pair_of(int(a), int(b)) for b, _ in others]
+    counted = Counter(seen)
+    assert all(counted[pair] == 1 for pair in pairs)
+    loads = sum(len(tile.a) + (0 if tile.square else len(tile.b)) for tile in made)
+    load = LOAD_WORK_BARRED if bars else LOAD_WORK
+    assert len(seen) + load * loads <= len(pairs) * (1 + 2 * load)
+
+
+def test_pairs_of_near_ones_load_each_dna_once() -> None:
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    members = [(f"{n}", replace(version, dna=f"{n}")) for n in range(24)]
+    groups = [range(start, 24, 3) for start in range(3)]  # of eight each, whose numbers mingle
+    pairs = [pair for group in groups for pair in combinations(group, 2)]
+    made = cut_pairs(Job("memory://x", SPEC, SPEC.layers, True), members, pairs)
+    assert sum(len(tile.a) for tile in made) == 24
+    assert all(tile.square for tile in made)
