@@ -30,6 +30,7 @@ from jobs.rm import rm
 from jobs.rollback import rollback
 from jobs.serve import serve
 from jobs.show import show
+from jobs.suggest import suggest
 from jobs.tag import tag
 from jobs.verify import verify
 
@@ -56,7 +57,7 @@ def main(
 
 
 for command in (
-    *(demo, build, refresh, compare, explain, diff, drift, rank, report, serve, calibrate),
+    *(demo, build, refresh, compare, explain, diff, drift, rank, suggest, report, serve, calibrate),
     *(ls, show, log, tag, rename, rm, rollback, verify, gc, erase),
 ):
     app.command()(command)

@@ -12,6 +12,7 @@ from .api import preview_erasure as preview_erasure
 from .api import rank as rank
 from .api import refresh as refresh
 from .api import report as report
+from .api import suggest as suggest
 from .api import verify as verify
 from .building.calibration import Calibration as Calibration
 from .building.datasets import build_datasets as build_datasets
@@ -48,10 +49,12 @@ from .explaining.drift_path import Drift as Drift
 from .explaining.explain_options import DriftOptions as DriftOptions
 from .explaining.explain_options import ExplainOptions as ExplainOptions
 from .explaining.explain_options import FitOptions as FitOptions
+from .explaining.explain_options import SuggestOptions as SuggestOptions
 from .explaining.explanation import Explanation as Explanation
 from .explaining.lens_fit import FittedLens as FittedLens
 from .explaining.rank_request import RankRequest as RankRequest
 from .explaining.rank_result import Ranking as Ranking
+from .explaining.suggestion import Suggestion as Suggestion
 from .images.decoders import register_decoder as register_decoder
 from .interop.run_logs import log_mlflow as log_mlflow
 from .interop.run_logs import log_wandb as log_wandb

@@ -22,7 +22,7 @@ from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
 from pipeline.comparing import CompareOptions, NearestOptions
 from pipeline.errors import UsageError
 from pipeline.events import Listener, ignore
-from pipeline.explaining import DriftOptions, ExplainOptions, FitOptions
+from pipeline.explaining import DriftOptions, ExplainOptions, FitOptions, SuggestOptions
 from pipeline.options import takes_options
 from pipeline.reporting import EXPLAINED_PAIRS, ReportOptions
 from pipeline.wording import option
@@ -50,6 +50,8 @@ if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
         FittedLens,
         Ranking,
         RankRequest,
+        Suggestion,
+        SuggestKeywords,
     )
     from pipeline.refreshing import Config, Refreshed
     from pipeline.reporting import HtmlPage, Report, ReportKeywords
@@ -302,6 +304,49 @@ def nearest(
             place,
             names,
             lens=_lens(place, lens, names, options.get("at"), options.get("spec")),
+            effort=effort or comparing.Effort(progress=listener),
+            **options,
+        )
+
+
+@takes_options(SuggestOptions)
+def suggest(
+    catalogue: Catalogue | str,
+    target: str,
+    candidates: Sequence[str] = (),
+    *,
+    effort: Effort | None = None,
+    progress: Progress = False,
+    **options: Unpack[SuggestKeywords],
+) -> Suggestion:
+    """Orders datasets by how near they are to a target, for choosing what to train on.
+
+    How well that predicts accuracy was measured in one experiment, which is far from all cases:
+    see `docs/experiments.md`.
+
+    Args:
+        catalogue: Where the datasets are.
+        target: The dataset that a model is to do well on.
+        candidates: The datasets that it may be trained on; none for all others.
+        effort: How to compute; None for this process with all its cores.
+        progress: Whether to show progress; or a listener. It is not used if `effort` is given.
+        **options: The options of `SuggestOptions`.
+
+    Returns:
+        The candidates, the nearest first.
+
+    Raises:
+        NotFound: A name is unknown.
+        SpecMismatch: A dataset is only known under other specs; the message names the fields.
+        UsageError: The target is one of the candidates, or an argument is wrong.
+    """
+    place = _at(catalogue)
+    options["at"] = place.at(options.get("at")).number  # all is read from one commit
+    with _shown(progress) as listener:
+        return explaining.suggest(
+            place,
+            target,
+            candidates,
             effort=effort or comparing.Effort(progress=listener),
             **options,
         )

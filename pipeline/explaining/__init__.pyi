@@ -10,6 +10,8 @@ from .explain_options import ExplainKeywords as ExplainKeywords
 from .explain_options import ExplainOptions as ExplainOptions
 from .explain_options import FitKeywords as FitKeywords
 from .explain_options import FitOptions as FitOptions
+from .explain_options import SuggestKeywords as SuggestKeywords
+from .explain_options import SuggestOptions as SuggestOptions
 from .explanation import Explanation as Explanation
 from .histogram_overlay import Overlay as Overlay
 from .image_draw import drawn_images as drawn_images
@@ -36,6 +38,9 @@ from .reactions import NamedImage as NamedImage
 from .reactions import Reaction as Reaction
 from .reactions import TellingImage as TellingImage
 from .sensitivity import explain as explain
+from .suggestion import Candidate as Candidate
+from .suggestion import Suggestion as Suggestion
+from .suggestion import suggest as suggest
 from .version_difference import VersionDifference as VersionDifference
 from .version_difference import difference as difference
 from .version_drift import drift as drift

@@ -1,4 +1,4 @@
-"""The options of an explanation, of a path over versions and of the fit of a lens: each once.
+"""The options of an explanation, a suggestion, a path over versions and a lens's fit: each once.
 
 >>> ExplainOptions().top, FitOptions(ignore=["foggy:clear"]).focus
 (20, None)
@@ -69,6 +69,24 @@ class ExplainKeywords(SnapshotKeywords, total=False):
     look: int | None
     weights: str | None
     describe: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuggestOptions(SnapshotOptions):
+    """The options of a suggestion."""
+
+    layer: Annotated[
+        str | None, Option("Compare this layer (default: the last; all: the whole network).")
+    ] = None
+
+
+class SuggestKeywords(SnapshotKeywords, total=False):
+    """The options of `SuggestOptions` as keywords of a function, for type checkers.
+
+    A test holds it equal to `SuggestOptions`; defaults and help are there.
+    """
+
+    layer: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

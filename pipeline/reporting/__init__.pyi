@@ -68,6 +68,8 @@ from .report_options import EXPLAINED_PAIRS as EXPLAINED_PAIRS
 from .report_options import SHOWN_IMAGES as SHOWN_IMAGES
 from .report_options import ReportKeywords as ReportKeywords
 from .report_options import ReportOptions as ReportOptions
+from .suggestion_words import suggestion_json as suggestion_json
+from .suggestion_words import suggestion_lines as suggestion_lines
 from .terminal import print_matrix as print_matrix
 from .version_words import difference_json as difference_json
 from .version_words import difference_lines as difference_lines

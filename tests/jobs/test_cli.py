@@ -530,6 +530,7 @@ def test_ls_lists_every_dataset_under_every_spec(
         *(
             ["explain", "a", "b"],
             ["rank", ".", "--to", "a"],
+            ["suggest", "a"],
             ["report"],
             *(["gc"], ["rm", "a"], ["rollback", "a", "--to", "1"], ["rename", "a", "b"]),
             *(["tag", "a", "v"], ["tag", "a", "v", "--remove"], ["compare", "a@1", "a@-1"]),
@@ -1082,6 +1083,19 @@ def test_compare_finds_the_nearest_without_comparing_all_pairs(place: Path, tmp_
         words = ("compare", "--top", 1, "--layer", "a", *more, "-c", place)
         refused(vdna(*words, exits=2), "--top looks for the nearest", "leave --top out")
     refused(vdna("compare", "--near", "x", "--top", 1, "-c", place, exits=2), "near is 'x'")
+
+
+def test_suggest_orders_candidates_and_says_how_far_that_holds(place: Path) -> None:
+    said = vdna("suggest", "a", "-c", place).stdout.splitlines()
+    assert said[0] == "To train for a, by the distance of b in bins, the nearest first:"
+    assert said[1].startswith("    1. b/other  ")
+    assert any("rank correlation of 0.66" in line for line in said)
+    found = vdna_json("suggest", "a", "b/other", "--layer", "all", "-c", place)
+    (row,) = vdna_json("compare", "--near", "a", "-c", place)
+    assert [(one["name"], one["emd"]) for one in found["candidates"]] == [("b/other", row["emd"])]
+    assert found["layer"] == "all"
+    refused(vdna("suggest", "a", "a", "-c", place, exits=2), "a is the target, and a candidate")
+    refused(vdna("suggest", "x", "-c", place, exits=1), "has no dataset 'x'")
 
 
 def test_compare_uses_one_spec(

@@ -49,6 +49,8 @@ from pipeline.explaining import (
     FitKeywords,
     FitOptions,
     RankRequest,
+    SuggestKeywords,
+    SuggestOptions,
 )
 from pipeline.options import Field, Options, options_of
 from pipeline.refreshing import load_config
@@ -65,6 +67,8 @@ COMMANDS: list[tuple[str, type[Options]]] = [
     ("compare", NearOptions),
     ("explain", ExplainOptions),
     ("drift", DriftOptions),
+    ("suggest", SuggestOptions),
+    ("suggest", MemoryLimit),
     ("report", ReportOptions),
     ("report", MemoryLimit),
     ("refresh", MemoryLimit),
@@ -95,6 +99,7 @@ KEYWORDS: list[tuple[type, type[Options]]] = [
     (ExplainKeywords, ExplainOptions),
     (FitKeywords, FitOptions),
     (DriftKeywords, DriftOptions),
+    (SuggestKeywords, SuggestOptions),
     (VerifyKeywords, VerifyOptions),
     (ReportKeywords, ReportOptions),
     (EraseKeywords, EraseOptions),
@@ -177,6 +182,7 @@ def test_keywords_have_the_names_and_types_of_the_options(
         (api.nearest, NearestOptions),
         (api.explain, ExplainOptions),
         (api.drift, DriftOptions),
+        (api.suggest, SuggestOptions),
         (api.rank, SnapshotOptions),
         (api.fit_lens, FitOptions),
         (api.verify, VerifyOptions),

@@ -47,6 +47,8 @@ def test_exported_names() -> None:
         "Result",
         "SnapshotOptions",
         "Spec",
+        "SuggestOptions",
+        "Suggestion",
         "Tap",
         "VdnaError",
         "Verification",
@@ -76,6 +78,7 @@ def test_exported_names() -> None:
         "register_network",
         "report",
         "show_progress",
+        "suggest",
         "verify",
     ]
     for name in pipeline.__all__:

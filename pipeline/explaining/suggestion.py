@@ -1,0 +1,174 @@
+"""Orders datasets by how near they are to a target, for choosing what to train on.
+
+    >>> suggest(Catalogue("dnas"), "harbour", ["synthetic", "city"])         # doctest: +SKIP
+
+The distance is that of the network's last layer, whose features a classifier learns from. The
+experiment `experiments.selection` measured how well this order predicts accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from math import isfinite, nan
+from typing import TYPE_CHECKING, Any, Unpack
+
+from pipeline.catalogue import Catalogue, Version
+from pipeline.comparing import ALL, Effort, nearest, spec_of
+from pipeline.errors import UsageError
+from pipeline.explaining.explain_options import SuggestKeywords, SuggestOptions
+from pipeline.notebook import data_frame, html_table, polars_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A dataset that may be trained on.
+
+    Attributes:
+        name: Its name.
+        rank: Its place in the order; 1 is the nearest.
+        images: Number of its images.
+        emd: Its distance to the target in bins.
+        emd_corrected: The same, corrected for the sizes of both samples; NaN if it is not known.
+        low: Lower end of the 95% interval of the distance; NaN if it is not known.
+        high: Upper end of that interval.
+        unclear: Whether its interval begins below the end of the first candidate's, so that it may
+            be the nearest, too.
+        q: How likely it is to look this different by chance, adjusted for the candidates.
+        paired: Share of images in pairs with the target's; NaN if it is not known.
+    """
+
+    name: str
+    rank: int
+    images: int
+    emd: float
+    emd_corrected: float
+    low: float
+    high: float
+    unclear: bool
+    q: float
+    paired: float
+
+    @property
+    def distance(self) -> float:
+        """The corrected distance if it is known, or else the plain one."""
+        return self.emd_corrected if isfinite(self.emd_corrected) else self.emd
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Candidates in the order of their distance to a target.
+
+    Attributes:
+        target: Name of the target.
+        images: Number of its images.
+        spec: Digest of the spec.
+        extractor: Name of the network.
+        layer: The layer that was compared, or `all`.
+        is_last: Whether that is the network's last layer.
+        candidates: The candidates, the nearest first.
+        undefined: Names of candidates without a distance.
+    """
+
+    target: str
+    images: int
+    spec: str
+    extractor: str
+    layer: str
+    is_last: bool
+    candidates: tuple[Candidate, ...]
+    undefined: tuple[str, ...]
+
+    @property
+    def cells(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Columns and rows of the table of `to_pandas`."""
+        return tuple(of.name for of in fields(Candidate)), [astuple(of) for of in self.candidates]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns a table with one row a candidate, the nearest first."""
+        return data_frame(*self.cells)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns the table of `to_pandas` in Polars."""
+        return polars_frame(*self.cells)
+
+    def _repr_html_(self) -> str:
+        columns, rows = self.cells
+        return html_table(f"nearest to {self.target}, by {self.layer}", columns, rows)
+
+
+def suggest(
+    catalogue: Catalogue,
+    target: str,
+    candidates: Sequence[str] = (),
+    *,
+    effort: Effort | None = None,
+    **options: Unpack[SuggestKeywords],
+) -> Suggestion:
+    """Orders candidates by their distance to a target, corrected for the samples' sizes.
+
+    Args:
+        catalogue: Where the datasets are.
+        target: The dataset that a model is to do well on.
+        candidates: The datasets that it may be trained on; none for all others.
+        effort: How to compute; None for this process with all its cores.
+        **options: The options of `SuggestOptions`.
+
+    Returns:
+        The candidates, the nearest first.
+
+    Raises:
+        NotFound: If a name is unknown.
+        SpecMismatch: If a dataset is only known under other specs; the message names the fields.
+        UsageError: If the target is one of the candidates, or there is none. For an unknown layer.
+    """
+    chosen = SuggestOptions(**options)
+    if target in candidates:
+        raise UsageError(f"{target} is the target, and a candidate, too; leave it out of these")
+    names = [target, *candidates] if candidates else []
+    spec = chosen.spec if candidates else catalogue.find(target, chosen.at, chosen.spec).spec
+    layers = spec_of(catalogue, names, at=chosen.at, spec=spec).layers
+    layer = layers[-1] if chosen.layer is None else chosen.layer
+    found = nearest(
+        catalogue,
+        names,
+        near=target,
+        layer=None if layer == ALL else layer,
+        effort=effort,
+        at=chosen.at,
+        spec=spec,
+    )
+    versions = catalogue.find_all(found.names, chosen.at, found.spec_digest)
+    rows = found.table_of(layer).to_pylist()
+    unknown = set(found.names) - {target} - {row["b"] for row in rows}
+    return Suggestion(
+        target,
+        versions[target].images,
+        found.spec_digest,
+        catalogue.spec(found.spec_digest).extractor,
+        layer,
+        layer == layers[-1],
+        _in_order(rows, versions),
+        tuple(name for name in found.names if name in unknown),
+    )
+
+
+def _in_order(
+    rows: Sequence[Mapping[str, Any]], versions: Mapping[str, Version]
+) -> tuple[Candidate, ...]:
+    """Returns the candidates of a table's rows, by their corrected distance."""
+    columns = ("emd", "emd_corrected", "low", "high", "q", "paired")
+    made = []
+    for row in rows:
+        numbers = {name: nan if row[name] is None else row[name] for name in columns}
+        images = versions[row["b"]].images
+        made.append(Candidate(row["b"], row["rank"], images, unclear=False, **numbers))
+    made.sort(key=lambda candidate: candidate.distance)  # equal ones are by their plain distance
+    return tuple(
+        replace(one, rank=rank, unclear=rank > 1 and one.low <= made[0].high)
+        for rank, one in enumerate(made, 1)
+    )

@@ -1,0 +1,111 @@
+"""Tests the order of candidates for training, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.catalogue import Catalogue
+from pipeline.comparing import Effort, compare
+from pipeline.errors import NotFound, UsageError
+from pipeline.explaining import Suggestion, suggest
+from pipeline.reporting import suggestion_json, suggestion_lines
+from pipeline.reporting.suggestion_words import suggestion_notes
+from tests.comparing.test_nearest_search import SPEC, place
+
+__all__ = ["place"]  # a fixture
+
+EXPERIMENTS = Path(__file__).parents[2] / "docs" / "experiments.md"
+
+
+@pytest.fixture(scope="module")
+def found(place: Catalogue) -> Suggestion:
+    return suggest(place, "set/4")
+
+
+def test_candidates_are_in_the_order_of_corrected_distances(
+    place: Catalogue, found: Suggestion
+) -> None:
+    assert (found.target, found.layer, found.is_last) == ("set/4", SPEC.layers[-1], True)
+    matrix = compare(place, effort=Effort(keep=False))
+    row = matrix.names.index("set/4")
+    corrected = matrix.corrected(found.layer)[row]
+    distances = [one.distance for one in found.candidates]
+    assert distances == sorted(distances)
+    for one in found.candidates:
+        at = matrix.names.index(one.name)
+        assert one.distance == corrected[at]
+        assert one.low == matrix.of(found.layer, "low")[row, at]
+        assert one.unclear == (one.rank > 1 and one.low <= found.candidates[0].high)
+        assert one.images == 8
+    assert [one.rank for one in found.candidates] == list(range(1, 11))
+    assert any(one.unclear for one in found.candidates)
+    assert not all(one.unclear for one in found.candidates[1:])
+    assert found.to_pandas()["name"].tolist() == [one.name for one in found.candidates]
+
+
+def test_the_neuron_without_values_is_in_another_layer(place: Catalogue) -> None:
+    whole = suggest(place, "set/4", ["lost", "set/1"], layer="all")
+    assert ([one.name for one in whole.candidates], whole.undefined) == (["set/1"], ("lost",))
+    assert not whole.is_last
+    assert "Without a distance" in suggestion_notes(whole)[-1]
+
+
+def test_a_wrong_question_is_refused(place: Catalogue) -> None:
+    with pytest.raises(UsageError, match="set/4 is the target, and a candidate, too"):
+        suggest(place, "set/4", ["set/1", "set/4"])
+    with pytest.raises(NotFound, match="'x'"):
+        suggest(place, "x")
+    with pytest.raises(NotFound, match="'x'"):
+        suggest(place, "set/4", ["x"])
+    with pytest.raises(UsageError, match="nope"):
+        suggest(place, "set/4", layer="nope")
+
+
+def test_the_figures_are_those_of_the_experiment(found: Suggestion) -> None:
+    text = EXPERIMENTS.read_text()
+    measured = suggestion_notes(found)[0]
+    row = re.search(r"\| EMD, last layer \| ([\d.]+) \((.+?)\) \| ([\d.]+)%", text)
+    chance = re.search(r"\| none, at random \| 0 \| ([\d.]+)% \|", text)
+    assert row is not None
+    assert chance is not None
+    assert f"correlation of {row[1]} with accuracy (95% interval {row[2]})" in measured
+    assert f"lost {row[3]} points of accuracy to the best one, and one at random {chance[1]}" in (
+        measured
+    )
+    assert "266 cut-out photographs" in text
+    assert "266 cut-out photographs" in suggestion_notes(found)[1]
+
+
+def test_what_is_unlike_the_experiment_is_noted(found: Suggestion) -> None:
+    def notes(of: Suggestion) -> str:
+        return "\n".join(suggestion_notes(of))
+
+    usual = replace(found, extractor="efficientnet_lite0")
+    assert "were not measured" in notes(found)  # it is of another network
+    assert "were not measured" not in notes(usual)
+    assert "were not measured" in notes(replace(usual, is_last=False))
+    assert "more images teach more" not in notes(usual)
+    assert "more images teach more" in notes(replace(usual, images=16))
+    near = replace(found.candidates[0], q=0.3)
+    assert "Not told apart from the target: " in notes(replace(usual, candidates=(near,)))
+    apart = replace(near, q=0.01)
+    assert "Not told apart" not in notes(replace(usual, candidates=(apart,)))
+
+
+def test_lines_and_json_have_what_is_known(found: Suggestion) -> None:
+    first, second = found.candidates[:2]
+    plain = replace(second, emd_corrected=np.nan, low=np.nan, high=np.nan, q=np.nan, unclear=False)
+    of = replace(found, candidates=(first, plain))
+    lines = suggestion_lines(of)
+    assert re.match(rf"    1\. {first.name}\s+[\d.]+ \[[\d.]+, [\d.]+\]\s+8 images$", lines[1])
+    assert re.match(rf"    2\. {second.name}\s+[\d.]+ \(not corrected\)\s+8 images$", lines[2])
+    assert lines[3].startswith("note: ")
+    rows = json.loads(json.dumps(suggestion_json(of), allow_nan=False))["candidates"]
+    assert [row["q"] is None for row in rows] == [False, True]
+    assert "may be the nearest, too" in "\n".join(suggestion_lines(found))
