@@ -169,7 +169,7 @@ def print_found(
     as_json: bool,
 ) -> None:
     """Prints the neighbours that a search has found, and writes them."""
-    from pipeline.reporting import found_lines, found_sentences, neighbours_json
+    from pipeline.reporting import WEIGHTLESS, found_lines, found_sentences, neighbours_json
 
     if out:
         found.save(out)
@@ -185,7 +185,10 @@ def print_found(
         print_json(neighbours_json(found))
         notes(to=sys.stderr)
         return
-    say(*found_lines(found), *found_sentences(found))
+    if lens is not None and not lens.has_positive_weight(found.layer):
+        say(WEIGHTLESS)
+    else:
+        say(*found_lines(found), *found_sentences(found))
     notes()
     if out:
         say(f"written to {out}")

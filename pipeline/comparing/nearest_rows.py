@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from math import inf, isnan
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.dna import Floats
 
@@ -46,7 +47,7 @@ class _Ladder:
     """The candidates of one row by their bounds, and the distances of the first of them."""
 
     own: int
-    order: Sequence[int]
+    order: NDArray[np.int32]
     least: Floats
     top: int
     seen: list[tuple[float, int]] = field(default_factory=list)
@@ -57,7 +58,7 @@ class _Ladder:
         missing = self.top - len(self.seen)
         limit, count = (inf, missing) if missing > 0 else (self.seen[self.top - 1][0], AHEAD)
         some = self.order[self.next : self.next + count]
-        asked = [j for j in some if self.least[j] <= limit]
+        asked = [int(j) for j in some if self.least[j] <= limit]
         self.next += len(asked)
         return asked
 
@@ -88,7 +89,7 @@ def search(
     rows = []
     for i, bounds in zip(own, least, strict=True):
         order = np.argsort(bounds, kind="stable")
-        candidates = [int(j) for j in order if j != i]  # NaN is last, and within no limit
+        candidates = order[order != i].astype(np.int32)  # NaN is last, and within no limit
         rows.append(_Ladder(i, candidates, bounds, top))
     exact: dict[Edge, float] = {}
     while asked := {n: some for n, row in enumerate(rows) if (some := row.ask())}:
