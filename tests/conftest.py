@@ -81,7 +81,7 @@ CLUSTERS = {
 """Files whose long tests start Ray, with several processes each: they run one after the other."""
 
 os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernel runs on a CPU; read as Triton is imported
-os.environ["RAY_worker_niceness"] = "0"  # else workers wait for all tests that run beside them
+os.environ |= {"RAY_worker_niceness": "0"}  # else workers wait for all tests that run beside them
 settings.register_profile("unhurried", parent=settings(), deadline=None)  # machines are busy
 settings.load_profile("unhurried")
 # Made once, and not again by each of a thousand calls.
