@@ -8,21 +8,19 @@ is small enough to be held in memory, where that is several times as fast as in 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.sources import blocks
 from pipeline.sources.blocks import even_pieces
 from pipeline.sources.cell_cuts import new_cells
-from pipeline.sources.database import connect
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
 from pipeline.sources.manifest import Manifest, ManifestWriter
-from pipeline.sources.pair_names import Pairing, name_number
+from pipeline.sources.name_kernel import name_numbers
+from pipeline.sources.pair_names import Pairing
 from pipeline.sources.shard_sizes import NewShardSizes
 from pipeline.sources.sorted_rows import sort_pages
 from pipeline.spec import FOLDS
@@ -53,7 +51,7 @@ def plan_block(
     # The parts are not held beside the sorted rows.
     listed = sort_pages(pa.concat_tables(_within(part, after, until) for part in parts))
     rows = _each_once(listed)
-    folds = _folds_of(rows, pairing)
+    folds = name_numbers(rows["uri"], pairing) % np.uint64(FOLDS)
     size = sizes.shard(blocks.MANY)
     with ManifestWriter(entries) as writer:
         for fold in range(FOLDS):
@@ -87,12 +85,3 @@ def _each_once(rows: pa.Table) -> pa.Table:
     rows = rows.sort_by([(name, "ascending") for name in ("uri", "size", "identity")])
     return rows.filter(pa.chunked_array([[True], *pc.invert(is_again).chunks]))
 
-
-def _folds_of(rows: pa.Table, pairing: Pairing) -> NDArray[np.uint8]:
-    """Returns the fold of each row, by the hash of the name that its image is paired by."""
-    with tempfile.TemporaryDirectory(prefix="vdna-block-") as folder, connect(folder) as database:
-        database.execute("set preserve_insertion_order = true")
-        database.register("listed", rows.select(["uri", "member"]))
-        fold = f"({name_number(pairing.name())} % {FOLDS})::utinyint"
-        found = database.sql(f"select {fold} as fold from listed").to_arrow_table()
-    return np.asarray(found["fold"].to_numpy(), np.uint8)

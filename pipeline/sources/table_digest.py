@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline.sources.text_columns import text_bytes
 
 
 def table_digest(kind: str, table: pa.Table) -> str:
@@ -47,8 +48,5 @@ def _text(texts: pa.StringArray) -> memoryview:
     """Returns the bytes of all texts, one after the other."""
     if texts.null_count:
         texts = pc.fill_null(texts, "")
-    _, offsets, data = texts.buffers()
-    if data is None:
-        return memoryview(b"")
-    ends = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]]
-    return memoryview(data)[ends[0] : ends[1]]
+    data, bounds = text_bytes(texts)
+    return data[bounds[0] : bounds[-1]].data
