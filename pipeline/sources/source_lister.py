@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from posixpath import splitext
 from time import monotonic
 from typing import Any
@@ -280,8 +281,8 @@ class SourceLister:
             return
         if self._kind == "prefix":
             for page in list_pages(self.uri, self.ranges):
-                uris, sizes, identities, _ = zip(*page, strict=True) if page else ((),) * 4
-                objects = pa.table([uris, sizes, identities], OBJECTS_SCHEMA)
+                columns = [list(map(itemgetter(at), page)) for at in range(len(OBJECTS_SCHEMA))]
+                objects = pa.table(columns, OBJECTS_SCHEMA)
                 yield len(page), zip(self._add_plain_images(objects), strict=True)
             return
         if self._table is not None:
