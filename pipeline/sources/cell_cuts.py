@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,13 +36,13 @@ def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
         return ()
     folders = folders_of(rows["uri"].cast(pa.string()).combine_chunks())
     ends = pc.not_equal(folders[1:], folders[:-1]).to_numpy(zero_copy_only=False)
-    ends = np.flatnonzero(ends) + 1
-    cells, start = [], 0
+    ends = (np.flatnonzero(ends) + 1).tolist()
+    cells, start, first = [], 0, 0
     while rows.num_rows - start > size + slack:
         wanted = start + size
-        near = ends[np.searchsorted(ends, wanted - slack) :]
-        near = near[: np.searchsorted(near, wanted + slack, side="right")]
-        end = int(near[np.abs(near - wanted).argmin()]) if len(near) else wanted
+        first = bisect_left(ends, wanted - slack, first)
+        near = ends[first : bisect_right(ends, wanted + slack, first)]
+        end = min(near, key=lambda end: abs(end - wanted), default=wanted)
         cells.append(end - start)
         start = end
     return (*cells, rows.num_rows - start)
