@@ -9,6 +9,7 @@ is small enough to be held in memory, where that is several times as fast as in 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +18,12 @@ import pyarrow.compute as pc
 from pipeline.sources import blocks
 from pipeline.sources.blocks import even_pieces
 from pipeline.sources.cell_cuts import new_cells
-from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
+from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA, Entries, as_single_images
 from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.name_kernel import name_numbers
 from pipeline.sources.pair_names import Pairing
 from pipeline.sources.shard_sizes import NewShardSizes
-from pipeline.sources.sorted_rows import sort_pages
+from pipeline.sources.sorted_rows import rows_up_to, sort_pages
 from pipeline.spec import FOLDS
 
 
@@ -48,28 +49,29 @@ def plan_block(
     Returns:
         A plan of the block.
     """
-    # The parts are not held beside the sorted rows.
+    # The parts are not held beside the sorted rows, and neither are columns that say nothing.
     listed = sort_pages(pa.concat_tables(_within(part, after, until) for part in parts))
     rows = _each_once(listed)
-    folds = name_numbers(rows["uri"], pairing) % np.uint64(FOLDS)
+    folds = (name_numbers(rows["uri"], pairing) % np.uint64(FOLDS)).astype(np.uint8)
     size = sizes.shard(blocks.MANY)
     with ManifestWriter(entries) as writer:
-        for fold in range(FOLDS):
-            of_fold = rows.take(pa.array(np.flatnonzero(folds == fold)))
-            if of_fold.num_rows:
+        rows = rows.take(pa.array(np.argsort(folds, kind="stable")))
+        ends = np.cumsum(np.bincount(folds, minlength=FOLDS)).tolist()
+        for fold, (start, stop) in enumerate(pairwise([0, *ends])):
+            if start < stop:
+                of_fold = rows.slice(start, stop - start)
                 cell = sizes.cell(size, pc.mean(of_fold["size"]).as_py())
                 for shard in even_pieces(of_fold, size):
-                    writer.add(fold, shard, cells=new_cells(shard, cell))
+                    cells = new_cells(shard, cell)
+                    writer.add(fold, as_single_images(shard, ENTRY_SCHEMA), cells=cells)
     return writer.manifest(size, duplicates=listed.num_rows - rows.num_rows)
 
 
 def _within(part: pa.Table, after: str, until: str | None) -> pa.Table:
     """Returns the rows of a sorted table that belong to a block."""
-    start = pc.sum(pc.less_equal(part["uri"], after)).as_py() or 0
-    stop = part.num_rows
-    if until is not None:
-        stop = pc.sum(pc.less_equal(part["uri"], until)).as_py() or 0
-    return part.select(ENTRY_SCHEMA.names).slice(start, stop - start)
+    start = rows_up_to(after, part)
+    stop = part.num_rows if until is None else rows_up_to(until, part)
+    return part.select(OBJECTS_SCHEMA.names).slice(start, stop - start)
 
 
 def _each_once(rows: pa.Table) -> pa.Table:
@@ -84,4 +86,3 @@ def _each_once(rows: pa.Table) -> pa.Table:
         return rows
     rows = rows.sort_by([(name, "ascending") for name in ("uri", "size", "identity")])
     return rows.filter(pa.chunked_array([[True], *pc.invert(is_again).chunks]))
-

@@ -43,6 +43,9 @@ ENTRY_SCHEMA = pa.schema(
 )
 """The columns of an entries file (see `Entry`). The user's label columns follow them, as text."""
 
+OBJECTS_SCHEMA = pa.schema([ENTRY_SCHEMA.field(name) for name in ("uri", "size", "identity")])
+"""What is known of an object that was listed."""
+
 REPEATING = ["group", "access"]
 """Columns of few values, which are written with a dictionary. One of the names would cost time."""
 
@@ -332,6 +335,24 @@ def entries_of(table: pa.Table) -> Iterator[Entry]:
     columns = [table[name].to_pylist() for name in Entry.__dataclass_fields__]
     for row in zip(*columns, strict=True):
         yield Entry(*row)
+
+
+def as_single_images(objects: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Returns objects as candidates: single images without group or label.
+
+    Args:
+        objects: The columns of `OBJECTS_SCHEMA`.
+        schema: The columns of candidates: those of `ENTRY_SCHEMA` and of any labels.
+    """
+    count = objects.num_rows
+    fixed: dict[str, pa.Array] = {"position": pa.repeat(pa.scalar(0, pa.int64()), count)}
+    fixed |= dict.fromkeys(("member", "group", "access"), pa.repeat(pa.scalar(""), count))
+    none = pa.nulls(count, pa.string())
+    columns = [
+        objects[name] if name in objects.column_names else fixed.get(name, none)
+        for name in schema.names
+    ]
+    return pa.table(columns, schema)
 
 
 def label_names(names: Iterable[str]) -> tuple[str, ...]:

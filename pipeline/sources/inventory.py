@@ -27,9 +27,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.buffers import Data, Mapped, pieces
 from pipeline.errors import CorruptFile, SourceError
-
-OBJECTS_SCHEMA = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("identity", pa.string())])
-"""What is known of an object that was listed."""
+from pipeline.sources.entries_file import OBJECTS_SCHEMA
 
 INVENTORY_FORMATS = ("Parquet", "ORC", "CSV")
 

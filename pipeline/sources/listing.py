@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dna import SealedFile, SealedWriter, cut_rows
 from pipeline.errors import ConservationError, StorageError
-from pipeline.sources.entries_file import ENTRY_SCHEMA, REPEATING
+from pipeline.sources.entries_file import ENTRY_SCHEMA, REPEATING, as_single_images
 from pipeline.sources.entry import Entry
 from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
 from pipeline.sources.manifest import Manifest
@@ -177,7 +177,7 @@ class ListingWriter:
         names = label_columns(labels)
         self._schema = pa.schema([*ENTRY_SCHEMA, *((name, pa.string()) for name in names)])
         self._columns: list[list[Any]] = [[] for _ in self._schema.names]
-        self._tables: list[pa.Table] = []
+        self._objects: list[pa.Table] = []
         self._waiting = 0  # rows that are in no part yet
         self._looked_at = 0  # files since the last part
         self._checkpoint = checkpoint
@@ -210,15 +210,7 @@ class ListingWriter:
         Args:
             table: The columns `uri`, `size` and `identity`.
         """
-        empty = pa.repeat(pa.scalar("", pa.string()), table.num_rows)
-        fixed = {name: empty for name in ("member", "group", "access")}
-        fixed["position"] = pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)
-        none = pa.nulls(table.num_rows, pa.string())
-        columns = [
-            fixed.get(name, table[name] if name in table.column_names else none)
-            for name in self._schema.names
-        ]
-        self._tables.append(pa.table(columns, self._schema))
+        self._objects.append(table)
         self._waiting += table.num_rows
         self.total += table.num_rows
 
@@ -306,9 +298,12 @@ class ListingWriter:
     def take_table(self) -> pa.Table:
         """Returns the candidates that are held in memory, and forgets them."""
         columns = dict(zip(self._schema.names, self._columns, strict=True))
-        found = pa.concat_tables([*self._tables, pa.table(columns, self._schema)])
+        found = pa.table(columns, self._schema)
+        if self._objects:
+            objects = pa.concat_tables(self._objects)
+            found = pa.concat_tables([as_single_images(objects, self._schema), found])
         self._columns = [[] for _ in self._schema.names]
-        self._tables, self._waiting = [], 0
+        self._objects, self._waiting = [], 0
         return found
 
     def _flush(self) -> Path | None:

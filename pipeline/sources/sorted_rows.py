@@ -1,6 +1,8 @@
-"""Sorts the pages of a listing."""
+"""Sorts the pages of a listing, and finds places in them."""
 
 from __future__ import annotations
+
+from bisect import bisect_right
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,3 +27,14 @@ def sort_pages(rows: pa.Table) -> pa.Table:
     if pc.all(pc.less_equal(uris[:-1], uris[1:])).as_py():
         return joined
     return joined.sort_by("uri").combine_chunks()
+
+
+def rows_up_to(uri: str, rows: pa.Table) -> int:
+    """Returns how many candidates have a uri that is not above another.
+
+    Args:
+        uri: The other uri.
+        rows: The candidates, sorted by their uris.
+    """
+    uris = rows["uri"]
+    return bisect_right(range(len(uris)), uri, key=lambda at: str(uris[at].as_py()))

@@ -35,7 +35,8 @@ from pipeline.mapper import Mapper, map_in_order
 from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
 from pipeline.sources.archives.index import ArchiveIndex, label_column
 from pipeline.sources.cell_cuts import folders_of
-from pipeline.sources.inventory import OBJECTS_SCHEMA, find_inventory
+from pipeline.sources.entries_file import OBJECTS_SCHEMA
+from pipeline.sources.inventory import find_inventory
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list

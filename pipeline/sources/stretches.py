@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.buffers import sha256
@@ -27,7 +26,7 @@ from pipeline.sources.listing import PART_ENTRIES, StoredPart
 from pipeline.sources.listing_checkpoint import PART
 from pipeline.sources.parallel_listing import KeyRange
 from pipeline.sources.rules import Rules
-from pipeline.sources.sorted_rows import sort_pages
+from pipeline.sources.sorted_rows import rows_up_to, sort_pages
 from pipeline.sources.source_lister import SourceLister
 from pipeline.storage import Stored
 from pipeline.wording import option
@@ -120,7 +119,7 @@ def store_sorted(
         Each part.
     """
     rows = sort_pages(rows)
-    places = [pc.sum(pc.less_equal(rows["uri"], cut)).as_py() or 0 for cut in cuts]
+    places = [rows_up_to(cut, rows) for cut in cuts]
     bounds = [
         at
         for start, stop in pairwise([0, *places, rows.num_rows])

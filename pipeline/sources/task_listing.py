@@ -24,7 +24,7 @@ from pipeline.mapper import Mapper
 from pipeline.sources import blocks
 from pipeline.sources.block_plan import plan_block
 from pipeline.sources.blocks import BLOCK_IMAGES
-from pipeline.sources.entries_file import Entries
+from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import StoredPart
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
@@ -96,7 +96,10 @@ class NameBlock:
 
     def run(self) -> PlannedBlock:
         """Plans the block."""
-        parts = (pq.read_table(pa.BufferReader(data)) for data in read_stored(self.parts))
+        parts = (
+            pq.read_table(pa.BufferReader(data), columns=OBJECTS_SCHEMA.names)
+            for data in read_stored(self.parts)  # other columns say nothing of single images
+        )
         made = plan_block(parts, *self.bounds, self.sizes, self.entries, self.pairing)
         return PlannedBlock(self.bounds, made.shard_images, made.heads, made.duplicates)
 
