@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,22 +32,15 @@ def table_digest(kind: str, table: pa.Table) -> str:
     found = hashlib.sha256(f"{kind}\0{len(table.column_names)}\0{table.num_rows}\0".encode())
     for name in table.column_names:
         found.update(f"{name}\0".encode())
-        values = table[name].combine_chunks()
+        values = table[name]
         if pa.types.is_int64(values.type):
-            found.update(values.to_numpy().astype("<i8").tobytes())
+            found.update(values.to_numpy().astype("<i8", copy=False).data)
             continue
-        lengths = pc.binary_length(values)
-        if values.null_count:
-            lengths = pc.fill_null(lengths, -1)
-        lengths = lengths.to_numpy()
-        found.update(lengths.astype("<i4").tobytes())
-        found.update(_text(values))
+        missing = values.is_null().to_numpy() if values.null_count else None
+        data, bounds = text_bytes(values if missing is None else pc.fill_null(values, ""))
+        lengths = np.diff(bounds)
+        if missing is not None:
+            lengths[missing] = -1
+        found.update(lengths.astype("<i4", copy=False).data)
+        found.update(data[bounds[0] : bounds[-1]].data)
     return found.hexdigest()[:32]
-
-
-def _text(texts: pa.StringArray) -> memoryview:
-    """Returns the bytes of all texts, one after the other."""
-    if texts.null_count:
-        texts = pc.fill_null(texts, "")
-    data, bounds = text_bytes(texts)
-    return data[bounds[0] : bounds[-1]].data

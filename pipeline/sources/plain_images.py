@@ -1,0 +1,46 @@
+"""Finds the objects of a listing that are single images by their names alone.
+
+>>> images, others = part_plain_images(objects)                  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from posixpath import splitext
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.sources.text_columns import text_bytes
+
+_SUFFIXES = "jpg jpeg png webp bmp gif tif tiff jp2 ppm ico".split()
+
+PLAIN_IMAGE = rf"(?i)/[^/.][^/]*\.({'|'.join(_SUFFIXES)})$"
+"""What the uri of a file ends with that is a candidate and no archive."""
+
+
+def part_plain_images(objects: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Parts objects into those whose uris `PLAIN_IMAGE` matches, and the others.
+
+    Args:
+        objects: A table with a column `uri`.
+
+    Returns:
+        The rows of the images, and the other rows, in their order.
+    """
+    uris = objects["uri"]
+    if _are_alike(uris):
+        return objects, objects.slice(0, 0)
+    plain = pc.match_substring_regex(uris, PLAIN_IMAGE)
+    return objects.filter(plain), objects.filter(pc.invert(plain))
+
+
+def _are_alike(uris: pa.ChunkedArray) -> bool:
+    """Tells whether all are images with the suffix of the first one, which takes little time."""
+    suffix = splitext(uris[0].as_py())[1] if len(uris) else ""
+    if suffix[1:].lower() not in _SUFFIXES:
+        return False
+    data, bounds = text_bytes(uris)
+    text = data[bounds[0] : bounds[-1]]
+    if ((text[:-1] == ord("/")) & (text[1:] == ord("."))).any():  # a hidden file, or a folder
+        return False
+    return bool(pc.all(pc.ends_with(uris, suffix)).as_py())
