@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.sources.text_columns import text_bytes
 
-_SUFFIXES = "jpg jpeg png webp bmp gif tif tiff jp2 ppm ico".split()
+_SUFFIXES = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jp2", "ppm", "ico"]
 
 PLAIN_IMAGE = rf"(?i)/[^/.][^/]*\.({'|'.join(_SUFFIXES)})$"
 """What the uri of a file ends with that is a candidate and no archive."""

@@ -43,6 +43,7 @@ from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objec
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.pair_names import BY_STEM, Pairing
 from pipeline.sources.parallel_listing import KeyRange, list_pages
+from pipeline.sources.plain_images import part_plain_images
 from pipeline.sources.rules import Rules, other_kind
 from pipeline.storage import Stored
 from pipeline.wording import count_of, option, some_of
@@ -51,9 +52,6 @@ PAGE_OBJECTS = 1000
 
 MOST_CLASSES = 1000
 """Folders of more than so many are not taken for classes."""
-
-PLAIN_IMAGE = r"(?i)/[^/.][^/]*\.(jpe?g|png|webp|bmp|gif|tiff?|jp2|ppm|ico)$"
-"""What the uri of a file ends with that is a candidate and no archive."""
 
 FoundPage = tuple[int, Iterable[tuple[Any, ...]]]
 """How many files a page has, and the arguments for `_add_object` of those that are left to it."""
@@ -314,12 +312,9 @@ class SourceLister:
             The other objects, which the rules have to look at one by one.
         """
         if self._is_plain:
-            plain = pc.match_substring_regex(objects["uri"], PLAIN_IMAGE)
-            are_all = pc.all(plain).as_py()
-            images = objects if are_all else objects.filter(plain)
+            images, objects = part_plain_images(objects)
             self._note_classes(images["uri"])
             self.candidates.add_objects(images)
-            objects = objects.slice(0, 0) if are_all else objects.filter(pc.invert(plain))
         for row in objects.to_pylist():
             yield Stored(**row, modified=None)
 

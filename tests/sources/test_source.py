@@ -20,8 +20,8 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan
 from pipeline.sources.archives.contents import archive_kind
+from pipeline.sources.plain_images import PLAIN_IMAGE, part_plain_images
 from pipeline.sources.rules import other_kind
-from pipeline.sources.source_lister import PLAIN_IMAGE
 from tests.support.archives import write_mixed_folder
 
 
@@ -478,3 +478,14 @@ def test_what_is_taken_for_an_image_by_its_name_alone_the_rules_take_too(name: s
         assert archive_kind(uri) is None
         assert other_kind(uri) is None
         assert Rules().selects(name)
+
+
+@given(st.lists(NAMED, max_size=4), st.sampled_from(["", ".jpg", ".JPG", "/.jpg", ".jpg\n"]))
+def test_objects_are_parted_by_the_pattern_whether_they_end_alike_or_not(
+    names: list[str], end: str
+) -> None:
+    uris = pa.array([f"s3://b/{name}{end}" for name in names], pa.string())
+    images, others = part_plain_images(pa.table({"uri": uris}))
+    plain = pc.match_substring_regex(uris, PLAIN_IMAGE)
+    assert images["uri"].to_pylist() == uris.filter(plain).to_pylist()
+    assert others["uri"].to_pylist() == uris.filter(pc.invert(plain)).to_pylist()
