@@ -19,7 +19,7 @@ ALL_KERNELS = """
 import numpy as np
 import pipeline.comparing.fold_statistics, pipeline.comparing.emd_kernel
 import pipeline.counting.top_images, pipeline.counting.histogram
-import pipeline.dna.moments, pipeline.explaining.image_emd
+import pipeline.dna.moments, pipeline.explaining.image_emd, pipeline.sources.name_kernel
 from pipeline.images.resize import prepare
 from pipeline.spec import Preprocess
 rule = Preprocess(4, 4, (0.0,) * 3, (1.0,) * 3)
