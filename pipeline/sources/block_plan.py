@@ -20,7 +20,6 @@ from pipeline.sources.blocks import even_pieces
 from pipeline.sources.cell_cuts import new_cells
 from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA, Entries, as_single_images
 from pipeline.sources.manifest import Manifest, ManifestWriter
-from pipeline.sources.name_kernel import name_numbers
 from pipeline.sources.pair_names import Pairing
 from pipeline.sources.shard_sizes import NewShardSizes
 from pipeline.sources.sorted_rows import rows_up_to, sort_pages
@@ -49,6 +48,8 @@ def plan_block(
     Returns:
         A plan of the block.
     """
+    from pipeline.sources.name_kernel import name_numbers  # loads numba, for large sources only
+
     # The parts are not held beside the sorted rows, and neither are columns that say nothing.
     listed = sort_pages(pa.concat_tables(_within(part, after, until) for part in parts))
     rows = _each_once(listed)

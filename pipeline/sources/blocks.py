@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.sources.database import quoted_text
-from pipeline.sources.name_kernel import crc32_of
 from pipeline.sources.shard_sizes import SHARD_MULTIPLE
 
 BLOCK_IMAGES = 2**19
@@ -44,6 +43,8 @@ def block_ends(uris: pa.Array | pa.ChunkedArray, block_images: int) -> list[str]
     Returns:
         Those that end a block, in the same order.
     """
+    from pipeline.sources.name_kernel import crc32_of  # loads numba, for large sources only
+
     hashes = crc32_of(uris).astype(np.uint64)
     ends = (hashes * np.uint64(_SPREAD) % np.uint64(2**32)) * np.uint64(block_images) < 2**32
     return [str(uris[at].as_py()) for at in np.flatnonzero(ends)]
