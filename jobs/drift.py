@@ -26,9 +26,9 @@ def drift(
 ) -> None:
     """Follow a dataset over its versions: how far each has moved, and which raise an alarm.
 
-    Then: the images, layers and neurons that moved at the last alarm. If there is none, these are
-    of the newest version against the reference. Intervals and tests know which images versions
-    share.
+    With --window 7d, it goes from each window of seven days to the next. Then: the images, layers
+    and neurons that moved at the last alarm. If there is none, these are of the newest one against
+    the reference. Intervals and tests know which images versions share.
     """
     from rich.console import Console
 

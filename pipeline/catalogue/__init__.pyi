@@ -61,3 +61,5 @@ from .version_options import SnapshotOptions as SnapshotOptions
 from .version_options import SpecOptions as SpecOptions
 from .version_options import VerifyKeywords as VerifyKeywords
 from .version_options import VerifyOptions as VerifyOptions
+from .window_sums import WindowName as WindowName
+from .window_sums import consecutive_windows as consecutive_windows

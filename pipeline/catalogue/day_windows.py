@@ -20,7 +20,7 @@ BETWEEN = " … "
 """Stands in the value of a window between the values of its first and its last part."""
 
 _LAST = re.compile(r"last:([1-9][0-9]{0,5})(d?)")
-_RANGE = re.compile(r"(\d{4}-\d{2}-\d{2})\.\.(\d{4}-\d{2}-\d{2})")
+_RANGE = re.compile(r"(\d{4}-\d{2}-\d{2})\.\.(\d{4}-\d{2}-\d{2})(?::([1-9][0-9]{0,5}))?")
 _DATES = (
     re.compile(r"(?<!\d)(\d{4})(?:-|/|/month=)(\d{1,2})(?:-|/|/day=)(\d{1,2})(?!\d)"),
     re.compile(r"(?<!\d)(\d{4})(\d{2})(\d{2})(?!\d)"),
@@ -32,10 +32,12 @@ class DayWindow:
     """Some days of a dataset.
 
     Attributes:
-        text: The window as it is written: `last:7d`, `last:7`, `2026-11-01..2026-11-07`.
+        text: The window as it is written: `last:7d`, `last:7`, `2026-11-01..2026-11-07`, or
+            `2026-11-01..2026-11-07:5`.
         first: The first day; None if it is counted back from the newest day of the dataset.
         last: The last day; None for the newest day of the dataset.
-        length: How many days are counted back.
+        length: How many days are counted back; or how many of a range have images, if that is
+            stated.
         calendar: Whether each day of the calendar counts. Else only days that have images do.
     """
 
@@ -52,6 +54,7 @@ class DayWindow:
         Args:
             text: `last:7d` for the seven days that end with the newest one of the dataset, `last:7`
                 for the newest seven that have images, or a first and a last day with `..` between.
+                After these, `:5` says that five days of the range have images.
 
         Returns:
             The window; None if the text is none.
@@ -63,10 +66,10 @@ class DayWindow:
             return cls(text, length=int(back[1]), calendar=bool(back[2]))
         if not (days := _RANGE.fullmatch(text)):
             return None
-        first, last = map(date.fromisoformat, days.groups())
+        first, last = date.fromisoformat(days[1]), date.fromisoformat(days[2])
         if last < first:
             raise ValueError(f"{last} is before {first}")
-        return cls(text, first, last)
+        return cls(text, first, last, int(days[3] or 0), calendar=not days[3])
 
     def days_of(self, there: Sequence[date]) -> list[date]:
         """Chooses the days of the window.
@@ -80,17 +83,68 @@ class DayWindow:
         Raises:
             ValueError: A day of the window has no images; the message names such days.
         """
-        last = self.last or there[-1]
-        if not self.calendar:
+        if not self.calendar and self.first is None:
             if len(there) < self.length:
                 raise ValueError(f"only {len(there)} of {self.length} days have images")
             return list(there[-self.length :])
+        days = self._range(there)
+        present = sorted(set(days) & set(there))
+        if not self.calendar and len(present) != self.length:
+            raise ValueError(f"{len(present)} of its days have images, not {self.length}")
+        if self.calendar and len(present) < len(days):
+            few = "" if present else "no day of it has images: "
+            absent = [str(day) for day in days if day not in present]
+            raise ValueError(f"{few}there are none of {some_of(absent)}")
+        return present
+
+    def with_gaps(self, there: Sequence[date]) -> str:
+        """Words the window of those of its days that have images.
+
+        Args:
+            there: As in `days_of`.
+
+        Returns:
+            The window; empty if there are none, or if it takes only days that have images.
+        """
+        if not self.calendar and self.first is None:
+            return ""
+        days = self._range(there)
+        present = set(days) & set(there)
+        return f"{days[0]}..{days[-1]}:{len(present)}" if present else ""
+
+    def with_earlier(self, there: Sequence[date]) -> list[DayWindow]:
+        """Finds the windows that are as long as this one, end to end back from the newest day.
+
+        Args:
+            there: As in `days_of`.
+
+        Returns:
+            The windows, the first one first, each named by its own days. They have no day in
+            common. Days before the first whole window are in none. Of a window of the calendar,
+            some days may have no images, which `days_of` says.
+        """
+        if self.calendar:
+            whole = (there[-1] - there[0]).days + 1
+            ends = [there[-1] - timedelta(back) for back in range(0, whole, self.length)]
+            pairs = [(end - timedelta(self.length - 1), end) for end in ends]
+            texts = [f"{first}..{end}" for first, end in pairs if first >= there[0]]
+        else:
+            ends_at = range(len(there), self.length - 1, -self.length)
+            texts = [_named(there[end - self.length : end]) for end in ends_at]
+        found = [DayWindow.parse(text) for text in reversed(texts)]
+        return [window for window in found if window is not None]
+
+    def _range(self, there: Sequence[date]) -> list[date]:
+        """Returns all days of the calendar from the first to the last."""
+        last = self.last or there[-1]
         length = (last - self.first).days + 1 if self.first else self.length
-        days = [last - timedelta(back) for back in reversed(range(length))]
-        if absent := sorted(set(days) - set(there)):
-            few = "" if len(absent) < len(days) else "no day of it has images: "
-            raise ValueError(f"{few}there are none of {some_of([str(day) for day in absent])}")
-        return days
+        return [last - timedelta(back) for back in reversed(range(length))]
+
+
+def _named(days: Sequence[date]) -> str:
+    """Words the window of all days that have images from the first of these to the last."""
+    text = f"{days[0]}..{days[-1]}"
+    return text if (days[-1] - days[0]).days + 1 == len(days) else f"{text}:{len(days)}"
 
 
 def day_of(value: str) -> date | None:

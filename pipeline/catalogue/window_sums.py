@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 from pydantic import ValidationError
@@ -23,10 +24,10 @@ from pipeline.catalogue.commit import Commit, Version, canonical_json
 from pipeline.catalogue.composed_version import version_of
 from pipeline.catalogue.day_windows import BETWEEN, DayWindow, day_of
 from pipeline.catalogue.version_files import VersionFiles
-from pipeline.catalogue.version_names import VersionName
+from pipeline.catalogue.version_names import VersionName, dataset_of
 from pipeline.counting import add_up, compose, plan_folds
 from pipeline.dna import encode_failures
-from pipeline.errors import NotFound, SourceError
+from pipeline.errors import NotFound, SourceError, UsageError
 from pipeline.mapper import map_in_order
 from pipeline.sources import Manifest, label_of
 from pipeline.spec import available_cpus, digest_of
@@ -72,11 +73,108 @@ def window_version(catalogue: VersionFiles, name: str, spec: str, commit: Commit
     return made
 
 
-def _chosen(catalogue: VersionFiles, name: str, whole: Version) -> tuple[list[str], Manifest]:
-    """Finds the shards of a window's days in the manifest of the whole dataset.
+def consecutive_windows(
+    catalogue: VersionFiles, dataset: str, whole: Version, length: str
+) -> list[WindowName]:
+    """Names the windows of a dataset that are of one length, end to end back from its newest day.
+
+    Args:
+        catalogue: The catalogue.
+        dataset: The dataset.
+        whole: Its version that has the days.
+        length: How many days: `7d` of the calendar, or `7` that have images.
+
+    Returns:
+        The windows, the first one first. None is added up yet.
+
+    Raises:
+        NotFound: The dataset keeps no days.
+        UsageError: The length is none.
+    """
+    window = DayWindow.parse(f"last:{length}")
+    if window is None:
+        raise UsageError(
+            f"the window is {length!r}; give a number of days, such as 7d for days of the "
+            "calendar, or 7 for days that have images"
+        )
+    there = sorted(_kept_days(catalogue, f"{dataset}@{window.text}", whole).values)
+    return [
+        WindowName(
+            f"{dataset}@{of.text}", str(of.first), str(of.last), _lacking(dataset, of, there)
+        )
+        for of in window.with_earlier(there)
+    ]
+
+
+@dataclass(frozen=True)
+class WindowName:
+    """The name of a window of days.
+
+    Attributes:
+        name: The name.
+        first: Its first day, as an ISO date.
+        last: Its last day.
+        why: Which of its days have no images; empty if it can be added up.
+    """
+
+    name: str
+    first: str
+    last: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _KeptDays:
+    """The days of a dataset.
+
+    Attributes:
+        manifest: The manifest of the whole dataset.
+        shards: The shards of each part, by the value of its label.
+        values: The values of each day, by the day.
+    """
+
+    manifest: Manifest
+    shards: Mapping[str, Sequence[int]]
+    values: Mapping[date, Sequence[str]]
+
+
+def _kept_days(catalogue: VersionFiles, name: str, whole: Version) -> _KeptDays:
+    """Finds the days of a dataset in the manifest of the whole.
 
     The parts would not do: a part of which no image can be read is not committed, but its failures
     are those of its day.
+
+    Args:
+        catalogue: The catalogue.
+        name: The name of a window, for errors.
+        whole: The version that has the days.
+
+    Returns:
+        The days, one at least.
+
+    Raises:
+        NotFound: The dataset keeps no days.
+    """
+    dataset = dataset_of(name)
+    by = option("by", 1)
+    how = f"build it with {by}, or by as many folders as name a day (day=2026-11-24/)"
+    if not whole.by or whole.part_of:
+        raise NotFound(f"{name}: {dataset} has no parts, so it keeps no days; {how}")
+    manifest = catalogue.manifest(dataset, whole)
+    shards = manifest.parts(label_of(whole.by))
+    by_day: defaultdict[date, list[str]] = defaultdict(list)
+    for value in shards:
+        if day := day_of(value):
+            by_day[day].append(value)
+    if not by_day:
+        raise NotFound(
+            f"{name}: no part of {dataset} is of a day, but {some_of(list(shards))}; {how}"
+        )
+    return _KeptDays(manifest, shards, by_day)
+
+
+def _chosen(catalogue: VersionFiles, name: str, whole: Version) -> tuple[list[str], Manifest]:
+    """Finds the shards of a window's days.
 
     Returns:
         The values of their label, sorted by day, and the shards.
@@ -86,32 +184,30 @@ def _chosen(catalogue: VersionFiles, name: str, whole: Version) -> tuple[list[st
         TypeError: The name is not that of a window.
     """
     named = VersionName.parse(name)
-    if not isinstance(named.which, DayWindow):
+    window = named.which
+    if not isinstance(window, DayWindow):
         raise TypeError(f"{name} names no window")
-    by = option("by", 1)
-    how = f"build it with {by}, or by as many folders as name a day (day=2026-11-24/)"
-    if not whole.by or whole.part_of:
-        raise NotFound(f"{name}: {named.dataset} has no parts, so it keeps no days; {how}")
-    manifest = catalogue.manifest(named.dataset, whole)
-    shards = manifest.parts(label_of(whole.by))
-    by_day: defaultdict[date, list[str]] = defaultdict(list)
-    for value in shards:
-        if day := day_of(value):
-            by_day[day].append(value)
-    if not by_day:
+    kept = _kept_days(catalogue, name, whole)
+    there = sorted(kept.values)
+    if why := _lacking(named.dataset, window, there):
         raise NotFound(
-            f"{name}: no part of {named.dataset} is of a day, but {some_of(list(shards))}; {how}"
+            f"{name}: {why}; {named.dataset} has days from {there[0]} to {there[-1]}, and "
+            f"{named.dataset}@last:{len(there)} takes all of them"
         )
-    there = sorted(by_day)
+    days = window.days_of(there)
+    values = [value for day in days for value in kept.values[day]]
+    shards = (index for value in values for index in kept.shards[value])
+    return values, kept.manifest.select(shards)
+
+
+def _lacking(dataset: str, window: DayWindow, there: Sequence[date]) -> str:
+    """Says which days of a window have no images, and how those that have some are named."""
     try:
-        days = named.which.days_of(there)
+        window.days_of(there)
     except ValueError as error:
-        raise NotFound(
-            f"{name}: {error}; {named.dataset} has days from {there[0]} to {there[-1]}, and "
-            f"{named.dataset}@last:{len(there)} takes the newest {len(there)} that have images"
-        ) from error
-    values = [value for day in days for value in by_day[day]]
-    return values, manifest.select(index for value in values for index in shards[value])
+        rest = window.with_gaps(there)
+        return f"{error}{f' ({dataset}@{rest} takes the others)' if rest else ''}"
+    return ""
 
 
 def _kept(catalogue: VersionFiles, name: str, noted: str) -> Version | None:

@@ -33,19 +33,19 @@ STEP, REFERENCE = "step", "reference"
 
 @dataclass(frozen=True)
 class DriftRow:
-    """A version on a dataset's path.
+    """A version or a window of days on a dataset's path.
 
     Attributes:
-        name: Its name, as `photos@7`.
-        commit: Number of the commit that made it.
-        time: When that was, as an ISO time in UTC.
+        name: Its name, as `photos@7` or `photos@2026-11-18..2026-11-24`.
+        commit: Number of the commit that made it; of a window, of the one that has its days.
+        time: When that was, as an ISO time in UTC; of a window, its last day.
         dna: Digest of its DNA.
         images: Number of images that were counted.
         failed: Number of images that could not be read.
         folds: Number of groups of images that the tests compare; 0 if it was imported.
         tags: Its tags.
         changes: How its images differ from those of the kept version before; None if that is not
-            known.
+            known, and of a window, which has no image of the one before.
         reference: How far it is from the reference; None for the reference.
         step: How far it is from the kept version before; None if there is none.
         alarms: `step` if it differs from the version before, and `reference` if it differs from
@@ -100,6 +100,7 @@ class Drift:
             DNA.
         difference: Which images differ between the two; None if one was imported.
         versions: The versions of the path and the reference, by name.
+        window: How many days each window has, as `7d`; empty if the path goes over versions.
     """
 
     dataset: str
@@ -111,6 +112,12 @@ class Drift:
     explanation: Explanation | None
     difference: VersionDifference | None
     versions: Mapping[str, Version]
+    window: str = ""
+
+    @property
+    def stop_kind(self) -> str:
+        """What the path goes over, in one word: `version` or `window`."""
+        return "window" if self.window else "version"
 
     @property
     def alarmed(self) -> tuple[DriftRow, ...]:
@@ -187,11 +194,11 @@ class Drift:
 
     def __repr__(self) -> str:
         raised = ", ".join(row.name for row in self.alarmed) or "none"
-        versions = count_of(len(self.rows), "version")
-        return f"<Drift of {self.dataset} over {versions} from {self.reference}: alarms {raised}>"
+        stops = count_of(len(self.rows), self.stop_kind)
+        return f"<Drift of {self.dataset} over {stops} from {self.reference}: alarms {raised}>"
 
     def _repr_html_(self) -> str:
-        columns = ("version", "time", "images", "from the reference", "step", "alarm")
+        columns = (self.stop_kind, "time", "images", "from the reference", "step", "alarm")
         rows = [
             (
                 row.name,

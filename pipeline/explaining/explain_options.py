@@ -149,7 +149,8 @@ class DriftOptions(SpecOptions):
         str | None,
         Option(
             "The version that all others are compared with: a commit's number, -1 for the one "
-            "before, a day or time, or a tag (default: the oldest one that is kept).",
+            "before, a day or time, or a tag (default: the oldest one that is kept). Of windows, "
+            "the days of one.",
             numeral=True,
         ),
     ] = None
@@ -157,6 +158,15 @@ class DriftOptions(SpecOptions):
         RATED_VERSIONS
     )
     top: Annotated[int, Option("Number of neurons to show.", least=1)] = 10
+    window: Annotated[
+        str | None,
+        Option(
+            "Follow windows of so many days, end to end, instead of versions: 7d for days of the "
+            "calendar, or 7 for days that have images.",
+            metavar="DAYS",
+            numeral=True,
+        ),
+    ] = None
 
 
 class DriftKeywords(TypedDict, total=False):
@@ -168,4 +178,5 @@ class DriftKeywords(TypedDict, total=False):
     reference: str | None
     limit: int
     top: int
+    window: str | None
     spec: str | None

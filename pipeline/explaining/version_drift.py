@@ -10,37 +10,24 @@ that know which images two versions share. `pipeline.comparing.drift_alarm` has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import nan
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 
 from pipeline.building import Movement
-from pipeline.catalogue import (
-    Catalogue,
-    Commit,
-    PastVersion,
-    Version,
-    dataset_of,
-    past_versions,
-    require_no_window,
-)
+from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import Effort, alarms, compare, movement_between
-from pipeline.errors import UsageError
 from pipeline.events import Started, StepDone, ignore, stage
-from pipeline.explaining.drift_path import REFERENCE, STEP, Drift, DriftRow, LeftOut
-from pipeline.explaining.explain_options import DriftKeywords, DriftOptions
+from pipeline.explaining.drift_path import REFERENCE, STEP, Drift, DriftRow
+from pipeline.explaining.explain_options import DriftKeywords, DriftOptions, ExplainKeywords
 from pipeline.explaining.explanation import Explanation
+from pipeline.explaining.path_stops import Stop, Stops, find_stops
 from pipeline.explaining.sensitivity import explain
 from pipeline.explaining.version_difference import VersionDifference, difference
-from pipeline.explaining.version_table import image_changes, is_kept, tags_of
-from pipeline.wording import count_of, option
-
-_LOOKERS = 8
+from pipeline.explaining.version_table import image_changes, tags_of
 
 
 def drift(
@@ -65,18 +52,15 @@ def drift(
         NotFound: If there is no such dataset or version.
         SourceError: If files of a version are not there any more.
         CorruptFile: If a file is damaged.
-        UsageError: If fewer than two versions are kept, or the reference is none of them.
+        UsageError: If fewer than two versions are kept, or there are fewer than two windows, or
+            the reference is none of them.
     """
     asked, effort = DriftOptions(**options), effort or Effort()
-    held = _held(catalogue, name, asked.spec)
-    if len(held.versions) < 2:
-        raise UsageError(
-            f"a path takes two versions, and {count_of(len(held.versions), 'version')} of "
-            f"{held.dataset} of spec {held.spec[:12]} "
-            f"{'is' if len(held.versions) == 1 else 'are'} kept"
-        )
-    path = _path(catalogue, held, asked, effort)
-    changed, why = _explained(catalogue, path.moved, held.spec, asked.top, effort)
+    found = find_stops(catalogue, name, asked)
+    if found.reference is None:
+        raise found.too_few
+    path = _path(catalogue, found, found.reference, asked.limit, effort)
+    changed, why = _explained(catalogue, path.moved, found, asked.top, effort)
     return replace(path, explanation=why, difference=changed)
 
 
@@ -95,144 +79,84 @@ def drift_paths(
         The path of each dataset that has two kept versions or more, in the order of the names.
     """
     asked, effort = DriftOptions(spec=spec), effort or Effort()
-    held = (_held(catalogue, name, spec) for name in names)
-    return [_path(catalogue, of, asked, effort) for of in held if len(of.versions) > 1]
+    found = (find_stops(catalogue, name, asked) for name in names)
+    return [_path(catalogue, of, of.reference, asked.limit, effort) for of in found if of.reference]
 
 
-@dataclass(frozen=True)
-class _Held:
-    """What the log has of a dataset: its kept versions, the oldest first, and all others."""
-
-    dataset: str
-    spec: str
-    at: int
-    versions: Sequence[PastVersion]
-    left_out: tuple[LeftOut, ...]
-
-
-def _held(catalogue: Catalogue, name: str, spec: str | None) -> _Held:
-    named = catalogue.resolve(require_no_window(name), spec=spec)
-    dataset, digest = dataset_of(name), named.version.spec
-    newest = catalogue.commit(named.commit)
-    others: dict[str, int] = {}
-    watched = _watched(catalogue.log(newest), dataset, digest, others)
-    past = list(_distinct(watched, dataset, digest))
-    with ThreadPoolExecutor(_LOOKERS, "look") as pool:
-        there = list(pool.map(lambda of: is_kept(catalogue, dataset, of), past))
-    kept = [of for of, is_there in zip(past, there, strict=True) if is_there][::-1]
-    gone = [of for of, is_there in zip(past, there, strict=True) if not is_there]
-    left_out = (
-        *(LeftOut(f"{dataset}@{of.commit}", "its files were removed by vdna gc") for of in gone),
-        *(
-            LeftOut(f"{dataset}@{commit}", f"its spec is another one ({option('spec', of[:12])})")
-            for of, commit in others.items()
-        ),
-    )
-    return _Held(dataset, digest, named.commit, kept, left_out)
-
-
-def _path(catalogue: Catalogue, held: _Held, asked: DriftOptions, effort: Effort) -> Drift:
-    """Compares the versions of a dataset; what moved is not explained yet."""
-    dataset, spec, kept = held.dataset, held.spec, held.versions
-    origin = _reference(catalogue, dataset, asked.reference, held.at, spec, kept)
-    first = max(len(kept) - asked.limit, 0)
+def _path(catalogue: Catalogue, found: Stops, origin: Stop, limit: int, effort: Effort) -> Drift:
+    """Compares what a path goes over with its reference; what moved is not explained yet."""
+    kept = found.stops
+    first = max(len(kept) - limit, 0)
     listed, quiet = kept[first:], replace(effort, progress=ignore)
     befores = [None, *kept][first:]
     path = []
-    started = Started(len(listed), len(listed), unit="versions", step="versions")
-    with stage(effort.progress, started):
+    unit = "windows" if found.window else "versions"
+    with stage(effort.progress, Started(len(listed), len(listed), unit=unit, step=unit)):
         for before, of in zip(befores, listed, strict=False):
-            path.append(_row(catalogue, dataset, origin, before, of, quiet))
-            effort.progress(StepDone(1, name=path[-1].name))
-    tags = tags_of(catalogue, dataset, listed)
-    path = [replace(row, tags=of) for row, of in zip(path, tags, strict=True)]
+            path.append(_row(catalogue, found, origin, before, of, quiet))
+            effort.progress(StepDone(1, name=of.name))
+    if not found.window:
+        tags = tags_of(catalogue, found.dataset, [of.past for of in listed if of.past])
+        path = [replace(row, tags=of) for row, of in zip(path, tags, strict=True)]
     rows = _with_alarms(path)
-    reference = f"{dataset}@{origin.commit}"
-    versions = {f"{dataset}@{of.commit}": of.version for of in (origin, *listed)}
-    moved = _moved(rows, reference, [f"{dataset}@{of.commit}" for of in kept])
-    return Drift(dataset, spec, reference, rows, held.left_out, moved, None, None, versions)
-
-
-def _watched(
-    commits: Iterator[Commit], dataset: str, spec: str, others: dict[str, int]
-) -> Iterator[Commit]:
-    """Passes commits on, and notes the newest of each other spec that the dataset has."""
-    for commit in commits:
-        for of in commit.datasets.get(dataset, {}):
-            if of != spec:
-                others.setdefault(of, commit.number)
-        yield commit
-
-
-def _distinct(commits: Iterator[Commit], dataset: str, spec: str) -> Iterator[PastVersion]:
-    """Yields the versions, the newest first. One that came back has its oldest commit."""
-    past = past_versions(commits, dataset, spec)
-    for _, same in groupby(past, key=lambda of: of.identity):
-        newest, *older = same
-        yield replace(older[-1], last=newest.last) if older else newest
-
-
-def _reference(
-    catalogue: Catalogue,
-    dataset: str,
-    which: str | None,
-    at: int,
-    spec: str,
-    kept: Sequence[PastVersion],
-) -> PastVersion:
-    if which is None:
-        return kept[0]
-    version = catalogue.find(f"{dataset}@{which}", at, spec)
-    found = [of for of in kept if of.version.dna == version.dna]
-    if not found:
-        raise UsageError(
-            f"the reference {dataset}@{which} is not among the versions of {dataset} that are kept "
-            f"and no newer than commit {at}: {', '.join(str(of.commit) for of in kept)}"
-        )
-    return found[-1]
+    return Drift(
+        found.dataset,
+        found.spec,
+        origin.name,
+        rows,
+        found.left_out,
+        _moved(rows, origin.name, [of.name for of in kept]),
+        None,
+        None,
+        {of.name: of.version for of in (origin, *listed)},
+        found.window,
+    )
 
 
 def _row(
     catalogue: Catalogue,
-    dataset: str,
-    reference: PastVersion,
-    before: PastVersion | None,
-    of: PastVersion,
+    found: Stops,
+    origin: Stop,
+    before: Stop | None,
+    of: Stop,
     effort: Effort,
 ) -> DriftRow:
-    """Compares a version with the reference and with the version before it."""
-    name = f"{dataset}@{of.commit}"
-    from_reference = f"{dataset}@{reference.commit}"
-    from_before = None if before is None else f"{dataset}@{before.commit}"
-    names = [each for each in dict.fromkeys((from_reference, from_before, name)) if each]
-    version = of.version
-    matrix = compare(catalogue, names, spec=version.spec, effort=effort) if names[1:] else None
+    """Compares a version or window with the reference and with the one before it."""
+    others = [each.name for each in (origin, before) if each]
+    names = list(dict.fromkeys((*others, of.name)))
+    matrix = None
+    if names[1:]:
+        matrix = compare(catalogue, names, at=found.at, spec=found.spec, effort=effort)
 
-    def moved(other: str | None) -> Movement | None:
-        if matrix is None or other is None or other == name:
+    def moved(other: Stop | None) -> Movement | None:
+        if matrix is None or other is None or other.name == of.name:
             return None
-        return movement_between(matrix, other, name)
+        return movement_between(matrix, other.name, of.name)
 
+    changes = None
+    if of.past is not None and before is not None:
+        changes = image_changes(catalogue, found.dataset, before.past, of.past)
+    version = of.version
     return DriftRow(
-        name,
+        of.name,
         of.commit,
         of.time,
         version.dna,
         version.images,
         version.failed,
-        _folds(catalogue, dataset, version),
+        _folds(catalogue, of.name, version),
         (),
-        image_changes(catalogue, dataset, before, of),
-        moved(from_reference),
-        moved(from_before),
+        changes,
+        moved(origin),
+        moved(before),
     )
 
 
-def _folds(catalogue: Catalogue, dataset: str, version: Version) -> int:
+def _folds(catalogue: Catalogue, name: str, version: Version) -> int:
     """Counts the folds that have images. Only the footer of their file is read."""
     if "folds" not in version.sha256:
         return 0
-    file = catalogue.open_file("folds", dataset, version, layers=())
+    file = catalogue.open_file("folds", name, version, layers=())
     return sum(int(fold["images"]) > 0 for fold in file.metadata["folds"].values())
 
 
@@ -261,13 +185,14 @@ def _moved(rows: Sequence[DriftRow], reference: str, kept: Sequence[str]) -> tup
 
 
 def _explained(
-    catalogue: Catalogue, moved: tuple[str, str], spec: str, top: int, effort: Effort
+    catalogue: Catalogue, moved: tuple[str, str], found: Stops, top: int, effort: Effort
 ) -> tuple[VersionDifference | None, Explanation | None]:
     """Finds in what two versions differ; an imported one has no list of images."""
-    a, b = (catalogue.find(name, spec=spec) for name in moved)
+    a, b = (catalogue.find(name, found.at, found.spec) for name in moved)
+    options: ExplainKeywords = {"at": found.at, "spec": found.spec, "top": top}
     if a.imported or b.imported:
         same = a.dna == b.dna
-        options: Mapping[str, Any] = {"spec": spec, "top": top, "progress": effort.progress}
-        return None, None if same else explain(catalogue, *moved, **options)
-    found = difference(catalogue, *moved, spec=spec, top=top, progress=effort.progress)
-    return found, found.explanation
+        why = None if same else explain(catalogue, *moved, progress=effort.progress, **options)
+        return None, why
+    changed = difference(catalogue, *moved, progress=effort.progress, **options)
+    return changed, changed.explanation

@@ -20,7 +20,7 @@ _BEFORE = "from the one before"
 
 
 def drift_lines(found: Drift) -> list[str]:
-    """Returns the table of the versions, the oldest first, and what its columns are.
+    """Returns the table of the versions or windows, the oldest first, and what its columns are.
 
     Args:
         found: The path.
@@ -28,34 +28,49 @@ def drift_lines(found: Drift) -> list[str]:
     Returns:
         The lines.
     """
-    headings = ("version", "time", "images", "change", f"from {found.reference}", _BEFORE)
-    rows = [
-        (
-            row.name,
-            row.time[:19],
-            f"{row.images:,}",
-            "" if row.changes is None else str(row.changes),
-            "the reference" if row.name == found.reference else move_told(row.reference),
-            move_told(row.step),
-            alarm_told(row, found.reference),
-            ", ".join(row.tags),
-        )
-        for row in found.rows
-    ]
-    lines = aligned_lines([(*headings, "alarm", "tags"), *rows], left={0, 1, 3, 4, 5, 6, 7})
-    return [*lines, columns_told()]
+    lines = aligned_lines(
+        [_heads(found), *(_cells(found, row) for row in found.rows)],
+        left=set(range(8)) - {_heads(found).index("images")},
+    )
+    return [*lines, columns_told(found)]
 
 
-def columns_told() -> str:
-    """Says what the columns of the table are."""
+def _heads(found: Drift) -> tuple[str, ...]:
+    """Returns the headings of the table of a path."""
+    about = ("images",) if found.window else ("time", "images", "change")
+    tags = () if found.window else ("tags",)
+    return (found.stop_kind, *about, f"from {found.reference}", _BEFORE, "alarm", *tags)
+
+
+def _cells(found: Drift, row: DriftRow) -> tuple[str, ...]:
+    """Returns what the table of a path says of a version or a window, below each heading."""
+    images = f"{row.images:,}"
+    changes = "" if row.changes is None else str(row.changes)
     return (
-        "change: images added, removed, changed and equal since the version before. Distances are "
-        f"in bins, corrected for the sizes of the samples, with {CONFIDENCE:.0%} intervals"
+        row.name,
+        *((images,) if found.window else (row.time[:19], images, changes)),
+        "the reference" if row.name == found.reference else move_told(row.reference),
+        move_told(row.step),
+        alarm_told(row, found.reference),
+        *(() if found.window else (", ".join(row.tags),)),
+    )
+
+
+def columns_told(found: Drift) -> str:
+    """Says what the columns of the table are."""
+    distances = (
+        "istances are in bins, corrected for the sizes of the samples, with "
+        f"{CONFIDENCE:.0%} intervals"
+    )
+    if found.window:
+        return f"D{distances}"
+    return (
+        f"change: images added, removed, changed and equal since the version before. D{distances}"
     )
 
 
 def drift_sentences(found: Drift) -> list[str]:
-    """Says which versions raise an alarm, how often there are false ones, and what is left out.
+    """Says what raises an alarm, how often there are false ones, and what is left out.
 
     Args:
         found: The path.
@@ -64,7 +79,7 @@ def drift_sentences(found: Drift) -> list[str]:
         The sentences, the most important first.
     """
     raised = [f"{row.name} ({alarm_told(row, found.reference)})" for row in found.alarmed]
-    path = f"{count_of(len(found.rows), 'version')} of {found.dataset}"
+    path = f"{count_of(len(found.rows), found.stop_kind)} of {found.dataset}"
     if raised:
         verb = "raises" if len(raised) == 1 else "raise"
         sentences = [f"{len(raised)} of {path} {verb} an alarm: {', '.join(raised)}."]
@@ -73,9 +88,12 @@ def drift_sentences(found: Drift) -> list[str]:
             f"No alarm: none of {path} differs from the one before, or from {found.reference}, by "
             "more than chance explains."
         ]
+    rate = f"At most {FALSE_ALARM_RATE:.0%} of histories of {RATED_VERSIONS} {found.stop_kind}s"
     sentences.append(
-        f"At most {FALSE_ALARM_RATE:.0%} of histories of {RATED_VERSIONS} versions have a false "
-        "alarm."
+        f"{rate} have a false alarm, if no day differs from others: weekdays or weather are a "
+        "difference, too."
+        if found.window
+        else f"{rate} have a false alarm."
     )
     if untested := [row.name for row in found.rows if not row.folds]:
         sentences.append(f"Not tested: {some_of(untested)}, as imported DNAs have no folds.")
@@ -128,7 +146,8 @@ def drift_json(found: Drift, top: int) -> dict[str, Any]:
         top: How many neurons.
 
     Returns:
-        `dataset`, `spec`, `reference`, `false_alarms` (the rate, and for how many versions it
+        `dataset`, `spec`, `reference`, `window` (how many days each has; empty for versions),
+        `false_alarms` (the rate, and for how many versions it
         holds), `versions` (a row for each), `left_out`, and `moved`: what differs between the two
         versions `a` and `b`, with `layers` and `neurons`, as `vdna diff` has it.
     """
@@ -143,6 +162,7 @@ def drift_json(found: Drift, top: int) -> dict[str, Any]:
         "dataset": found.dataset,
         "spec": found.spec,
         "reference": found.reference,
+        "window": found.window,
         "false_alarms": {"rate": FALSE_ALARM_RATE, "versions": RATED_VERSIONS},
         "versions": [asdict(row) for row in found.rows],
         "left_out": [asdict(of) for of in found.left_out],

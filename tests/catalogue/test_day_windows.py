@@ -53,9 +53,60 @@ def test_a_range_has_both_its_ends_and_all_between(there: list[date], at: int, m
     assert ("no day of it has images" in str(caught.value)) == (not set(days) & set(there))
 
 
+@given(DAYS, st.integers(0, 40), st.integers(0, 6), st.integers(1, 7))
+def test_a_range_may_state_how_many_of_its_days_have_images(
+    there: list[date], at: int, more: int, count: int
+) -> None:
+    first, last = FIRST + timedelta(at), FIRST + timedelta(at + more)
+    inside = [day for day in there if first <= day <= last]
+    asked = window(f"{first}..{last}:{count}")
+    if len(inside) == count:
+        assert asked.days_of(there) == inside
+        return
+    with pytest.raises(ValueError, match=f"{len(inside)} of its days have images, not {count}"):
+        asked.days_of(there)
+    if inside:
+        assert window(asked.with_gaps(there)).days_of(there) == inside
+    else:
+        assert asked.with_gaps(there) == ""
+
+
+@given(DAYS, st.integers(1, 9), st.booleans())
+def test_windows_end_to_end_have_every_day_at_most_once(
+    there: list[date], length: int, calendar: bool
+) -> None:
+    found = window(f"last:{length}{'d' * calendar}").with_earlier(there)
+    assert [window(of.text) for of in found] == found
+    days: list[date] = []
+    for of in found:
+        assert of.first is not None
+        assert of.last is not None
+        assert there[0] <= of.first <= of.last <= there[-1]
+        try:
+            days += of.days_of(there)
+        except ValueError:
+            assert calendar
+            if rest := of.with_gaps(there):
+                days += window(rest).days_of(there)
+    assert days == there[len(there) - len(days) :]
+    if calendar:
+        whole = (there[-1] - there[0]).days + 1
+        assert len(found) == whole // length
+    else:
+        assert len(found) == len(there) // length
+
+
 @pytest.mark.parametrize(
     "text",
-    ["last:0d", "last:-1d", "last:7w", "last:", "2026-11-07..2026-11-01", "2026-11..2026-12"],
+    [
+        "last:0d",
+        "last:-1d",
+        "last:7w",
+        "last:",
+        "2026-11-07..2026-11-01",
+        "2026-11..2026-12",
+        "2026-11-01..2026-11-07:0",
+    ],
 )
 def test_what_is_no_window_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"a window of days \(@last:7d"):

@@ -103,8 +103,9 @@ def render_drift(page: DriftPage) -> bytes:
         "headline": shown_text(headline),
         "notes": _items([*others, *page.notes]),
         "chart": _chart(found),
-        "versions": _versions(found),
-        "columns": shown_text(columns_told()),
+        "kind": found.stop_kind,
+        "versions": _stops(found),
+        "columns": shown_text(columns_told(found)),
         "moved": shown_text(f"What moved from {a} to {b}"),
         "images": "" if found.difference is None else _lines(difference_lines(found.difference)),
         "why": "" if found.explanation is None else _why(found.explanation, page.pictures),
@@ -114,7 +115,7 @@ def render_drift(page: DriftPage) -> bytes:
         ),
     }
     style = f"{asset('page.css')}\n{asset('drift.css')}"
-    return document("drift", f"{found.dataset} over its versions", style, parts)
+    return document("drift", f"{found.dataset} over its {found.stop_kind}s", style, parts)
 
 
 # The chart.
@@ -126,7 +127,7 @@ def _chart(found: Drift) -> str:
     wide, high = _LEFT + room * len(found.rows) + 12, _TOP + _HIGH + _BOTTOM
     shown = (
         (REFERENCE, f"From {found.reference}, in bins"),
-        (STEP, "From the version before, in bins"),
+        (STEP, f"From the {found.stop_kind} before, in bins"),
     )
     drawn = "".join(
         f'<g transform="translate(0 {at * high})">{_curve(found.rows, kind, heading, room)}</g>'
@@ -160,7 +161,7 @@ def _curve(rows: Sequence[DriftRow], kind: str, heading: str, room: int) -> str:
     points: list[tuple[int, str]] = []
     for at, (row, move) in enumerate(zip(rows, moves, strict=True)):
         x = _LEFT + room * at + room // 2
-        name = f"@{row.commit}"
+        name = f"@{row.commit}" if "T" in row.time else row.time[5:]  # the last day of a window
         parts.append(f'<text class="name" x="{x}" y="{_TOP + _HIGH + 16}">{name}</text>')
         value = None if move is None else _value(move)
         if move is None or value is None:
@@ -198,26 +199,32 @@ def _tick(most: float) -> float:
 # The tables.
 
 
-def _versions(found: Drift) -> str:
-    heads = ("version", "made", "images", "failed", "change", f"from {found.reference}")
+def _stops(found: Drift) -> str:
+    heads = (
+        (found.stop_kind, "images", "failed")
+        if found.window
+        else ("version", "made", "images", "failed", "change")
+    )
     rows = "".join(
         f'<tr{" class=alarmed" * bool(row.alarms)}><th scope="row">{shown_text(row.name)}</th>'
-        f"<td>{shown_text(row.time[:16].replace('T', ' '))}</td>"
-        f'<td class="number">{row.images:,}</td><td class="number">{row.failed:,}</td>'
+        + ("" if found.window else f"<td>{shown_text(row.time[:16].replace('T', ' '))}</td>")
+        + f'<td class="number">{row.images:,}</td><td class="number">{row.failed:,}</td>'
         + "".join(
             f"<td>{shown_text(text)}</td>"
             for text in (
-                "" if row.changes is None else str(row.changes),
+                *(() if found.window else ("" if row.changes is None else str(row.changes),)),
                 "the reference" if row.name == found.reference else move_told(row.reference),
                 move_told(row.step),
                 alarm_told(row, found.reference),
-                ", ".join(row.tags),
+                *(() if found.window else (", ".join(row.tags),)),
             )
         )
         + "</tr>"
         for row in found.rows
     )
-    return _table([*heads, "from the one before", "alarm", "tags"], rows)
+    last = ("alarm",) if found.window else ("alarm", "tags")
+    heads = (*heads, f"from {found.reference}", "from the one before", *last)
+    return _table(heads, rows)
 
 
 def _layers(found: Explanation) -> str:
