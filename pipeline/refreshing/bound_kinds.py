@@ -126,11 +126,12 @@ class Bound(DistanceBound):
 
 
 class MoveBound(DistanceBound):
-    """A bound on how far a dataset may be from an earlier version of itself.
+    """A bound on how far a dataset may be from an earlier version of itself, or from some days.
 
     Attributes:
         dataset: The dataset, or a part of one.
-        against: The earlier version, as it stands after a dataset's name: `@-1`, `@release`.
+        against: The earlier version, as it stands after a dataset's name: `@-1`, `@release`. Or a
+            window of days of the newest version: `@last:7d`.
         max_move: The largest distance that is accepted, in bins.
     """
 
@@ -152,12 +153,19 @@ class MoveBound(DistanceBound):
         return isinstance(which, int) and which < 0
 
     @property
+    def is_window(self) -> bool:
+        """Whether `against` is a window of days of the newest version."""
+        return VersionName.parse(self.earlier).is_window
+
+    @property
     def back(self) -> int:
         """How many versions the dataset must have had before, so that there is anything to judge.
 
         A dataset that has had no version before has no release either. With one before, a tag, a
-        time or a number that names none is a mistake.
+        time or a number that names none is a mistake. A window takes no version before.
         """
+        if self.is_window:
+            return 0
         which = VersionName.parse(self.earlier).which
         return -which if isinstance(which, int) and which < 0 else 1
 

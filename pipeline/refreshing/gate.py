@@ -270,7 +270,8 @@ class _Judging:
         lens = self._lens(bound, spec)
         replaced, made, matrix = self.moves.get(bound.dataset, (None, None, None))
         if matrix is None or lens is not None or (replaced, made) != (earlier, version):
-            names = f"{bound.dataset}@{against}", bound.dataset
+            other = bound.earlier if bound.is_window else f"{bound.dataset}@{against}"
+            names = other, bound.dataset
             matrix = self._compared(names, spec, lens)
         verdict = self._explained(_distance(bound, matrix, (0, 1), (earlier, version)), spec, lens)
         return replace(verdict, judged=Judged(past.commit, against, new))

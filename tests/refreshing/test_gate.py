@@ -363,6 +363,29 @@ def test_windows_have_an_interval_unless_they_have_days_in_common(
     assert apart["low"] <= apart["emd_corrected"] < apart["high"]
 
 
+def test_a_dataset_is_judged_against_a_window_of_its_days(tmp_path: Path) -> None:
+    """Even the first version: its days are there. A window that is not there is an error."""
+    for number in (1, 2):
+        write_photos(tmp_path / "day" / f"2026-11-0{number}", 24, 50 * number)
+    for path in (tmp_path / "day" / "2026-11-02").iterdir():
+        Image.new("RGB", (96, 72)).save(path)  # so that this day is far from the other
+    windows = {"@last:2d": 0, "@last:1d": 0, "@2026-11-01..2026-11-01": 99, "@last:3d": 99}
+    bounds = [
+        f"{{dataset: day, against: '{window}', max_move: {most}}}"
+        for window, most in windows.items()
+    ]
+    done = refresh(parted(tmp_path, {"day": 100}, *bounds), "--json", exits=1)
+    same, apart, kept, absent = json.loads(done.stdout)["gate"]
+    assert (same["sides"], same["value"], same["holds"]) == (["day@last:2d", "day"], 0, True)
+    assert (apart["sides"], apart["holds"]) == (["day@last:1d", "day"], False)
+    matrix = compare(Catalogue(str(tmp_path / "c")), ["day@last:1d", "day"])
+    assert apart["low"] == matrix.of(column="low")[0, 1] > 0
+    assert apart["reasons"]
+    assert 0 < kept["low"] == kept["value"] < 99
+    assert kept["holds"]
+    assert "there are none of 2026-10-31" in absent["error"]
+
+
 def test_a_dataset_whose_build_failed_is_not_judged_by_its_old_version(tmp_path: Path) -> None:
     bounds = ["{a: day, b: night, max: 99}", "{a: night, b: day/sun, max: 99}"]
     bins = {"day": 100, "night": 100}
