@@ -30,7 +30,7 @@ from pipeline.sources.entries_file import (
     describe_shard,
     label_names,
 )
-from pipeline.sources.entry import ShardHead
+from pipeline.sources.entry import MERGED, ShardHead
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.sharding import MOST_ORIGINS
 
@@ -232,8 +232,11 @@ def without_origins(manifest: Manifest, contents: Collection[str]) -> Manifest:
         manifest: The manifest.
         contents: The contents of the other shards.
     """
-    heads = [
-        replace(head, origins=tuple(origin for origin in head.origins if origin not in contents))
-        for head in manifest.heads
-    ]
+    heads = [replace(head, origins=_left(head.origins, contents)) for head in manifest.heads]
     return replace(manifest, heads=tuple(heads))
+
+
+def _left(origins: tuple[str, ...], contents: Collection[str]) -> tuple[str, ...]:
+    """Leaves out origins. One that was put together and has changed must not look as before."""
+    left = tuple(origin for origin in origins if origin not in contents)
+    return left if left == origins or left[:1] != (MERGED,) else ()

@@ -49,6 +49,7 @@ from pipeline.counting import partial_uri
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, NotFound, SourceError, TransientError, UsageError, VdnaError
 from pipeline.reporting import preview_lines
+from pipeline.sources import shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from tests.support import tiny_network as tiny
 from tests.support.killer import Killed, Killer, killer
@@ -285,6 +286,42 @@ def test_no_object_names_an_erased_image(home: Home, oracle: Oracle) -> None:
     with pytest.raises(NotFound, match=r"has no image .*05\.png"):
         home.erase(*gone)
     assert not home.build().changed
+
+
+def test_an_image_in_shards_that_were_put_together_of_a_dataset_with_windows(
+    home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard that has lost it is none of those that were put together and are unchanged."""
+    monkeypatch.setattr(shard_merging, "TOGETHER", 2)
+    for step in range(4):
+        for day in (1, 2):
+            for at in range(3):
+                home.write(f"day=2026-11-0{day}/{step}-{at}.png", 100 * day + 10 * step + at)
+        home.build(by="1", shard_images=64, cell_images=64)
+    place = home.catalogue
+    before = place.manifest("x", place.find("x"))
+    assert [head.candidates for head in before.heads if head.is_merged] == [6, 6]
+    sums = {name: place.find(name).images for name in ("x@last:2d", "x@last:1d")}
+    assert sums == {"x@last:2d": 24, "x@last:1d": 12}
+    first, windows = "day=2026-11-02/0-1.png", list(storage.walk(place.root))
+    texts = (home.uri(first), str(home.images / first), identity(home, first))
+    home.remove(first)
+    done = home.erase(first)
+    assert (done.recounted, done.dropped) == ({"x": 4, "x/day-2026-11-02": 4}, {})
+    for number, pictures in home.held.items():
+        left = {name: picture for name, picture in pictures.items() if name != first}
+        assert wrong(home, oracle, place.find(f"x@{number}"), left) == [], number
+    after = place.manifest("x", place.find("x"))
+    assert [head.candidates for head in after.heads if head.is_merged] == [6]
+    assert sorted(head.candidates for head in after.heads if head.cells) == [5, 6]
+    assert naming(home, *texts) == []
+    gone = [item.uri for item in windows if "/_windows/" in item.uri]
+    assert gone
+    assert [uri for uri in gone if storage.exists(uri)] == []
+    sums = {name: place.find(name).images for name in ("x@last:2d", "x@last:1d")}
+    assert sums == {"x@last:2d": 23, "x@last:1d": 11}
+    require_sound(home)
+    assert not home.build(by="1", shard_images=64, cell_images=64).changed
 
 
 def test_a_version_that_shares_a_list_keeps_its_dna(home: Home, oracle: Oracle) -> None:

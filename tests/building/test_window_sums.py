@@ -36,7 +36,7 @@ from pipeline.comparing import compare
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.errors import NotFound, SourceError, UsageError
-from pipeline.explaining import difference, drift
+from pipeline.explaining import RankRequest, difference, drift, rank
 from pipeline.reporting.dataset_words import division_of
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
@@ -201,6 +201,26 @@ def test_windows_are_named_wherever_a_dataset_is(place: Catalogue, source: Path)
     found = difference(place, f"cams@{FIRST}..{FIRST + timedelta(1)}", "cams@last:3d")
     assert found.changes is not None
     assert (found.changes.added, found.changes.removed, found.changes.equal) == (7, 1, 2)
+
+
+def test_images_are_ranked_by_their_distance_to_a_window(
+    place: Catalogue, source: Path, tmp_path: Path
+) -> None:
+    """They are, again, when the window has come to mean other days."""
+    listed = images_of(source, tmp_path / "images.txt", range(2, 4))
+    build(place, listed, "alone", by="")
+    add_day(source, 4, 2)
+
+    def ranked(to: str) -> dict[str, float]:
+        asked = RankRequest(str(source / day(4)), to, weights=NETWORK["weights"])
+        found = rank(place, asked, InProcess(), resources=Resources(workers=0, threads=2))
+        return {image.entry.uri: image.emd for image in found.nearest}
+
+    before = ranked("cams@last:2d")
+    assert before == ranked("alone")
+    assert len(before) == 2
+    build(place, source)
+    assert ranked("cams@last:2d") != before
 
 
 @pytest.mark.parametrize(
