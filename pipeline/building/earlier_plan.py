@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from pipeline.building.request import Request
 from pipeline.catalogue import Catalogue, Version
 from pipeline.errors import SourceError, UsageError
@@ -40,6 +42,45 @@ def kept_plan(catalogue: Catalogue, name: str, spec: str, base: Version | None) 
         return catalogue.manifest(name, base)
     except SourceError:
         return None
+
+
+def paired_as(
+    catalogue: Catalogue, request: Request, before: Manifest | None, base: Version | None
+) -> tuple[str | None, Manifest | None]:
+    """Finds what names the images for pairing, which has decided their folds.
+
+    Args:
+        catalogue: Where the dataset is.
+        request: What is asked for.
+        before: The manifest whose shards are to be kept, or None.
+        base: The dataset's version under the spec, or None.
+
+    Returns:
+        The `pair_by` that applies, and the manifest whose shards are kept: None if the dataset is
+        to be planned anew, as its images are named in another way now.
+
+    Raises:
+        UsageError: The images of a dataset that is to stay are named in another way.
+    """
+    if before is None:
+        return request.pair_by, None
+    planned = had = _pair_by(before)
+    if base is not None and not base.imported and base.manifest != before.digest:
+        with suppress(SourceError):
+            had = _pair_by(catalogue.manifest(request.name, base))
+    asked = had if request.pair_by is None else request.pair_by
+    if asked == had or base is None or request.replace:
+        return asked, before if asked == planned else None
+    named = "their paths below the source" if had is None else repr(had)
+    raise UsageError(
+        f"{request.name}: its images are paired by {named}, which has decided their folds, and "
+        f"pair_by is {request.pair_by!r} now; leave {option('pair_by')} out to keep that, or give "
+        f"{option('replace', True)} to count all images again, in new folds"
+    )
+
+
+def _pair_by(manifest: Manifest) -> str | None:
+    return manifest.pairing.by if manifest.pairing is not None else None
 
 
 def without_lost(found: Manifest) -> Manifest:

@@ -15,6 +15,7 @@ from pipeline.building.counted_way import make_spec, products_of
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.earlier_plan import (
     kept_plan,
+    paired_as,
     plan_to_change,
     selection_of,
     without_lost,
@@ -238,7 +239,8 @@ class Planner:
         self.shared.store_once(spec_uri, lambda: canonical_json(spec.to_json()))
         plan, parts = self._plan_and_parts(request, recipe, base, head, ahead)
         manifest, changes = plan.manifest, plan.changes
-        request = replace(request, by=_effective_by(request, base))
+        pair_by = manifest.pairing.by if manifest.pairing is not None else request.pair_by
+        request = replace(request, by=_effective_by(request, base), pair_by=pair_by)
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         work_uri = catalogue.work_uri(request.name, spec.digest)
         job = ShardJob(recipe, uri, work_uri, catalogue.entries_uri)
@@ -322,9 +324,11 @@ class Planner:
         ahead: CountingAhead,
     ) -> tuple[_FoundPlan, Mapping[str, Sequence[int]]]:
         """Returns the plan of the source, and the indices of each part's shards by its value."""
-        asked = replace(request, by=_effective_by(request, base))
+        kept = kept_plan(self.catalogue, request.name, recipe.spec.digest, base)
+        pair_by, before = paired_as(self.catalogue, request, kept, base)
+        asked = replace(request, by=_effective_by(request, base), pair_by=pair_by)
         try:
-            found = self._find_plan(asked, recipe, base, ahead)
+            found = self._find_plan(asked, recipe, base, before, ahead)
             return found, _parts(asked, found.manifest, head)
         except UsageError as error:
             if not asked.by or request.by is not None:
@@ -344,11 +348,15 @@ class Planner:
         )
 
     def _find_plan(
-        self, request: Request, recipe: Recipe, base: Version | None, ahead: CountingAhead
+        self,
+        request: Request,
+        recipe: Recipe,
+        base: Version | None,
+        before: Manifest | None,
+        ahead: CountingAhead,
     ) -> _FoundPlan:
         checkpoint, changes = self._checkpoint(request), None
         spec = recipe.spec.digest
-        before = kept_plan(self.catalogue, request.name, spec, base)
         is_new = before is None and request.limit is None
         if request.changes is not None:
             listing, changes = self._apply(request, request.changes, spec, base, ahead)

@@ -16,7 +16,7 @@ from pipeline.building.planner import Planner
 from pipeline.catalogue import Catalogue, roll_back, verify
 from pipeline.catalogue.undoing import remove
 from pipeline.engine import InProcess
-from pipeline.errors import Conflict, SourceError, TransientError, UsageError
+from pipeline.errors import Conflict, GateError, SourceError, TransientError, UsageError
 from pipeline.events import Said
 from pipeline.refreshing import load_config
 from pipeline.reporting import build_json, build_sentence
@@ -176,7 +176,8 @@ def test_a_dataset_without_an_earlier_version_has_no_changes(place: Place, remov
         ({}, {"group_by": "1"}, "listed with group_by None, and group_by is '1' now"),
         ({}, {"by": "1"}, "listed with by None, and by is '1' now"),
         ({"by": "1"}, {"by": ""}, "listed with by '1', and by is None now"),
-        ({}, {"pair_by": "stem"}, "listed with pair_by None, and pair_by is 'stem' now"),
+        ({}, {"pair_by": "stem"}, "its images are paired by their paths below the source"),
+        ({}, {"pair_by": "stem", "replace": True}, "listed with pair_by None, and pair_by is 'ste"),
         ({"limit": 3}, {}, "listed with limit 3, and limit is None now"),
     ],
 )
@@ -187,6 +188,57 @@ def test_a_list_goes_with_the_options_of_the_listing(
     with pytest.raises(UsageError) as caught:
         place.build(place.changes(added="a/0.png"), **now)
     assert said in str(caught.value)
+
+
+def test_what_pairs_the_images_stays_with_a_dataset(place: Place) -> None:
+    """It has decided their folds: images that are dealt in another way would be in none."""
+
+    def pairing() -> str | None:
+        manifest = place.catalogue.manifest("x", place.catalogue.find("x"))
+        assert manifest.pairing is not None
+        return manifest.pairing.by
+
+    first = place.build(pair_by="stem")
+    assert pairing() == "stem"
+    assert not place.build().changed  # as before, without the option
+    assert not place.build(pair_by="stem").changed
+    place.write("a/new.png", 7)
+    assert place.build(place.changes(added="a/new.png")).version.images == 7
+    assert pairing() == "stem"
+    place.require_whole(place.build(), pair_by="stem")
+    with pytest.raises(UsageError, match=r"paired by 'stem', which .*`replace=True`"):
+        place.build(pair_by="label")
+    assert place.build(pair_by="stem", spec="new", bins=16).version.spec != first.version.spec
+    assert pairing() == "stem"
+
+
+def test_images_that_are_paired_in_another_way_are_counted_again(place: Place) -> None:
+    place.build()
+    refused = r"paired by their paths .*pair_by is 'stem' now; leave `pair_by` out .*`replace=Tr"
+    with pytest.raises(UsageError, match=refused):
+        place.build(pair_by="stem")
+    place.write("a/new.png", 7)
+    (place.images / "a" / "torn.png").write_bytes(b"torn")
+    with pytest.raises(GateError):
+        place.build(pair_by="stem", replace=True, max_failures=0)
+    with pytest.raises(UsageError, match=refused):  # what is planned alone decides nothing
+        place.build(pair_by="stem", max_failures=1)
+    (place.images / "a" / "torn.png").unlink()
+    again = place.build(pair_by="stem", replace=True)
+    clean = Catalogue(str(place.there / "clean"))
+    other = place.build(catalogue=clean, pair_by="stem").version
+    assert (again.version.images, again.version.dna) == (7, other.dna)
+    place.require_whole(again, pair_by="stem")
+
+
+def test_a_plan_without_a_version_does_not_decide_what_pairs_the_images(place: Place) -> None:
+    (place.images / "a" / "torn.png").write_bytes(b"torn")
+    with pytest.raises(GateError):
+        place.build(max_failures=0)
+    result = place.build(pair_by="stem", max_failures=1)
+    manifest = place.catalogue.manifest("x", result.version)
+    assert manifest.pairing is not None
+    assert manifest.pairing.by == "stem"
 
 
 def test_a_listing_with_other_options_counts_even_if_it_finds_the_same(place: Place) -> None:
