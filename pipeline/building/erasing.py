@@ -12,46 +12,21 @@ what held the images is removed at once, and all objects are searched for their 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from pipeline import storage
-from pipeline.buffers import sha256
-from pipeline.building.committer import store_sum, sum_shards
 from pipeline.building.erasure_commit import NewVersions, note_plans, state_without
-from pipeline.building.erasure_plan import (
-    AffectedVersion,
-    ErasurePlan,
-    by_shard,
-    manifest_of_shards,
-    plan_erasure,
-    still_held,
-)
+from pipeline.building.erasure_plan import ErasurePlan, plan_erasure, still_held
+from pipeline.building.erasure_recount import ErasureRecount, restated
 from pipeline.building.erasure_request import Erased, EraseOptions
-from pipeline.building.runner import require_counted, run_missing
-from pipeline.catalogue import (
-    Catalogue,
-    Commit,
-    ObjectSearch,
-    Version,
-    purge,
-    recipe_of,
-)
-from pipeline.counting import Recipe, ShardJob, ShardReceipt, counted_by
+from pipeline.catalogue import Catalogue, Commit, ObjectSearch, purge
 from pipeline.engine import Engine
 from pipeline.errors import NotFound, SourceError, UsageError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
-from pipeline.sources import (
-    ImageNames,
-    Manifest,
-    Pairing,
-    ShardHead,
-    archive_kind,
-    pairs_of,
-    without_origins,
-)
-from pipeline.spec import Resources, digest_of
+from pipeline.sources import ImageNames, archive_kind, without_origins
+from pipeline.spec import Resources
 from pipeline.wording import count_of, option, some_of
 
 NOTHING_LEFT = "no image is left that can be read"
@@ -87,17 +62,19 @@ def erase_images(
         UsageError: The reason names an image, a source still holds one, or one is the source of a
             version. Nothing is changed.
         SourceError: Versions cannot be counted again. Nothing is changed.
+        SpecMismatch: The weights of some are not at hand. Nothing is changed.
         TransientError: Some images could not be read for now. The same call goes on.
         VdnaError: Something still names an image in the end, or cannot be searched.
     """
     _require_nameless(names, options)
     by = options.by if options.by is not None else _user()
     while True:
-        plan = plan_erasure(catalogue, names, progress=progress)
-        _require_unstated(plan)
-        if not options.source_keeps:
-            _require_gone(plan)
+        erasure = catalogue.at().erasure
         try:
+            plan = plan_erasure(catalogue, names, progress=progress)
+            _require_unstated(plan)
+            if not options.source_keeps:
+                _require_gone(plan)
             commit, done = _replace_versions(
                 catalogue, plan, options, by, engine, resources or Resources(), progress
             )
@@ -105,7 +82,7 @@ def erase_images(
         except _OutdatedError:
             pass
         except SourceError:
-            if catalogue.at().erasure == plan.head.erasure:
+            if catalogue.at().erasure == erasure:
                 raise
             # Another erasure has removed what this one was about to read.
         progress(Said("another job has changed the catalogue meanwhile; looking again"))
@@ -186,9 +163,11 @@ def _replace_versions(
     """Counts and stores what stands in the place of all affected versions, and commits it."""
     done = Erased(len(plan.images), plan.unknown, plan.alike, None)
     if not plan.affected:
+        if not plan.still_whole(catalogue, catalogue.at()):
+            raise _OutdatedError
         return None, done
     again = [each for each in plan.affected if each.counted_again]
-    recount = _Recount(catalogue, again, options.weights, resources, progress)
+    recount = ErasureRecount(catalogue, again, options.weights, resources, progress)
     unreadable = recount.run(engine)
     if unreadable and not options.drop_unreadable:
         raise _cannot_count(unreadable)
@@ -201,7 +180,7 @@ def _replace_versions(
             if each.kept.identity in unreadable:
                 outcome.drop(each, unreadable[each.kept.identity])
             elif not each.counted_again:
-                outcome.put(each, _restated(catalogue, each, after))
+                outcome.put(each, restated(catalogue, each, after))
             elif (version := recount.version(each, after, engine)) is not None:
                 outcome.put(each, version)
             else:
@@ -228,133 +207,6 @@ def _replace_versions(
     )
 
 
-class _Recount:
-    """Counts the shards that lose images again, those of all versions of a dataset together."""
-
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        affected: Sequence[AffectedVersion],
-        weights: str | None,
-        resources: Resources,
-        progress: Listener,
-    ) -> None:
-        self._catalogue = catalogue
-        self._affected = affected
-        self._weights = weights
-        self._resources = resources
-        self._progress = progress
-        self._recipes: dict[tuple[object, ...], Recipe] = {}
-
-    def run(self, engine: Engine) -> dict[tuple[str, ...], str]:
-        """Counts what is missing.
-
-        Returns:
-            Why versions cannot be counted again, by their identities.
-
-        Raises:
-            TransientError: Some images could not be read for now.
-            VdnaError: Shards could not be counted for another reason than their images.
-        """
-        groups: dict[tuple[object, ...], dict[str, ShardHead]] = {}
-        likes: dict[tuple[object, ...], AffectedVersion] = {}
-        for each in self._affected:
-            version, group = each.kept.version, self._group(each)
-            likes.setdefault(group, each)
-            shards = by_shard(each.after, version.spec, version.products)
-            for key, head in shards.items():
-                groups.setdefault(group, {}).setdefault(key, head)
-        work: list[tuple[ShardJob, Manifest]] = []
-        keys: list[list[str]] = []
-        for group, heads in groups.items():
-            work.append(self._job(likes[group], heads.values()))
-            keys.append(list(heads))
-        failed: dict[tuple[str, str], ShardReceipt] = {}
-        ran = run_missing(work, engine, self._progress) if work else []
-        for (job, manifest), of_job, found in zip(work, keys, ran, strict=True):
-            other = [receipt for receipt in found.errors if not receipt.changed]
-            require_counted("the erasure", len(manifest.heads), other)
-            for receipt in found.errors:
-                failed[job.work_uri, of_job[receipt.index]] = receipt
-        for job, _ in work:
-            storage.delete(job.manifest_uri)
-        return dict(self._uncounted(failed)) if failed else {}
-
-    def _group(self, each: AffectedVersion) -> tuple[object, ...]:
-        version = each.kept.version
-        work = self._catalogue.partials_uri(each.kept.name, version)
-        return work, version.products, counted_by(version.numerics)
-
-    def _recipe(self, each: AffectedVersion) -> Recipe:
-        group = self._group(each)
-        if group not in self._recipes:
-            self._recipes[group] = recipe_of(
-                self._catalogue,
-                each.kept.name,
-                each.kept.version,
-                self._weights,
-                self._resources,
-                self._progress,
-            )
-        return self._recipes[group]
-
-    def _job(self, like: AffectedVersion, heads: Iterable[ShardHead]) -> tuple[ShardJob, Manifest]:
-        """Stores a manifest of shards for the workers, and returns it with its job."""
-        work = self._catalogue.partials_uri(like.kept.name, like.kept.version)
-        manifest = manifest_of_shards(heads, like.after)
-        _, products, backend = self._group(like)  # as several groups may have the same shards
-        name = digest_of("erasing", sha256(manifest.data), products, backend)
-        uri = storage.join(work, f"_erasing-{name}.parquet")
-        storage.replace(uri, manifest.data)
-        return ShardJob(self._recipe(like), uri, work, self._catalogue.entries_uri), manifest
-
-    def _uncounted(
-        self, failed: Mapping[tuple[str, str], ShardReceipt]
-    ) -> Sequence[tuple[tuple[str, ...], str]]:
-        found = []
-        for each in self._affected:
-            version = each.kept.version
-            work = self._catalogue.partials_uri(each.kept.name, version)
-            keys = by_shard(each.after, version.spec, version.products)
-            errors = [failed[work, key].error for key in keys if (work, key) in failed]
-            if errors:
-                name = f"{each.kept.name}@{each.kept.commit}"
-                found.append((each.kept.identity, f"{name}: {errors[0]}"))
-        return found
-
-    def version(self, each: AffectedVersion, after: Manifest, engine: Engine) -> Version | None:
-        """Sums and stores a version without the images.
-
-        Args:
-            each: The version.
-            after: Its manifest without the images.
-            engine: Where it is summed.
-
-        Returns:
-            The version to commit; None if none of its images can be read.
-        """
-        catalogue, name, old = self._catalogue, each.kept.name, each.kept.version
-        if not after.heads:
-            return None
-        work, recipe = catalogue.partials_uri(name, old), self._recipe(each)
-        named = replace(after, pairing=_pairing(catalogue, each))
-        composed = sum_shards(named, work, recipe, name, engine)
-        if not composed.images:
-            return None
-        file, digest = _store_list(catalogue, each, after)
-        new = store_sum(catalogue, name, after, digest, composed, recipe)
-        return replace(
-            new,
-            source=old.source,
-            built=old.built,
-            software=old.software,
-            by=old.by,
-            part_of=old.part_of,
-            value=old.value,
-            manifest_file=file,
-        )
-
-
 def _cannot_count(unreadable: Mapping[tuple[str, ...], str]) -> SourceError:
     lines = [f"  {why}" for why in unreadable.values()]
     return SourceError(
@@ -363,48 +215,3 @@ def _cannot_count(unreadable: Mapping[tuple[str, ...], str]) -> SourceError:
         "version is among these, refresh its dataset first. To remove these versions from the "
         f"history, give {option('drop_unreadable', True)}:\n" + "\n".join(lines[:20])
     )
-
-
-def _restated(catalogue: Catalogue, each: AffectedVersion, after: Manifest) -> Version:
-    """Stores the list of a version that keeps all its images."""
-    file, digest = _store_list(catalogue, each, after)
-    old = each.kept.version
-    return replace(old, sha256={**old.sha256, "manifests": digest}, manifest_file=file)
-
-
-def _store_list(catalogue: Catalogue, each: AffectedVersion, after: Manifest) -> tuple[str, str]:
-    """Stores a manifest, named by its bytes: its own digest is that of other bytes before.
-
-    Returns:
-        What the file is named for, and the sha256 of its bytes.
-    """
-    digest = sha256(after.data)
-    file = digest[:32]
-    storage.replace(
-        catalogue.uri("manifests", each.kept.version.spec, each.kept.name, file), after.data
-    )
-    return file, digest
-
-
-def _pairing(catalogue: Catalogue, each: AffectedVersion) -> Pairing | None:
-    """Finds out how the images of a version were named for pairing.
-
-    Returns:
-        What the manifest states. Older ones state nothing: then that which gives the sample of
-        names that the version has. None if it has none, or none does.
-    """
-    version, before = each.kept.version, each.before
-    if before.pairing is not None:
-        return before.pairing
-    layer = catalogue.spec(version.spec).layers[0]
-    wanted = catalogue.open_file("folds", each.kept.name, version, [layer]).pairs
-    if wanted is None:
-        return None
-    source = before.source
-    for root in (source, source.rpartition("/")[0]):
-        for by in (None, "stem", *before.labels):
-            pairing = Pairing(root, by)
-            found = pairs_of(replace(before, pairing=pairing))
-            if found is not None and found.to_json() == wanted.to_json():
-                return pairing
-    return None

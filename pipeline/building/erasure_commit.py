@@ -16,7 +16,6 @@ from pipeline.catalogue import (
     Commit,
     Receipt,
     Version,
-    parts_of,
     with_replaced,
     with_used_default,
 )
@@ -69,12 +68,7 @@ def state_without(
     Returns:
         The state, with the receipt.
     """
-    new = {name: dict(of) for name, of in outcome.new.items()}
-    for name, specs in head.datasets.items():
-        for spec, version in specs.items():
-            if new.get(name, {}).get(version.key, version) is None:
-                for part, its in parts_of(head, name, spec).items():
-                    new.setdefault(part, {})[its.key] = None
+    new = outcome.new
     changed = with_used_default(with_replaced(head, new))
     tags: dict[str, dict[str, int]] = {}
     for name, of in head.tags.items():

@@ -85,6 +85,7 @@ class ErasurePlan:
         identities: What tells the contents of these images, where no other image has the same.
         alike: Other images with the identity of one of these.
         lists: The entries files that have one of these images.
+        looked_at: All entries files that were searched for them.
         versions: The identities of all kept versions.
         affected: Those that have an image, or share a list with one.
         stated: The versions of which the log states that one of the images is their source.
@@ -97,6 +98,7 @@ class ErasurePlan:
     identities: frozenset[str]
     alike: tuple[str, ...]
     lists: tuple[str, ...]
+    looked_at: frozenset[str]
     versions: frozenset[tuple[str, ...]]
     affected: tuple[AffectedVersion, ...]
     stated: tuple[str, ...]
@@ -115,14 +117,18 @@ class ErasurePlan:
             return True
         if newest.erasure != self.head.erasure:
             return False
-        lists = set(self.lists)
-        new = (
-            kept
+        files = {
+            file
             for kept in every_version(catalogue, newest)
             if kept.identity not in self.versions and not kept.version.imported
-        )
+            for file in catalogue.manifest(kept.name, kept.version).files
+        }
+        if files & set(self.lists):
+            return False
+        entries = Entries(catalogue.entries_uri)
         return not any(
-            lists & set(catalogue.manifest(kept.name, kept.version).files) for kept in new
+            self.names.among(listed_rows(entries, file)).any()
+            for file in sorted(files - self.looked_at)
         )
 
 
@@ -168,6 +174,7 @@ def plan_erasure(
         own - shared,
         tuple(sorted(alike)),
         tuple(found),
+        frozenset(files),
         frozenset(each.identity for each in kept),
         tuple(affected),
         tuple(_of_source(kept, ObjectSearch(names))),

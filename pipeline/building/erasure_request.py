@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, TypedDict
 
-from pipeline.building.request import Weights
 from pipeline.options import Option, Options
 from pipeline.wording import count_of, in_units
 
@@ -20,7 +19,8 @@ class EraseOptions(Options):
         by: Who erases them.
         source_keeps: Whether to erase images that their source still holds.
         drop_unreadable: Whether to remove versions that cannot be counted again.
-        weights: Where the network's weights are, if not at their own place.
+        weights: The files of weights that versions were counted with, other than those of their
+            networks. Each version takes the file of the sha256 that its spec states.
     """
 
     reason: Annotated[
@@ -47,7 +47,13 @@ class EraseOptions(Options):
             "their images have changed or are gone."
         ),
     ] = False
-    weights: Weights = None
+    weights: Annotated[
+        Sequence[str],
+        Option(
+            "File or url of weights that versions were counted with, instead of their networks' "
+            "own. Can be repeated: each version takes those that its spec states."
+        ),
+    ] = ()
 
 
 class EraseKeywords(TypedDict, total=False):
@@ -60,7 +66,7 @@ class EraseKeywords(TypedDict, total=False):
     by: str | None
     source_keeps: bool
     drop_unreadable: bool
-    weights: str | None
+    weights: Sequence[str]
 
 
 @dataclass(frozen=True)

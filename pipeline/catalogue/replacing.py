@@ -5,6 +5,7 @@
 The log is only ever added to, so earlier commits go on naming the versions that they had. The
 newest commit states what stands in the place of each, and every commit is read by that. A version
 that is built again after the erasure, from a source that still held the image, is not replaced.
+Where nothing stands in the place of a dataset, its parts are gone, too.
 """
 
 from __future__ import annotations
@@ -59,12 +60,15 @@ def as_replaced(commit: Commit, newest: Commit) -> Commit:
 def _with(commit: Commit, replaced: Replacements, number: int) -> Commit:
     if not replaced.keys() & commit.datasets.keys():
         return commit
-    datasets = {}
+    now: dict[tuple[str, str], Version | None] = {}
     for name, specs in commit.datasets.items():
         of = _standing(replaced.get(name, {}), number)
-        now = {spec: of.get(version.key, version) for spec, version in specs.items()}
-        if left := {spec: version for spec, version in now.items() if version is not None}:
-            datasets[name] = left
+        now |= {(name, spec): of.get(version.key, version) for spec, version in specs.items()}
+    datasets: dict[str, dict[str, Version]] = {}
+    for (name, spec), version in now.items():
+        # A part goes with its whole. The same part of another version stays there.
+        if version and now.get((version.part_of, spec), version):
+            datasets.setdefault(name, {})[spec] = version
     return commit if datasets == commit.datasets else replace(commit, datasets=datasets)
 
 

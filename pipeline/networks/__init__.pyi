@@ -20,3 +20,4 @@ from .registry import BUILT_IN as BUILT_IN
 from .taps import parse as parse
 from .taps import rows as rows
 from .weights import drop as drop
+from .weights import sha256_of as sha256_of

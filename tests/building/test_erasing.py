@@ -17,12 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import storage
+from pipeline.buffers import sha256
 from pipeline.building import (
     Erased,
     EraseOptions,
@@ -31,7 +33,8 @@ from pipeline.building import (
     build_datasets,
     committer,
     erase_images,
-    erasing,
+    erasure_plan,
+    erasure_recount,
     preview_erasure,
     rename_dataset,
     renaming,
@@ -47,18 +50,27 @@ from pipeline.catalogue import (
 )
 from pipeline.counting import partial_uri
 from pipeline.engine import InProcess
-from pipeline.errors import Conflict, NotFound, SourceError, TransientError, UsageError, VdnaError
+from pipeline.errors import (
+    Conflict,
+    NotFound,
+    SourceError,
+    SpecMismatch,
+    TransientError,
+    UsageError,
+    VdnaError,
+)
 from pipeline.reporting import preview_lines
 from pipeline.sources import shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from tests.support import tiny_network as tiny
+from tests.support.builders import same_counts_and_failures
 from tests.support.killer import Killed, Killer, killer
 from tests.support.tiny_network import Oracle, Picture
 
 __all__ = ["killer"]
 
 RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
-clock = itertools.count(1)
+clock = itertools.count(10**6)  # of so many digits that no time is the beginning of another
 
 
 class Home:
@@ -71,6 +83,9 @@ class Home:
         self.network = network
         self.now: dict[str, Picture] = {}
         self.held: dict[int, dict[str, Picture]] = {}
+        self.shards: dict[int, list[set[str]]] = {}
+        self.identities: dict[str, list[str]] = {}
+        self.stated: dict[int, dict[str, str]] = {}
 
     def write(self, name: str, seed: int, kind: str = "good") -> None:
         path = self.images / name
@@ -79,6 +94,7 @@ class Home:
         path.write_bytes(self.now[name].data)
         at = next(clock) * 10**9
         os.utime(path, ns=(at, at))
+        self.identities.setdefault(name, []).append(storage.info(self.uri(name)).identity)
 
     def remove(self, name: str) -> None:
         (self.images / name).unlink(missing_ok=True)
@@ -100,10 +116,21 @@ class Home:
         with InProcess() as engine:
             (result,) = build_datasets(self.catalogue, [request], engine, RESOURCES)
         self.held[result.commit] = dict(self.now)
+        manifest = self.catalogue.manifest(name, result.version)
+        self.stated[result.commit] = self.stated_now()
+        self.shards[result.commit] = [set(rows["uri"].to_pylist()) for _, rows in manifest.tables()]
         return result
 
+    def stated_now(self) -> dict[str, str]:
+        """What tells the contents of the images that are there: a new time does, too."""
+        return {name: self.identities[name][-1] for name in self.now}
+
+    def texts(self, name: str) -> list[str]:
+        """What tells that an image was there: its url, its path, and what told its contents."""
+        return [self.uri(name), str(self.images / name), *self.identities[name]]
+
     def erase(self, *names: str, **options: Any) -> Erased:
-        values = {"reason": "asked for", "by": "ada", "weights": self.network.weights, **options}
+        values = {"reason": "asked for", "by": "ada", "weights": [self.network.weights], **options}
         with InProcess() as engine:
             return erase_images(
                 self.catalogue,
@@ -248,11 +275,15 @@ def test_each_version_is_the_truth_of_its_other_images(
             versions = home.catalogue.commit(number).datasets.get("x", {})
             for version in versions.values():
                 assert wrong(home, oracle, version, left) == [], number
-            if not versions:  # another image of it has changed, or none can be read
-                changed = left.items() - home.now.items()
-                assert changed or not any(p.kind == "good" for p in left.values())
+            if not versions:  # another image of a shard has changed, or none can be read
+                now = home.stated_now()
+                changed = {home.uri(n) for n in left if home.stated[number][n] != now.get(n)}
+                lost = [of for of in home.shards[number] if of & set(map(home.uri, erased))]
+                assert any(changed & of for of in lost) or not any(
+                    p.kind == "good" for p in left.values()
+                )
         require_sound(home)
-        assert naming(home, *map(home.uri, erased)) == []
+        assert naming(home, *(text for name in erased for text in home.texts(name))) == []
         if home.catalogue.head().datasets:
             home.build()
 
@@ -487,6 +518,30 @@ def test_versions_that_cannot_be_counted_again_are_refused(home: Home) -> None:
     require_sound(home)
 
 
+def test_each_version_is_counted_with_its_own_weights(
+    home: Home, oracle: Oracle, tmp_path: Path
+) -> None:
+    filled(home, 8)
+    other, place = tmp_path / "tiny.pt", home.catalogue
+    torch.save(tiny.Tiny().state_dict(), other)
+    options = tiny.install(tmp_path).options
+    second = home.build(spec="new", **options).version
+    home.remove("0/03.png")
+    objects = {item.uri for item in storage.walk(place.root)}
+    lacking = f"x@2 was counted by tiny with weights of sha256 {sha256(other.read_bytes())}, and"
+    with pytest.raises(SpecMismatch, match=lacking):
+        home.erase("0/03.png")
+    assert objects <= {item.uri for item in storage.walk(place.root)}
+    done = home.erase("0/03.png", weights=[str(other), home.network.weights])
+    assert done.recounted == {"x": 2}
+    (first,) = {*place.head().datasets["x"]} - {second.spec}
+    assert wrong(home, oracle, place.find("x", spec=first), home.now) == []
+    home.catalogue = Catalogue(str(tmp_path / "clean"))
+    clean = home.build(**options).version
+    erased = place.load("x", spec=second.spec)
+    assert same_counts_and_failures(erased, home.catalogue.load("x", spec=clean.spec))
+
+
 def test_versions_of_the_same_images_with_other_products_are_told_apart(home: Home) -> None:
     filled(home, 8)
     home.build(exemplars=0)
@@ -529,6 +584,26 @@ def test_parts_lose_the_image_too(home: Home) -> None:
     assert not home.build().changed
 
 
+def test_parts_go_with_a_version_that_is_dropped_and_stay_with_others(home: Home) -> None:
+    for number in range(8):
+        home.write(f"{'ab'[number % 2]}/{number}.png", number)
+    home.build(by="1")
+    tag_version(home.catalogue, "x", "old")
+    for number in (0, 2, 4):  # so that the first version cannot be counted again
+        home.write(f"a/{number}.png", 100 + number)
+    home.remove("a/6.png")
+    home.build(by="1")
+    place = home.catalogue
+    assert place.commit(1).datasets["x/b"] == place.commit(2).datasets["x/b"]
+    done = home.erase("a/6.png", drop_unreadable=True)
+    assert (set(done.dropped), done.lost_tags) == ({"x", "x/a"}, ("x@old",))
+    assert place.commit(1).datasets == {}
+    images = {name: place.find(name).images for name in place.commit(3).datasets}
+    assert images == {"x": 7, "x/a": 3, "x/b": 4}
+    require_sound(home)
+    assert not home.build(by="1").changed
+
+
 def archived(home: Home) -> Path:
     there = home.images / "all.zip"
     with zipfile.ZipFile(there, "w") as archive:
@@ -541,7 +616,7 @@ def archived(home: Home) -> Path:
 def test_a_member_of_an_archive(home: Home) -> None:
     name = f"{archived(home)}::in/3.png"
     with InProcess() as engine:
-        options = EraseOptions(reason="asked", weights=home.network.weights, source_keeps=True)
+        options = EraseOptions(reason="asked", weights=[home.network.weights], source_keeps=True)
         done = erase_images(home.catalogue, [name], options, engine, RESOURCES)
     assert (done.images, home.catalogue.find("x").images) == (1, 5)
     assert naming(home, "in/3.png") == []
@@ -751,18 +826,36 @@ def test_a_version_that_comes_meanwhile_is_erased_from_too(
     home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(home)
-    real = erasing.run_missing
+    real = erasure_recount.run_missing
 
     def build_before(*args: Any, **kwargs: Any) -> Any:
-        monkeypatch.setattr(erasing, "run_missing", real)
+        monkeypatch.setattr(erasure_recount, "run_missing", real)
         home.write("0/90.png", 90)
         home.build()
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(erasing, "run_missing", build_before)
+    monkeypatch.setattr(erasure_recount, "run_missing", build_before)
     home.erase("0/03.png", source_keeps=True)
     home.now.pop("0/03.png")
     assert wrong(home, oracle, home.catalogue.find("x"), home.now) == []
+    assert naming(home, home.uri("0/03.png")) == []
+    require_sound(home)
+
+
+def test_a_version_of_lists_that_come_meanwhile_is_erased_from_too(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 12)
+    real = erasure_recount.run_missing
+
+    def build_before(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(erasure_recount, "run_missing", real)
+        home.build("other", shard_images=3)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(erasure_recount, "run_missing", build_before)
+    done = home.erase("0/03.png", source_keeps=True)
+    assert done.recounted == {"x": 1, "other": 1}
     assert naming(home, home.uri("0/03.png")) == []
     require_sound(home)
 
@@ -873,16 +966,37 @@ def test_two_erasures_at_once(home: Home, oracle: Oracle, monkeypatch: pytest.Mo
     filled(home)
     home.remove("0/03.png")
     home.remove("1/04.png")
-    real = erasing.run_missing
+    real = erasure_recount.run_missing
 
     def erase_before(*args: Any, **kwargs: Any) -> Any:
-        monkeypatch.setattr(erasing, "run_missing", real)
+        monkeypatch.setattr(erasure_recount, "run_missing", real)
         home.erase("1/04.png")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(erasing, "run_missing", erase_before)
+    monkeypatch.setattr(erasure_recount, "run_missing", erase_before)
     home.erase("0/03.png")
     assert wrong(home, oracle, home.catalogue.find("x@1"), home.now) == []
+    assert naming(home, home.uri("0/03.png"), home.uri("1/04.png")) == []
+    require_sound(home)
+
+
+@pytest.mark.parametrize("step", ["_matching", "_affected"])
+def test_an_erasure_that_ends_while_another_looks_for_images(
+    home: Home, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It has removed what the other one was about to read, which then looks again."""
+    filled(home, 8)
+    home.remove("0/03.png")
+    home.remove("1/04.png")
+    real = getattr(erasure_plan, step)
+
+    def erase_before(*args: Any) -> Any:
+        monkeypatch.setattr(erasure_plan, step, real)
+        home.erase("1/04.png")
+        return real(*args)
+
+    monkeypatch.setattr(erasure_plan, step, erase_before)
+    assert home.erase("0/03.png").recounted == {"x": 1}
     assert naming(home, home.uri("0/03.png"), home.uri("1/04.png")) == []
     require_sound(home)
 
