@@ -30,7 +30,7 @@ test-busy: $(SETUP)-test
 
 # One worker runs the tests that start Ray, which wait half of the time, and two run the others.
 soak: $(SETUP)-test
-	$(BIN)/python -m pytest -m soak -n 3 --dist loadgroup --no-loadscope-reorder --timeout 1500 \
+	$(BIN)/python -m pytest -m soak -n 3 --dist loadfile --no-loadscope-reorder --timeout 1500 \
 	    --durations 40
 
 # Small faults in the code that holds the promises: some test must notice each (docs/mutants.md).

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -15,6 +16,7 @@ import pytest
 import typer.testing
 from hypothesis import settings
 from s3fs import S3FileSystem
+from xdist.scheduler import LoadFileScheduling
 
 from tests.support import browser, ceph, s3
 
@@ -104,17 +106,23 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the longest files first, because one worker runs a whole file.
-
-    With `--dist loadgroup`, one worker runs all files that start clusters.
-    """
+    """Runs the longest files first, because one worker runs a whole file."""
     order = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-    for item in items:
-        group = "clusters" if item.path.name in CLUSTERS else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class FilesOrClusters(LoadFileScheduling):
+    """Gives a worker of xdist a whole file, and one of them all files that start clusters."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "clusters" if Path(file).name in CLUSTERS else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesOrClusters | None:
+    return FilesOrClusters(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_report_header() -> list[str]:
