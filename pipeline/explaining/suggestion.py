@@ -2,8 +2,9 @@
 
     >>> suggest(Catalogue("dnas"), "harbour", ["synthetic", "city"])         # doctest: +SKIP
 
-The distance is that of the network's last layer, whose features a classifier learns from. The
-experiment `experiments.selection` measured how well this order predicts accuracy.
+The distance is that of the last layer that is observed. In the embedded network, these are the
+features that a classifier learns from. The experiment `experiments.selection` measured how well
+this order predicts accuracy there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from pipeline.notebook import data_frame, html_table, polars_frame
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+MEASURED_SPEC = "fc10cf4635cd7de480def16196698466"
+"""Digest of the spec that the experiment measured: the default one of the embedded network."""
+
+MEASURED_LAYER = "bn2"
+"""The layer that the experiment measured: the last one of that network."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class Suggestion:
         spec: Digest of the spec.
         extractor: Name of the network.
         layer: The layer that was compared, or `all`.
-        is_last: Whether that is the network's last layer.
+        is_measured: Whether the experiment measured distances of this network, layer and
+            preprocessing.
         candidates: The candidates, the nearest first.
         undefined: Names of candidates without a distance.
     """
@@ -79,7 +87,7 @@ class Suggestion:
     spec: str
     extractor: str
     layer: str
-    is_last: bool
+    is_measured: bool
     candidates: tuple[Candidate, ...]
     undefined: tuple[str, ...]
 
@@ -151,7 +159,7 @@ def suggest(
         found.spec_digest,
         catalogue.spec(found.spec_digest).extractor,
         layer,
-        layer == layers[-1],
+        (found.spec_digest, layer) == (MEASURED_SPEC, MEASURED_LAYER),
         _in_order(rows, versions),
         tuple(name for name in found.names if name in unknown),
     )

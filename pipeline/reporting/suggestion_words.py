@@ -83,10 +83,11 @@ def suggestion_notes(found: Suggestion) -> list[str]:
         The sentences.
     """
     notes = [_MEASURED, _LIMITS, _LABELS]
-    if found.extractor != _MEASURED_NETWORK or not found.is_last:
+    if not found.is_measured:
         notes.append(
-            f"These distances are of {found.extractor}, {found.layer}, for which the figures above "
-            "were not measured."
+            f"These distances are of {found.extractor}, {found.layer}, under spec "
+            f"{found.spec[:12]}. The figures above were not measured with this network, layer or "
+            "preprocessing."
         )
     sizes = [one.images for one in found.candidates]
     if sizes and max(*sizes, found.images) >= UNLIKE_SIZES * min(*sizes, found.images):
@@ -116,6 +117,7 @@ def suggestion_json(found: Suggestion) -> dict[str, Any]:
         "images": found.images,
         "extractor": found.extractor,
         "layer": found.layer,
+        "measured": found.is_measured,
         "candidates": [
             {name: _known(value) for name, value in asdict(one).items()} for one in found.candidates
         ],

@@ -13,9 +13,12 @@ import pytest
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, compare
 from pipeline.errors import NotFound, UsageError
-from pipeline.explaining import Suggestion, suggest
+from pipeline.explaining import Suggestion, suggest, suggestion
+from pipeline.explaining.suggestion import MEASURED_LAYER, MEASURED_SPEC
+from pipeline.networks import describe, find_ranges
 from pipeline.reporting import suggestion_json, suggestion_lines
 from pipeline.reporting.suggestion_words import suggestion_notes
+from pipeline.spec import Preprocess, Spec
 from tests.comparing.test_nearest_search import SPEC, place
 
 __all__ = ["place"]  # a fixture
@@ -31,7 +34,7 @@ def found(place: Catalogue) -> Suggestion:
 def test_candidates_are_in_the_order_of_corrected_distances(
     place: Catalogue, found: Suggestion
 ) -> None:
-    assert (found.target, found.layer, found.is_last) == ("set/4", SPEC.layers[-1], True)
+    assert (found.target, found.layer, found.is_measured) == ("set/4", SPEC.layers[-1], False)
     matrix = compare(place, effort=Effort(keep=False))
     row = matrix.names.index("set/4")
     corrected = matrix.corrected(found.layer)[row]
@@ -52,7 +55,6 @@ def test_candidates_are_in_the_order_of_corrected_distances(
 def test_the_neuron_without_values_is_in_another_layer(place: Catalogue) -> None:
     whole = suggest(place, "set/4", ["lost", "set/1"], layer="all")
     assert ([one.name for one in whole.candidates], whole.undefined) == (["set/1"], ("lost",))
-    assert not whole.is_last
     assert "Without a distance" in suggestion_notes(whole)[-1]
 
 
@@ -82,14 +84,33 @@ def test_the_figures_are_those_of_the_experiment(found: Suggestion) -> None:
     assert "266 cut-out photographs" in suggestion_notes(found)[1]
 
 
+def test_the_spec_that_was_measured_is_the_default_of_the_embedded_network() -> None:
+    network = describe("efficientnet_lite0")
+    rule = Preprocess(network.height, network.width, network.mean, network.std)
+    ranges, _ = find_ranges(network, None, {})
+    spec = Spec(network.name, network.weights_sha256, network.taps, rule, ranges.digest)
+    assert (spec.digest, spec.layers[-1]) == (MEASURED_SPEC, MEASURED_LAYER)
+
+
+def test_figures_are_vouched_for_with_the_measured_spec_and_layer_only(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_measured(layer: str | None) -> bool:
+        return suggest(place, "set/4", ["set/1"], layer=layer).is_measured
+
+    monkeypatch.setattr(suggestion, "MEASURED_LAYER", SPEC.layers[-1])
+    assert not is_measured(None)
+    monkeypatch.setattr(suggestion, "MEASURED_SPEC", SPEC.digest)
+    assert [is_measured(layer) for layer in (None, SPEC.layers[0], "all")] == [True, False, False]
+
+
 def test_what_is_unlike_the_experiment_is_noted(found: Suggestion) -> None:
     def notes(of: Suggestion) -> str:
         return "\n".join(suggestion_notes(of))
 
-    usual = replace(found, extractor="efficientnet_lite0")
-    assert "were not measured" in notes(found)  # it is of another network
+    usual = replace(found, is_measured=True)
+    assert "were not measured with this network, layer or preprocessing" in notes(found)
     assert "were not measured" not in notes(usual)
-    assert "were not measured" in notes(replace(usual, is_last=False))
     assert "more images teach more" not in notes(usual)
     assert "more images teach more" in notes(replace(usual, images=16))
     near = replace(found.candidates[0], q=0.3)
