@@ -14,11 +14,12 @@ from dataclasses import astuple, dataclass, fields, replace
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, Unpack
 
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import Catalogue, Version, VersionName
 from pipeline.comparing import ALL, Effort, nearest, spec_of
 from pipeline.errors import UsageError
 from pipeline.explaining.explain_options import SuggestKeywords, SuggestOptions
 from pipeline.notebook import data_frame, html_table, polars_frame
+from pipeline.wording import some_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +81,7 @@ class Suggestion:
             preprocessing.
         candidates: The candidates, the nearest first.
         undefined: Names of candidates without a distance.
+        apart: Names of datasets that were left out without being asked, as they have other specs.
     """
 
     target: str
@@ -90,6 +92,7 @@ class Suggestion:
     is_measured: bool
     candidates: tuple[Candidate, ...]
     undefined: tuple[str, ...]
+    apart: tuple[str, ...]
 
     @property
     def cells(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
@@ -137,8 +140,10 @@ def suggest(
     chosen = SuggestOptions(**options)
     if target in candidates:
         raise UsageError(f"{target} is the target, and a candidate, too; leave it out of these")
-    names = [target, *candidates] if candidates else []
-    spec = chosen.spec if candidates else catalogue.find(target, chosen.at, chosen.spec).spec
+    names, apart, spec = [target, *candidates], list[str](), chosen.spec
+    if not candidates:
+        spec = catalogue.find(target, chosen.at, chosen.spec).spec
+        names, apart = _all_others(catalogue, target, chosen.at, spec)
     layers = spec_of(catalogue, names, at=chosen.at, spec=spec).layers
     layer = layers[-1] if chosen.layer is None else chosen.layer
     found = nearest(
@@ -162,7 +167,24 @@ def suggest(
         (found.spec_digest, layer) == (MEASURED_SPEC, MEASURED_LAYER),
         _in_order(rows, versions),
         tuple(name for name in found.names if name in unknown),
+        tuple(apart),
     )
+
+
+def _all_others(
+    catalogue: Catalogue, target: str, at: int | str | None, spec: str
+) -> tuple[list[str], list[str]]:
+    """Returns the target and all other datasets of its spec, and those that have other specs."""
+    own = VersionName.parse(target).dataset
+    others = [name for name in catalogue.names(at, spec) if name != own]
+    apart = sorted(catalogue.at(at).datasets.keys() - {own, *others})
+    if not others:
+        elsewhere = f"; built under other specs: {some_of(apart)}" if apart else ""
+        raise UsageError(
+            f"there is no candidate: no other dataset than {own} has its spec "
+            f"{spec[:12]}{elsewhere}"
+        )
+    return [target, *others], apart
 
 
 def _in_order(

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE
 from pipeline.explaining import Candidate, Suggestion
 from pipeline.reporting.conclusions import decimals_of, format_number
-from pipeline.wording import count_of, some_of
+from pipeline.wording import count_of, option, some_of
 
 MAY_BE_NEAREST = "~"
 
@@ -101,6 +101,10 @@ def suggestion_notes(found: Suggestion) -> list[str]:
         notes.append(
             f"Not told apart from the target: {some_of(alike)}. Make sure that no image of the "
             "target, on which you test, is among those that you train on."
+        )
+    if found.apart:
+        notes.append(
+            f"Not compared, as built under other specs ({option('spec')}): {some_of(found.apart)}."
         )
     if found.undefined:
         notes.append(

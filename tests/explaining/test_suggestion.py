@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,16 @@ import pytest
 
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, compare
-from pipeline.errors import NotFound, UsageError
+from pipeline.errors import NotFound, SpecMismatch, UsageError
 from pipeline.explaining import Suggestion, suggest, suggestion
 from pipeline.explaining.suggestion import MEASURED_LAYER, MEASURED_SPEC
 from pipeline.networks import describe, find_ranges
 from pipeline.reporting import suggestion_json, suggestion_lines
 from pipeline.reporting.suggestion_words import suggestion_notes
+from pipeline.sources import plan
 from pipeline.spec import Preprocess, Spec
-from tests.comparing.test_nearest_search import SPEC, place
+from tests.comparing.test_nearest_search import SPEC, place, put
+from tests.golden.handmade import commit_dataset, entries, hand_made
 
 __all__ = ["place"]  # a fixture
 
@@ -56,6 +59,37 @@ def test_the_neuron_without_values_is_in_another_layer(place: Catalogue) -> None
     whole = suggest(place, "set/4", ["lost", "set/1"], layer="all")
     assert ([one.name for one in whole.candidates], whole.undefined) == (["set/1"], ("lost",))
     assert "Without a distance" in suggestion_notes(whole)[-1]
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Catalogue:
+    """Makes a catalogue of two specs: three datasets have one of them, and one has the other."""
+    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
+    for name, at in {"one": 0.2, "two": 0.3, "three": 0.8}.items():
+        put(catalogue, name, at)
+    manifest = plan(entries("other", 8), shard_images=1)
+    commit_dataset(catalogue, "other", manifest, [hand_made(each) for each in manifest.shards])
+    return catalogue
+
+
+def test_datasets_of_other_specs_are_said_to_be_left_out(mixed: Catalogue) -> None:
+    found = suggest(mixed, "one")
+    assert [one.name for one in found.candidates] == ["two", "three"]
+    assert found.apart == ("other",)
+    told = "Not compared, as built under other specs (`spec`): other."
+    assert told in suggestion_json(found)["notes"]
+    assert suggest(mixed, "one", ["two"]).apart == ()
+    with pytest.raises(
+        UsageError, match=r"there is no candidate: .* other .*under other specs: one"
+    ):
+        suggest(mixed, "other")
+    with pytest.raises(SpecMismatch, match="bins"):
+        suggest(mixed, "one", ["other"])
+
+
+def test_the_target_may_be_a_version(mixed: Catalogue) -> None:
+    names = [one.name for one in suggest(mixed, "one").candidates]
+    assert [one.name for one in suggest(mixed, "one@1").candidates] == names
 
 
 def test_a_wrong_question_is_refused(place: Catalogue) -> None:
