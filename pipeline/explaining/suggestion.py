@@ -38,14 +38,15 @@ class Candidate:
 
     Attributes:
         name: Its name.
-        rank: Its place in the order; 1 is the nearest.
+        rank: Its place in the order; 1 is the nearest. Those whose distance is not corrected come
+            after all others.
         images: Number of its images.
         emd: Its distance to the target in bins.
         emd_corrected: The same, corrected for the sizes of both samples; NaN if it is not known.
         low: Lower end of the 95% interval of the distance; NaN if it is not known.
         high: Upper end of that interval.
-        unclear: Whether its interval begins below the end of the first candidate's, so that it may
-            be the nearest, too.
+        unclear: Whether it may be the nearest, too: its interval begins below the end of the first
+            candidate's, or one of the two is not known. The first one is never so.
         q: How likely it is to look this different by chance, adjusted for the candidates.
         paired: Share of images in pairs with the target's; NaN if it is not known.
     """
@@ -62,9 +63,14 @@ class Candidate:
     paired: float
 
     @property
+    def is_corrected(self) -> bool:
+        """Whether its distance is corrected for the sizes of both samples."""
+        return isfinite(self.emd_corrected)
+
+    @property
     def distance(self) -> float:
         """The corrected distance if it is known, or else the plain one."""
-        return self.emd_corrected if isfinite(self.emd_corrected) else self.emd
+        return self.emd_corrected if self.is_corrected else self.emd
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ def suggest(
         **options: The options of `SuggestOptions`.
 
     Returns:
-        The candidates, the nearest first.
+        The candidates, the nearest first. Those whose distance cannot be corrected come last.
 
     Raises:
         NotFound: If a name is unknown.
@@ -190,15 +196,16 @@ def _all_others(
 def _in_order(
     rows: Sequence[Mapping[str, Any]], versions: Mapping[str, Version]
 ) -> tuple[Candidate, ...]:
-    """Returns the candidates of a table's rows, by their corrected distance."""
+    """Returns the candidates of a table's rows by their distance, and uncorrected ones last."""
     columns = ("emd", "emd_corrected", "low", "high", "q", "paired")
     made = []
     for row in rows:
         numbers = {name: nan if row[name] is None else row[name] for name in columns}
         images = versions[row["b"]].images
         made.append(Candidate(row["b"], row["rank"], images, unclear=False, **numbers))
-    made.sort(key=lambda candidate: candidate.distance)  # equal ones are by their plain distance
+    # Equal ones are by their plain distance.
+    made.sort(key=lambda candidate: (not candidate.is_corrected, candidate.distance))
     return tuple(
-        replace(one, rank=rank, unclear=rank > 1 and one.low <= made[0].high)
+        replace(one, rank=rank, unclear=rank > 1 and not one.low > made[0].high)  # NaN is unclear
         for rank, one in enumerate(made, 1)
     )

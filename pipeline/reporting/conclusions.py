@@ -41,7 +41,7 @@ _UNDEFINED = (
     "no distance is defined, because a neuron has no finite activation in one of the datasets"
 )
 
-_WHY_PLAIN = "too few images, or imported"
+WHY_PLAIN = "too few images, or imported"
 
 SIGNED_LENS_TEXT = (
     "Some weights are below 0: what neurons add cancels, so that a layer's number may be negative, "
@@ -81,7 +81,7 @@ def correction(matrix: Matrix, layer: str = ALL) -> str:
     if not any_corrected(matrix, layer):
         return "not corrected for the sizes of the samples"
     plain = uncorrected(matrix, layer)
-    but = f", but for {plain} ({_WHY_PLAIN})" if plain else ""
+    but = f", but for {plain} ({WHY_PLAIN})" if plain else ""
     return f"corrected for the sizes of the samples{but}"
 
 
@@ -92,7 +92,7 @@ def plain_note(matrix: Matrix, layer: str = ALL) -> str:
         return ""
     return (
         f"Distances of {plain} are not corrected for the size of the sample, and large for that "
-        f"({_WHY_PLAIN})."
+        f"({WHY_PLAIN})."
     )
 
 

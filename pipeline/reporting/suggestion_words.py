@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE
 from pipeline.explaining import Candidate, Suggestion
-from pipeline.reporting.conclusions import decimals_of, format_number
+from pipeline.reporting.conclusions import WHY_PLAIN, decimals_of, format_number
 from pipeline.wording import count_of, option, some_of
 
 MAY_BE_NEAREST = "~"
@@ -61,13 +61,14 @@ def suggestion_lines(found: Suggestion) -> list[str]:
         lines.append(f"{mark} {one.rank:>3}. {one.name:{width}}  {distance}  {size}")
     if any(one.unclear for one in found.candidates):
         lines.append(
-            f"{MAY_BE_NEAREST} may be the nearest, too: its interval and that of the first overlap"
+            f"{MAY_BE_NEAREST} may be the nearest, too: its interval and that of the first overlap "
+            "or are not known"
         )
     return [*lines, *(f"note: {note}" for note in suggestion_notes(found))]
 
 
 def _distance(one: Candidate) -> str:
-    if not isfinite(one.emd_corrected):
+    if not one.is_corrected:
         return f"{format_number(one.emd)} (not corrected)"
     digits = decimals_of(one.emd_corrected)
     return f"{format_number(one.emd_corrected)} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
@@ -88,6 +89,13 @@ def suggestion_notes(found: Suggestion) -> list[str]:
             f"These distances are of {found.extractor}, {found.layer}, under spec "
             f"{found.spec[:12]}. The figures above were not measured with this network, layer or "
             "preprocessing."
+        )
+    plain = [one.name for one in found.candidates if not one.is_corrected]
+    if plain:
+        notes.append(
+            f"Not corrected for the sizes of the samples: {some_of(plain)} ({WHY_PLAIN}). Such "
+            "distances are too large, and are not comparable with corrected ones, so they come "
+            "last in the order."
         )
     sizes = [one.images for one in found.candidates]
     if sizes and max(*sizes, found.images) >= UNLIKE_SIZES * min(*sizes, found.images):

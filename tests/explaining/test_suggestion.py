@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import Effort, compare
 from pipeline.errors import NotFound, SpecMismatch, UsageError
 from pipeline.explaining import Suggestion, suggest, suggestion
-from pipeline.explaining.suggestion import MEASURED_LAYER, MEASURED_SPEC
+from pipeline.explaining.suggestion import MEASURED_LAYER, MEASURED_SPEC, _in_order
 from pipeline.networks import describe, find_ranges
 from pipeline.reporting import suggestion_json, suggestion_lines
 from pipeline.reporting.suggestion_words import suggestion_notes
@@ -151,6 +151,26 @@ def test_what_is_unlike_the_experiment_is_noted(found: Suggestion) -> None:
     assert "Not told apart from the target: " in notes(replace(usual, candidates=(near,)))
     apart = replace(near, q=0.01)
     assert "Not told apart" not in notes(replace(usual, candidates=(apart,)))
+
+
+def test_uncorrected_candidates_come_last_and_may_be_the_nearest(found: Suggestion) -> None:
+    row = {"emd": 3.0, "emd_corrected": 2.0, "low": 1.9, "high": 2.1, "q": 0.0, "paired": 0.0}
+    unknown = dict.fromkeys(("emd_corrected", "low", "high", "q", "paired"))
+    rows = [
+        {"b": "plain", "rank": 1, **row, "emd": 1.0, **unknown},
+        {"b": "near", "rank": 2, **row},
+        {"b": "far", "rank": 3, **row, "emd_corrected": 5.0, "low": 4.0, "high": 6.0},
+    ]
+    versions = {row["b"]: Version("", "", "", 8, 0, (), {}, "", "", "", ()) for row in rows}
+    made = _in_order(rows, versions)
+    assert [(one.name, one.rank, one.unclear) for one in made] == [
+        ("near", 1, False),
+        ("far", 2, False),
+        ("plain", 3, True),
+    ]
+    notes = "\n".join(suggestion_notes(replace(found, candidates=made)))
+    assert "Not corrected for the sizes of the samples: plain (" in notes
+    assert [one.unclear for one in _in_order(rows[:1] * 2, versions)] == [False, True]
 
 
 def test_lines_and_json_have_what_is_known(found: Suggestion) -> None:
