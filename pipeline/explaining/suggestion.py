@@ -87,6 +87,7 @@ class Suggestion:
             preprocessing.
         candidates: The candidates, the nearest first.
         undefined: Names of candidates without a distance.
+        same: Names of candidates that are versions of the target's dataset, or have its DNA.
         apart: Names of datasets that were left out without being asked, as they have other specs.
     """
 
@@ -98,6 +99,7 @@ class Suggestion:
     is_measured: bool
     candidates: tuple[Candidate, ...]
     undefined: tuple[str, ...]
+    same: tuple[str, ...]
     apart: tuple[str, ...]
 
     @property
@@ -164,6 +166,13 @@ def suggest(
     versions = catalogue.find_all(found.names, chosen.at, found.spec_digest)
     rows = found.table_of(layer).to_pylist()
     unknown = set(found.names) - {target} - {row["b"] for row in rows}
+    own = VersionName.parse(target).dataset
+    same = (
+        name
+        for name, version in versions.items()
+        if name != target
+        and (VersionName.parse(name).dataset == own or version.dna == versions[target].dna)
+    )
     return Suggestion(
         target,
         versions[target].images,
@@ -173,6 +182,7 @@ def suggest(
         (found.spec_digest, layer) == (MEASURED_SPEC, MEASURED_LAYER),
         _in_order(rows, versions),
         tuple(name for name in found.names if name in unknown),
+        tuple(same),
         tuple(apart),
     )
 

@@ -104,6 +104,11 @@ def suggestion_notes(found: Suggestion) -> list[str]:
             f"to {max(sizes):,}. A correction takes these sizes out of the distances, but not out "
             "of how well one learns: more images teach more."
         )
+    if found.same:
+        notes.append(
+            f"The same dataset as the target, or a version of it: {some_of(found.same)}. You would "
+            "train on the images that you test on."
+        )
     alike = [one.name for one in found.candidates if one.q >= FALSE_DISCOVERY_RATE]
     if alike:
         notes.append(

@@ -92,6 +92,14 @@ def test_the_target_may_be_a_version(mixed: Catalogue) -> None:
     assert [one.name for one in suggest(mixed, "one@1").candidates] == names
 
 
+def test_a_candidate_that_is_the_target_is_noted(place: Catalogue) -> None:
+    found = suggest(place, "set/3", ["set/1", "set/copy", "set/3@4"])
+    assert found.same == ("set/copy", "set/3@4")
+    assert "The same dataset as the target, or a version of it: set/copy and set/3@4." in (
+        "\n".join(suggestion_notes(found))
+    )
+
+
 def test_a_wrong_question_is_refused(place: Catalogue) -> None:
     with pytest.raises(UsageError, match="set/4 is the target, and a candidate, too"):
         suggest(place, "set/4", ["set/1", "set/4"])
