@@ -17,6 +17,7 @@ from pipeline.comparing import (
     LEAST_FOLDS,
     Matrix,
     Measure,
+    Neighbours,
     is_wide,
     neighbours,
 )
@@ -145,12 +146,12 @@ def no_test(matrix: Matrix, layer: str = ALL) -> str:
     return _TOO_FEW_FOLDS if defined.any() else _UNDEFINED
 
 
-def through(matrix: Matrix) -> str:
-    """Names the lens of the matrix. The text is empty if all neurons count alike."""
+def through(matrix: Matrix | Neighbours) -> str:
+    """Names the lens of what was compared. The text is empty if all neurons count alike."""
     return f"through lens {matrix.lens}" if matrix.lens_digest or matrix.lens != UNIFORM else ""
 
 
-def seen(matrix: Matrix, layer: str = ALL) -> str:
+def seen(matrix: Matrix | Neighbours, layer: str = ALL) -> str:
     """Says what the distances are of: a layer, all neurons, or what a lens weighs."""
     if not through(matrix):
         return "all neurons" if layer == ALL else layer

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.comparing import Neighbours
+import numpy as np
+
+from pipeline.comparing import FALSE_DISCOVERY_RATE, Neighbours
+from pipeline.dna import Floats
 from pipeline.reporting.conclusions import (
-    distances_told,
+    ALIKE_MARK,
+    ALIKE_TEXT,
+    decimals_of,
     format_number,
-    neighbour_lines,
-    sentences_heading,
+    seen,
 )
 from pipeline.wording import count_of
 
@@ -21,27 +25,65 @@ NAMED_DUPLICATES = 20
 
 
 def found_lines(found: Neighbours) -> list[str]:
-    """Lists the neighbours, the nearest first.
+    """Lists the neighbours by their ranks.
 
     Args:
         found: What was found.
 
     Returns:
         A heading, and a line for each neighbour of one dataset; of several, a line for each of
-        these.
+        these. Neighbours that are not told apart are marked.
     """
+    told = [_told(found, edge) for edge in range(len(found.edges))]
+    none = "no distance that is defined"
+    first = f"From {found.of[0]}, the nearest" if len(found.of) == 1 else "The nearest of each"
+    lines = [f"{first}, by the emd of {seen(found, found.layer)}, in bins{_correction(found)}:"]
     if len(found.of) == 1:
-        around = found.around(found.of[0])
-        heading = sentences_heading(around, found.layer, found.of[0])
-        return [heading, *neighbour_lines(around, found.of[0], found.layer)]
-    lines = ["The nearest of each dataset, in bins:"]
-    width = max(map(len, found.of))
-    for name in found.of:
-        around = found.around(name)
-        told = distances_told(around, found.layer)
-        near = (f"{other} {told(0, j)}" for j, other in enumerate(around.names) if j)
-        lines.append(f"  {name:{width}}  {', '.join(near) or 'no distance that is defined'}")
+        lines += [f"  {each}" for each in told] or [f"  {none}"]
+    else:
+        width = max(map(len, found.of))
+        near: dict[str, list[str]] = {name: [] for name in found.of}
+        for (a, _), each in zip(found.edges, told, strict=True):
+            near[found.names[a]].append(each.strip())
+        lines += [f"  {name:{width}}  {'; '.join(each) or none}" for name, each in near.items()]
+    if any(_is_alike(found, edge) for edge in range(len(found.edges))):
+        lines.append(f"{ALIKE_MARK} {ALIKE_TEXT}")
     return lines
+
+
+def _correction(found: Neighbours) -> str:
+    """Says what stands behind each emd."""
+    if not np.isfinite(_column(found, "emd_corrected")).any():
+        return ", not corrected for the sizes of the samples"
+    return ". Then the distance corrected for the sizes of the samples [95% interval]"
+
+
+def _told(found: Neighbours, edge: int) -> str:
+    """Says which neighbour an edge leads to, and how far away it is."""
+    names = ("emd", "emd_corrected", "low", "high", "q")
+    emd, corrected, low, high, q = (float(_column(found, name)[edge]) for name in names)
+    mark = ALIKE_MARK if _is_alike(found, edge) else " "
+    text = (
+        f"{mark} {found.ranks[edge]}. {found.names[found.edges[edge][1]]}  emd {format_number(emd)}"
+    )
+    if np.isfinite(corrected):
+        text += f", corrected {format_number(corrected)}"
+    elif np.isfinite(_column(found, "emd_corrected")).any():
+        text += " (not corrected)"
+    if np.isfinite(corrected) and np.isfinite(low) and np.isfinite(high):
+        digits = decimals_of(corrected)
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return text + (f", q {q:.2g}" if np.isfinite(q) and len(found.of) == 1 else "")
+
+
+def _is_alike(found: Neighbours, edge: int) -> bool:
+    return bool(_column(found, "q")[edge] >= FALSE_DISCOVERY_RATE)
+
+
+def _column(found: Neighbours, name: str) -> Floats:
+    """Returns (edges,) values of the plane that decides; NaN if they are not known."""
+    emd = found.columns["emd"][-1]
+    return found.columns[name][-1] if name in found.columns else np.full_like(emd, np.nan)
 
 
 def found_sentences(found: Neighbours) -> list[str]:

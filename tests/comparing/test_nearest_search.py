@@ -40,6 +40,8 @@ from pipeline.comparing.tiles import Job
 from pipeline.dna import DNA, Floats, Lens
 from pipeline.errors import StorageError, UsageError
 from pipeline.events import Event
+from pipeline.reporting import found_lines
+from pipeline.reporting.conclusions import ALIKE_TEXT
 from pipeline.sources import Shard, plan
 from pipeline.spec import Tap
 from tests.golden.handmade import commit_dataset, entries, with_failures
@@ -437,6 +439,35 @@ def test_the_table_has_a_row_for_each_neighbour_and_plane(
         found.save("near.csv")
     assert "set/3  1. set/copy  0" in repr(found)
     assert "of 10 pairs computed" in found._repr_html_()
+
+
+def test_lines_are_in_the_order_of_ranks_and_say_what_is_corrected(place: Catalogue) -> None:
+    """A small sample's emd is large, so that its corrected distance may be the smaller one."""
+    found = nearest(place, near="set/3", top=2, layer="head")
+    unlike = {
+        "emd": np.array([[3.0, 4.0]]),
+        "emd_corrected": np.array([[2.5, 1.5]]),
+        "low": np.array([[2.0, 1.0]]),
+        "high": np.array([[3.0, 2.0]]),
+        "q": np.array([[0.01, 0.3]]),
+    }
+    found = replace(found, columns=unlike)
+    one, two = (found.names[b] for _, b in found.edges)
+    behind = ". Then the distance corrected for the sizes of the samples [95% interval]:"
+    assert found_lines(found) == [
+        f"From set/3, the nearest, by the emd of head, in bins{behind}",
+        f"    1. {one}  emd 3.0, corrected 2.5 [2.0, 3.0], q 0.01",
+        f"  ~ 2. {two}  emd 4.0, corrected 1.5 [1.0, 2.0], q 0.3",
+        f"~ {ALIKE_TEXT}",
+    ]
+    graph = replace(found, of=("set/3", "lost"), lens="two", lens_digest="00")
+    assert found_lines(graph) == [
+        f"The nearest of each, by the emd of head through lens two, in bins{behind}",
+        f"  set/3  1. {one}  emd 3.0, corrected 2.5 [2.0, 3.0]; "
+        f"~ 2. {two}  emd 4.0, corrected 1.5 [1.0, 2.0]",
+        "  lost   no distance that is defined",
+        f"~ {ALIKE_TEXT}",
+    ]
 
 
 def test_the_matrix_around_a_dataset_has_its_distances(place: Catalogue, expected: Matrix) -> None:

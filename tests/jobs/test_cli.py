@@ -1061,8 +1061,8 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
 def test_compare_finds_the_nearest_without_comparing_all_pairs(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "near.parquet"
     said = vdna("compare", "--near", "a", "--top", 1, "--out", out, "-c", place).stdout.splitlines()
-    assert said[0].startswith("From a, the nearest first, in bins, ")
-    assert said[1].startswith("  b/other  ")
+    assert said[0].startswith("From a, the nearest, by the emd of all neurons, in bins")
+    assert said[1].startswith("    1. b/other  emd ")
     assert said[2].startswith("1 of 1 pair computed exactly. The nearest are those of the smallest")
     assert said[-1] == f"written to {out}"
     table = pq.read_table(out).to_pylist()
@@ -1077,8 +1077,9 @@ def test_compare_finds_the_nearest_without_comparing_all_pairs(place: Path, tmp_
     ]
     assert of_layer["layer"] == "b"
     graph = vdna("compare", "--top", 1, "--no-error-bars", "-c", place).stdout.splitlines()
-    assert graph[0] == "The nearest of each dataset, in bins:"
-    assert [line.split()[:2] for line in graph[1:3]] == [["a", "b/other"], ["b/other", "a"]]
+    assert graph[0].startswith("The nearest of each, by the emd of all neurons, in bins, not corr")
+    lines = [line.split()[:3] for line in graph[1:3]]
+    assert lines == [["a", "1.", "b/other"], ["b/other", "1.", "a"]]
     for more in (["--fd"], ["--html", "x.html"], ["--figure", "x.svg"], ["--layer", "b"]):
         words = ("compare", "--top", 1, "--layer", "a", *more, "-c", place)
         refused(vdna(*words, exits=2), "--top looks for the nearest", "leave --top out")
