@@ -134,7 +134,9 @@ class Neighbours:
         )
 
     def near_duplicates(self) -> dict[tuple[str, str], float]:
-        """Finds pairs of datasets that are nearly the same.
+        """Finds pairs of datasets that are nearly the same, among those of `edges`.
+
+        With a small `top`, a dataset may have more near duplicates than neighbours that are found.
 
         A pair is one if the upper end of its interval is at most `DUPLICATE_RANGE` of the range.
         Where error bars are not known, its `emd` must be, which is never smaller than the distance

@@ -113,7 +113,7 @@ def found_sentences(found: Neighbours) -> list[str]:
         for (a, b), most in found.near_duplicates().items()
     ]
     for pair in duplicates[:NAMED_DUPLICATES]:
-        lines.append(f"Near duplicates: {pair}.")
+        lines.append(f"Near duplicates among the pairs found: {pair}.")
     if len(duplicates) > NAMED_DUPLICATES:
         lines.append(f"{len(duplicates) - NAMED_DUPLICATES:,} more pairs of near duplicates.")
     return lines
@@ -125,6 +125,7 @@ def neighbours_json(found: Neighbours) -> dict[str, Any]:
         "pairs": found.pairs,
         "computed": found.computed,
         "undefined": found.undefined,
+        "near_duplicates_among": "the pairs found",
         "near_duplicates": [
             {"a": a, "b": b, "most": most} for (a, b), most in found.near_duplicates().items()
         ],

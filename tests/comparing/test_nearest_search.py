@@ -40,7 +40,7 @@ from pipeline.comparing.tiles import Job
 from pipeline.dna import DNA, Floats, Lens
 from pipeline.errors import StorageError, UsageError
 from pipeline.events import Event
-from pipeline.reporting import found_lines
+from pipeline.reporting import found_lines, found_sentences, neighbours_json
 from pipeline.reporting.conclusions import ALIKE_TEXT
 from pipeline.sources import Shard, plan
 from pipeline.spec import Tap
@@ -417,6 +417,13 @@ def test_near_duplicates_are_named(place: Catalogue) -> None:
     assert nearest(place, near="set/copy", top=2, error_bars=False).near_duplicates() == {
         ("set/3", "set/copy"): 0.0
     }
+
+
+def test_near_duplicates_are_said_to_be_among_the_pairs_found(place: Catalogue) -> None:
+    found = nearest(place, near="set/3", top=1, error_bars=False)
+    said = "Near duplicates among the pairs found: set/3 and set/copy (at most 0.0 bins apart)."
+    assert said in found_sentences(found)
+    assert neighbours_json(found)["near_duplicates_among"] == "the pairs found"
 
 
 def test_the_table_has_a_row_for_each_neighbour_and_plane(
