@@ -6,6 +6,10 @@
 Coarse curves of every DNA, which are kept, say how far apart each pair is at least. DNAs are read,
 and distances are computed, in the order of these bounds, until no other pair can be among the
 nearest. Error bars are computed of the pairs that are found.
+
+In memory are the bounds of all pairs of the rows, 8 bytes each, and their order, 4 bytes. So are
+the coarse curves of one layer of all DNAs, and the distance of each pair that was computed. Without
+error bars, all columns of such a pair are, too.
 """
 
 from __future__ import annotations
@@ -120,25 +124,25 @@ class _Search:
         names = tuple(self.wanted.versions)
         own = [names.index(name) for name in of]
         plain, blocks = replace(self.job, error_bars=False), dict[Edge, Mapping[str, Floats]]()
+        keeps = not self.job.error_bars  # else the columns of what is found are computed later
         most = len(names) - 1 if top is None else top
         bounded = most < len(names) - 1 and not self._has_signed_lens
         least = self._least(own) if bounded else np.zeros((len(own), len(names)))
 
         def compute(asked: Sequence[Edge]) -> Mapping[Edge, float]:
-            fresh = dict(self._compared(plain, asked))
-            blocks.update(fresh)
-            return {pair: float(block["emd"][-1]) for pair, block in fresh.items()}
+            fresh = {}
+            for pair, block in self._compared(plain, asked):
+                fresh[pair] = float(block["emd"][-1])
+                if keeps:  # a copy, since a view would keep the whole tile
+                    blocks[pair] = {name: values.copy() for name, values in block.items()}
+            return fresh
 
         found = search(least, own, most if bounded else len(names), compute)
         near = zip(own, found.nearest, strict=True)
         edges = tuple((i, j) for i, others in near for j in others[:most])
-        known = {pair: blocks[pair] for pair in dict.fromkeys(pair_of(i, j) for i, j in edges)}
-        if self.job.error_bars:
-            known = self._barred(list(known))
-        undefined = {pair_of(own[row], int(j)) for row, j in np.argwhere(np.isnan(least))}
-        mine = set(own)
-        computed = {pair for pair in found.exact if not mine.isdisjoint(pair)}
-        undefined |= {pair for pair in computed if np.isnan(found.exact[pair])}
+        shown = list(dict.fromkeys(pair_of(i, j) for i, j in edges))
+        known = {pair: blocks[pair] for pair in shown} if keeps else self._barred(shown)
+        computed, undefined = _counted(least, own, found.exact)
         lens = self.job.lens
         return Neighbours(
             names,
@@ -150,8 +154,8 @@ class _Search:
             self.wanted.members,
             self.wanted.spec_digest,
             pairs,
-            len(computed),
-            len(undefined - {(i, i) for i in own}),
+            computed,
+            undefined,
             UNIFORM if lens is None else lens.name,
             lens.digest if lens else "",
             self.job.method,
@@ -266,6 +270,21 @@ class _Search:
                         known = {of: values[:, row, column] for of, values in block.items()}
                         yield pair_of(i, j), known
                 self.effort.progress(StepDone(tile.pairs))
+
+
+def _counted(least: Floats, own: Sequence[int], exact: Mapping[Edge, float]) -> tuple[int, int]:
+    """Counts the pairs of the rows that have a computed distance, and those that have none."""
+    row = np.full(least.shape[1], -1)
+    row[list(own)] = range(len(own))
+    pairs = np.array(list(exact), int).reshape(-1, 2)
+    nan = np.isnan(np.fromiter(exact.values(), float, len(exact)))
+    computed = ~nan & (row[pairs] >= 0).any(axis=1)
+    lost = np.isnan(least)
+    for i, j in (pairs[nan].T, pairs[nan, ::-1].T):
+        lost[row[i[row[i] >= 0]], j[row[i] >= 0]] = True
+    lost[range(len(own)), own] = False
+    twice = lost[:, list(own)].sum() // 2  # a pair of two rows is in both
+    return int(computed.sum()), int(lost.sum() - twice)
 
 
 def _encoded(counting: Counting) -> tuple[Counting, bytes]:

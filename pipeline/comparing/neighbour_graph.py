@@ -56,9 +56,10 @@ class Neighbours:
         members: Digest of each dataset's DNA.
         spec_digest: Digest of the spec.
         pairs: Number of pairs in which the nearest were looked for.
-        computed: Number of them whose distance was computed exactly. The others are farther, as
-            their bounds show.
-        undefined: Number of them that have no distance, for want of a finite activation.
+        computed: Number of them whose distance was computed exactly. Those that are neither
+            computed nor undefined are farther, as their bounds show.
+        undefined: Number of them that have no distance: a dataset has no finite activation of a
+            neuron, or the lens gives the layer no weight in sum.
         lens: Name of the lens; `uniform` without one.
         lens_digest: Digest of the lens, or empty.
         method: Version of the estimates; empty without error bars.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ from pipeline.comparing.coarse_curves import CoarseLayer, least_distances, toget
 from pipeline.comparing.kept_coarse import encode_coarse, find_coarse
 from pipeline.comparing.kept_points import Counting
 from pipeline.comparing.nearest_rows import Edge, pair_of, search
+from pipeline.comparing.nearest_search import _counted
 from pipeline.comparing.neighbour_graph import NEIGHBOUR_SCHEMA
 from pipeline.comparing.pair_tiles import LOAD_WORK, LOAD_WORK_BARRED, cut_pairs
 from pipeline.comparing.tiles import Job
@@ -485,6 +487,48 @@ def test_the_matrix_around_a_dataset_has_its_distances(place: Catalogue, expecte
         mine = around.of("head", column)[0, 1:]
         assert (mine == expected.of("head", column)[at[0], at[1:]]).all()
     assert np.isnan(around.of()[1, 2])
+
+
+@given(
+    size=st.integers(2, 8), whole=st.booleans(), bounded=st.booleans(), seed=st.integers(0, 2**32)
+)
+def test_each_pair_is_computed_or_undefined_or_farther(
+    size: int, whole: bool, bounded: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    lost = np.triu(rng.random((size, size)) < 0.3, 1)
+    lost |= lost.T
+    own = list(range(size)) if whole else [int(rng.integers(size))]
+    least = np.where(lost & bounded, np.nan, 1.0)[own]
+    pairs = list(combinations(range(size), 2))
+    exact = {pair: np.nan if lost[pair] else 1.0 for pair in pairs if rng.random() < 0.5}
+    mine = [pair for pair in pairs if set(own) & set(pair)]
+    assert _counted(least, own, exact) == (
+        sum(pair in exact and not lost[pair] for pair in mine),
+        sum(bool(lost[pair]) and (bounded or pair in exact) for pair in mine),
+    )
+
+
+def test_a_pair_that_is_found_to_have_no_distance_is_not_computed_exactly(place: Catalogue) -> None:
+    found = nearest(place, near="lost", error_bars=False)  # there are no bounds
+    assert (found.pairs, found.computed, found.undefined) == (10, 0, 10)
+    assert "0 of 10 pairs computed exactly. " in found_sentences(found)[0]
+
+
+def test_what_is_found_holds_on_to_no_tile(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    real = nearest_search._Search._columns
+
+    def spy(self: Any, edges: Any, known: Any) -> Any:
+        kept.extend(value for block in known.values() for value in block.values())
+        return real(self, edges, known)
+
+    monkeypatch.setattr(nearest_search._Search, "_columns", spy)
+    nearest(place, near="set/3", top=2, error_bars=False)
+    assert kept
+    assert all(value.base is None for value in kept)
 
 
 def test_pairs_are_in_order() -> None:
