@@ -181,12 +181,17 @@ def print_found(
         barred=bool(found.method),
         paired=found.paired(),
     )
+    reason = None
+    if lens is not None and not lens.has_positive_weight(found.layer):
+        reason = WEIGHTLESS
     if as_json:
-        print_json(neighbours_json(found))
+        print_json({**neighbours_json(found), "no_distances": reason})
+        if reason:
+            say(reason, to=sys.stderr)
         notes(to=sys.stderr)
         return
-    if lens is not None and not lens.has_positive_weight(found.layer):
-        say(WEIGHTLESS)
+    if reason:
+        say(reason)
     else:
         say(*found_lines(found), *found_sentences(found))
     notes()

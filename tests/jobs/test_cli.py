@@ -1085,7 +1085,12 @@ def test_compare_finds_the_nearest_without_comparing_all_pairs(place: Path, tmp_
         refused(vdna(*words, exits=2), "--top looks for the nearest", "leave --top out")
     refused(vdna("compare", "--near", "x", "--top", 1, "-c", place, exits=2), "near is 'x'")
     unseen = ("--neurons", "a:1", "--layer", "b", "--top", 1, "-c", place)
-    assert "The lens gives this layer no weight in sum" in vdna("compare", *unseen).stdout
+    reason = "The lens gives this layer no weight in sum"
+    assert reason in vdna("compare", *unseen).stdout
+    done = vdna("compare", *unseen, "--json")
+    assert reason in done.stderr
+    assert json.loads(done.stdout)["no_distances"].startswith(reason)
+    assert found["no_distances"] is None
 
 
 def test_suggest_orders_candidates_and_says_how_far_that_holds(place: Path) -> None:
