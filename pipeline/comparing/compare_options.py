@@ -37,8 +37,8 @@ class NearOptions(Options):
     top: Annotated[
         int | None,
         Option(
-            "List so many of the nearest only, without comparing all pairs: of each dataset, or "
-            "of the one that near names (default: all).",
+            "Find only this many nearest datasets, of each dataset or of the one of --near, "
+            "without comparing all pairs.",
             least=1,
         ),
     ] = None
