@@ -89,7 +89,8 @@ def compare(
     if figure and len(layers) > 1:
         raise UsageError(f"--figure draws one layer, not {some_of(layers)}; give one --layer")
     if out:
-        storage.parquet_uri(out, "the matrix is")
+        what = "the matrix is" if neighbours.top is None else "the table of neighbours is"
+        storage.parquet_uri(out, what)
     kind = kind_of(figure) if figure else None
     if html:
         require_html(html)

@@ -1084,6 +1084,8 @@ def test_compare_finds_the_nearest_without_comparing_all_pairs(place: Path, tmp_
         words = ("compare", "--top", 1, "--layer", "a", *more, "-c", place)
         refused(vdna(*words, exits=2), "--top looks for the nearest", "leave --top out")
     refused(vdna("compare", "--near", "x", "--top", 1, "-c", place, exits=2), "near is 'x'")
+    table = vdna("compare", "--top", 1, "--out", "x.csv", "-c", place, exits=2)
+    refused(table, "the table of neighbours is written as Parquet")
     unseen = ("--neurons", "a:1", "--layer", "b", "--top", 1, "-c", place)
     reason = "The lens gives this layer no weight in sum"
     assert reason in vdna("compare", *unseen).stdout
