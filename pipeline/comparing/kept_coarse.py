@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue
-from pipeline.comparing.coarse_curves import BLOCKS, CoarseLayer
+from pipeline.comparing.coarse_curves import BLOCKS, MEAN_PARTS, CoarseLayer
 from pipeline.comparing.emd_kernel import Curves
 from pipeline.comparing.kept_points import Counting
 from pipeline.dna import DnaFile, FileKind, SealedFile, corrupt_if_unreadable, encode_sealed
@@ -43,9 +43,19 @@ def encode_coarse(counting: Counting) -> bytes:
     """
     catalogue = Catalogue(counting.root)
     file = catalogue.open_file("dna", counting.name, counting.version, on_disk=True)
-    metadata = {"spec": counting.spec.digest, "dna": counting.version.dna, "blocks": BLOCKS}
+    metadata = _stated(counting)
     tables = (_table(_coarse(file, layer)) for layer in counting.spec.layers)
     return encode_sealed(COARSE, metadata, tables, _SCHEMA, **_LAYOUT)
+
+
+def _stated(counting: Counting) -> dict[str, Any]:
+    """Returns what a file of coarse curves must state to be read."""
+    return {
+        "spec": counting.spec.digest,
+        "dna": counting.version.dna,
+        "blocks": BLOCKS,
+        "mean_parts": MEAN_PARTS,
+    }
 
 
 def _coarse(file: DnaFile, layer: str) -> CoarseLayer:
@@ -79,10 +89,11 @@ class KeptCoarse:
         self._file.check()
         self._layers: Sequence[str] = counting.spec.layers
         with corrupt_if_unreadable(f"{counting.coarse_uri}: its metadata cannot be read"):
-            found = tuple(self._file.metadata[name] for name in ("spec", "dna", "blocks"))
-            if found != (counting.spec.digest, counting.version.dna, BLOCKS):
+            expected = _stated(counting)
+            found = {name: self._file.metadata[name] for name in expected}
+            if found != expected:
                 raise CorruptFile(
-                    f"{counting.coarse_uri} holds coarse curves of {found}: spec, DNA and blocks"
+                    f"{counting.coarse_uri} holds coarse curves of {found}, not of {expected}"
                 )
 
     def read(self, layer: str) -> CoarseLayer:

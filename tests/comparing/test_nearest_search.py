@@ -26,6 +26,7 @@ from pipeline.comparing import (
     Neighbours,
     compare,
     distances,
+    kept_coarse,
     nearest,
     nearest_rows,
     nearest_search,
@@ -391,6 +392,22 @@ def test_damaged_coarse_curves_are_made_again(fresh: Catalogue, damage: str) -> 
     assert before.edges == silent.edges == again.edges
     assert storage.read(one.coarse_uri) == encode_coarse(one)
     assert find_coarse(one) is not None
+
+
+@pytest.mark.parametrize("stale", ["MEAN_PARTS", "BLOCKS", "COARSE"])
+def test_coarse_curves_that_were_made_otherwise_are_not_read(
+    fresh: Catalogue, monkeypatch: pytest.MonkeyPatch, stale: str
+) -> None:
+    one = Counting(fresh.root, SPEC, "set/1", fresh.find("set/1"))
+    storage.create(one.coarse_uri, encode_coarse(one))
+    assert find_coarse(one, discard=False) is not None
+    now = getattr(kept_coarse, stale)
+    later = replace(now, format=now.format + 1) if stale == "COARSE" else now // 2
+    monkeypatch.setattr(kept_coarse, stale, later)
+    assert find_coarse(one, discard=False) is None
+    assert storage.exists(one.coarse_uri)
+    assert find_coarse(one) is None
+    assert not storage.exists(one.coarse_uri)
 
 
 def test_a_catalogue_that_cannot_be_written_is_searched_all_the_same(
