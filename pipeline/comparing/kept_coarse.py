@@ -20,7 +20,7 @@ from pipeline.comparing.coarse_curves import BLOCKS, MEAN_PARTS, CoarseLayer
 from pipeline.comparing.emd_kernel import Curves
 from pipeline.comparing.kept_points import Counting
 from pipeline.dna import DnaFile, FileKind, SealedFile, corrupt_if_unreadable, encode_sealed
-from pipeline.errors import CorruptFile, SourceError
+from pipeline.errors import CorruptFile, SourceError, StorageError, TransientError
 
 COARSE = FileKind("coarse_curves")
 
@@ -123,11 +123,16 @@ def find_coarse(counting: Counting, *, discard: bool = True) -> KeptCoarse | Non
         discard: Whether those that are damaged, or of other blocks, are removed.
 
     Returns:
-        The coarse curves, or None if there are none.
+        The coarse curves, or None if there are none that can be read.
+
+    Raises:
+        TransientError: Storage does not answer now.
     """
     try:
         return KeptCoarse(storage.read(counting.coarse_uri), counting)
-    except SourceError:
+    except TransientError:
+        raise
+    except (SourceError, StorageError):
         return None
     except CorruptFile:
         if discard:

@@ -41,7 +41,7 @@ from pipeline.comparing.neighbour_graph import NEIGHBOUR_SCHEMA
 from pipeline.comparing.pair_tiles import LOAD_WORK, LOAD_WORK_BARRED, cut_pairs
 from pipeline.comparing.tiles import Job
 from pipeline.dna import DNA, Floats, Lens
-from pipeline.errors import StorageError, UsageError
+from pipeline.errors import StorageError, TransientError, UsageError
 from pipeline.events import Event
 from pipeline.reporting import found_lines, found_sentences, neighbours_json
 from pipeline.reporting.conclusions import ALIKE_TEXT
@@ -425,6 +425,26 @@ def test_a_catalogue_that_cannot_be_written_is_searched_all_the_same(
     assert found.edges == expected.edges
     assert str(told).count("coarse curves are not kept for the next time") == 1
     assert "what folds show is not kept for the next time" in str(told)
+
+
+def test_kept_coarse_curves_that_cannot_be_read_are_made_again(
+    fresh: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = nearest(fresh, near="set/0", top=1)
+    error: Exception = StorageError("permission denied")
+    real = storage.read
+
+    def refuse(uri: str, **how: Any) -> bytes:
+        if "/_coarse_curves/" in uri:
+            raise error
+        return real(uri, **how)
+
+    monkeypatch.setattr(storage, "read", refuse)
+    assert nearest(fresh, near="set/0", top=1).edges == before.edges
+    assert len(kept(fresh)) == 10
+    error = TransientError("no answer")
+    with pytest.raises(TransientError, match="no answer"):
+        nearest(fresh, near="set/0", top=1)
 
 
 # The result.
