@@ -39,15 +39,16 @@ from pipeline.comparing.nearest_rows import Edge, pair_of, search
 from pipeline.comparing.nearest_search import _counted
 from pipeline.comparing.neighbour_graph import NEIGHBOUR_SCHEMA
 from pipeline.comparing.pair_tiles import LOAD_WORK, LOAD_WORK_BARRED, cut_pairs
+from pipeline.comparing.significance import adjusted
 from pipeline.comparing.tiles import Job
 from pipeline.dna import DNA, Floats, Lens
-from pipeline.errors import StorageError, TransientError, UsageError
+from pipeline.errors import SpecMismatch, StorageError, TransientError, UsageError
 from pipeline.events import Event
 from pipeline.reporting import found_lines, found_sentences, neighbours_json
 from pipeline.reporting.conclusions import ALIKE_TEXT
 from pipeline.sources import Shard, plan
 from pipeline.spec import Tap
-from tests.golden.handmade import commit_dataset, entries, with_failures
+from tests.golden.handmade import commit_dataset, entries, hand_made, with_failures
 from tests.support.builders import random_dna, tiny_spec
 
 SPEC, RANGES = tiny_spec(40, (Tap("stem", 3, 4), Tap("head", 2, 1)))
@@ -296,6 +297,13 @@ def test_the_graph_has_the_nearest_of_each(
     assert found.undefined == 10
     assert found.computed < 45
     assert ("q" in found.columns) == bars
+    if bars:  # it is adjusted for the pairs that were found, each of them once
+        at = {pair_of(*edge): number for number, edge in enumerate(found.edges)}
+        once = [adjusted(p[list(at.values())]) for p in found.columns["p"]]
+        rows = [list(at).index(pair_of(*edge)) for edge in found.edges]
+        assert len(at) < len(found.edges)
+        assert np.array_equal(found.columns["q"], np.array(once)[:, rows], equal_nan=True)
+        assert np.isfinite(found.columns["q"]).any()
 
 
 def test_one_layer_or_a_lens_decides_who_is_near(place: Catalogue) -> None:
@@ -330,7 +338,7 @@ def test_names_choose_among_whom_the_nearest_are_looked_for(place: Catalogue) ->
         ({"near": "x", "top": 2}, "`near` is 'x', which is not among those compared: lost, set/0"),
         ({}, "give `near`, .* or `top`"),
         ({"top": 0}, "top is 0; it must be at least 1"),
-        ({"top": 1, "layer": "x"}, "x"),
+        ({"top": 1, "layer": "x"}, "no layer 'x' in tiny; it has stem, head"),
         ({"top": 1, "names": ["lost"]}, "two datasets or more"),
     ],
 )
@@ -339,6 +347,19 @@ def test_a_wrong_question_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=problem):
         nearest(place, **how)  # type: ignore[arg-type]
+
+
+def test_datasets_of_other_specs_are_refused_and_versions_are_found() -> None:
+    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
+    put(catalogue, "one", 0.2)
+    put(catalogue, "two", 0.6)
+    manifest = plan(entries("other", 2), shard_images=1)
+    commit_dataset(catalogue, "other", manifest, [hand_made(each) for each in manifest.shards])
+    with pytest.raises(SpecMismatch, match="bins"):
+        nearest(catalogue, ["one", "two", "other"], near="one", top=1)
+    found = nearest(catalogue, ["one@1", "two", "one"], near="one@1", top=1, error_bars=False)
+    assert found.around("one@1").names == ("one@1", "one")
+    assert nearest(catalogue, near="one", top=1, error_bars=False).names == ("one", "two")
 
 
 # What is kept.
