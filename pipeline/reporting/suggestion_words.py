@@ -63,8 +63,8 @@ def suggestion_lines(found: Suggestion) -> list[str]:
         lines.append(f"{mark} {one.rank:>3}. {one.name:{width}}  {distance}  {size}")
     if any(one.unclear for one in found.candidates):
         lines.append(
-            f"{MAY_BE_NEAREST} may be the nearest, too: its interval and that of the first overlap "
-            "or are not known"
+            f"{MAY_BE_NEAREST} may be the nearest, too: its interval overlaps that of the first, "
+            "or one of them is not known"
         )
     return [*lines, *(f"note: {note}" for note in suggestion_notes(found))]
 
