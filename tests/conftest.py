@@ -64,23 +64,9 @@ LONGEST = [
     )
 ]
 CLUSTERS = {
-    f"test_{name}.py"
-    for name in (
-        "ray_engine",
-        "chaos",
-        "elastic",
-        "kills",
-        "ray_decoding",
-        "scale",
-        "ceph",
-        "s3",
-        "secrets",
-        "tasks",
-        "counting_ahead",
-        "inputs",
-    )
+    f"test_{name}.py" for name in ("ray_engine", "chaos", "elastic", "kills", "ray_decoding")
 }
-"""Files whose long tests start Ray, with several processes each: they run one after the other."""
+"""Files whose long tests start clusters of many processes: they run one after the other."""
 
 os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernel runs on a CPU; read as Triton is imported
 os.environ |= {"RAY_worker_niceness": "0"}  # else workers wait for all tests that run beside them

@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +81,15 @@ def numerics(
         folded=network.folded,
         micro_batch=micro_batch or MICRO_BATCH[device],
         threads=INTRA_OP_THREADS,
-        versions=tuple((library, version(library)) for library in libraries),
+        versions=tuple((library, _version_of(library)) for library in libraries),
         resized=images.DEVICE_RULE if _is_on_device(device, on_device) else "cpu",
         instructions=cpu_instructions() if told else ANY_INSTRUCTIONS,
     )
+
+
+@cache  # each shard asks, and a file is parsed for each answer
+def _version_of(library: str) -> str:
+    return version(library)
 
 
 def _is_on_device(device: str, chosen: bool | None) -> bool:
