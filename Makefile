@@ -41,7 +41,7 @@ mutants: $(SETUP)-test
 	$(BIN)/python -m tests.mutants
 
 mutants-sample: $(SETUP)-test
-	$(BIN)/python -m tests.mutants --seconds 180
+	$(BIN)/python -m tests.mutants --seconds 120
 
 docs: $(SETUP)-docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir site

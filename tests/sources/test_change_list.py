@@ -37,7 +37,7 @@ from tests.support.archives import tar_bytes
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
-FEW, MANY = 4, 50
+FEW, MANY = 4, 30
 
 clock = itertools.count(1)
 """Files of one size that are written in the same moment must not look alike."""
