@@ -137,11 +137,11 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
 
 WRITE = """
 import sys
-from benchmarks.all_pairs import _Store
+from benchmarks.all_pairs import Store
 from pipeline.catalogue import Catalogue
 
 place = Catalogue(sys.argv[1])
-store = _Store(place, 800, 16)
+store = Store(place, 800, 16)
 store.commit({f"set/{n}": store.put(f"set/{n}", n) for n in range(9)})
 """
 
