@@ -22,41 +22,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.all_pairs import BINS, Store
 
 SEARCHES = 5
 """Later searches, each of another DNA."""
 
 GRAPH_TOP = 5
-
-OWN_BINS, GROUP_BINS = 6, 80
-"""Standard deviations of a DNA's place within its group, and of a group's among all."""
-
-
-class Groups(Store):
-    """Random DNAs in groups of similar ones."""
-
-    groups = 1
-
-    def random(self, seed: int, images: int) -> Any:
-        """Makes counts about the places of a DNA's neurons; its parts share them."""
-        dna, neurons = seed // 64, self.spec.neurons
-        group = np.random.default_rng(dna % self.groups).normal(0, GROUP_BINS, neurons)
-        own = np.random.default_rng(10**6 + dna).normal(0, OWN_BINS, neurons)
-        chance = np.random.default_rng(10**9 + seed)
-        place = (500 + group + own)[:, None]
-        at = np.clip(chance.normal(place, 100, (neurons, images)), 0, BINS - 1).astype(np.int64)
-        rows = np.arange(neurons)[:, None] * BINS + at
-        counts = np.bincount(rows.ravel(), minlength=neurons * BINS).reshape(-1, BINS)
-        numerics = ((self.numerics, images),)
-        return replace(self.empty, images=images, counts=counts, numerics=numerics)
 
 
 def work(dnas: int, neurons: int, top: int, groups: int, folds: int) -> dict[str, Any]:
@@ -67,13 +43,14 @@ def work(dnas: int, neurons: int, top: int, groups: int, folds: int) -> dict[str
 def _timed(
     folder: str, dnas: int, neurons: int, top: int, groups: int, folds: int
 ) -> dict[str, Any]:
+    from benchmarks.random_catalogue import RandomCatalogue
     from pipeline.catalogue import Catalogue
     from pipeline.comparing import Effort, compare, nearest
 
     place = Catalogue(folder)
-    store = Groups(place, neurons, folds)
-    store.groups = groups
-    store.commit({f"set/{n:04d}": store.put(f"set/{n:04d}", n) for n in range(dnas)})
+    widths = neurons // 4, neurons // 4, neurons - 2 * (neurons // 4)
+    random = RandomCatalogue(place, widths, folds, groups)
+    random.add({f"set/{n:04d}": n for n in range(dnas)})
     names = sorted(place.head().datasets)
     bars = bool(folds)
 

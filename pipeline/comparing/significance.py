@@ -202,42 +202,55 @@ def _correct_skewness(gram: Floats) -> Floats:
 def _flip_tests(gram: Floats, p: Floats) -> None:
     """Writes the (N,) p of N grams.
 
-    Signs of the first half of the differences, whose first keeps its sign, and of the others are
-    enumerated apart.
+    All signs of the first half of the differences, whose first keeps its sign, are held at once.
+    Those of the other half follow each other so that only one changes at a time (a Gray code).
     """
     folds = gram.shape[-1]
     free = folds // 2
     at = folds - free
     mine, theirs = _signs(at - 1), _signs(free)
     lengths, within = np.empty(mine.shape[1]), np.empty(theirs.shape[1])
-    products, crossed = np.empty((free, len(lengths))), np.empty(len(within))
+    products = np.empty((free, len(lengths)))
     for test in range(len(gram)):
         one = gram[test]
         _square(one[1:at, 1:at], mine, lengths)
         for k in range(len(lengths)):
             lengths[k] += one[0, 0]
-            for i in range(1, at):
+        for i in range(1, at):
+            for k in range(len(lengths)):
                 lengths[k] += 2 * one[0, i] * mine[i - 1, k]
-            for j in range(free):
-                products[j, k] = 2 * one[0, at + j]
-                for i in range(1, at):
+        for j in range(free):
+            products[j] = 2 * one[0, at + j]
+            for i in range(1, at):
+                for k in range(len(lengths)):
                     products[j, k] += 2 * one[i, at + j] * mine[i - 1, k]
+            for k in range(len(lengths)):
+                lengths[k] += products[j, k]
         _square(one[at:, at:], theirs, within)
-        found, count = 0.0, 0
-        for choice in range(len(lengths)):
-            crossed[0] = lengths[choice]
-            for i in range(free):
-                crossed[0] += products[i, choice]
-            for i in range(free):  # the signs with another sign of this difference
-                for k in range(1 << i):
-                    crossed[(1 << i) + k] = crossed[k] - 2 * products[i, choice]
-            if choice == 0:  # all signs as they are; equal lengths differ by rounding
-                found = crossed[0] + within[0]
-                for i in range(folds):
-                    found -= 1e-6 * one[i, i]
-            for k in range(len(crossed)):
-                count += crossed[k] + within[k] >= found
+        found = lengths[0] + within[0]
+        for i in range(folds):  # equal lengths differ by rounding
+            found -= 1e-6 * one[i, i]
+        count = _turn(lengths, products[0], 0.0, found - within[0])
+        choice = 0
+        for step in range(1, 1 << free):
+            other = 0
+            while not step >> other & 1:
+                other += 1
+            choice ^= 1 << other
+            sign = -2.0 if choice >> other & 1 else 2.0
+            count += _turn(lengths, products[other], sign, found - within[choice])
         p[test] = count / 2.0 ** (folds - 1)
+
+
+@compiled
+def _turn(lengths: Floats, products: Floats, sign: float, least: float) -> int:
+    """Adds products to squared lengths, and counts the lengths that are at least so large."""
+    count = 0
+    for k in range(len(lengths)):
+        length = lengths[k] + sign * products[k]
+        lengths[k] = length
+        count += 1 if length >= least else 0
+    return count
 
 
 @compiled

@@ -137,12 +137,11 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
 
 WRITE = """
 import sys
-from benchmarks.all_pairs import Store
+from benchmarks.random_catalogue import RandomCatalogue
 from pipeline.catalogue import Catalogue
 
 place = Catalogue(sys.argv[1])
-store = Store(place, 800, 16)
-store.commit({f"set/{n}": store.put(f"set/{n}", n) for n in range(9)})
+RandomCatalogue(place, (200, 200, 400), 16).add({f"set/{n}": n for n in range(9)})
 """
 
 COMPARE = """
