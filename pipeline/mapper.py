@@ -34,12 +34,16 @@ class Mapper(Protocol):
     def workers(self) -> int:
         """How many calls run at a time."""
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], items: Sequence[T], *, memory: int = 0
+    ) -> Iterator[R]:
         """Calls the function on each item.
 
         Args:
             function: What is called. It and its results must pickle.
             items: Its arguments, which must pickle, too.
+            memory: Bytes that a call takes; no more calls run on a node than it has memory for. 0
+                for little.
 
         Returns:
             The results, as they come; their order may be another than that of the items.
@@ -52,12 +56,15 @@ class SerialMapper:
     in_process = True
     workers = 1
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], items: Sequence[T], *, memory: int = 0
+    ) -> Iterator[R]:
         """Calls the function on each item, when its result is asked for.
 
         Args:
             function: What is called.
             items: Its arguments.
+            memory: Does not matter, as one call runs at a time.
 
         Returns:
             The results, in the order of the items.

@@ -95,9 +95,11 @@ class CountingAhead:
         """How many functions run at a time."""
         return self._mapper.workers
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], items: Sequence[T], *, memory: int = 0
+    ) -> Iterator[R]:
         """Calls a function on each item (see `Mapper`)."""
-        return self._mapper.map(function, items)
+        return self._mapper.map(function, items, memory=memory)
 
     @property
     def _mapper(self) -> Mapper:

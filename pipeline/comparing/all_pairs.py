@@ -194,8 +194,11 @@ def count_folds(
         stage(progress, Started(len(missing), len(missing), unit="DNAs", step="folds")),
         ThreadPoolExecutor(threads, "folds") as pool,
     ):
-        spread = pool.map if engine.in_process else engine.map
-        for _ in spread(keep_points, missing):
+        if engine.in_process:
+            counted = pool.map(keep_points, missing)
+        else:
+            counted = engine.map(keep_points, missing, memory=job.reader_bytes)
+        for _ in counted:
             progress(StepDone(1))
 
 
@@ -203,7 +206,7 @@ def _fill(grid: _Grid, made: Sequence[Tile], engine: Mapper, progress: Listener)
     """Fills the grid with tiles that nobody keeps."""
     pairs = sum(tile.pairs for tile in made)
     with stage(progress, Started(pairs, len(made), unit="pairs", step="tiles")):
-        for tile, block in engine.map(_computed, made):
+        for tile, block in engine.map(_computed, made, memory=made[0].job.task_bytes):
             grid.put(tile, block)
             progress(StepDone(tile.pairs))
 
@@ -230,7 +233,7 @@ def _shared(
         missing = [tile for tile in made if tile.uri not in there]
         pairs, present = sum(tile.pairs for tile in missing), len(made) - len(missing)
         with stage(progress, Started(pairs, len(missing), present, unit="pairs", step="tiles")):
-            for receipt in engine.map(tiles.run, missing):
+            for receipt in engine.map(tiles.run, missing, memory=made[0].job.task_bytes):
                 progress(StepDone(receipt.pairs))
                 if (kept := finished()) is not None:
                     return kept

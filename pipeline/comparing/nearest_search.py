@@ -240,8 +240,11 @@ class _Search:
             stage(self.effort.progress, started),
             ThreadPoolExecutor(min(map(self.job.loaders, self.job.layers)), "coarse") as pool,
         ):
-            spread = pool.map if self.engine.in_process else self.engine.map
-            for counting, data in spread(_encoded, missing):
+            if self.engine.in_process:
+                encoded = pool.map(_encoded, missing)
+            else:
+                encoded = self.engine.map(_encoded, missing, memory=self.job.reader_bytes)
+            for counting, data in encoded:
                 try:
                     if keep:
                         storage.create(counting.coarse_uri, data)
@@ -263,7 +266,7 @@ class _Search:
         place = {name: number for number, (name, _) in enumerate(self.members)}
         started = Started(sum(tile.pairs for tile in made), len(made), unit="pairs", step="tiles")
         with stage(self.effort.progress, started):
-            for tile, block in self.engine.map(_computed, made):
+            for tile, block in self.engine.map(_computed, made, memory=job.task_bytes):
                 sides = ([place[name] for name, _ in side] for side in (tile.a, tile.b))
                 for (row, i), (column, j) in product(*map(enumerate, sides)):
                     if i < j or (i > j and not tile.square):  # a square has each pair twice

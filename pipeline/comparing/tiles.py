@@ -66,6 +66,12 @@ process loses no more than that."""
 NOISE_WORK = 20
 """The error bars of a pair take about as long as so many comparisons of its curves."""
 
+OVER = 1.25
+"""A tile takes up to so many times the memory that it may use."""
+
+PROCESS_BYTES = 400 * 2**20
+"""What a worker's process takes by its libraries alone."""
+
 STREAMED = 4
 """DNAs loaded at a time if those of a layer are not all held; the kernel takes as many rows."""
 
@@ -197,12 +203,26 @@ class Job:
         Returns:
             The number of DNAs that a quarter of the memory takes, or one.
         """
+        most = max(4, available_cpus()) if self.threads is None else self.threads
+        return max(1, min(most, self.memory // 4 // self._loading(layer)))
+
+    def _loading(self, layer: str) -> int:
+        """Computes the bytes that the reading of one DNA's layer takes."""
         neurons = self.spec.tap(layer).neurons
         counts = neurons * self.spec.bins * 8 * 2  # the reader holds as much again
         each = counts * (1 + FOLDS if self.error_bars else 1)
         each += 4 * 8 * neurons**2 if self.fd else 0  # a covariance, its eigenvectors and room
-        most = max(4, available_cpus()) if self.threads is None else self.threads
-        return max(1, min(most, self.memory // 4 // each))
+        return each
+
+    @property
+    def task_bytes(self) -> int:
+        """Bytes that a process takes which computes a tile: those it may use, and some more."""
+        return int(OVER * self.memory) + PROCESS_BYTES
+
+    @property
+    def reader_bytes(self) -> int:
+        """Bytes that a process takes which reads the layers of one DNA, one after the other."""
+        return max(map(self._loading, self.layers)) + PROCESS_BYTES
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,11 @@ class OnDemand:
         """Runs shards (see `Engine`)."""
         return self._open().run_shards(work)
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], items: Sequence[T], *, memory: int = 0
+    ) -> Iterator[R]:
         """Calls a function on each item (see `Mapper`)."""
-        return self._open().map(function, items)
+        return self._open().map(function, items, memory=memory)
 
     @property
     def workers(self) -> int:

@@ -39,6 +39,7 @@ from pipeline.engine.ray_decoding import cause_of, may_decode_ahead, room_ahead
 from pipeline.engine.ray_nodes import (
     TASK_CPUS,
     Room,
+    TaskMemory,
     alive_nodes,
     left_out_words,
     list_nodes,
@@ -291,7 +292,9 @@ class RayEngine:
                 with without_stderr():  # Ray tells there that it will run them again
                     rows.close()  # type: ignore[attr-defined]  # a generator
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], items: Sequence[T], *, memory: int = 0
+    ) -> Iterator[R]:
         """Calls a function on each item, as one Ray task; at most two tasks a worker are under way.
 
         An error of the function is raised here, as its own kind.
@@ -299,6 +302,8 @@ class RayEngine:
         Args:
             function: What is called. It and its results must pickle.
             items: Its arguments, which must pickle, too.
+            memory: Bytes that a task takes. Ray puts no more tasks on a node than it has memory
+                for.
 
         Yields:
             The results, as they come.
@@ -306,7 +311,13 @@ class RayEngine:
         Raises:
             TransientError: If workers were lost so often that Ray gave up.
         """
-        yield from self._map(function, items, 2 * self.workers, num_cpus=TASK_CPUS)
+        takes: dict[str, Any] = {"num_cpus": TASK_CPUS}
+        if memory and items:
+            shared = TaskMemory.of(memory, self._local)
+            takes["memory"] = shared.reserved
+            if words := shared.words(min(self.workers, len(items))):
+                self._progress(Said(words))
+        yield from self._map(function, items, 2 * self.workers, **takes)
 
     def _map(
         self, function: Callable[[T], R], items: Sequence[T], limit: int, **options: Any
@@ -432,8 +443,10 @@ class _BetweenShards:
         """How many tasks run at a time: as many as nodes have CPUs."""
         return max(1, sum(bool(n["Alive"] and n["Resources"].get("CPU")) for n in list_nodes()))
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """Calls a function on each item (see `RayEngine.map`)."""
+    def map(
+        self, function: Callable[[T], R], items: Sequence[T], *, memory: int = 0
+    ) -> Iterator[R]:
+        """Calls a function on each item (see `RayEngine.map`); shards have all the memory, too."""
         return self._engine._map(
             function, items, self.workers, num_cpus=0, scheduling_strategy="SPREAD"
         )

@@ -16,7 +16,7 @@ from ray.util import client
 from pipeline.counting import Note
 from pipeline.engine.device_errors import MOST_ERRORS
 from pipeline.spec import Resources
-from pipeline.wording import count_of
+from pipeline.wording import count_of, in_units, option
 
 GROWTH = 4
 """How many times the workers that fit today a pool may have, if nobody knows how many nodes will
@@ -166,6 +166,62 @@ def workers_held(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float
     if gpus:
         return max(1, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
     return max(1, sum(int(max(0, node.get("CPU", 0) - 1)) // threads for node in nodes))
+
+
+@dataclass(frozen=True)
+class TaskMemory:
+    """How the memory of the nodes is shared among tasks, as Ray counts it.
+
+    Attributes:
+        wanted: Bytes that a task takes.
+        reserved: Bytes that a task reserves: those, or all that the largest node offers.
+        at_once: How many tasks the nodes that are there have memory for.
+    """
+
+    wanted: int
+    reserved: int
+    at_once: int
+
+    @classmethod
+    def of(cls, wanted: int, local: bool) -> TaskMemory:
+        """Looks at the nodes.
+
+        Args:
+            wanted: Bytes that a task takes.
+            local: Whether the cluster is this machine alone, which does not grow.
+
+        Returns:
+            How they share their memory. A task that no node has room for, and none that may come,
+            gets the largest node for itself.
+        """
+        present = [int(n["Resources"].get("memory", 0)) for n in list_nodes() if n["Alive"]]
+        coming = [] if local else [int(node.get("memory", wanted)) for node, _ in _autoscaled()]
+        reserved = min(wanted, max([*present, *coming], default=wanted))
+        return cls(wanted, reserved, sum(held // max(reserved, 1) for held in present))
+
+    def words(self, workers: int) -> str:
+        """Says what a smaller limit would change for so many workers; empty if nothing.
+
+        Args:
+            workers: How many tasks would run at a time.
+
+        Returns:
+            A sentence for the user.
+        """
+        advice = f"a smaller {option('memory')}"
+        if self.reserved < self.wanted:
+            return (
+                f"a task may take {in_units(self.wanted)} of memory, and the largest node offers "
+                f"Ray {in_units(self.reserved)}. One task runs on a node at a time, and Ray ends "
+                f"it if memory runs out; {advice} prevents that"
+            )
+        if self.at_once < workers:
+            return (
+                f"the nodes have memory for {count_of(self.at_once, 'task')} of "
+                f"{in_units(self.wanted)} at a time, and CPUs for {workers:,}; {advice} lets more "
+                "of them run"
+            )
+        return ""
 
 
 def without(nodes: Sequence[str]) -> dict[str, str] | None:

@@ -205,7 +205,9 @@ class Workers:
     workers: int
     in_process = False
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, memory: int = 0
+    ) -> Iterator[Any]:
         return self.call(function, items)
 
 

@@ -15,7 +15,15 @@ from ray.data import DataContext
 
 from pipeline.engine import ray_nodes, ray_watch
 from pipeline.engine.pool_watch import SETTLE_SECONDS, Limits, PoolWatch
-from pipeline.engine.ray_nodes import GROWTH, SPARE_CPUS, Room, room_of, wants, workers_held
+from pipeline.engine.ray_nodes import (
+    GROWTH,
+    SPARE_CPUS,
+    Room,
+    TaskMemory,
+    room_of,
+    wants,
+    workers_held,
+)
 from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched, watched_cluster
 from pipeline.errors import TransientError
 from pipeline.events import Event, PoolChanged, Warned
@@ -400,3 +408,37 @@ def test_what_a_worker_takes_is_put_into_words() -> None:
     assert wants(1, 0) == "1 CPU"
     assert wants(4, 1) == "4 CPUs and 1 GPU"
     assert wants(4, 0.5) == "4 CPUs and 0.5 GPUs"
+
+
+# How the memory of nodes is shared among tasks
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("held", "coming", "local", "reserved", "at_once"),
+    [
+        ([0, 24], [], False, 5, 4),
+        ([9, 11], [], False, 5, 3),
+        ([2, 3], [], False, 3, 1),
+        ([2, 3], [{"memory": 16.0 * GB}], False, 5, 0),
+        ([2, 3], [{"CPU": 8.0}], False, 5, 0),
+        ([2, 3], [{"memory": 16.0 * GB}], True, 3, 1),
+    ],
+)
+def test_tasks_reserve_memory_that_some_node_has(
+    monkeypatch: pytest.MonkeyPatch,
+    held: list[int],
+    coming: list[dict[str, float]],
+    local: bool,
+    reserved: int,
+    at_once: int,
+) -> None:
+    """A kind of node that does not say how much memory it has may have enough."""
+    nodes = [node(str(number), memory=of * GB) for number, of in enumerate(held)]
+    monkeypatch.setattr(ray_nodes, "list_nodes", lambda: nodes)
+    monkeypatch.setattr(ray_nodes, "_autoscaled", lambda: [(kind, 3) for kind in coming])
+    found = TaskMemory.of(5 * GB, local)
+    assert found == TaskMemory(5 * GB, reserved * GB, at_once)
+    assert (found.words(at_once) == "") == (reserved == 5)
+    assert "a smaller `memory`" in found.words(at_once + 1)

@@ -270,7 +270,7 @@ module.open = deadly
 
 @pytest.mark.soak
 def test_every_worker_has_the_environment_it_needs_and_the_driver_keeps_its_own(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers of a Ray of our own inherit it; elsewhere Ray is told of it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
@@ -282,7 +282,38 @@ def test_every_worker_has_the_environment_it_needs_and_the_driver_keeps_its_own(
             assert (own._runtime_env(), connected._runtime_env() != {}) == ({}, True)
             seen = [dict(engine.map(_variable, names)) for engine in (own, connected)]
         assert {name: os.environ.get(name) for name in names} == {n: before.get(n) for n in names}
+        _require_that_memory_limits_tasks(own, tmp_path)
     assert seen == [ray_engine.WORKER_ENVIRONMENT] * 2
+
+
+def _require_that_memory_limits_tasks(engine: ray_engine.RayEngine, folder: Path) -> None:
+    """Two tasks that take more than half of the node's memory do not run at the same time."""
+    (offered,) = (node["Resources"]["memory"] for node in ray_engine.list_nodes())
+    engine.resources = replace(engine.resources, workers=2)
+    # Those that fit come first, so that both workers have started when the others follow.
+    for share, seconds, meet in ((0.1, 120.0, True), (0.6, 2.0, False)):
+        place = folder / str(share)
+        place.mkdir()
+        tasks = [(place, number, seconds) for number in range(2)]
+        assert list(engine.map(_meets_another, tasks, memory=int(share * offered))) == [meet] * 2
+
+
+def _meets_another(task: tuple[Path, int, float]) -> bool:
+    """Returns whether another task runs in the same seconds."""
+    place, number, seconds = task
+    (place / f"{number} runs").touch()
+    end = time.monotonic() + seconds
+    try:
+        while not (met := len(list(place.glob("*runs"))) > 1) and time.monotonic() < end:
+            time.sleep(0.05)
+        while met and not (place / "met").exists():  # the other has not seen this one yet
+            (place / f"{number} saw").touch()
+            if len(list(place.glob("*saw"))) > 1:
+                (place / "met").touch()
+            time.sleep(0.05)
+        return met
+    finally:
+        (place / f"{number} runs").unlink()
 
 
 def _variable(name: str) -> tuple[str, str | None]:
