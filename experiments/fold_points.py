@@ -17,21 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import Effort, Matrix, compare, tiles
+from pipeline.comparing import (
+    Effort,
+    Matrix,
+    compare,
+    comparison_job,
+)
 
 COLUMNS = ("emd_corrected", "low", "high", "se", "p")
 
 
 def compared(catalogue: Catalogue, step: int | None) -> Matrix:
     """The matrix with points so many bins apart in all layers; None for the product's own."""
-    own, method = tiles.Job.step, tiles.METHOD
+    own, method = comparison_job.Job.step, comparison_job.METHOD
     if step is not None:
-        tiles.Job.step = lambda *_: step  # type: ignore[method-assign]  # in its place
-        tiles.METHOD = f"every {step} bins"  # else a kept matrix is taken
+        comparison_job.Job.step = lambda *_: step  # type: ignore[method-assign]  # in its place
+        comparison_job.METHOD = f"every {step} bins"  # else a kept matrix is taken
     try:
         return compare(catalogue, effort=Effort(keep=False))
     finally:
-        tiles.Job.step, tiles.METHOD = own, method  # type: ignore[method-assign]  # put back
+        comparison_job.Job.step, comparison_job.METHOD = own, method  # type: ignore[method-assign]  # put back
 
 
 def moved(matrix: Matrix, exact: Matrix) -> None:

@@ -20,8 +20,9 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.comparing import tiles
+from pipeline.comparing import layer_cache, tile_files, tile_sums, tiles
 from pipeline.comparing.compare_options import CompareKeywords, CompareOptions, MemoryLimit
+from pipeline.comparing.comparison_job import TILE_WORK, Job
 from pipeline.comparing.distance import Measure
 from pipeline.comparing.emd_kernel import require_device
 from pipeline.comparing.kept_matrices import (
@@ -36,7 +37,7 @@ from pipeline.comparing.kept_points import keep_points, plain_step, without_poin
 from pipeline.comparing.matrix import ALL, Estimate, Matrix
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import false_discovery
-from pipeline.comparing.tiles import TILE_WORK, Job, Tile
+from pipeline.comparing.tiles import Tile
 from pipeline.dna import UNIFORM, Floats, Lens
 from pipeline.errors import StorageError, TransientError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
@@ -145,7 +146,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
             alone = engine.in_process and (len(made) < 2 or pairs * job.values <= TILE_WORK)
             if alone:
                 for tile in made:
-                    grid.put(tile, tiles.compute(tile))
+                    grid.put(tile, tile_sums.compute(tile))
             elif not effort.keep:
                 _fill(grid, made, engine, effort.progress)
             else:
@@ -159,7 +160,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
                     _fill(grid, made, engine, effort.progress)
                     return grid.matrix()
     finally:
-        tiles.clear_cache()
+        layer_cache.clear_cache()
     matrix = grid.matrix() if kept is None else kept
     if not effort.keep:
         return matrix
@@ -211,8 +212,8 @@ def _fill(grid: _Grid, made: Sequence[Tile], engine: Mapper, progress: Listener)
             progress(StepDone(tile.pairs))
 
 
-def _computed(tile: Tile) -> tuple[Tile, tiles.Block]:
-    return tile, tiles.compute(tile)
+def _computed(tile: Tile) -> tuple[Tile, tile_sums.Block]:
+    return tile, tile_sums.compute(tile)
 
 
 def _shared(
@@ -229,11 +230,11 @@ def _shared(
     tiles that were removed are computed once more.
     """
     for _ in range(ROUNDS):
-        there = tiles.present(made[0].job.root)
+        there = tile_files.present(made[0].job.root)
         missing = [tile for tile in made if tile.uri not in there]
         pairs, present = sum(tile.pairs for tile in missing), len(made) - len(missing)
         with stage(progress, Started(pairs, len(missing), present, unit="pairs", step="tiles")):
-            for receipt in engine.map(tiles.run, missing, memory=made[0].job.task_bytes):
+            for receipt in engine.map(tile_files.run, missing, memory=made[0].job.task_bytes):
                 progress(StepDone(receipt.pairs))
                 if (kept := finished()) is not None:
                     return kept
@@ -241,7 +242,7 @@ def _shared(
         if not made or (kept := finished()) is not None:
             return kept if made else None
     for tile in made:
-        grid.put(tile, tiles.compute(tile))
+        grid.put(tile, tile_sums.compute(tile))
     return None
 
 
@@ -265,7 +266,7 @@ class _Grid:
             stacked = known.stacked(cast(Any, name))
             values[:, np.array(mine)[:, None], mine] = stacked[:, np.array(theirs)[:, None], theirs]
 
-    def put(self, tile: Tile, block: tiles.Block) -> None:
+    def put(self, tile: Tile, block: tile_sums.Block) -> None:
         """Puts a tile's numbers in their place, and in the place opposite the diagonal."""
         rows, others = ([self._place[name] for name, _ in side] for side in (tile.a, tile.b))
         for name, values in self.columns.items():
@@ -276,7 +277,7 @@ class _Grid:
 
     def fetch(self, tile: Tile) -> bool:
         """Returns whether the tile was committed, and puts it in its place if so."""
-        block = tiles.read_tile(tile)
+        block = tile_files.read_tile(tile)
         if block is not None:
             self.put(tile, block)
         return block is not None

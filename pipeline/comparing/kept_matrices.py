@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.catalogue import MATRIX_READERS, Catalogue, find_matrix_metadata, matrix_metadata
+from pipeline.comparing.comparison_job import Job
 from pipeline.comparing.matrix import Matrix
 from pipeline.comparing.selection import Selection
-from pipeline.comparing.tiles import Job
 from pipeline.dna import UNIFORM, Floats
 from pipeline.errors import CorruptFile, SourceError, StorageError, TransientError
 from pipeline.events import Listener, Said

@@ -25,10 +25,11 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import tiles
+from pipeline.comparing import layer_cache, tile_sums
 from pipeline.comparing.all_pairs import Effort, count_folds
 from pipeline.comparing.coarse_curves import least_distances, together
 from pipeline.comparing.compare_options import NearestKeywords, NearestOptions
+from pipeline.comparing.comparison_job import Job
 from pipeline.comparing.emd_kernel import require_device
 from pipeline.comparing.kept_coarse import KeptCoarse, encode_coarse, find_coarse
 from pipeline.comparing.kept_points import Counting
@@ -37,7 +38,7 @@ from pipeline.comparing.neighbour_graph import Neighbours
 from pipeline.comparing.pair_tiles import cut_pairs
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import adjusted
-from pipeline.comparing.tiles import Job, Member, Tile
+from pipeline.comparing.tiles import Member, Tile
 from pipeline.dna import UNIFORM, Floats, Lens
 from pipeline.errors import StorageError, TransientError, UsageError
 from pipeline.events import Said, Started, StepDone, stage
@@ -104,7 +105,7 @@ def nearest(
             job = replace(job, memory=effort.memory, threads=threads, device=effort.device)
             return _Search(wanted, job, effort, engine).run(of, chosen.top, pairs)
     finally:
-        tiles.clear_cache()
+        layer_cache.clear_cache()
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,5 +295,5 @@ def _encoded(counting: Counting) -> tuple[Counting, bytes]:
     return counting, encode_coarse(counting)
 
 
-def _computed(tile: Tile) -> tuple[Tile, tiles.Block]:
-    return tile, tiles.compute(tile)
+def _computed(tile: Tile) -> tuple[Tile, tile_sums.Block]:
+    return tile, tile_sums.compute(tile)

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from pipeline.comparing.comparison_job import Job
 from pipeline.comparing.nearest_rows import Edge
-from pipeline.comparing.tiles import Job, Member, Tile
+from pipeline.comparing.tiles import Member, Tile
 
 LOAD_WORK, LOAD_WORK_BARRED = 100, 8
 """Loading a DNA takes about as long as comparing so many pairs; the second is with error bars."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.catalogue import Catalogue, Version
-from pipeline.comparing.tiles import Job
+from pipeline.comparing.comparison_job import Job
 from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
 from pipeline.spec import LAYER_GAUSSIAN, Spec

@@ -28,7 +28,13 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, verify
-from pipeline.comparing import Effort, Matrix, all_pairs, compare, tiles
+from pipeline.comparing import (
+    Effort,
+    Matrix,
+    all_pairs,
+    compare,
+    tile_files,
+)
 from pipeline.counting import Extractor, worker
 from pipeline.counting.forward_graph import Visit
 from pipeline.dna import DNA
@@ -540,4 +546,4 @@ def test_a_comparison_is_exact_or_its_error_is_clean(
     for column in ("emd", "nfd", *found.estimates):
         assert np.array_equal(found.stacked(column), distances.stacked(column), equal_nan=True)
     # Garbage collection removes what could not be removed here.
-    assert tiles.present(compared) == set() or name == "tile-delete-gone"
+    assert tile_files.present(compared) == set() or name == "tile-delete-gone"

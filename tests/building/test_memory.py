@@ -148,11 +148,11 @@ COMPARE = """
 import sys
 from benchmarks.measure import phase
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import Effort, compare, tiles
+from pipeline.comparing import Effort, compare, layer_cache
 
 place = Catalogue(sys.argv[1])
 compare(place, ["set/0", "set/1"], effort=Effort(memory=1))  # compiles
-tiles.clear_cache()
+layer_cache.clear_cache()
 with phase(idle := {}):
     pass
 with phase(after := {}):

@@ -23,9 +23,14 @@ from pipeline import storage
 from pipeline.buffers import footer_start, sha256
 from pipeline.catalogue import Catalogue, footers_of, verify
 from pipeline.catalogue.commit import IN_PART, Footer
-from pipeline.comparing import Matrix, tiles
+from pipeline.comparing import (
+    Matrix,
+    layer_cache,
+    tile_sums,
+)
 from pipeline.comparing import compare as compare_all
-from pipeline.comparing.tiles import Job, Tile
+from pipeline.comparing.comparison_job import Job
+from pipeline.comparing.tiles import Tile
 from pipeline.counting import digest_of_dna
 from pipeline.dna import (
     DNA,
@@ -342,9 +347,9 @@ def test_a_worker_reads_further_layers_of_the_same_files(sound: Catalogue) -> No
     found = {}
     for layers in (("b",), ("a", "c"), SPEC.layers):
         job = Job(sound.root, SPEC, layers, whole=False)
-        emd = tiles.compute(Tile(job, members, members))["emd"]
+        emd = tile_sums.compute(Tile(job, members, members))["emd"]
         found |= {(layers, layer): emd[at] for at, layer in enumerate(layers)}
-    tiles.clear_cache()
+    layer_cache.clear_cache()
     for (_, layer), emd in found.items():
         assert np.array_equal(emd, found[SPEC.layers, layer])
 

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, collect, remove
-from pipeline.comparing import Effort, FoldCurves, Matrix, all_pairs, compare, fold_sums, tiles
+from pipeline.comparing import (
+    Effort,
+    FoldCurves,
+    Matrix,
+    all_pairs,
+    compare,
+    comparison_job,
+    fold_sums,
+    layer_cache,
+)
 from pipeline.comparing.fold_points import (
     LAYER_POINTS,
     LEAST_POINTS,
@@ -193,11 +202,11 @@ def same_estimates(a: Matrix, b: Matrix) -> None:
 def test_what_is_loaded_for_one_choice_of_points_does_not_serve_another(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, members = tiles._Cache(), (("set/0", place.find("set/0")),)
-    job = tiles.Job(place.root, SPEC, SPEC.layers, whole=True)
+    cache, members = layer_cache.TileCache(), (("set/0", place.find("set/0")),)
+    job = comparison_job.Job(place.root, SPEC, SPEC.layers, whole=True)
     steps = []
     for step in (1, 2, 1):
-        monkeypatch.setattr(tiles.Job, "step", lambda *_, step=step: step)
+        monkeypatch.setattr(comparison_job.Job, "step", lambda *_, step=step: step)
         folds = cache.layer_data(job, members, SPEC.layers[0]).folds
         assert folds is not None
         steps.append(folds.step)

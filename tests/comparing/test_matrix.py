@@ -16,7 +16,18 @@ from matplotlib import pyplot
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.comparing import ESTIMATES, Effort, Matrix, all_pairs, compare, cumulative, tiles
+from pipeline.comparing import (
+    ESTIMATES,
+    Effort,
+    Matrix,
+    all_pairs,
+    compare,
+    comparison_job,
+    cumulative,
+    tile_files,
+    tile_sums,
+    tiles,
+)
 from pipeline.comparing.distance import emd, nfd
 from pipeline.comparing.intervals import estimate, floor, splits
 from pipeline.comparing.matrix import MATRIX_SCHEMA
@@ -489,13 +500,13 @@ def stored(place: Catalogue) -> list[str]:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collects the number of pairs of every tile that is computed."""
     calls: list[int] = []
-    real = tiles.compute
+    real = tile_sums.compute
 
-    def spy(tile: tiles.Tile, **how: bool) -> tiles.Block:
+    def spy(tile: tiles.Tile, **how: bool) -> tile_sums.Block:
         calls.append(tile.pairs)
         return real(tile, **how)
 
-    monkeypatch.setattr(tiles, "compute", spy)
+    monkeypatch.setattr(tile_sums, "compute", spy)
     return calls
 
 
@@ -546,7 +557,7 @@ def test_read_only_access_compares_despite_an_unusable_kept_matrix(
         (kept,) = (item.uri for item in storage.walk(storage.join(place.root, "matrix")))
         storage.replace(kept, storage.read(kept)[:-9])
     else:
-        monkeypatch.setattr(tiles, "METHOD", "next")
+        monkeypatch.setattr(comparison_job, "METHOD", "next")
     for name in ("create", "delete"):
         monkeypatch.setattr(storage, name, deny)
     found = compare(place)
@@ -566,11 +577,11 @@ def test_tiles_are_kept_if_the_matrix_cannot_be_written(
     monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
     monkeypatch.setattr(storage, "create", full)
     found = compare(place, effort=Effort(memory=1))
-    assert tiles.present(place.root)
+    assert tile_files.present(place.root)
     monkeypatch.setattr(storage, "create", created)
     again = compare(place, effort=Effort(memory=1))
     assert np.array_equal(found.emd, again.emd, equal_nan=True)
-    assert not tiles.present(place.root)
+    assert not tile_files.present(place.root)
 
 
 def test_a_changed_dataset_recomputes_only_its_own_pairs(

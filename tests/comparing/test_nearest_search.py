@@ -33,6 +33,7 @@ from pipeline.comparing import (
     pair_tiles,
 )
 from pipeline.comparing.coarse_curves import CoarseLayer, least_distances, together
+from pipeline.comparing.comparison_job import Job
 from pipeline.comparing.kept_coarse import encode_coarse, find_coarse
 from pipeline.comparing.kept_points import Counting
 from pipeline.comparing.nearest_rows import Edge, pair_of, search
@@ -40,7 +41,6 @@ from pipeline.comparing.nearest_search import _counted
 from pipeline.comparing.neighbour_graph import NEIGHBOUR_SCHEMA
 from pipeline.comparing.pair_tiles import LOAD_WORK, LOAD_WORK_BARRED, cut_pairs
 from pipeline.comparing.significance import adjusted
-from pipeline.comparing.tiles import Job
 from pipeline.dna import DNA, Floats, Lens
 from pipeline.errors import SpecMismatch, StorageError, TransientError, UsageError
 from pipeline.events import Event

@@ -25,10 +25,21 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, collect, find_lens
-from pipeline.comparing import Effort, Matrix, all_pairs, kept_matrices, tiles
+from pipeline.comparing import (
+    Effort,
+    Matrix,
+    all_pairs,
+    comparison_job,
+    kept_matrices,
+    layer_cache,
+    tile_files,
+    tile_sums,
+    tiles,
+)
 from pipeline.comparing import compare as compare_all
+from pipeline.comparing.comparison_job import Job
 from pipeline.comparing.distance import emd
-from pipeline.comparing.tiles import Job, Tile
+from pipeline.comparing.tiles import Tile
 from pipeline.dna import FileKind, Lens, SealedFile, sealed
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
 from pipeline.reporting.progress import Lines
@@ -83,7 +94,7 @@ def committed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left(catalogue: Catalogue) -> list[str]:
-    return sorted(tiles.present(catalogue.root))
+    return sorted(tile_files.present(catalogue.root))
 
 
 def without_kept(catalogue: Catalogue) -> Catalogue:
@@ -152,7 +163,7 @@ def test_the_side_of_a_tile_fits_the_memory_and_the_time() -> None:
     wide = Job("memory://x", replace(SPEC, bins=1000), SPEC.layers, True, error_bars=False)
     for job in (wide, replace(wide, error_bars=True)):
         assert replace(job, memory=1).side == 1
-        assert replace(job, memory=2**60).side ** 2 * job.values <= tiles.TILE_WORK
+        assert replace(job, memory=2**60).side ** 2 * job.values <= comparison_job.TILE_WORK
         sides = [replace(job, memory=2**power).side for power in range(60)]
         assert sides == sorted(sides)
         assert len(set(sides)) > 10
@@ -250,7 +261,7 @@ def test_the_name_of_a_tile_depends_on_all_that_decides_it() -> None:
     digests.add(Tile(job, a, twin).digest)  # the same DNAs, in a rectangle
     for constant, other in (("TILE", FileKind("tile", 2)), ("METHOD", "another")):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tiles, constant, other)
+            patch.setattr(comparison_job, constant, other)
             digests.add(Tile(replace(job), a, b).digest)
     assert len(digests) == 15
     how = replace(job, memory=7, threads=3, device="cuda")
@@ -385,7 +396,7 @@ def test_kept_numbers_of_another_kind_are_not_reused(
         computed.clear()
         compare(place, **choice)
         assert sum(computed) == 15
-    monkeypatch.setattr(tiles, "METHOD", "another")
+    monkeypatch.setattr(comparison_job, "METHOD", "another")
     computed.clear()
     compare(place, error_bars=True)
     assert sum(computed) == 15
@@ -421,7 +432,9 @@ def test_a_torn_kept_matrix_does_not_stop_a_comparison(
 def test_existing_tiles_are_not_computed_again(
     place: Catalogue, computed: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def crash_at_a_write(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
+    def crash_at_a_write(
+        function: Any, items: Sequence[Tile], /
+    ) -> Iterator[tile_files.TileReceipt]:
         for item in items[:7]:
             yield function(item)
         raise InterruptedError("the engine died")
@@ -445,20 +458,20 @@ def test_existing_tiles_are_not_computed_again(
 KILLED = """
 import os, signal, sys
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import Effort, all_pairs, compare, tiles
+from pipeline.comparing import Effort, all_pairs, compare, tile_files
 all_pairs.TILE_WORK = -1
 left = [int(sys.argv[2])]
 for name in ("create", "delete", "replace"):
-    real = getattr(tiles.storage, name)
+    real = getattr(tile_files.storage, name)
     def crash_at_a_write(uri, *rest, real=real):
         if "_tiles" in uri or "/matrix/" in uri:
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
         return real(uri, *rest)
-    setattr(tiles.storage, name, crash_at_a_write)
+    setattr(tile_files.storage, name, crash_at_a_write)
     if name == "delete":
-        tiles.storage.discard.__globals__[name] = crash_at_a_write
+        tile_files.storage.discard.__globals__[name] = crash_at_a_write
 compare(Catalogue(sys.argv[1]), error_bars=False, effort=Effort(memory=1))
 """
 
@@ -490,7 +503,9 @@ def test_a_wrong_tile_is_computed_again(place: Catalogue, how: str, computed: li
     true = compare(place, effort=SMALL)
     without_kept(place)
 
-    def map_then_damage(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
+    def map_then_damage(
+        function: Any, items: Sequence[Tile], /
+    ) -> Iterator[tile_files.TileReceipt]:
         for item in items:
             yield function(item)
         if len(items) == 1:  # the damaged tile alone, again
@@ -506,7 +521,7 @@ def test_a_wrong_tile_is_computed_again(place: Catalogue, how: str, computed: li
         }
         storage.replace(uri, changed[how])
         with pytest.raises(CorruptFile, match=rectangles[0].digest):
-            tiles.decode_tile(storage.read(uri), rectangles[0])
+            tile_files.decode_tile(storage.read(uri), rectangles[0])
 
     computed.clear()
     found = compare(
@@ -523,18 +538,18 @@ def test_other_numbers_in_the_place_of_a_tile_are_refused(
     version = place.find("set/0")
     tile = Tile(Job(place.root, SPEC, SPEC.layers, True, error_bars=False), (("set/0", version),),
                 (("set/1", place.find("set/1")),))  # fmt: skip
-    block = tiles.compute(tile)
-    data = tiles.encode_tile(tile, block)
-    assert tiles.decode_tile(data, tile)["emd"].tolist() == block["emd"].tolist()
+    block = tile_sums.compute(tile)
+    data = tile_files.encode_tile(tile, block)
+    assert tile_files.decode_tile(data, tile)["emd"].tolist() == block["emd"].tolist()
     take = sealed._HashingSink.take
-    (true,) = SealedFile(data, tiles.TILE, "a tile").row_groups
+    (true,) = SealedFile(data, comparison_job.TILE, "a tile").row_groups
     with monkeypatch.context() as patch:  # the checksum of the true numbers, beside others
         patch.setattr(
             sealed._HashingSink, "take", lambda written: take(written) | {"sha256": true.sha256}
         )
-        other = tiles.encode_tile(tile, block | {"emd": block["emd"] / 2})
+        other = tile_files.encode_tile(tile, block | {"emd": block["emd"] / 2})
     with pytest.raises(CorruptFile, match=rf"{tile.digest}.* has sha256 .*; its footer states"):
-        tiles.decode_tile(other, tile)
+        tile_files.decode_tile(other, tile)
 
 
 def test_a_comparison_works_without_permission_to_delete(
@@ -547,7 +562,7 @@ def test_a_comparison_works_without_permission_to_delete(
     def deny(uri: str) -> None:
         raise StorageError(f"{uri}: access denied")
 
-    def torn(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
+    def torn(function: Any, items: Sequence[Tile], /) -> Iterator[tile_files.TileReceipt]:
         for item in items:
             yield function(item)
         if items:  # no tile is missing the next time
@@ -567,7 +582,7 @@ class InterruptedCrew:
         self.after, self.act, self.times = after, act, times
         self.spread: list[int] = []
 
-    def __call__(self, function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
+    def __call__(self, function: Any, items: Sequence[Tile], /) -> Iterator[tile_files.TileReceipt]:
         self.spread.append(len(items))
         for number, item in enumerate(items):
             yield function(item)
@@ -657,7 +672,7 @@ def test_gc_removes_abandoned_tiles(place: Catalogue) -> None:
     versions = list(place.head().datasets["set/0"].values())
     job = Job(place.root, SPEC, SPEC.layers, True)
     tile = Tile(job, (("set/0", versions[0]),), (("set/0", versions[0]),))
-    tiles.run(tile)
+    tile_files.run(tile)
     assert left(place) == [tile.uri]
     collect(place)
     assert left(place) == [tile.uri]  # young
@@ -760,13 +775,13 @@ def test_the_device_option_reaches_the_kernel(
     """No GPU is needed here: the kernels have their own tests of torch."""
     place = filled(str(tmp_path / "dnas"), 2)
     asked: list[str] = []
-    real = tiles.distances
+    real = tile_sums.distances
 
     def spy(*of: Any, device: str, **how: Any) -> Any:
         asked.append(device)
         return real(*of, **how)
 
-    monkeypatch.setattr(tiles, "distances", spy)
+    monkeypatch.setattr(tile_sums, "distances", spy)
 
     def run(*options: str) -> Any:
         without_kept(place)
@@ -861,10 +876,10 @@ def test_the_steps_of_a_layer_are_as_few_as_memory_allows() -> None:
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch) -> tiles._Cache:
+def cache(monkeypatch: pytest.MonkeyPatch) -> layer_cache.TileCache:
     """Replaces the cache of this process by an empty one."""
-    empty = tiles._Cache()
-    monkeypatch.setattr(tiles, "_cache", empty)
+    empty = layer_cache.TileCache()
+    monkeypatch.setattr(layer_cache, "cache", empty)
     return empty
 
 
@@ -877,7 +892,7 @@ def whole_tile(catalogue: Catalogue, a: Sequence[int], b: Sequence[int], **of_jo
 
 
 def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
-    place: Catalogue, cache: tiles._Cache
+    place: Catalogue, cache: layer_cache.TileCache
 ) -> None:
     """Tiles that differ in one thing are computed after each other, in both orders, and alone."""
     first = whole_tile(place, [0, 1], [2, 3])
@@ -897,7 +912,7 @@ def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
     alone = []
     for tile in made:
         cache.clear()
-        alone.append(tiles.compute(tile))
+        alone.append(tile_sums.compute(tile))
         assert alone[-1].keys() == set(tile.job.columns)
         for numbers in alone[-1].values():
             assert numbers.shape == (tile.job.planes, len(tile.a), len(tile.b))
@@ -906,21 +921,21 @@ def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
     for order in orders:
         cache.clear()
         for at in order:
-            found = tiles.compute(made[at])
+            found = tile_sums.compute(made[at])
             for name, numbers in alone[at].items():
                 assert np.array_equal(found[name], numbers, equal_nan=True), (made[at], name)
 
 
 def test_a_dataset_without_folds_has_distances_and_no_error_bars(
-    place: Catalogue, cache: tiles._Cache
+    place: Catalogue, cache: layer_cache.TileCache
 ) -> None:
     whole = whole_tile(place, [0], [1, 2])
     version = whole.a[0][1]
     sha256 = {kind: digest for kind, digest in version.sha256.items() if kind != "folds"}
     without = replace(whole, a=(("set/0", replace(version, sha256=sha256)),))
-    found = tiles.compute(without)
+    found = tile_sums.compute(without)
     cache.clear()
-    expected = tiles.compute(whole)
+    expected = tile_sums.compute(whole)
     assert np.isfinite(found["emd"]).all()
     for name in ("emd", "nfd"):
         assert np.array_equal(found[name], expected[name])
@@ -929,18 +944,18 @@ def test_a_dataset_without_folds_has_distances_and_no_error_bars(
 
 
 def test_a_process_keeps_the_layers_it_will_need_within_half_of_its_memory(
-    place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch
+    place: Catalogue, cache: layer_cache.TileCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    load = tiles._Cache._load
+    load = layer_cache.TileCache._load
 
-    def spy(self: tiles._Cache, job: Job, members: Any, layer: str) -> Any:
+    def spy(self: layer_cache.TileCache, job: Job, members: Any, layer: str) -> Any:
         read.append(layer)
         return load(self, job, members, layer)
 
-    monkeypatch.setattr(tiles._Cache, "_load", spy)
-    tiles.compute(whole_tile(place, [0], [1, 2]))
-    tiles.compute(whole_tile(place, [0], [3]))
+    monkeypatch.setattr(layer_cache.TileCache, "_load", spy)
+    tile_sums.compute(whole_tile(place, [0], [1, 2]))
+    tile_sums.compute(whole_tile(place, [0], [3]))
     assert sorted(read) == ["head"] * 3 + ["stem"] * 3  # the rows are there already
     assert {name for _, name, *_ in cache.files} == {"set/0", "set/3"}  # the last tile's
     for rows, columns, held in (([1], [3], {"set/3"}), ([3], [1], {"set/3"}), ([1], [2], set())):
@@ -950,75 +965,78 @@ def test_a_process_keeps_the_layers_it_will_need_within_half_of_its_memory(
     both = size_of_layers(place, cache)
     for memory in (2 * both, 2 * both - 2, both, 1):
         for other in (1, 2, 3, 4):
-            tiles.compute(whole_tile(place, [0], [other], memory=memory))
+            tile_sums.compute(whole_tile(place, [0], [other], memory=memory))
             held = sum(data.nbytes for data in cache.loaded.values())
             assert held <= memory / 2 or len(cache.loaded) == 1
             assert len(cache.loaded) == 4 or memory < 2 * both  # all that there is room for
     assert len(cache.loaded) == 1
 
 
-def size_of_layers(place: Catalogue, cache: tiles._Cache) -> int:
-    tiles.compute(whole_tile(place, [0], [1]))
+def size_of_layers(place: Catalogue, cache: layer_cache.TileCache) -> int:
+    tile_sums.compute(whole_tile(place, [0], [1]))
     size = sum(data.nbytes for data in cache.loaded.values())
     cache.clear()
     return size
 
 
 def test_only_what_fits_beside_is_loaded_ahead(
-    place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch
+    place: Catalogue, cache: layer_cache.TileCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead: list[tiles.Step] = []
 
-    class Pool(tiles.ThreadPoolExecutor):
+    class Pool(tile_sums.ThreadPoolExecutor):
         def submit(self, function: Any, /, *of: Any, **how: Any) -> Any:
-            if function is tiles._load:
+            if function is tile_sums._load:
                 ahead.append(of[1])
             return super().submit(function, *of, **how)
 
-    monkeypatch.setattr(tiles, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(tile_sums, "ThreadPoolExecutor", Pool)
     for held in (99, 6, 3):
         monkeypatch.setattr(Job, "held", lambda job, layer, held=held: held)
         tile = whole_tile(place, range(6), range(6), error_bars=False)
         ahead.clear()
-        tiles.compute(tile)
+        tile_sums.compute(tile)
         steps = [step for layer in tile.job.layers for step in tile.steps(layer)]
         assert ahead == [step for step in steps[1:] if step.beside]
 
 
 @pytest.mark.parametrize("error_bars", [False, True])
 def test_threads_and_device_reach_the_kernels(
-    place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch, error_bars: bool
+    place: Catalogue,
+    cache: layer_cache.TileCache,
+    monkeypatch: pytest.MonkeyPatch,
+    error_bars: bool,
 ) -> None:
     asked: list[dict[str, Any]] = []
     for name in ("distances", "fold_sums"):
-        real = getattr(tiles, name)
+        real = getattr(tile_sums, name)
 
         def spy(*of: Any, real: Any = real, **how: Any) -> Any:
             asked.append(how)
             return real(*of, threads=1)
 
-        monkeypatch.setattr(tiles, name, spy)
+        monkeypatch.setattr(tile_sums, name, spy)
     of_job = {"error_bars": error_bars, "threads": 3, "device": "cuda:1"}
-    tiles.compute(whole_tile(place, [0], [1], **of_job))
+    tile_sums.compute(whole_tile(place, [0], [1], **of_job))
     assert asked == [{"threads": 3, "device": "cuda:1"}] * 2
 
 
 def test_an_unknown_mean_leaves_the_distance_of_gaussians_out(
-    place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch
+    place: Catalogue, cache: layer_cache.TileCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of the reference package may have histograms alone."""
     tile = whole_tile(place, [0, 1], [2], error_bars=False)
-    known = tiles.compute(tile)
+    known = tile_sums.compute(tile)
     assert np.isfinite(known["nfd"]).all()
-    read = tiles.DnaFile.read
+    read = layer_cache.DnaFile.read
 
     def without_means(self: Any, layers: Any) -> Any:
         dna = read(self, layers)
         return replace(dna, unknown=frozenset({"mean"})) if "set/1" in self.name else dna
 
-    monkeypatch.setattr(tiles.DnaFile, "read", without_means)
+    monkeypatch.setattr(layer_cache.DnaFile, "read", without_means)
     cache.clear()
-    found = tiles.compute(tile)
+    found = tile_sums.compute(tile)
     assert np.array_equal(found["emd"], known["emd"])
     assert np.array_equal(found["nfd"][:, 0], known["nfd"][:, 0])
     assert np.isnan(found["nfd"][:, 1]).all()

@@ -27,8 +27,11 @@ from pipeline.building import Request, build_datasets, committer
 from pipeline.catalogue import Catalogue, garbage, verify
 from pipeline.catalogue.garbage_collection import GRACE
 from pipeline.comparing import Matrix, compare, frechet
+from pipeline.comparing.comparison_job import Job
 from pipeline.comparing.gaussians import root_covariance
-from pipeline.comparing.tiles import Job, Tile, clear_cache, compute
+from pipeline.comparing.layer_cache import clear_cache
+from pipeline.comparing.tile_sums import compute
+from pipeline.comparing.tiles import Tile
 from pipeline.counting import (
     Counter,
     Extractor,

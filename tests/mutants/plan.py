@@ -66,6 +66,38 @@ MODULES: dict[str, tuple[str, ...]] = {
     "counting/cells.py": ("counting/test_cells.py",),
     "counting/reduction.py": ("counting/test_reduction.py",),
     "counting/shard.py": ("counting/test_shard_truth.py", "counting/test_cells.py"),
+    "comparing/comparison_job.py": (
+        "comparing/test_tiles.py",
+        "comparing/test_matrix.py",
+        "catalogue/test_partial_reads.py",
+        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
+        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
+        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
+    ),
+    "comparing/layer_cache.py": (
+        "comparing/test_tiles.py",
+        "comparing/test_matrix.py",
+        "catalogue/test_partial_reads.py",
+        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
+        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
+        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
+    ),
+    "comparing/tile_files.py": (
+        "comparing/test_tiles.py",
+        "comparing/test_matrix.py",
+        "catalogue/test_partial_reads.py",
+        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
+        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
+        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
+    ),
+    "comparing/tile_sums.py": (
+        "comparing/test_tiles.py",
+        "comparing/test_matrix.py",
+        "catalogue/test_partial_reads.py",
+        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
+        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
+        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
+    ),
     "comparing/tiles.py": (
         "comparing/test_tiles.py",
         "comparing/test_matrix.py",
@@ -86,14 +118,21 @@ MODULES: dict[str, tuple[str, ...]] = {
 """Files of `pipeline/`, and what to run of `tests/`: files, or single tests."""
 
 ONLY: dict[str, tuple[str, ...]] = {
+    "comparing/comparison_job.py": tuple(
+        f"Job.{name}" for name in ("key", "method", "columns", "planes", "weights")
+    ),
+    "comparing/layer_cache.py": tuple(
+        f"TileCache.{name}"
+        for name in ("keep_only", "layer_data", "_load", "_load.load", "_points", "_open")
+    ),
+    "comparing/tile_files.py": ("present", "run", "read_tile", "encode_tile", "decode_tile"),
+    "comparing/tile_sums.py": (
+        *("compute", "_load", "_estimates", "_nfd", "_fd"),
+        *(f"_TileLayer.{name}" for name in ("empty", "zeros", "add", "write", "fill")),
+    ),
     "comparing/tiles.py": (
-        *(f"Job.{name}" for name in ("key", "method", "columns", "planes", "weights")),
         *(f"Tile.{name}" for name in ("square", "pairs", "steps", "digest", "uri")),
-        *("_runs", "folder_of", "cut", "_even", "present", "run"),
-        *("read_tile", "encode_tile", "decode_tile", "compute", "_load", "_estimates"),
-        *("_TileLayer.empty", "_TileLayer.zeros", "_TileLayer.add", "_TileLayer.write"),
-        *("_TileLayer.fill", "_nfd", "_fd", "_Cache.keep_only", "_Cache._points"),
-        *("_Cache.layer_data", "_Cache._load", "_Cache._load.load", "_Cache._open"),
+        *("_runs", "folder_of", "cut", "_even"),
     ),
     "counting/activation_counts.py": (
         *("GpuCounts.count", "GpuCounts.count.visit"),
