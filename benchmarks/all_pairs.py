@@ -18,6 +18,7 @@ thousand DNAs of the embedded network with their folds take 8 GB of disk.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -158,16 +159,23 @@ def _catalogue(folder: str, dnas: int, network: str, folds: int) -> dict[str, An
 def forget(place: Any, spec: str) -> None:
     """Removes what comparisons have kept."""
     from pipeline import storage
+    from pipeline.errors import SourceError
 
-    kept = (place.matrices_uri(spec), place.fold_points_uri(spec, "").rpartition("/")[0])
-    for item in [item for folder in kept for item in storage.walk(folder)]:
-        storage.delete(item.uri)
+    for folder in (place.matrices_uri(spec), place.fold_points_uri(spec, "").rpartition("/")[0]):
+        with contextlib.suppress(SourceError):  # nothing is kept
+            for item in list(storage.walk(folder)):
+                storage.delete(item.uri)
 
 
-def _extrapolated(third: dict[str, Any], whole: dict[str, Any]) -> float:
-    """Returns the CPU seconds of a thousand DNAs: some for each DNA, and some for each pair."""
+def _extrapolated(third: dict[str, Any], whole: dict[str, Any]) -> float | None:
+    """Returns the CPU seconds of a thousand DNAs: some for each DNA, and some for each pair.
+
+    None if the runs were too short to tell.
+    """
     rows = [[run["dnas"], run["pairs"]] for run in (third, whole)]
     each = np.linalg.solve(np.array(rows, float), [run["cpu"] for run in (third, whole)])
+    if (each < 0).any():
+        return None
     return float(each @ [THOUSAND, THOUSAND * (THOUSAND - 1) / 2])
 
 
@@ -205,13 +213,13 @@ def _line(which: str, result: dict[str, Any]) -> str:
             f"({size['with_cumulation']:.2f} with the cumulative sums)"
             for size in result["sizes"]
         )
-    whole, changed = result["whole"], result["changed"]
+    whole, changed, more = (result[name] for name in ("whole", "changed", "of_a_thousand"))
     return (
         f"{whole['dnas']} DNAs of {result['neurons']} x {result['bins']}, {result['folds']} folds: "
         f"{whole['pairs']:,} pairs in {whole['seconds']:.0f} s, {whole['cpu'] / 60:.1f} core "
         f"minutes and {whole['peak_mb']} MB; one changed: {changed['seconds']:.0f} s, "
-        f"{changed['cpu'] / 60:.1f} core minutes; a thousand, extrapolated: "
-        f"{result['of_a_thousand'] / 60:.1f} core minutes"
+        f"{changed['cpu'] / 60:.1f} core minutes"
+        + (f"; a thousand, extrapolated: {more / 60:.1f} core minutes" if more else "")
     )
 
 

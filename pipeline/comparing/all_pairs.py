@@ -47,6 +47,11 @@ ROUNDS = 3
 """How often missing tiles are spread over workers, before the rest is computed here."""
 
 
+REREAD = 8
+"""From so many DNAs on, what their folds show is kept however short the comparison is: when one of
+them changes, the others' folds need not be read again."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """How pairs are computed, but not what.
@@ -142,9 +147,11 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
             threads = None if engine.in_process else 1
             job = replace(job, memory=effort.memory, threads=threads, device=effort.device)
             made = tiles.cut(job, old, new, engine.workers)
-            # A comparison that is as short as one tile is not worth any objects.
+            # A comparison that is as short as one tile is not worth the objects of tiles.
             alone = engine.in_process and (len(made) < 2 or pairs * job.values <= TILE_WORK)
             if alone:
+                if effort.keep and len(wanted.versions) >= REREAD:
+                    count_folds_if_kept(wanted.versions, job, engine, effort.progress)
                 for tile in made:
                     grid.put(tile, tile_sums.compute(tile))
             elif not effort.keep:
@@ -201,6 +208,28 @@ def count_folds(
             counted = engine.map(keep_points, missing, memory=job.reader_bytes)
         for _ in counted:
             progress(StepDone(1))
+
+
+def count_folds_if_kept(
+    versions: Mapping[str, Version], job: Job, engine: Mapper, progress: Listener
+) -> None:
+    """Counts folds as `count_folds` does, or says that the catalogue cannot keep the counts.
+
+    Args:
+        versions: The version of each dataset.
+        job: What is computed of them.
+        engine: Where folds are counted.
+        progress: Is told of each DNA.
+
+    Raises:
+        TransientError: The store does not answer.
+    """
+    try:
+        count_folds(versions, job, engine, progress)
+    except TransientError:
+        raise
+    except StorageError as error:
+        progress(Said(f"what folds show is not kept for the next time: {error}"))
 
 
 def _fill(grid: _Grid, made: Sequence[Tile], engine: Mapper, progress: Listener) -> None:

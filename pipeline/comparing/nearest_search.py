@@ -26,7 +26,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import layer_cache, tile_sums
-from pipeline.comparing.all_pairs import Effort, count_folds
+from pipeline.comparing.all_pairs import Effort, count_folds_if_kept
 from pipeline.comparing.coarse_curves import least_distances, together
 from pipeline.comparing.compare_options import NearestKeywords, NearestOptions
 from pipeline.comparing.comparison_job import Job
@@ -172,12 +172,7 @@ class _Search:
         if self.effort.keep:
             shown = sorted({number for pair in pairs for number in pair})
             versions = dict(self.members[number] for number in shown)
-            try:
-                count_folds(versions, self.job, self.engine, progress)
-            except TransientError:
-                raise
-            except StorageError as error:
-                progress(Said(f"what folds show is not kept for the next time: {error}"))
+            count_folds_if_kept(versions, self.job, self.engine, progress)
         known = dict(self._compared(self.job, pairs))
         return {pair: known[pair] for pair in pairs}
 

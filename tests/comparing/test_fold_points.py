@@ -34,7 +34,7 @@ from pipeline.comparing.fold_points import (
 )
 from pipeline.comparing.fold_statistics import estimates
 from pipeline.comparing.kept_points import Counting, find_points, keep_points, plain_step
-from pipeline.dna import DNA, Lens
+from pipeline.dna import DNA, DnaFile, Lens
 from pipeline.errors import StorageError
 from pipeline.events import Event
 from pipeline.sources import plan
@@ -123,6 +123,28 @@ def test_few_points_of_many_neurons_give_the_estimates_of_all(shift: float) -> N
 
 
 # Kept ones.
+
+
+@pytest.mark.parametrize("count", [all_pairs.REREAD - 1, all_pairs.REREAD])
+def test_a_short_comparison_of_many_reads_no_folds_again(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    place = filled(f"memory://{uuid.uuid4().hex}", count)
+    read: list[str] = []
+    real = DnaFile.read_folds
+    monkeypatch.setattr(
+        DnaFile, "read_folds", lambda self, layer: read.append(layer) or real(self, layer)
+    )
+    layers = len(SPEC.layers)
+    compare(place)
+    assert len(read) == count * layers
+    put(place, "set/1", 50)
+    read.clear()
+    after = compare(place)
+    many = count >= all_pairs.REREAD
+    assert len(read) == (1 if many else count) * layers
+    assert len(kept(place)) == (count + 1 if many else 0)
+    same(after, compare(place, effort=Effort(keep=False)))
 
 
 def test_kept_counts_are_those_of_the_folds(place: Catalogue) -> None:
