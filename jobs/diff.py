@@ -48,16 +48,18 @@ def diff(
     place = Catalogue(catalogue)
     chosen = vars(pinned(place, snapshot))
     found = difference(place, a, b, named=named, out=out, top=top, progress=progress, **chosen)
+    why = found.explanation
     if as_json:
         print_json(difference_json(found, top))
-        print_notes(found.versions, to=sys.stderr)
+        if why is not None:
+            print_notes(found.versions, paired=why.paired(), to=sys.stderr)
         return
     say(*difference_lines(found))
-    if found.explanation is not None:
+    if why is not None:
         say("")
-        print_explanation(found.explanation, Console(), top)
-        say(*group_lines(found.explanation))
-    print_notes(found.versions)
+        print_explanation(why, Console(), top)
+        say(*group_lines(why))
+        print_notes(found.versions, paired=why.paired())
     if out:
         say(f"written to {out}")
 
