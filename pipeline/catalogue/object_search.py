@@ -5,12 +5,14 @@ r"""Searches the objects of a catalogue for names of images, in whatever way the
     True
 
 The text columns of Parquet files are decoded, those that hold files in turn, too; so are JSON, zstd
-and gzip. What is none of these is searched as bytes. Columns of names are compared as a whole: an
+and gzip. What is none of these is searched as bytes, and once more without the escapes of HTML,
+JSON and Markdown, which pages and summaries have. Columns of names are compared as a whole: an
 image whose name goes on with a space or an `@` is another one. In other text that cannot be told.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
@@ -44,6 +46,13 @@ NAME_AFTER = r"A-Za-z0-9_%~/\-"
 
 COLUMNS_OF_NAMES = ("uri", "member")
 """Columns of tables in which each text is the name of one object, or of an image in one."""
+
+NAMES_ONE = "still names an erased image"
+SHOWS_PICTURES = "has pictures inside, which may show an erased image"
+"""What may be found in an object."""
+
+_ESCAPED = re.compile(r"((?:\\u[0-9a-fA-F]{4})+)|\\([^A-Za-z0-9\s])")
+"""Characters as JSON and Markdown write them: by their numbers, or after a backslash."""
 
 PARQUET = b"PAR1"
 ZSTD = b"\x28\xb5\x2f\xfd"
@@ -81,26 +90,32 @@ class ObjectSearch:
         inside = {*members, *(member for _, member in names.members)}
         self._members = pa.array(sorted(inside), pa.string())
 
-    def is_in_object(self, item: storage.Stored) -> bool:
-        """Tells whether an object of a store has one of the names, or is named so itself.
+    def found_in_object(self, item: storage.Stored) -> str:
+        """Looks for the names in an object of a store, and in its own name.
+
+        No search can tell what a picture shows, so an object with pictures inside is found, too.
+        Such are the pages of `vdna report`, if they lie in the catalogue.
 
         Args:
             item: The object, as it was listed.
 
         Returns:
-            Whether it does.
+            `NAMES_ONE` or `SHOWS_PICTURES`; empty if neither was found.
 
         Raises:
             CorruptFile: It is of a kind that can be decoded, and is torn.
             SourceError: It is gone.
         """
         if self._is_among(pa.array([item.uri])):
-            return True
+            return NAMES_ONE
         if item.size > READ_WHOLE:
             with storage.open_random(item.uri) as file:
                 if file.read(len(PARQUET)) == PARQUET:
-                    return self._is_in_parquet(file, item.uri)
-        return self.is_in(storage.read_on_disk(item.uri), item.uri)
+                    return NAMES_ONE if self._is_in_parquet(file, item.uri) else ""
+        data = storage.read_on_disk(item.uri)
+        if self.is_in(data, item.uri):
+            return NAMES_ONE
+        return SHOWS_PICTURES if re.search(rb"data:image/", data) else ""
 
     def is_in(self, data: Data, name: str) -> bool:
         """Tells whether bytes have one of the names.
@@ -122,13 +137,15 @@ class ObjectSearch:
             return self.is_in(_unpacked(data, start, name), name)
         if any(map(self._is_among, _pieces(data))):
             return True
-        if start[:1] not in (b"{", b"[", b'"'):
-            return False
         try:
-            read = json.loads(bytes(data))
+            read = json.loads(bytes(data)) if start[:1] in (b"{", b"[", b'"') else None
         except (ValueError, RecursionError):
+            read = None  # such as lines that are JSON each
+        if read is not None:
+            return self._is_among(pa.array(list(_strings(read)), pa.string()))
+        if not re.search(rb"[&\\]", data):
             return False
-        return self._is_among(pa.array(list(_strings(read)), pa.string()))
+        return any(self._is_among(_unescaped(piece)) for piece in _pieces(data))
 
     def _is_in_parquet(self, source: IO[bytes], name: str) -> bool:
         try:
@@ -230,6 +247,14 @@ def _pieces(data: Data) -> Iterator[pa.Array]:
         for start in range(0, max(1, len(view)), PIECE):
             piece = bytes(view[max(0, start - 2**16) : start + PIECE])
             yield pa.array([piece], pa.large_binary())
+
+
+def _unescaped(piece: pa.Array) -> pa.Array:
+    """Writes what HTML, JSON and Markdown have escaped as it is."""
+    text = html.unescape(piece[0].as_py().decode(errors="replace"))
+    if "\\" in text:
+        text = _ESCAPED.sub(lambda of: json.loads(f'"{of[1]}"') if of[1] else of[2], text)
+    return pa.array([text.encode(errors="replace")], pa.large_binary())
 
 
 def _strings(read: Any) -> Iterator[str]:

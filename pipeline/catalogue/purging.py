@@ -10,7 +10,7 @@ must not use it any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -151,7 +151,8 @@ class _Purge:
         later, also_broken = self._searched([item for item in left if item not in known])
         self._require_unharmed()
         there = {item.uri for item in left}
-        named, broken = sorted(there & {*named, *later}), {**broken, **also_broken}
+        named = {uri: what for uri, what in sorted({**named, **later}.items()) if uri in there}
+        broken |= also_broken
         log = self._catalogue.log_uri(0).rpartition("/")[0] + "/"
         in_log = {uri for uri in (*named, *broken) if uri.startswith(log)}
         _require_clean(named, broken, in_log, self._needed)
@@ -313,42 +314,42 @@ class _Purge:
             storage.delete_all(uris)
             self._removed.update(uris)
 
-    def _searched(self, items: Sequence[Stored]) -> tuple[list[str], dict[str, str]]:
+    def _searched(self, items: Sequence[Stored]) -> tuple[dict[str, str], dict[str, str]]:
         """Searches objects.
 
         Returns:
-            Those that name an image, and why others could not be searched.
+            What was found in those in which something was, and why others could not be searched.
         """
-        named: list[str] = []
+        named: dict[str, str] = {}
         broken: dict[str, str] = {}
         started = Started(len(items), len(items), unit="objects", step="objects")
         with stage(self._progress, started):
-            found = map_in_order(_result_of(self._search.is_in_object), items, SEARCHERS)
+            found = map_in_order(_result_of(self._search.found_in_object), items, SEARCHERS)
             for item, result in zip(items, found, strict=True):
-                if isinstance(result, str):
-                    broken[item.uri] = result
+                if isinstance(result, CorruptFile):
+                    broken[item.uri] = str(result)
                 elif result:
-                    named.append(item.uri)
+                    named[item.uri] = result
                 self._progress(StepDone(1))
         return named, broken
 
 
-def _result_of(search: Callable[[Stored], bool]) -> Callable[[Stored], bool | str]:
+def _result_of(search: Callable[[Stored], str]) -> Callable[[Stored], str | CorruptFile]:
     """Returns a search that returns errors of damaged objects; one that is gone has no names."""
 
-    def result(item: Stored) -> bool | str:
+    def result(item: Stored) -> str | CorruptFile:
         try:
             return search(item)
         except SourceError:
-            return False
+            return ""
         except CorruptFile as error:
-            return str(error)
+            return error
 
     return result
 
 
 def _require_clean(
-    named: Sequence[str],
+    named: Mapping[str, str],
     broken: dict[str, str],
     in_log: Collection[str],
     needed: Collection[str],
@@ -356,7 +357,7 @@ def _require_clean(
     """Raises an error that says of each object why it is not free of the images, and what to do.
 
     Args:
-        named: The objects that name one.
+        named: What was found in objects.
         broken: Why others cannot be searched.
         in_log: Those of them that are in the log.
         needed: What versions and builds need.
@@ -374,7 +375,7 @@ def _require_clean(
             return ", and a version or a build that came meanwhile needs it"
         return "; delete it"
 
-    lines = [f"{uri} still names an erased image{advice(uri)}" for uri in named]
+    lines = [f"{uri} {what}{advice(uri)}" for uri, what in named.items()]
     lines += [
         f"{error}, so it cannot be searched; restore it"
         + ("" if uri in in_log or uri in needed else ", or delete it")

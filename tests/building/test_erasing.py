@@ -730,12 +730,16 @@ def test_what_must_not_be_removed_and_names_an_image_is_told(home: Home) -> None
     storage.replace(note, json.dumps({"why": f"see {home.uri('0/03.png')}"}).encode())
     torn = f"{home.catalogue.root}/lenses/mine/more.json.gz"
     storage.replace(torn, b"\x1f\x8b torn")
-    with pytest.raises(VdnaError, match="not proved: 2 objects of") as told:
+    page = f"{home.catalogue.root}/site/index.html"
+    storage.replace(page, b'<img src="data:image/webp;base64,UklG" alt="03.png">')
+    with pytest.raises(VdnaError, match="not proved: 3 objects of") as told:
         home.erase("0/03.png")
+    shown = f"{page} has pictures inside, which may show an erased image; delete it"
+    assert shown in str(told.value)
     assert f"{note} still names an erased image; delete it" in str(told.value)
     assert re.search(r"more\.json\.gz: .* cannot be searched; restore it, or", str(told.value))
-    storage.delete(note)
-    storage.delete(torn)
+    for uri in (note, torn, page):
+        storage.delete(uri)
     with pytest.raises(NotFound, match="All objects were searched, and none names it"):
         home.erase("0/03.png")
     with pytest.raises(UsageError, match="`reason` names an image"):
