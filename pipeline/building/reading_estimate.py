@@ -1,7 +1,7 @@
 """Estimates what a build will read, before it begins.
 
->>> str(ReadingEstimate(images=23, of=141, bytes=4_100_000, seconds=5.2))
-'up to 23 images of 141 to read, about 4.1 MB, about 5 s of one worker as of late'
+>>> str(ReadingEstimate(images=23, of=141, bytes=4_100_000, requests=58, seconds=None))
+'up to 23 images of 141 to read, about 4.1 MB, about 58 requests'
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.building.shard_time import noted_seconds
 from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind
-from pipeline.sources import Manifest
+from pipeline.sources import SPAN_BYTES, Manifest
 from pipeline.spec import Resources
 from pipeline.wording import count_of, in_units
 
 SAMPLED_SHARDS = 8
-"""In so many shards the sizes of images are looked up."""
+"""In so many shards the images are looked up."""
+
+SHARD_REQUESTS = 7
+"""What a shard asks of a catalogue in a store, as `python -m benchmarks.s3_requests` counts it."""
+
+_ON_DISK = "file://"
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class ReadingEstimate:
             of their cells are kept.
         of: How many images the dataset has.
         bytes: About how many bytes these images have; None if their sizes are not known.
+        requests: About how many requests stores are sent for these shards; 0 if images and
+            catalogue are in local files.
         seconds: About how long one worker will take, at the speed of the builds before; None if
             that is not known.
     """
@@ -38,11 +46,13 @@ class ReadingEstimate:
     images: int
     of: int
     bytes: int | None
+    requests: int
     seconds: float | None
 
     def __str__(self) -> str:
         words = [f"up to {count_of(self.images, 'image')} of {self.of:,} to read"]
         words += [] if self.bytes is None else [f"about {in_units(self.bytes)}"]
+        words += [f"about {count_of(self.requests, 'request')}"] if self.requests else []
         if self.seconds is not None:
             words.append(f"about {self.seconds:,.0f} s of one worker as of late")
         return ", ".join(words)
@@ -65,18 +75,33 @@ def estimate_reading(
         resources: What counts the shards.
 
     Returns:
-        The estimate. The bytes are those of some shards, times how many there are.
+        The estimate. Bytes and requests are those of some shards, times how many there are.
     """
     images = sum(manifest.heads[index].candidates for index in missing)
     step = -(-len(missing) // SAMPLED_SHARDS)
     sampled = [manifest.heads[index] for index in missing[::step]]
     tables = [manifest.entries.read_shard(head) for head in sampled]
-    sizes = [pc.sum(pc.max_element_wise(table["size"], 0)).as_py() or 0 for table in tables]
     share = images / sum(table.num_rows for table in tables)
+    asked = share * sum(map(_requests_of, tables))
+    if not catalogue.root.startswith(_ON_DISK):
+        asked += SHARD_REQUESTS * len(missing)
     seconds = noted_seconds(catalogue, spec, device_kind(resources))
     return ReadingEstimate(
         images,
         manifest.candidates,
-        round(share * sum(sizes)) or None,
+        round(share * sum(map(_bytes_of, tables))) or None,
+        round(asked),
         None if seconds is None else seconds * images,
     )
+
+
+def _bytes_of(members: pa.Table) -> int:
+    return pc.sum(pc.max_element_wise(members["size"], 0)).as_py() or 0
+
+
+def _requests_of(members: pa.Table) -> int:
+    """Counts the requests that read a shard's images: one for each object or piece of archives."""
+    stored = members.filter(pc.invert(pc.starts_with(members["uri"], _ON_DISK)))
+    alone = pc.equal(stored["member"], "")
+    inside = stored.filter(pc.invert(alone))
+    return (pc.sum(alone).as_py() or 0) + -(-_bytes_of(inside) // SPAN_BYTES)

@@ -1,6 +1,7 @@
 from .archives.contents import archive_kind as archive_kind
 from .archives.members import Members as Members
 from .archives.members import is_read_alone as is_read_alone
+from .archives.spans import SPAN_BYTES as SPAN_BYTES
 from .change_list import ChangeCounts as ChangeCounts
 from .change_list import list_changed as list_changed
 from .database import connect as connect

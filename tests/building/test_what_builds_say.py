@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline import api, storage
 from pipeline.building import Request, Result, build_datasets
-from pipeline.building.reading_estimate import ReadingEstimate, estimate_reading
+from pipeline.building.reading_estimate import SHARD_REQUESTS, ReadingEstimate, estimate_reading
 from pipeline.building.shard_time import note_speed
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, Matrix, compare, movement_between, with_movements
@@ -21,6 +21,7 @@ from pipeline.mapper import SerialMapper
 from pipeline.reporting import build_json, build_lines, work_lines
 from pipeline.sources import Entry, ImageChanges, Manifest, Shard, plan
 from pipeline.spec import Resources
+from tests.golden import handmade
 from tests.golden.handmade import NETWORK, SPEC, HandMade, Place
 
 
@@ -161,7 +162,14 @@ def test_a_version_whose_distance_cannot_be_measured_is_committed_and_says_why(
     assert place.catalogue.find("a") == third.version
 
 
-def test_a_version_of_few_groups_has_a_distance_without_an_interval(place: Place) -> None:
+def test_a_version_of_few_groups_has_a_distance_without_an_interval(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By chance a neuron of a single image may have no finite value; here none is without.
+    make = handmade.random_dna
+    monkeypatch.setattr(
+        handmade, "random_dna", lambda spec, ranges, images, _: make(spec, ranges, images, images)
+    )
     put_photos(place, 1)
     second = put_photos(place, 2)
     assert second.moved is not None
@@ -246,6 +254,7 @@ def test_the_bytes_of_few_shards_are_exact(
     left = [entry for index in missing for entry in shards[index].members]
     assert (found.images, found.of, found.seconds) == (len(left), len(sizes), None)
     assert found.bytes == (sum(max(entry.size, 0) for entry in left) or None)
+    assert found.requests == len(left) + SHARD_REQUESTS * len(missing)
 
 
 def test_many_shards_are_sampled_and_the_time_is_that_of_the_last_run() -> None:
@@ -254,14 +263,28 @@ def test_many_shards_are_sampled_and_the_time_is_that_of_the_last_run() -> None:
     note_speed(catalogue, "s", "cpu", images=1000, seconds=50)
     every = range(len(manifest.heads))
     found = estimate_reading(catalogue, manifest, every, "s", Resources())
-    assert found == ReadingEstimate(images=400, of=400, bytes=400_000, seconds=pytest.approx(20))
+    asked = 400 + SHARD_REQUESTS * len(every)
+    assert found == ReadingEstimate(400, 400, 400_000, asked, seconds=pytest.approx(20))
+
+
+def test_only_what_is_in_a_store_takes_requests(tmp_path: Path) -> None:
+    """Members of an archive are read in pieces, and images on a disk by none."""
+    mib = 2**20
+    entries = [Entry("s3://b/a.tar", f"{i:02}.jpg", mib, "e", access=f"tar:{i}") for i in range(17)]
+    entries += [Entry(f"file:///photos/{i}", "", mib, "e") for i in range(5)]
+    manifest = Manifest.of([Shard(0, 0, tuple(entries))], 99)
+    for root, asked in (("memory://none", SHARD_REQUESTS), (str(tmp_path), 0)):
+        found = estimate_reading(Catalogue(root), manifest, [0], "s", Resources())
+        assert (found.images, found.bytes, found.requests) == (22, 22 * mib, 3 + asked)
 
 
 def test_an_estimate_in_words() -> None:
-    whole = ReadingEstimate(images=23, of=1141, bytes=4_140_000, seconds=5.2)
+    whole = ReadingEstimate(23, 1141, bytes=4_140_000, requests=1234, seconds=5.2)
     assert str(whole) == (
-        "up to 23 images of 1,141 to read, about 4.1 MB, about 5 s of one worker as of late"
+        "up to 23 images of 1,141 to read, about 4.1 MB, about 1,234 requests, about 5 s of one "
+        "worker as of late"
     )
     for size, words in ((999, "999 bytes"), (1000, "1.0 kB"), (83_000_000_000, "83 GB")):
-        assert str(replace(whole, bytes=size, seconds=None)).endswith(f"to read, about {words}")
-    assert str(ReadingEstimate(1, 1, None, None)) == "up to 1 image of 1 to read"
+        said = str(replace(whole, bytes=size, requests=0, seconds=None))
+        assert said.endswith(f"to read, about {words}")
+    assert str(ReadingEstimate(1, 1, None, 0, None)) == "up to 1 image of 1 to read"

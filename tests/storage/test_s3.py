@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -27,6 +28,7 @@ from pipeline.comparing import compare
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError, StorageError, TransientError
+from pipeline.events import Event, Said
 from pipeline.spec import Resources
 from pipeline.storage import retry
 from tests.support import tiny_network as tiny
@@ -93,6 +95,23 @@ def test_the_requests_that_are_told_are_those_that_were_sent(
         assert not again.changed
         assert again.requests == proxy.requests
     S3FileSystem.clear_instance_cache()
+
+
+def test_the_requests_of_an_estimate_are_those_that_shards_and_images_take(
+    bucket: str, images: str
+) -> None:
+    """What a build asks beside them does not depend on how many there are."""
+    told = []
+    for source in (images, fill(f"{bucket}/{uuid.uuid4().hex}/images", 4 * IMAGES)):
+        said: list[Event] = []
+        place = Catalogue(f"{bucket}/{uuid.uuid4().hex}/catalogue")
+        request = small_request("photos", source, shard_images=1)
+        (result,) = build_datasets(place, [request], ENGINE, RESOURCES, said.append)
+        (line,) = (of.message for of in said if isinstance(of, Said) and "to read" in of.message)
+        (asked,) = re.findall(r"about (\d+) requests", line)
+        told.append((int(asked), result.requests))
+    (fewer, sent_for_fewer), (more, sent_for_more) = told
+    assert more - fewer == pytest.approx(sent_for_more - sent_for_fewer, rel=0.1)
 
 
 def test_the_counts_are_those_of_the_same_files_on_disk(
