@@ -214,7 +214,7 @@ class Source:
             self.add()
 
     def change(self) -> None:
-        kinds = [self.add, self.overwrite, self.overwrite, self.remove, self.restore]
+        kinds = [self.add, self.overwrite, self.overwrite, self.remove, self.restore, self.move]
         self._chance.choice(kinds)()
 
     def add(self) -> None:
@@ -231,6 +231,19 @@ class Source:
             uri = self._any()
             del self.pictures[uri]
             os.unlink(storage.local_path(uri))
+
+    def move(self) -> None:
+        """Gives a picture another name, and mostly another folder: its label, and its group.
+
+        Its time stays, and so what tells its content.
+        """
+        if self.pictures:
+            uri = self._any()
+            path = self.folder / self._chance.choice(FOLDERS) / f"{len(self._written)}.png"
+            self._written.append((path, self.pictures[uri]))
+            path.parent.mkdir(exist_ok=True)
+            os.replace(storage.local_path(uri), path)
+            self.pictures[path.as_uri()] = self.pictures.pop(uri)
 
     def restore(self) -> None:
         """Writes a file as it once was, with its old time."""
