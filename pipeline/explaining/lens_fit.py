@@ -107,20 +107,31 @@ class Attribute:
         Raises:
             UsageError: If the text is none of these, or names one dataset twice.
         """
-        found = re.fullmatch("([^:=]+)([:=])(.+)", text)
-        if found is None:
+        signs = [found.start() for found in re.finditer("[:=]", text)]
+        if not signs or signs[0] == 0 or signs[-1] == len(text) - 1:
             raise UsageError(
                 f"attribute is {text!r}; name the dataset that shows it, a colon, and the dataset "
                 "that does not, such as foggy:clear. Write foggy=clear where they are the same "
                 "images"
             )
-        with_it, sign, without = found.groups()
+        # A name may have colons after its @. One sign alone has names on both of its sides.
+        splits = [at for at in signs if _is_name(text[:at])] or signs[:1]
+        at = next((at for at in splits if _is_name(text[at + 1 :])), splits[-1])
+        with_it, without = text[:at], text[at + 1 :]
         if with_it == without:
             raise UsageError(f"attribute is {text!r}; name two different datasets")
-        return cls(check_version_name(with_it), check_version_name(without), sign == "=")
+        return cls(check_version_name(with_it), check_version_name(without), text[at] == "=")
 
     def __str__(self) -> str:
         return f"{self.with_it}{'=' if self.paired else ':'}{self.without}"
+
+
+def _is_name(text: str) -> bool:
+    try:
+        check_version_name(text)
+    except UsageError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,21 @@ def test_an_attribute_that_no_neuron_shows_is_reported(pairs: Catalogue) -> None
         unseen = "no attribute that is to be ignored is seen: the lens is of no use"
         assert (unseen in said) == (ignored == "same")
         assert ("is gone, no attribute that is to be kept is seen" in said) == (ignored == "fog")
+
+
+NAMES = ("a", "2d", "b/c@7", "a@-1", "a@last", "a@last:2d", "a@last:2", "a@2026-11")
+NAMES += ("a@2026-11-01..2026-11-07:5", "a@2026-11-01T12:30", "a@2026-11-01T12:30:15")
+
+
+@pytest.mark.parametrize("sign", [":", "="])
+def test_an_attribute_is_of_any_two_names(sign: str) -> None:
+    for one, other in permutations(NAMES, 2):
+        found = Attribute.parse(f"{one}{sign}{other}")
+        assert (found.with_it, found.without, found.paired) == (one, other, sign == "=")
+        assert Attribute.parse(str(found)) == found
+    for text, wrong in (("a@last:2d:no name", "no name"), ("a:b:c", "b:c"), ("no name:a", "no na")):
+        with pytest.raises(UsageError, match=f"dataset name '{wrong}"):
+            Attribute.parse(text)
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
