@@ -287,6 +287,9 @@ def quoted(error: BaseException) -> str:
     cause = error.__cause__
     # s3fs keeps the message of an answer and drops its code; Ceph's answers have only the code.
     text = str(cause) if cause is not None and _s3_answer(cause) else repr(error)
+    status = status_of(error)
+    if status and "ClientResponseError" in _kinds(error):  # aiohttp repeats what was sent
+        text = f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
     for name in _SECRET_VARIABLES:
         if value := os.environ.get(name):
             text = text.replace(value, "…")

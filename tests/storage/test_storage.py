@@ -288,7 +288,7 @@ HUB = "HfHubHTTPError OSError"
         (client_error("requests", "MissingSchema ValueError"), StorageError, "MissingSchema"),
         (client_error("requests", "HTTPError OSError", response=answer(404)), SourceError, "exist"),
         (client_error("aiohttp", "ServerDisconnectedError"), TransientError, "ServerDisconnected"),
-        (client_error("aiohttp", "ClientResponseError", status=503), TransientError, "ClientRes"),
+        (client_error("aiohttp", "ClientResponseError", status=503), TransientError, "answers 503"),
         (client_error("aiohttp", "ClientResponseError", status=403), StorageError, "access denied"),
         (client_error("huggingface_hub", HUB, response=answer(429)), TransientError, "HfHub"),
         (client_error("huggingface_hub", HUB, response=answer(401)), StorageError, "access denied"),
