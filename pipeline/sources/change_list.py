@@ -138,7 +138,7 @@ def list_changed(
     text, rules = os.fspath(source), rules or Rules()
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="vdna-changes-") as folder,
+            storage.ScratchFolder("changes") as folder,
             connect(folder) as database,
         ):
             lister = _ChangeLister(text, rules, progress or ignore, changes, before, database)

@@ -11,9 +11,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import storage
 from pipeline.dna import SealedFile, SealedWriter, cut_rows
 from pipeline.errors import ConservationError, StorageError
 from pipeline.sources.entries_file import ENTRY_SCHEMA, REPEATING, as_single_images
@@ -83,7 +82,7 @@ class Listing:
     filtered: int = 0
     duplicates: int = 0
     planned: Manifest | None = None
-    _folders: tuple[_TemporaryFolder, ...] = field(default=(), repr=False)
+    _folders: tuple[storage.ScratchFolder, ...] = field(default=(), repr=False)
     pairing: Pairing = field(default_factory=Pairing)
 
     @classmethod
@@ -170,7 +169,8 @@ class ListingWriter:
         self.archives: list[Stored] = []
         self.stored: list[StoredPart] = []
         self.total = 0
-        self._folder = _TemporaryFolder()
+        with _disk_errors():
+            self._folder = storage.ScratchFolder("listing")
         self._paths: list[str] = []
         self._made = 0
         self._labels = tuple(labels)
@@ -352,15 +352,6 @@ class ListingWriter:
         stored = [StoredPart(**part) for part in notes.get("stored", ())]
         self.stored += stored
         self.total += file.rows + sum(part.rows for part in stored)
-
-
-class _TemporaryFolder:
-    """A folder that is deleted with this object."""
-
-    def __init__(self) -> None:
-        with _disk_errors():
-            self.path = tempfile.mkdtemp(prefix="vdna-listing-")
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 @contextlib.contextmanager

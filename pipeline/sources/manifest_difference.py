@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.sources.database import connect
 from pipeline.sources.entry import ShardHead
@@ -96,7 +97,7 @@ class ManifestDifference:
         """
         with ExitStack() as stack:
             try:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vdna-diff-"))
+                folder = stack.enter_context(storage.ScratchFolder("diff"))
                 self._db = stack.enter_context(connect(folder))
                 self.counts = self._joined()
             except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:

@@ -6,7 +6,6 @@ Shared(of_smaller=0.9, of_larger=0.45)
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +13,7 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.dna import Pairs
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources.database import connect
@@ -87,7 +87,7 @@ def _sample(some: _SampledShards) -> dict[int, int]:
         f"select number, min(fold) from (select {number} as number, fold from rows) "
         f"where number < {some.limit} group by number"
     )
-    with tempfile.TemporaryDirectory(prefix="vdna-pairs-") as folder, connect(folder) as database:
+    with storage.ScratchFolder("pairs") as folder, connect(folder) as database:
         for rows in _pieces(manifest, pairing.label):
             database.register("rows", rows)
             for of_name, fold in database.execute(query).fetchall():

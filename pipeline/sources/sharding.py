@@ -34,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources import blocks
 from pipeline.sources.blocks import block_ends, block_number, even_pieces
@@ -141,7 +142,7 @@ def _planning() -> Iterator[tuple[str, duckdb.DuckDBPyConnection]]:
     """Opens a database with a folder for what does not fit into memory; words their errors."""
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
+            storage.ScratchFolder("plan") as folder,
             connect(folder) as database,
         ):
             yield folder, database

@@ -25,6 +25,7 @@ from .request_count import requests_sent as requests_sent
 from .store import Stored as Stored
 from .store_checks import clock as clock
 from .store_checks import require_exclusive as require_exclusive
+from .temporary import ScratchFolder as ScratchFolder
 from .temporary import on_disk as on_disk
 from .temporary import sparse as sparse
 from .uris import canonical as canonical

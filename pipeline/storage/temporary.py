@@ -1,5 +1,7 @@
 r"""Keeps large bytes in temporary files that are mapped, so that memory holds only what is in use.
 
+Makes temporary folders, too, that a later process removes if this one is killed.
+
 >>> with sparse(10, [(7, b"end")]) as found:
 ...     found[:]
 b'\x00\x00\x00\x00\x00\x00\x00end'
@@ -8,11 +10,23 @@ b'\x00\x00\x00\x00\x00\x00\x00end'
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import os
+import shutil
 import tempfile
+import time
+import weakref
 from collections.abc import Iterable, Iterator
 from mmap import ACCESS_READ, mmap
 
 from pipeline.errors import StorageError
+
+SCRATCH = "vdna-scratch-"
+"""With this begin the names of the folders that are looked for."""
+
+ABANDONED_SECONDS = 3600
+"""Younger folders are left alone: their processes may be about to lock them."""
 
 
 def on_disk(data: bytes | mmap) -> bytes | mmap:
@@ -66,3 +80,60 @@ def _room_for(size: int) -> Iterator[None]:
             f"{size} bytes do not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk "
             "with more room"
         ) from error
+
+
+class ScratchFolder:
+    """A temporary folder that is deleted with this object, or at the end of its `with` block.
+
+    Its process has locked it while it lives. A folder that is not locked, and not quite new, was
+    left by a process that was killed. The next process that makes a folder removes such folders.
+
+    Attributes:
+        path: The path of the folder.
+
+    Args:
+        what: What it is for, as its name says.
+    """
+
+    def __init__(self, what: str) -> None:
+        _remove_abandoned(tempfile.gettempdir())
+        self.path = tempfile.mkdtemp(prefix=f"{SCRATCH}{what}-")
+        self._remove = weakref.finalize(self, _removed, self.path, _locked(self.path))
+
+    def __enter__(self) -> str:
+        """Returns the path of the folder."""
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+
+def _locked(folder: str) -> int | None:
+    """Locks a folder; returns its descriptor. None if another process has locked it."""
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        return None
+    return held
+
+
+def _removed(folder: str, held: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if held is not None:
+        os.close(held)
+
+
+@functools.cache
+def _remove_abandoned(place: str) -> None:
+    """Removes folders of this user that no process has locked; once in each process."""
+    with contextlib.suppress(OSError), os.scandir(place) as found:
+        for entry in found:
+            if not entry.name.startswith(SCRATCH):
+                continue
+            with contextlib.suppress(OSError):  # others may remove it meanwhile
+                seen = entry.stat(follow_symlinks=False)
+                old = time.time() - seen.st_mtime > ABANDONED_SECONDS
+                if old and seen.st_uid == os.getuid() and (held := _locked(entry.path)) is not None:
+                    _removed(entry.path, held)
