@@ -51,7 +51,7 @@ from .explaining.explain_options import ExplainOptions as ExplainOptions
 from .explaining.explain_options import FitOptions as FitOptions
 from .explaining.explain_options import SuggestOptions as SuggestOptions
 from .explaining.explanation import Explanation as Explanation
-from .explaining.lens_fit import FittedLens as FittedLens
+from .explaining.fitted_lens import FittedLens as FittedLens
 from .explaining.rank_request import RankRequest as RankRequest
 from .explaining.rank_result import Ranking as Ranking
 from .explaining.suggestion import Suggestion as Suggestion

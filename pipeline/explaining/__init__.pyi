@@ -1,3 +1,4 @@
+from .attribute_distances import AttributeDistances as AttributeDistances
 from .drift_path import REFERENCE as REFERENCE
 from .drift_path import STEP as STEP
 from .drift_path import Drift as Drift
@@ -13,15 +14,14 @@ from .explain_options import FitOptions as FitOptions
 from .explain_options import SuggestKeywords as SuggestKeywords
 from .explain_options import SuggestOptions as SuggestOptions
 from .explanation import Explanation as Explanation
+from .fitted_lens import FittedLens as FittedLens
+from .fitted_lens import Role as Role
+from .fitted_lens import Score as Score
 from .histogram_overlay import Overlay as Overlay
 from .image_draw import drawn_images as drawn_images
 from .image_draw import is_far as is_far
 from .kept_neurons import NearestPairs as NearestPairs
 from .kept_neurons import PairNeuron as PairNeuron
-from .lens_fit import AttributeDistances as AttributeDistances
-from .lens_fit import FittedLens as FittedLens
-from .lens_fit import Role as Role
-from .lens_fit import Score as Score
 from .lens_fit import fit_lens as fit_lens
 from .network_stages import network_layers as network_layers
 from .network_stages import stages_of as stages_of

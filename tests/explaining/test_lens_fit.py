@@ -25,7 +25,9 @@ from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
 from pipeline.events import ignore
 from pipeline.explaining import AttributeDistances, FittedLens, Role, Score, fit_lens
-from pipeline.explaining.lens_fit import RIDGES, Attribute, NeuronDistances, _FitProblem
+from pipeline.explaining.attribute import Attribute
+from pipeline.explaining.attribute_distances import RIDGES
+from pipeline.explaining.lens_problem import FitProblem, NeuronDistances
 from pipeline.reporting import gather_matrix_page
 from pipeline.reporting.conclusions import format_number
 from pipeline.sources import Entry, Manifest, Shard, plan
@@ -119,7 +121,7 @@ def test_the_ridge_is_chosen_on_images_that_were_not_fitted_on(
     noisy = (truth + rng.normal(0, 1, truth.shape) for _ in seen.halves)
     seen = replace(seen, halves=tuple(NeuronDistances(of, np.ones_like(of)) for of in noisy))
     roles: list[Role] = ["ignored", "kept", "kept", "kept"]
-    halves = [_FitProblem(of, roles) for of in seen.halves]
+    halves = [FitProblem(of, roles) for of in seen.halves]
     alone = np.arange(seen.spec.neurons)
 
     def fits(ridge: float) -> list[np.ndarray]:
@@ -171,7 +173,7 @@ def test_weights_minimise_the_loss(seed: int, neurons: int, ridge: float, groups
     """They are compared with those of scipy's general solver for the stated loss."""
     rng = np.random.default_rng(seed)
     view = NeuronDistances(rng.random((4, neurons)) ** 3, rng.random((4, neurons)) ** 3)
-    of = _FitProblem(view, ["ignored", "kept", "kept", "kept"])
+    of = FitProblem(view, ["ignored", "kept", "kept", "kept"])
     group = rng.integers(0, 3, neurons) if groups else np.arange(neurons)
     names, place = np.unique(group, return_inverse=True)
 
@@ -204,8 +206,8 @@ def test_noisy_neurons_get_less_weight() -> None:
         noise = rng.choice([0.05, 1.0], size=neurons) * truth.mean()
         seen = truth + rng.normal(0, noise, truth.shape)
         for name, variances in (("by noise", noise**2), ("even", np.ones(neurons))):
-            of = _FitProblem(NeuronDistances(seen, np.broadcast_to(variances, truth.shape)), roles)
-            exact = _FitProblem(NeuronDistances(truth, np.zeros_like(truth)), roles)
+            of = FitProblem(NeuronDistances(seen, np.broadcast_to(variances, truth.shape)), roles)
+            exact = FitProblem(NeuronDistances(truth, np.zeros_like(truth)), roles)
             fits = (of.fit(r, np.arange(neurons), non_negative=False) for r in RIDGES)
             left[name].append(min(exact.loss(x, np.ones(10, bool)) for x in fits))
     assert np.mean(left["by noise"]) < 0.7 * np.mean(left["even"])
