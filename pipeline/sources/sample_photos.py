@@ -26,8 +26,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image
 
+from pipeline.altered_pictures import blurred, brightened, contrasted
 from pipeline.errors import StorageError, UsageError
 
 RECIPE = 2
@@ -111,10 +112,10 @@ _RETINA_MARGIN = 210  # leaves the square inside the disc, without the black aro
 
 _RECIPES: dict[str, _DatasetRecipe] = {
     "photos/original": _photos(),
-    "photos/brighter": _photos(lambda image: ImageEnhance.Brightness(image).enhance(2.0)),
-    "photos/darker": _photos(lambda image: ImageEnhance.Brightness(image).enhance(0.5)),
-    "photos/contrast": _photos(lambda image: ImageEnhance.Contrast(image).enhance(2.0)),
-    "photos/blurred": _photos(lambda image: image.filter(ImageFilter.GaussianBlur(3))),
+    "photos/brighter": _photos(lambda image: brightened(image, 2.0)),
+    "photos/darker": _photos(lambda image: brightened(image, 0.5)),
+    "photos/contrast": _photos(lambda image: contrasted(image, 2.0)),
+    "photos/blurred": _photos(lambda image: blurred(image, 3)),
     "photos/other-crops": _photos(),
     "textures": _DatasetRecipe(_skimage("brick.png", "grass.png", "gravel.png"), 50),
     "astronomy": _DatasetRecipe(_skimage("hubble_deep_field.jpg", "moon.png"), 50),
