@@ -39,7 +39,8 @@ def fit(
     """Fit a lens to attributes, and say how well it works on images that it was not fitted to.
 
     An attribute is two datasets, WITH:WITHOUT. Write WITH=WITHOUT if they are the same images, with
-    a change and without it, which are then paired by their names.
+    a change and without it, which are then paired by their names. Some changes have a word, such as
+    brightness: they are made here, to a sample of the datasets' own images, which are read again.
     """
     from pipeline import api
     from pipeline.catalogue import Catalogue

@@ -487,7 +487,8 @@ def fit_lens(
     """Fits a lens that focuses on one attribute, or that ignores some and keeps others.
 
     An attribute is a pair of datasets: WITH:WITHOUT, or WITH=WITHOUT for the same images with a
-    change and without.
+    change and without. Or it is the word of a change, such as `ignore=["brightness"]`, which is
+    made here to a sample of the datasets' images.
 
     Args:
         catalogue: Where the datasets are.
@@ -500,7 +501,9 @@ def fit_lens(
         The lens with its scores.
 
     Raises:
-        UsageError: There is neither a focus nor an attribute to ignore, or an argument is wrong.
+        UsageError: There is neither a focus nor an attribute to ignore, an argument is wrong, or a
+            sample has too few images.
+        SourceError: Most images of a sample cannot be read any more.
     """
     place = _at(catalogue)
     catalogues.check_lens_name(name)

@@ -69,7 +69,7 @@ def option(name: str, value: object = None) -> str:
 
     Args:
         name: The option's name in Python.
-        value: A value to write with it; None for the name alone.
+        value: A value to write with it, or a list of values; None for the name alone.
 
     Returns:
         The name, or `bins=100`, in backticks in Python; `--max-failures` or `--bins 100` in a
@@ -84,6 +84,8 @@ def option(name: str, value: object = None) -> str:
         return f"--{flag}"
     if value is False:
         return f"--no-{flag}"
+    if isinstance(value, list):
+        return " ".join(f"--{flag} {each}" for each in value)
     return f"--{flag} {value or repr(value)}"
 
 

@@ -16,7 +16,7 @@ that a lens carries.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -39,7 +39,8 @@ from pipeline.comparing import (
 from pipeline.dna import DNA, DnaFile, Floats, Lens
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
-from pipeline.explaining.attribute import Attribute
+from pipeline.explaining.altered_sample import AlteredSample
+from pipeline.explaining.attribute import Attribute, attributes_of
 from pipeline.explaining.fitted_lens import FittedLens, Role, Score, mean_of
 from pipeline.explaining.lens_problem import FitProblem, NeuronDistances
 from pipeline.spec import Spec
@@ -50,6 +51,9 @@ RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
 
 NEEDED_FOLDS = 2 * LEAST_FOLDS
 """The fewest folds of a dataset. A lens is fitted on half of them and scored on the other half."""
+
+FoldReader = Callable[[str], Mapping[int, DNA]]
+"""Reads a layer of a dataset's folds, or of a sample's, by their numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,7 @@ class AttributeDistances:
         whole: Distances of all folds.
         halves: Distances of half of the folds, each followed by those of its other half.
         p: (A, N) p of each neuron.
+        sample: Of which images the changes are, and which changes; None if there are none.
     """
 
     attributes: tuple[str, ...]
@@ -73,6 +78,7 @@ class AttributeDistances:
     whole: NeuronDistances
     halves: tuple[NeuronDistances, ...]
     p: Floats
+    sample: Mapping[str, Any] | None = None
 
     @property
     def layers(self) -> NDArray[np.intp]:
@@ -92,15 +98,17 @@ class AttributeDistances:
         spec: str | None,
         at: int | str | None,
         progress: Listener | None = None,
+        sample: AlteredSample | None = None,
     ) -> AttributeDistances:
         """Measures attributes. Raises as `compare` does, too.
 
         Args:
             catalogue: Where the datasets are.
-            attributes: The attributes, as WITH:WITHOUT or WITH=WITHOUT.
+            attributes: The attributes, as WITH:WITHOUT or WITH=WITHOUT, or as words of changes.
             spec: Digest of the spec; None to choose it as `compare` does.
             at: The commit or time to look at; None for the newest.
             progress: Is told of each layer.
+            sample: Images with these changes, and without; None if there are no such words.
 
         Returns:
             What neurons see of them.
@@ -110,19 +118,25 @@ class AttributeDistances:
                 should be the same are not.
         """
         progress = progress or ignore
-        parsed = [Attribute.parse(text) for text in attributes]
-        if len({frozenset((of.with_it, of.without)) for of in parsed}) != len(parsed):
-            raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
-        names = dict.fromkeys(name for of in parsed for name in (of.with_it, of.without))
-        digest, versions = resolve_versions(catalogue, list(names), at=at, spec=spec)
+        parsed = attributes_of(attributes)
+        pairs = [of for of in parsed if not of.is_change]
+        names = list(dict.fromkeys(name for of in pairs for name in (of.with_it, of.without)))
+        digest, versions = (
+            resolve_versions(catalogue, names, at=at, spec=sample.spec if sample else spec)
+            if names or sample is None
+            else (sample.spec, {})
+        )
         network = catalogue.spec(digest)
         files = {name: _folds(catalogue, name, version) for name, version in versions.items()}
-        _require_pairs(catalogue, parsed, versions)
+        readers: dict[str, FoldReader] = {name: file.read_folds for name, file in files.items()}
+        if sample:
+            readers |= {name: folds.read for name, folds in sample.folds.items()}
+        _require_pairs(catalogue, pairs, versions)
         total, layers = len(parsed) * network.neurons, len(network.taps)
         parts: list[list[list[Floats]]] = []
         with stage(progress, Started(total, layers, unit="neurons", step="layers")):
             for tap in network.taps:
-                parts.append(list(_layer(files, parsed, tap.name)))
+                parts.append(list(_layer(readers, parsed, tap.name)))
                 progress(StepDone(len(parsed) * tap.neurons, name=tap.name))
         of_attributes = [
             [np.concatenate(columns) for columns in zip(*layers, strict=True)]
@@ -138,6 +152,7 @@ class AttributeDistances:
             whole,
             tuple(halves),
             p,
+            sample.provenance if sample else None,
         )
 
     def fit(
@@ -212,6 +227,7 @@ class AttributeDistances:
             **how,
             "members": dict(self.members),
             "images": dict(self.images),
+            **({"sample": dict(self.sample)} if self.sample else {}),
             "spec": self.spec.digest,
             "weights_sha256": self.spec.weights_sha256,
             "held_out": [asdict(score) for score in scores],
@@ -294,7 +310,7 @@ def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
 
 
 def _layer(
-    files: Mapping[str, DnaFile], attributes: Sequence[Attribute], layer: str
+    readers: Mapping[str, FoldReader], attributes: Sequence[Attribute], layer: str
 ) -> Iterator[list[Floats]]:
     """Measures the attributes in one layer.
 
@@ -303,17 +319,18 @@ def _layer(
     """
     held: dict[str, list[FoldCurves]] = {}
 
-    def curves(name: str) -> list[FoldCurves]:
+    def curves(name: str, other: str) -> list[FoldCurves]:
+        """Returns the curves of a dataset. Most attributes share the one without."""
         if name not in held:
-            while len(held) > 1:  # most attributes share the dataset without
-                last = attributes[-1].without
-                held.pop(next(of for of in held if of != last or len(held) == 1))
-            folds = list(files[name].read_folds(layer).values())
+            while len(held) > 1:
+                held.pop(next(of for of in held if of != other))
+            folds = list(readers[name](layer).values())
             held[name] = [_curves(some) for some in (folds, *_halves(folds))]
         return held[name]
 
     for attribute in attributes:
-        pairs = list(zip(curves(attribute.without), curves(attribute.with_it), strict=True))
+        names = attribute.without, attribute.with_it
+        pairs = list(zip(curves(*names), curves(*names[::-1]), strict=True))
         columns = [neuron_estimates(*pairs[0])["p"]]
         for a, b in pairs:
             if attribute.paired:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, Literal, TypedDict
 
+from pipeline.altered_pictures import PICTURE_CHANGES
 from pipeline.building import Weights
 from pipeline.catalogue import SnapshotKeywords, SnapshotOptions, SpecOptions
 from pipeline.comparing import RATED_VERSIONS
@@ -18,6 +19,11 @@ from pipeline.options import Option
 ATTRIBUTE = "WITH:WITHOUT"
 """How an attribute is written: two datasets, with it and without."""
 
+CHANGE_OR_ATTRIBUTE = f"CHANGE|{ATTRIBUTE}"
+"""How what a lens ignores or keeps is written: a word of `PICTURE_CHANGES`, or an attribute."""
+
+SampleGrouping = Literal["build", "stem"]
+"""What keeps images of a sample in one fold."""
 
 LOOK = 60
 """The default number of images of each dataset that a page looks at again."""
@@ -94,7 +100,7 @@ class FitOptions(SnapshotOptions):
     """The options of the fit of a lens.
 
     An attribute is two datasets, WITH:WITHOUT, or WITH=WITHOUT for the same images with a change
-    and without.
+    and without. A change that has a word is made for the fit, to a sample of the datasets' images.
     """
 
     focus: Annotated[
@@ -113,17 +119,45 @@ class FitOptions(SnapshotOptions):
     ] = None
     ignore: Annotated[
         Sequence[str],
-        Option("Take this attribute out of the distance. Can be repeated.", metavar=ATTRIBUTE),
+        Option(
+            "Take this attribute out of the distance, or a change that is made here to images of "
+            f"the datasets: {', '.join(PICTURE_CHANGES)}. Can be repeated.",
+            metavar=CHANGE_OR_ATTRIBUTE,
+        ),
     ] = ()
     keep: Annotated[
         Sequence[str],
-        Option("Keep the distance of this attribute as it is. Can be repeated.", metavar=ATTRIBUTE),
+        Option(
+            "Keep the distance of this attribute, or of such a change, as it is (default, if a "
+            "change is ignored: the distances between datasets). Can be repeated.",
+            metavar=CHANGE_OR_ATTRIBUTE,
+        ),
     ] = ()
     non_negative: Annotated[
         bool,
         Option("Allow no negative weights: distances stay a metric, but less is ignored."),
     ] = False
     by_layer: Annotated[bool, Option("Give all neurons of a layer the same weight.")] = False
+    sample: Annotated[
+        int | None,
+        Option("Number of images that a change is made to (default: 200).", least=1),
+    ] = None
+    sample_of: Annotated[
+        Sequence[str],
+        Option(
+            "Draw the images that a change is made to from this dataset only. Can be repeated.",
+            metavar="NAME",
+        ),
+    ] = ()
+    group_by: Annotated[
+        SampleGrouping,
+        Option(
+            "What keeps images on one side when a lens is fitted to some and scored on others: "
+            "their folds in the build; or the stem of their files' names, which ends at the first "
+            "hyphen, underscore, dot or space."
+        ),
+    ] = "build"
+    weights: Weights = None
 
 
 class FitKeywords(SnapshotKeywords, total=False):
@@ -139,6 +173,10 @@ class FitKeywords(SnapshotKeywords, total=False):
     keep: Sequence[str]
     non_negative: bool
     by_layer: bool
+    sample: int | None
+    sample_of: Sequence[str]
+    group_by: SampleGrouping
+    weights: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

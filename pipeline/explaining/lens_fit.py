@@ -3,6 +3,7 @@
     >>> fitted = fit_lens(catalogue, "no-fog", ignore=["foggy:clear"], keep=["dark:clear"])
     ... # doctest: +SKIP
     >>> fitted.lens, fitted.suppression, fitted.change                  # doctest: +SKIP
+    >>> fit_lens(catalogue, "dim-light", ignore=["brightness"])         # doctest: +SKIP
 
 `attribute_distances` measures what neurons see of attributes. `lens_problem` says what the weights
 of a lens that ignores minimise.
@@ -10,22 +11,37 @@ of a lens that ignores minimise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.catalogue import Catalogue
-from pipeline.comparing import FALSE_DISCOVERY_RATE, adjusted
+from pipeline.altered_pictures import PICTURE_CHANGES
+from pipeline.catalogue import Catalogue, Version
+from pipeline.comparing import FALSE_DISCOVERY_RATE, adjusted, spec_of
 from pipeline.dna import Floats, Lens
 from pipeline.errors import UsageError
 from pipeline.events import Listener
-from pipeline.explaining.attribute_distances import AttributeDistances, other_halves
+from pipeline.events import ignore as silent
+from pipeline.explaining.altered_sample import AlteredSample, count_altered
+from pipeline.explaining.attribute import Attribute, attributes_of
+from pipeline.explaining.attribute_distances import (
+    NEEDED_FOLDS,
+    AttributeDistances,
+    other_halves,
+)
 from pipeline.explaining.explain_options import FitKeywords, FitOptions
 from pipeline.explaining.fitted_lens import FittedLens, Role, mean_of
-from pipeline.wording import count_of
+from pipeline.explaining.sample_draw import sampled_versions
+from pipeline.wording import count_of, option, some_of
+
+_EXAMPLE = ["brightness"]
+
+KEPT_DATASETS = 5
+"""A lens that is not told what to keep keeps the distances between so many datasets at most."""
 
 FOCUS_NEURONS = 20
 """Neurons of a focus, as many as in the paper's example "wearing hat"."""
@@ -41,8 +57,9 @@ def fit_lens(
     """Fits a lens that focuses on one attribute, or that ignores some and keeps others.
 
     An attribute is a pair of datasets: WITH:WITHOUT, or WITH=WITHOUT for the same images with a
-    change and without. The lens is not kept; `pipeline.catalogue.keep_lens` does that. Raises as
-    `compare` does, too.
+    change and without. Or it is the word of a change, which is made here to images of the datasets
+    (see `altered_sample`). The lens is not kept; `pipeline.catalogue.keep_lens` does that. Raises
+    as `compare` and `count_altered` do, too.
 
     Args:
         catalogue: Where the datasets are.
@@ -60,24 +77,115 @@ def fit_lens(
     how = FitOptions(**options)
     focus = how.focus
     if (focus is None) == (not how.ignore):
-        raise UsageError("give either focus, or ignore and keep")
+        raise UsageError(
+            f"give either focus, or ignore and keep; such as {option('ignore', _EXAMPLE)}"
+        )
     if focus is not None:
         if how.keep or how.non_negative or how.by_layer:
             raise UsageError(
-                "keep, non_negative and by_layer are for a lens that ignores; give ignore, too"
+                "keep, non_negative and by_layer are for a lens that ignores; give ignore, too, "
+                f"such as {option('ignore', _EXAMPLE)}"
             )
+        if focus in PICTURE_CHANGES:
+            raise UsageError(
+                f"focus is {focus!r}, a change that is made here; a lens can ignore or keep it, as "
+                f"by {option('ignore', [focus])}, and focus on what two datasets differ in"
+            )
+        _require_no_sample(how)
         seen = AttributeDistances.of(catalogue, [focus], how.spec, how.at, progress)
         return _fit_focus(name, seen, how.top or FOCUS_NEURONS, how.layers)
     if how.layers or how.top is not None:
         raise UsageError(
             "layers and top are for a lens that focuses; give focus, or leave them out"
         )
-    if not how.keep:
-        raise UsageError("to ignore an attribute, name others to keep")
-    attributes = [*how.ignore, *how.keep]
-    seen = AttributeDistances.of(catalogue, attributes, how.spec, how.at, progress)
-    roles: list[Role] = ["ignored" if text in how.ignore else "kept" for text in seen.attributes]
+    sample, keep = None, how.keep
+    asked = attributes_of([*how.ignore, *how.keep])
+    if any(each.is_change for each in asked):
+        how = replace(how, at=catalogue.at(how.at).number)  # all is read from one commit
+        sample, keep = _sampled(catalogue, how, asked, progress or silent)
+    else:
+        _require_no_sample(how)
+    if not keep:
+        raise UsageError(
+            "to ignore an attribute, name others to keep, such as "
+            f"{option('keep', ['night:day'])} or {option('keep', ['contrast'])}"
+        )
+    seen = AttributeDistances.of(
+        catalogue, [*how.ignore, *keep], how.spec, how.at, progress, sample
+    )
+    ignored = set(map(str, attributes_of(how.ignore)))
+    roles: list[Role] = ["ignored" if text in ignored else "kept" for text in seen.attributes]
     return seen.fit(name, roles, non_negative=how.non_negative, by_layer=how.by_layer)
+
+
+def _require_no_sample(how: FitOptions) -> None:
+    """Refuses what only a change that is made here has a use for."""
+    given = [name for name in ("sample", "sample_of", "weights") if getattr(how, name)]
+    given += ["group_by"] * (how.group_by != "build")
+    if given:
+        raise UsageError(
+            f"{option(given[0])} is for a change that is made here; give one, such as "
+            f"{option('ignore', _EXAMPLE)}, or leave it out"
+        )
+
+
+def _sampled(
+    catalogue: Catalogue, how: FitOptions, asked: Sequence[Attribute], progress: Listener
+) -> tuple[AlteredSample, Sequence[str]]:
+    """Makes the changes that have words.
+
+    Returns:
+        The sample, and what is to be kept: the distances between datasets if nothing was named.
+    """
+    words = [text for text in (*how.ignore, *how.keep) if text in PICTURE_CHANGES]
+    names = [name for of in asked if not of.is_change for name in (of.with_it, of.without)]
+    named = list(dict.fromkeys([*names, *how.sample_of]))
+    commit = catalogue.at(how.at)
+    if len(named) > 1:
+        digest = spec_of(catalogue, named, at=how.at, spec=how.spec).digest
+    elif named:
+        digest = catalogue.find(named[0], how.at, how.spec).spec
+    else:
+        digest = catalogue.spec_digest(commit, how.spec)
+    versions = sampled_versions(catalogue, digest, commit.number, how.sample_of)
+    keep = how.keep or _distances_between(versions, asked)
+    sample = count_altered(
+        catalogue,
+        versions,
+        words,
+        progress,
+        count=how.sample,
+        group_by=how.group_by,
+        weights=how.weights,
+        least_folds=NEEDED_FOLDS,
+    )
+    return sample, keep
+
+
+def _distances_between(versions: Mapping[str, Version], ignored: Sequence[Attribute]) -> list[str]:
+    """Chooses what a lens keeps if it is not told.
+
+    Returns:
+        The pairs of `KEPT_DATASETS` datasets at most, as attributes.
+
+    Raises:
+        UsageError: If there are no two datasets of enough images.
+    """
+    able = [
+        name
+        for name, version in versions.items()
+        if "folds" in version.sha256 and version.images >= NEEDED_FOLDS
+    ]
+    if len(able) < 2:
+        raise UsageError(
+            f"a lens that ignores a change keeps the distances between datasets, and of "
+            f"{some_of(list(versions))} {count_of(len(able), 'dataset has', 'datasets have')} "
+            f"{NEEDED_FOLDS} images and folds; name what to keep, such as "
+            f"{option('keep', ['contrast'])}"
+        )
+    gone = [{of.with_it, of.without} for of in ignored]
+    pairs = combinations(able[:KEPT_DATASETS], 2)
+    return [f"{a}:{b}" for a, b in pairs if {a, b} not in gone]
 
 
 def _fit_focus(

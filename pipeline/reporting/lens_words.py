@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -56,9 +56,11 @@ def fit_lines(fitted: FittedLens) -> list[str]:
 def _score_line(score: Score) -> str:
     wish = WISHES[score.role]
     if not score.seen:
+        is_pair = any(sign in score.attribute for sign in ":=")
+        why = "the two datasets are" if is_pair else "with the change and without, images are"
         return (
-            f"{score.attribute}, which the lens {wish}: the two datasets are no farther apart than "
-            "chance makes so few images"
+            f"{score.attribute}, which the lens {wish}: {why} no farther apart than chance makes "
+            "so few images"
         )
     through = score.through * score.plain
     return (
@@ -93,8 +95,25 @@ def lens_lines(lens: Lens) -> list[str]:
             f"  {dataset}: {count_of(origin['images'][dataset], 'image')} (dna {dna[:12]})"
             for dataset, dna in origin["members"].items()
         ]
+        lines += [f"  {text}" for text in _sample_lines(origin.get("sample") or {})]
     lines += [_score_line(Score(**score)) for score in origin.get("held_out", ())]
     return lines + [f"  {name}  {weight:+.3g}" for name, weight in heaviest_neurons(lens).items()]
+
+
+def _sample_lines(sample: Mapping[str, Any]) -> list[str]:
+    """Returns which changes a lens was fitted to, and of which images; nothing if of none."""
+    if not sample:
+        return []
+    images = count_of(sum(sample["images"].values()), "image")
+    grouped = ", grouped by the stems of their names" if sample["group_by"] == "stem" else ""
+    changes = (
+        f"{word} {', '.join(f'{each:g}' for each in strengths)}"
+        for word, strengths in sample["changes"].items()
+    )
+    return [
+        f"{images} of {some_of(list(sample['images']))}{grouped}, as they are and with these "
+        f"changes: {'; '.join(changes)}"
+    ]
 
 
 def listed_lens(name: str, stored: Stored) -> dict[str, Any]:
@@ -108,13 +127,19 @@ def listed_lens(name: str, stored: Stored) -> dict[str, Any]:
             "written": stated.get("written", stored.modified),
             "kind": str(provenance.get("kind", "weights")),
             "neurons": stated["neurons"],
-            "fitted_on": {name: int(n) for name, n in provenance.get("images", {}).items()},
+            "fitted_on": {name: int(n) for name, n in _fitted_on(provenance).items()},
             "held_out": [asdict(Score(**score)) for score in provenance.get("held_out", ())],
         }
     except VdnaError as error:
         return {**row, "problem": str(error)}
     except (AttributeError, TypeError, ValueError) as error:
         return {**row, "problem": f"{stored.uri}: its provenance is none of ours: {error}"}
+
+
+def _fitted_on(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the images of each dataset that a lens was fitted on: all, or those of a sample."""
+    sampled: Mapping[str, Any] = provenance.get("sample", {}).get("images", {})
+    return {**sampled, **provenance.get("images", {})}
 
 
 def lens_table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +20,13 @@ NAME = "harbour.jpg"
 
 def pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture, np.float64)
+
+
+def test_the_documentation_lists_the_changes_and_their_strengths() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", text.split("#### Changes that")[1], re.M)
+    listed = {word: (does, [float(by) for by in told.split(", ")]) for word, does, told in rows}
+    assert listed == {word: (of.does, list(of.strengths)) for word, of in PICTURE_CHANGES.items()}
 
 
 @settings(max_examples=30)
