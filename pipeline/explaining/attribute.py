@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from pipeline.altered_pictures import PICTURE_CHANGES
 from pipeline.catalogue import check_version_name
@@ -50,11 +51,12 @@ class Attribute:
         """
         signs = [found.start() for found in re.finditer("[:=]", text)]
         if not signs or signs[0] == 0 or signs[-1] == len(text) - 1:
+            near = get_close_matches(text, PICTURE_CHANGES, 1)
             raise UsageError(
                 f"attribute is {text!r}; name the dataset that shows it, a colon, and the dataset "
                 "that does not, such as foggy:clear. Write foggy=clear where they are the same "
                 f"images. Or name a change that is made for the fit: {', '.join(PICTURE_CHANGES)}; "
-                f"such as {option('ignore', ['brightness'])}"
+                f"such as {option('ignore', near or ['brightness'])}"
             )
         # A name may have colons after its @. One sign alone has names on both of its sides.
         splits = [at for at in signs if _is_name(text[:at])] or signs[:1]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -63,8 +63,8 @@ class AttributeDistances:
     Attributes:
         attributes: The A attributes as text.
         spec: Spec of the datasets.
-        members: Digest of each dataset's DNA.
-        images: Images of each dataset.
+        members: Digest of the DNA of each dataset of a catalogue.
+        images: Images of each.
         whole: Distances of all folds.
         halves: Distances of half of the folds, each followed by those of its other half.
         p: (A, N) p of each neuron.
@@ -117,7 +117,6 @@ class AttributeDistances:
             UsageError: If an attribute is named twice, a dataset has too few folds, or images that
                 should be the same are not.
         """
-        progress = progress or ignore
         parsed = attributes_of(attributes)
         pairs = [of for of in parsed if not of.is_change]
         names = list(dict.fromkeys(name for of in pairs for name in (of.with_it, of.without)))
@@ -126,34 +125,51 @@ class AttributeDistances:
             if names or sample is None
             else (sample.spec, {})
         )
-        network = catalogue.spec(digest)
         files = {name: _folds(catalogue, name, version) for name, version in versions.items()}
         readers: dict[str, FoldReader] = {name: file.read_folds for name, file in files.items()}
         if sample:
             readers |= {name: folds.read for name, folds in sample.folds.items()}
         _require_pairs(catalogue, pairs, versions)
-        total, layers = len(parsed) * network.neurons, len(network.taps)
+        return replace(
+            cls.measured(parsed, catalogue.spec(digest), readers, progress),
+            members={name: version.dna for name, version in versions.items()},
+            images={name: version.images for name, version in versions.items()},
+            sample=sample.provenance if sample else None,
+        )
+
+    @classmethod
+    def measured(
+        cls,
+        attributes: Sequence[Attribute],
+        spec: Spec,
+        readers: Mapping[str, FoldReader],
+        progress: Listener | None = None,
+    ) -> AttributeDistances:
+        """Measures attributes of sets of images, wherever these are.
+
+        Args:
+            attributes: The attributes.
+            spec: The spec of the sets.
+            readers: What reads the folds of each set that an attribute names.
+            progress: Is told of each layer.
+
+        Returns:
+            What neurons see of the attributes.
+        """
+        progress = progress or ignore
+        total, layers = len(attributes) * spec.neurons, len(spec.taps)
         parts: list[list[list[Floats]]] = []
         with stage(progress, Started(total, layers, unit="neurons", step="layers")):
-            for tap in network.taps:
-                parts.append(list(_layer(readers, parsed, tap.name)))
-                progress(StepDone(len(parsed) * tap.neurons, name=tap.name))
+            for tap in spec.taps:
+                parts.append(list(_layer(readers, attributes, tap.name)))
+                progress(StepDone(len(attributes) * tap.neurons, name=tap.name))
         of_attributes = [
             [np.concatenate(columns) for columns in zip(*layers, strict=True)]
             for layers in zip(*parts, strict=True)
         ]
         p, *columns = (np.array(rows) for rows in zip(*of_attributes, strict=True))
         whole, *halves = map(NeuronDistances, columns[::2], columns[1::2])
-        return cls(
-            tuple(map(str, parsed)),
-            network,
-            {name: version.dna for name, version in versions.items()},
-            {name: version.images for name, version in versions.items()},
-            whole,
-            tuple(halves),
-            p,
-            sample.provenance if sample else None,
-        )
+        return cls(tuple(map(str, attributes)), spec, {}, {}, whole, tuple(halves), p)
 
     def fit(
         self,

@@ -178,9 +178,9 @@ def _distances_between(versions: Mapping[str, Version], ignored: Sequence[Attrib
     ]
     if len(able) < 2:
         raise UsageError(
-            f"a lens that ignores a change keeps the distances between datasets, and of "
-            f"{some_of(list(versions))} {count_of(len(able), 'dataset has', 'datasets have')} "
-            f"{NEEDED_FOLDS} images and folds; name what to keep, such as "
+            "a lens that ignores a change keeps the distances between the datasets that images are "
+            f"drawn from, if they have {NEEDED_FOLDS} images or more; of {some_of(list(versions))} "
+            f"it is {count_of(len(able), 'dataset')}. Name what to keep, such as "
             f"{option('keep', ['contrast'])}"
         )
     gone = [{of.with_it, of.without} for of in ignored]

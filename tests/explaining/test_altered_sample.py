@@ -317,14 +317,20 @@ def test_wrong_words_are_refused_with_an_example(
     catalogue = built[0]
     root = ["-c", catalogue.root]
     for words, says in {
-        ("--ignore", "brightnes"): "brightness, contrast, saturation, hue, blur, noise, jpeg",
+        ("--ignore", "fog"): "brightness, contrast, saturation, hue, blur, noise, jpeg",
+        ("--ignore", "rotate"): "scale, crop; such as --ignore rotation",
         ("--focus", "blur"): "a lens can ignore or keep it, as by --ignore blur",
         ("--ignore", "bay:cliff"): "name others to keep, such as --keep night:day",
         ("--ignore", "bay:cliff", "--sample", "9"): (
             "--sample is for a change that is made here; give one, such as --ignore brightness"
         ),
         ("--ignore", "bay:cliff", "--group-by", "stem"): "--group-by is for",
-        ("--ignore", "blur", "--sample-of", "bay"): "1 dataset has 12 images",
+        (
+            "--ignore",
+            "blur",
+            "--sample-of",
+            "bay",
+        ): "of bay it is 1 dataset. Name what to keep, such as --keep contrast",
         ("--ignore", "blur", "--group-by", "folder"): "'folder' is not one of 'build', 'stem'",
     }.items():
         done = CliRunner().invoke(app, ["lens", "fit", "x", *words, *root])

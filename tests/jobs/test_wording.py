@@ -26,6 +26,7 @@ def test_one_thing_is_in_the_singular_and_none_or_several_in_the_plural() -> Non
 def test_an_option_is_named_as_the_caller_writes_it() -> None:
     assert (option("by", ""), option("error_bars", False)) == ("`by=''`", "`error_bars=False`")
     with options_as_flags():
+        assert option("keep", ["a:b", "hue"]) == "--keep a:b --keep hue"
         assert (option("by", ""), option("layer_gaussian", True)) == ("--by ''", "--layer-gaussian")
         with options_as_keys("x.yaml"):
             assert option("max_failures") == "`max_failures` in x.yaml"
