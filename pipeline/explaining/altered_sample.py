@@ -12,7 +12,7 @@ folds has not seen the images of the others, in no copy.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -132,7 +132,7 @@ def count_altered(
         with closing(counting):
             counting.count_all(drawn, progress)
     if counting.lost:
-        _tell_lost(counting.lost, len(drawn), progress)
+        _tell_lost(counting.lost, drawn, progress)
         kept = [image for image in drawn if image.entry not in counting.lost]
         _require_folds(kept, least_folds, group_by)
         drawn = kept
@@ -160,11 +160,15 @@ def _require_folds(drawn: Sequence[SampledImage], least: int, group_by: SampleGr
     raise UsageError(f"{few}; {needed}. {more}")
 
 
-def _tell_lost(lost: Mapping[Entry, str], drawn: int, progress: Listener) -> None:
+def _are_most(lost: Sized, drawn: Sized) -> bool:
+    return 2 * len(lost) > len(drawn)
+
+
+def _tell_lost(lost: Mapping[Entry, str], drawn: Sized, progress: Listener) -> None:
     """Says that some images are left out, or refuses a sample that has lost most of its images."""
     first = next(iter(lost.values()))
-    told = f"{len(lost):,} of {count_of(drawn, 'image')} cannot be read any more ({first})"
-    if 2 * len(lost) > drawn:
+    told = f"{len(lost):,} of {count_of(len(drawn), 'image')} cannot be read any more ({first})"
+    if _are_most(lost, drawn):
         raise SourceError(
             f"{told}; a change is made to the datasets' own images. Draw from datasets whose "
             f"images are still there, as by {option('sample_of', ['photos'])}, or build them again"
@@ -192,17 +196,19 @@ class _SampleCount:
         self._rule = images.without_nvjpeg(spec.preprocess)
         self._copies: dict[str, Copy] = {UNCHANGED: None}
         self._copies |= {copies_named(*copy): copy for copy in copies}
-        self._pool = ThreadPoolExecutor(max(HELD_IMAGES, resources.threads or 1), "copies")
+        self._readers = ThreadPoolExecutor(HELD_IMAGES, "read")
+        self._counters = ThreadPoolExecutor(resources.threads, "copies")  # each holds a table
         self.folds = {name: HeldFolds() for name in self._copies}
         self.lost: dict[Entry, str] = {}
 
     def close(self) -> None:
         """Ends the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._readers.shutdown(cancel_futures=True)
+        self._counters.shutdown(cancel_futures=True)
         self._counter.close()
 
     def count_all(self, drawn: Sequence[SampledImage], progress: Listener) -> None:
-        """Counts all images, which are in the order of their folds."""
+        """Counts all images, which are in the order of their folds; ends if most are lost."""
         by_fold = [(fold, list(of)) for fold, of in groupby(drawn, key=lambda image: image.fold)]
         sets = len(self._copies)
         with stage(progress, Started(len(drawn) * sets, len(by_fold), step="folds")):
@@ -211,6 +217,8 @@ class _SampleCount:
                 self._count(fold, [image.entry for image in members])
                 lost = len(self.lost) - before
                 progress(StepDone(len(members) * sets, failures=lost * sets))
+                if _are_most(self.lost, drawn):
+                    return
 
     def _count(self, fold: int, entries: Sequence[Entry]) -> None:
         """Counts the images of a fold, a few at a time."""
@@ -218,10 +226,12 @@ class _SampleCount:
         with closing(Members(entries, self._rule.max_bytes, len(entries))) as source:
             for start in range(0, len(entries), HELD_IMAGES):
                 run = entries[start : start + HELD_IMAGES]
-                read = zip(run, self._pool.map(partial(self._pixels, source), run), strict=True)
+                read = zip(run, self._readers.map(partial(self._pixels, source), run), strict=True)
                 if not (pixels := {entry: found for entry, found in read if found is not None}):
                     continue
-                counted = self._pool.map(partial(self._dna, fold, pixels), self._copies.values())
+                counted = self._counters.map(
+                    partial(self._dna, fold, pixels), self._copies.values()
+                )
                 for name, dna in zip(self._copies, counted, strict=True):
                     sums[name] = sums[name] + dna if name in sums else dna
         for name, dna in sums.items():

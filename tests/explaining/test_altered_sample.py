@@ -208,7 +208,7 @@ def test_images_that_are_gone_are_left_out_of_every_set(
     assert sum(step.failures for step in done) == 4 * 5
     shutil.rmtree(folder / "bay")
     shutil.rmtree(folder / "cliff")
-    with pytest.raises(SourceError, match=r"84 of 84 images cannot .* `sample_of=\['photos'\]`"):
+    with pytest.raises(SourceError, match=r"4\d of 84 images cannot .* `sample_of=\['photos'\]`"):
         sample_of(catalogue, network, "blur", count=1000)
 
 
