@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import replace
 from inspect import Parameter, Signature, signature
 from typing import (
@@ -17,18 +17,16 @@ from typing import (
     Annotated,
     Any,
     TypeVar,
-    get_args,
-    get_origin,
     get_type_hints,
 )
 
-import click
 import typer
 
+from jobs.option_parameters import is_options, on_the_command_line
 from jobs.output import checked_output, end_badly, shown_progress, tell
 from pipeline.counting import collect_rarely
 from pipeline.events import Listener, LogFormat
-from pipeline.options import Field, Options, options_of
+from pipeline.options import options_of
 from pipeline.wording import options_as_flags
 
 if TYPE_CHECKING:
@@ -45,6 +43,11 @@ S = TypeVar("S", bound="SnapshotOptions")
 
 FEW_VALUES = 10**13
 """How many values of pairs this process can compare in minutes."""
+
+WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""What Typer raises for a wrong command line: it has no public name."""
+
+_only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)
 
 CatalogueOption = Annotated[
     str,
@@ -115,7 +118,7 @@ _LOG_FORMAT = Parameter(
 """The option of commands that show progress."""
 
 
-def guarded(command: Callable[..., R]) -> Callable[..., R]:
+def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
     """Makes a function a command.
 
     A parameter that is annotated with an `Options` class becomes that class's options on the
@@ -130,12 +133,12 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
         A function that takes every option as a keyword, for Typer.
     """
     hints = get_type_hints(command, include_extras=True)
-    models = {name: hint for name, hint in hints.items() if _is_options(hint)}
+    models = {name: hint for name, hint in hints.items() if is_options(hint)}
     listeners = [name for name, hint in hints.items() if hint == Listener]
     parameters: list[Parameter] = []
     for parameter in signature(command).parameters.values():
         if parameter.name in models:
-            parameters += map(_on_the_command_line, options_of(models[parameter.name]))
+            parameters += map(on_the_command_line, options_of(models[parameter.name]))
         elif parameter.name in listeners:
             parameters.append(_LOG_FORMAT)
         else:
@@ -143,7 +146,7 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
             parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
 
     @functools.wraps(command)
-    def run(**given: Any) -> R:
+    def run(**given: Any) -> R | None:
         collect_rarely()
         with (
             options_as_flags(),
@@ -155,13 +158,15 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
                 made: dict[str, Any] = dict.fromkeys(listeners, listener)
                 for name, model in models.items():
                     made[name] = model(**{o.name: given.pop(o.name) for o in options_of(model)})
+                if _only_checking.get():
+                    return None
                 result = command(**made, **given)
                 sys.stdout.flush()
                 return result
-            except (typer.Exit, typer.Abort, click.ClickException):
+            except (typer.Exit, typer.Abort, WRONG_USAGE):
                 raise
             except KeyboardInterrupt as error:
-                tell("interrupted; the same command goes on from here")
+                tell(str(error) or "interrupted; the same command goes on from here")
                 raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from error
             except Exception as raised:
                 raise typer.Exit(end_badly(raised, as_json=bool(given.get("as_json")))) from raised
@@ -169,6 +174,16 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+@contextmanager
+def only_checking() -> Iterator[None]:
+    """Lets commands check their options in the block, and end before they do anything."""
+    before = _only_checking.set(True)
+    try:
+        yield
+    finally:
+        _only_checking.reset(before)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -190,42 +205,6 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _is_options(hint: object) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Options)
-
-
-def _on_the_command_line(field: Field) -> Parameter:
-    """Returns an option as Typer takes it."""
-    option, default = field.option, field.default
-    if str in field.kinds and isinstance(default, int):
-        default = str(default)
-    elif isinstance(default, Sequence) and not isinstance(default, str):
-        default = list(default)
-    info: Any
-    if option.argument:
-        info = typer.Argument(help=option.help)
-    else:
-        name = option.flag or f"--{field.name.replace('_', '-')}"
-        name += f"/--no-{name[2:]}" if default is True else ""
-        info = typer.Option(
-            name, help=option.help, metavar=option.metavar, rich_help_panel=field.group
-        )
-    default = Parameter.empty if field.required else default
-    kind: Any = _command_line_kind(field)
-    annotation = Annotated[kind, info]
-    return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _command_line_kind(field: Field) -> Any:
-    """Returns the type as Typer takes it: a list for a sequence, text for text or a number."""
-    kinds = [
-        list.__class_getitem__(get_args(kind)) if get_origin(kind) is Sequence else kind
-        for kind in field.kinds
-        if kind is not int or str not in field.kinds
-    ]
-    return functools.reduce(operator.or_, kinds)
 
 
 @contextmanager
@@ -395,8 +374,13 @@ def chosen_lens(
     return Lens.chosen(spec, neurons) if neurons else None
 
 
-def run_alone(command: Callable[..., Any]) -> None:
-    """Runs one command, for `python -m jobs.NAME`."""
+def run_alone(command: Callable[..., Any], settings: dict[str, Any] | None = None) -> None:
+    """Runs one command, for `python -m jobs.NAME`.
+
+    Args:
+        command: The command.
+        settings: Those of its command line, if it has its own.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command(context_settings=settings)(command)
     app()
