@@ -9,6 +9,7 @@ import typer
 
 from jobs.build import build
 from jobs.calibrate import calibrate
+from jobs.cancel import cancel
 from jobs.compare import compare
 from jobs.demo import demo
 from jobs.diff import diff
@@ -18,8 +19,10 @@ from jobs.explain import explain
 from jobs.export import export
 from jobs.export_tables import export_tables
 from jobs.gc import gc
+from jobs.jobs import jobs
 from jobs.lens import lens
 from jobs.log import log
+from jobs.logs import logs
 from jobs.ls import ls
 from jobs.output import say
 from jobs.rank import rank
@@ -30,6 +33,7 @@ from jobs.rm import rm
 from jobs.rollback import rollback
 from jobs.serve import serve
 from jobs.show import show
+from jobs.submit import SETTINGS, submit
 from jobs.suggest import suggest
 from jobs.tag import tag
 from jobs.verify import verify
@@ -60,6 +64,9 @@ for command in (
     *(demo, build, refresh, compare, explain, diff, drift, rank, suggest, report, serve, calibrate),
     *(ls, show, log, tag, rename, rm, rollback, verify, gc, erase),
 ):
+    app.command()(command)
+app.command(context_settings=SETTINGS)(submit)
+for command in (jobs, logs, cancel):
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword
 app.command()(export)

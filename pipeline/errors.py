@@ -9,8 +9,8 @@
     │   ├── TooManyBytes              an object is longer than whoever reads it takes
     │   └── TransientError            ... after all retries; the same command goes on from there
     ├── CorruptFile                   a stored file is torn, lies, or has an unknown version
-    ├── NotFound                      the catalogue has no such dataset, spec or version
-    ├── Conflict                      another job changed the same dataset meanwhile; rerun
+    ├── NotFound                      there is no such dataset, spec or version, or no such job
+    ├── Conflict                      another job changed the same dataset meanwhile, or does this
     ├── SpecMismatch                  two DNAs that must not be added or compared, and why
     ├── OverlapError                  a sum that would count a shard twice
     ├── ConservationError             a sum that does not add up to the images counted
@@ -221,11 +221,11 @@ class CorruptFile(VdnaError):
 
 
 class NotFound(VdnaError):
-    """The catalogue has no such dataset, spec, or version."""
+    """The catalogue has no such dataset, spec, or version; or the cluster has no such job."""
 
 
 class Conflict(VdnaError):
-    """Another writer committed a different version of the same dataset since this job looked."""
+    """Another job committed a version of the dataset since this one looked, or does the same."""
 
 
 class SpecMismatch(VdnaError):

@@ -33,6 +33,7 @@ LONGEST = [
         "kills",
         "change_list",
         "ray_decoding",
+        "ray_jobs",
         "benchmarks",
         "experiments",
         "networks",
@@ -64,7 +65,8 @@ LONGEST = [
     )
 ]
 CLUSTERS = {
-    f"test_{name}.py" for name in ("ray_engine", "chaos", "elastic", "kills", "ray_decoding")
+    f"test_{name}.py"
+    for name in ("ray_engine", "chaos", "elastic", "kills", "ray_decoding", "ray_jobs")
 }
 """Files whose long tests start clusters of many processes: they run one after the other."""
 

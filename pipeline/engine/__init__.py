@@ -1,7 +1,7 @@
-"""Where work runs: in this process, or on Ray.
+"""Where work runs: in this process, or on Ray; and commands that a cluster runs as jobs.
 
-In: shards to count, or functions to map over items.
-Out: receipts and results, as they end.
+In: shards to count, functions to map over items, or commands.
+Out: receipts and results, as they end; jobs.
 May import: counting and below.
 """
 

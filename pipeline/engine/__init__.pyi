@@ -1,4 +1,11 @@
 from .in_process import InProcess as InProcess
+from .job_server import JobServer as JobServer
+from .job_server import Submission as Submission
+from .job_server import SubmittedJob as SubmittedJob
+from .job_server import followed as followed
+from .job_server import submit_once as submit_once
+from .job_server import wait_for_end as wait_for_end
 from .on_demand import OnDemand as OnDemand
 from .protocol import Engine as Engine
 from .ray_engine import RayEngine as RayEngine
+from .ray_jobs import RayJobServer as RayJobServer

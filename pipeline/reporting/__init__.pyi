@@ -39,6 +39,10 @@ from .html.ranking_gallery import gallery_of as gallery_of
 from .html.site import SITE_INDEX as SITE_INDEX
 from .html.site import require_site as require_site
 from .html.site import write_site as write_site
+from .job_words import job_cancel_lines as job_cancel_lines
+from .job_words import job_end_lines as job_end_lines
+from .job_words import job_json as job_json
+from .job_words import job_lines as job_lines
 from .lens_words import fit_lines as fit_lines
 from .lens_words import heaviest_neurons as heaviest_neurons
 from .lens_words import lens_json as lens_json

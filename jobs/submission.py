@@ -1,0 +1,194 @@
+"""What `submit`, `jobs`, `logs` and `cancel` share: the cluster, what may be submitted, the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.output import say, tell
+from jobs.shell import only_checking
+
+if TYPE_CHECKING:
+    from pipeline.engine import JobServer
+
+COMMANDS = ("build", "refresh", "compare", "calibrate", "rank", "verify", "gc")
+"""The commands that a cluster can run: they use its workers, and write to stores."""
+
+OUTPUTS = ("catalogue", "out", "html", "figure", "junit", "summary", "metrics")
+"""Options that name what a command writes."""
+
+INPUTS = ("source", "sources", "config", "changes")
+"""Options that name what a command reads. Others may be the name of a thing in the catalogue."""
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="Url of the cluster's job server, such as http://head:8265 (default: "
+        "RAY_API_SERVER_ADDRESS, or RAY_ADDRESS).",
+    ),
+]
+IdArgument = Annotated[str, typer.Argument(help="The job, as `vdna jobs` lists it.")]
+
+
+def server_at(ray_address: str | None) -> JobServer:
+    """Returns the job server that the options name."""
+    from pipeline.engine import RayJobServer
+
+    return RayJobServer(ray_address)
+
+
+def checked_words(words: Sequence[str], working_dir: str | None) -> tuple[str, ...]:
+    """Checks a command as it would check itself, and that it means the same on a cluster.
+
+    Args:
+        words: The command and its arguments, without `vdna`.
+        working_dir: The folder that it will start in, or None.
+
+    Returns:
+        The words, with those options that it takes from this machine's environment.
+
+    Raises:
+        UsageError: It is no command for a cluster, holds a secret, or names a file that the cluster
+            does not see.
+    """
+    from typer.main import get_command
+
+    from jobs.app import app
+    from pipeline.errors import UsageError
+
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UsageError(f"{name!r} cannot be submitted; these can: {', '.join(COMMANDS)}")
+    group: Any = get_command(app)
+    command = group.commands[name]
+    context = command.make_context(f"vdna {name}", list(rest))
+    with only_checking():
+        command.invoke(context)
+    given = context.params
+    if given["ray_address"] is not None:
+        raise UsageError(
+            f"give --ray-address before {name}, where it names the cluster to submit to; the "
+            "command uses the cluster that it runs in"
+        )
+    for place in (name for name in (*OUTPUTS, *INPUTS) if name in given):
+        _require_seen(place, given[place], working_dir)
+    for word in rest:
+        _require_no_secret(word, given.get("allow_query") or "")
+    added = []
+    for option in command.params:
+        source = context.get_parameter_source(option.name)
+        if source is not None and source.name == "ENVIRONMENT":
+            _require_no_secret(given[option.name], "")
+            added += [option.opts[0], given[option.name]]
+    return (name, *added, *rest)
+
+
+def checked_environment(names: Iterable[str]) -> dict[str, str]:
+    """Returns variables of this machine for a job, if everybody may read them.
+
+    Args:
+        names: Their names.
+
+    Returns:
+        Their values.
+
+    Raises:
+        UsageError: One is not set here, or is a secret.
+    """
+    from pipeline.errors import QUERY_VARIABLE, UsageError, looks_secret, redact
+
+    found = {}
+    for name in names:
+        value = os.environ.get(name)
+        if value is None:
+            raise UsageError(
+                f"--env {name} names no variable that is set on this machine"
+                + ("; give its name only, without a value" if "=" in name else "")
+            )
+        secret = name.startswith(QUERY_VARIABLE) or looks_secret(name, value)
+        if secret or redact(value) != value:
+            raise UsageError(
+                f"--env {name} looks like a secret, and whoever sees the cluster's jobs can read "
+                "their variables. Let the cluster's machines have it by themselves, by a role or a "
+                "Secret of Kubernetes (infra/README.md)"
+            )
+        found[name] = value
+    return found
+
+
+def follow_to_end(server: JobServer, id: str) -> int:
+    """Prints what a job prints, until it ends, and then how it did.
+
+    Returns:
+        The command's own exit code.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C. The message says that the job goes on.
+    """
+    from pipeline.engine import followed
+
+    return _to_end(server, id, followed(server, id))
+
+
+def wait_to_end(server: JobServer, id: str) -> int:
+    """Does what `follow_to_end` does, without what the job prints."""
+    return _to_end(server, id, ())
+
+
+def _to_end(server: JobServer, id: str, lines: Iterable[str]) -> int:
+    from pipeline.engine import wait_for_end
+    from pipeline.reporting import job_end_lines
+
+    try:
+        for line in lines:
+            say(line)
+        job = wait_for_end(server, id)
+    except KeyboardInterrupt as error:
+        raise type(error)(
+            f"the job goes on; `vdna logs {id} --follow{server.flags}` comes back to it, and "
+            f"`vdna cancel {id}{server.flags}` ends it"
+        ) from error
+    tell("\n".join(job_end_lines(job, time.time())))
+    return job.exit_code
+
+
+def _require_seen(name: str, value: Any, working_dir: str | None) -> None:
+    """Refuses a place that is relative to this machine's folder."""
+    from pipeline.errors import UsageError
+    from pipeline.storage import protocol_of
+    from pipeline.wording import option
+
+    for place in [value] if isinstance(value, str) else value or ():
+        if protocol_of(place) != "file" or "://" in place or Path(place).is_absolute():
+            continue
+        if name in OUTPUTS:
+            raise UsageError(
+                f"{name} is {place!r}, which the cluster would write to a folder of its own that "
+                "goes with the job; give a url, or an absolute path that all its machines share"
+            )
+        if working_dir is None:
+            raise UsageError(
+                f"{name} is {place!r}, a path of this machine, which the cluster does not see; "
+                "give a url, an absolute path that all its machines share, or the folder that it "
+                f"starts from with {option('working_dir', '.')}"
+            )
+
+
+def _require_no_secret(word: str, queries: str) -> None:
+    """Refuses an argument that everybody who sees the cluster's jobs would read."""
+    from pipeline.errors import UsageError, redact
+    from pipeline.storage import canonical
+
+    text = word.partition("=")[2] if word.startswith("--") and "=" in word else word
+    if "://" in text:
+        canonical(text, queries={name.strip() for name in queries.split(",")})
+    elif redact(text) != text:
+        raise UsageError(
+            f"{redact(text)} looks like a secret, which the job's description would show"
+        )

@@ -1,0 +1,78 @@
+"""Run a command on a cluster, as a job of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.output import print_json, say, tell
+from jobs.shell import JsonOption, guarded, run_alone
+from jobs.submission import (
+    COMMANDS,
+    ServerOption,
+    checked_environment,
+    checked_words,
+    follow_to_end,
+    server_at,
+    wait_to_end,
+)
+
+SETTINGS = {"allow_interspersed_args": False}
+"""What comes after the name of the command belongs to that command."""
+
+
+@guarded
+def submit(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND...",
+            help=f"Command with its arguments: one of {', '.join(COMMANDS)}.",
+        ),
+    ],
+    ray_address: ServerOption = None,
+    follow: Annotated[
+        bool,
+        typer.Option(help="Print what the job prints, until it ends; or only submit it."),
+    ] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the job ends, without what it prints.")
+    ] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Variable of this machine that the job gets, too. Whoever sees the cluster's jobs "
+            "can read it. Can be repeated.",
+        ),
+    ] = None,
+    working_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder of this machine that the job gets a copy of and starts in."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a command on a cluster, and exit with its exit code. Ctrl-C leaves the job running."""
+    from pipeline.engine import Submission, submit_once
+    from pipeline.reporting import job_json
+
+    checked = checked_words(words, working_dir)
+    submission = Submission(checked, checked_environment(env or ()), working_dir)
+    server = server_at(ray_address)
+    id = submit_once(server, submission)
+    tell(f"{id}: submitted to {server.address}")
+    code = 0
+    if follow and not wait and not as_json:
+        code = follow_to_end(server, id)
+    elif follow or wait:
+        code = wait_to_end(server, id)
+    if as_json:
+        print_json(job_json(server.job(id)))
+    elif not follow and not wait:
+        say(id)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    run_alone(submit, SETTINGS)

@@ -1,0 +1,242 @@
+"""Tests `submit`, `jobs`, `logs` and `cancel` with a job server in memory."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from jobs.app import app
+from jobs.submission import COMMANDS, INPUTS, OUTPUTS
+from pipeline.engine import job_server
+from pipeline.engine.job_server import Submission
+from tests.support.memory_jobs import MemoryJobs
+
+RUNNER = CliRunner()
+AT = ("--ray-address", "http://head:8265")
+BUILD = ("build", "a", "s3://images", "-c", "s3://dnas")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> MemoryJobs:
+    server = MemoryJobs()
+    monkeypatch.setattr("pipeline.engine.RayJobServer", lambda address: server)
+    monkeypatch.setattr(job_server, "POLL_SECONDS", 0.0)
+    monkeypatch.delenv("VDNA_CATALOGUE", raising=False)
+    return server
+
+
+def vdna(*words: object, exits: int = 0) -> Any:
+    done = RUNNER.invoke(app, [str(word) for word in words])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    assert done.exit_code == exits, done.output
+    return done
+
+
+def submitted(server: MemoryJobs, *words: object) -> Submission:
+    vdna("submit", *words)
+    return list(server.submitted.values())[-1]
+
+
+# What is submitted
+
+
+def test_the_words_after_the_command_s_name_are_its_own(server: MemoryJobs) -> None:
+    words = (*BUILD, "--include", "*.png", "--json")
+    assert submitted(server, *AT, *words) == Submission(words)
+    [job] = server.known.values()
+    assert job.command.endswith("--include '*.png' --json")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("build", "a", "s3://b", "-c", "s3://c", "--wrokers", "4"), "No such option"),
+        (("build", "a"), "Missing argument"),
+        (("build", "a", "s3://b"), "Missing option"),
+        (("build", "a", "s3://b", "-c", "s3://c", "--bins", "1"), "bins is 1; it must be at least"),
+        (("build", "a", "s3://b", "-c", "s3://c", "--workers", "-1"), "workers is -1"),
+        (("biuld", "a"), "'biuld' cannot be submitted; these can: build, refresh"),
+        (("serve", "-c", "s3://c"), "'serve' cannot be submitted"),
+        ((*BUILD, "--ray-address", "auto"), "give --ray-address before build"),
+        (("build", "a", "s3://b", "-c", "dnas"), "catalogue is 'dnas', which the cluster would"),
+        (("build", "a", "photos", "-c", "s3://c"), "source is 'photos', a path of this machine"),
+        (("refresh",), "config is 'datasets.yaml', a path of this machine"),
+        (("calibrate", "s3://b", "photos", "--out", "/mnt/r.parquet"), "sources is 'photos'"),
+        (("compare", "-c", "s3://c", "--html", "a.html"), "html is 'a.html', which the cluster"),
+        (("build", "a", "s3://u:planted@h/b", "-c", "s3://c"), "carries a user name"),
+        (("build", "a", "https://h/x?sig=planted", "-c", "s3://c"), "has a query"),
+        (("build", "a", "s3://b", "--catalogue=https://h/x?sig=planted"), "has a query"),
+        ((*BUILD, "--include", "token=planted"), "looks like a secret"),
+        (("--env", "NOT_SET", *BUILD), "--env NOT_SET names no variable"),
+        (("--env", "A=B", *BUILD), "give its name only"),
+        (("--env", "AWS_SECRET_ACCESS_KEY", *BUILD), "looks like a secret"),
+        (("--env", "VDNA_QUERY_KEY", *BUILD), "looks like a secret"),
+        (("--env", "PLACE", *BUILD), "looks like a secret"),
+    ],
+)
+def test_what_the_cluster_would_refuse_or_must_not_know_is_refused_here(
+    server: MemoryJobs, words: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
+    monkeypatch.setenv("VDNA_QUERY_KEY", "planted")
+    monkeypatch.setenv("PLACE", "https://me:planted@host")
+    done = vdna("submit", *AT, *words, exits=2)
+    assert told in " ".join(done.stderr.replace("│", " ").split())
+    assert "planted" not in done.output
+    assert server.submitted == {}
+
+
+def test_a_query_that_the_command_allows_is_submitted(server: MemoryJobs) -> None:
+    url = "https://h/list.txt?id=${VDNA_QUERY_ID}"
+    words = ("build", "a", url, "-c", "s3://c", "--allow-query", "id")
+    assert submitted(server, *words).words == words
+
+
+def test_what_the_environment_gives_here_is_given_to_the_job(
+    server: MemoryJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VDNA_CATALOGUE", "s3://dnas")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    job = submitted(server, "--env", "AWS_REGION", "build", "a", "s3://b")
+    assert job.words == ("build", "--catalogue", "s3://dnas", "a", "s3://b")
+    assert job.environment == {"AWS_REGION": "eu-central-1"}
+    monkeypatch.setenv("VDNA_CATALOGUE", "dnas")
+    vdna("submit", "build", "a", "s3://b", exits=2)
+
+
+def test_a_working_folder_lets_sources_be_relative(server: MemoryJobs) -> None:
+    words = ("refresh", "--config", "night.yaml", "-c", "s3://dnas")
+    assert submitted(server, "--working-dir", "night", *words) == Submission(
+        words, working_dir="night"
+    )
+    vdna("submit", "--working-dir", "night", "refresh", "-c", "dnas", exits=2)
+
+
+def test_every_command_that_can_be_submitted_takes_a_cluster_and_its_places_are_known() -> None:
+    group: Any = get_command(app)
+    known = {p.name for name in COMMANDS for p in group.commands[name].params}
+    assert set(OUTPUTS) | set(INPUTS) <= known
+    for name in COMMANDS:
+        assert "ray_address" in {p.name for p in group.commands[name].params}
+
+
+def test_the_help_of_a_command_is_shown_and_nothing_submitted(server: MemoryJobs) -> None:
+    assert "--shard-images" in vdna("submit", "build", "--help").stdout
+    assert server.submitted == {}
+
+
+# How it goes on
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
+def test_a_job_is_followed_to_its_end_and_its_exit_code_is_ours(
+    server: MemoryJobs, code: int
+) -> None:
+    server.ends = ("failed" if code else "succeeded", code)
+    done = vdna("submit", *AT, *BUILD, exits=code)
+    [id] = server.known
+    assert done.stdout.splitlines()[1:] == ["12 images", "nearly done"]
+    ending = f"failed with exit code {code} after 0:01:02" if code else "succeeded after 0:01:02"
+    assert done.stderr.splitlines() == [f"{id}: submitted to {server.address}", f"{id}: {ending}"]
+    waited = vdna("submit", "--wait", *AT, *BUILD, exits=code)
+    assert waited.stdout == ""
+    told = json.loads(vdna("submit", "--json", *AT, *BUILD, exits=code).stdout)
+    assert (told["id"], told["exit_code"]) == (f"{id[:-1]}3", code)
+
+
+def test_a_job_that_is_only_submitted_prints_its_id(server: MemoryJobs) -> None:
+    server.ends = None
+    printed = vdna("submit", "--no-follow", *AT, *BUILD).stdout
+    [id] = server.known
+    assert printed == f"{id}\n"
+    done = vdna("submit", "--no-follow", *AT, *BUILD, exits=1)
+    assert f"error: {id} is running and does just this" in done.stderr
+    assert len(server.known) == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--wait",)])
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
+    server: MemoryJobs, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(_: object) -> Iterator[str]:
+        signal.raise_signal(signal.SIGINT)
+        yield ""
+
+    server.ends = None
+    monkeypatch.setattr(server, "tail", pressed)
+    monkeypatch.setattr(job_server, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    done = vdna("submit", *options, *AT, *BUILD, exits=130)
+    [id] = server.known
+    assert server.job(id).state == "running"
+    [back] = [line for line in done.stderr.splitlines() if line.startswith("the job goes on")]
+    assert f"`vdna logs {id} --follow --ray-address http://head:8265`" in back
+
+
+def test_a_job_that_never_began_tells_why(server: MemoryJobs) -> None:
+    server.ends = ("failed", None)
+    done = vdna("submit", *AT, *BUILD, exits=1)
+    assert done.stderr.splitlines()[-1].endswith(
+        "failed after 0:01:02: the cluster does not say why"
+    )
+
+
+# Looking back
+
+
+def test_jobs_are_listed_with_their_state(server: MemoryJobs) -> None:
+    assert vdna("jobs").stdout.split() == ["job", "state", "started", "took", "command"]
+    server.ends = ("failed", 3)
+    vdna("submit", *BUILD, exits=3)
+    [id] = server.known
+    [_, row] = vdna("jobs", *AT).stdout.splitlines()
+    assert row.split() == [
+        *(id, "failed", "(3)", "1970-01-01", "00:16:40", "0:01:02"),
+        *("vdna", "build", "--ray-address", "auto", "a", "s3://images", "-c", "s3://dnas"),
+    ]
+    [told] = json.loads(vdna("jobs", "--json").stdout)
+    assert (told["id"], told["state"], told["exit_code"]) == (id, "failed", 3)
+    assert (told["started"], told["ended"]) == (1000, 1062)
+
+
+def test_logs_are_printed_so_far_or_to_the_end(server: MemoryJobs) -> None:
+    server.ends = None
+    vdna("submit", "--no-follow", *BUILD)
+    [id] = server.known
+    assert vdna("logs", id).stdout.splitlines()[1:] == ["12 images", "nearly "]
+    server.printed[id] = "a \x1b[31m terminal\n"
+    assert vdna("logs", id).stdout == "a \\x1b[31m terminal\n"
+    server.end(id, "failed", 4)
+    assert vdna("logs", id, "--follow", exits=4).stdout.splitlines()[-1] == "done"
+    assert "error: no job 'x'" in vdna("logs", "x", exits=1).stderr
+
+
+def test_a_cancelled_job_says_how_to_go_on(server: MemoryJobs) -> None:
+    server.ends = None
+    vdna("submit", "--no-follow", *BUILD, "--include", "*.png")
+    [id] = server.known
+    kept, again = vdna("cancel", id, *AT).stdout.splitlines()
+    assert kept.startswith(f"{id} is cancelled. What it counted is kept")
+    flags = "--ray-address http://head:8265"
+    assert again.strip() == f"vdna submit {flags} {' '.join(BUILD)} --include '*.png'"
+    assert vdna("cancel", id).stdout == f"{id} had ended before: cancelled\n"
+    assert json.loads(vdna("cancel", id, "--json").stdout)["exit_code"] == 143
+    assert "error: no job 'x'" in vdna("cancel", "x", exits=1).stderr
+
+
+def test_a_command_that_only_asks_a_server_imports_nothing_that_computes() -> None:
+    code = (
+        "import sys; from jobs.app import app; at = ['--ray-address', 'http://127.0.0.1:1'];"
+        "app(['jobs', *at], standalone_mode=False);"
+        "print(sorted({'torch', 'numba', 'timm', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "no Ray cluster answers at http://127.0.0.1:1" in done.stderr
+    assert done.stdout == "[]\n"
