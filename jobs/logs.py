@@ -8,13 +8,14 @@ import typer
 
 from jobs.output import say
 from jobs.shell import guarded, run_alone
-from jobs.submission import IdArgument, ServerOption, follow_to_end, server_at
+from jobs.submission import IdArgument, KubernetesOption, ServerOption, follow_to_end, server_at
 
 
 @guarded
 def logs(
     id: IdArgument,
     ray_address: ServerOption = None,
+    kubernetes: KubernetesOption = None,
     follow: Annotated[
         bool,
         typer.Option(
@@ -23,7 +24,7 @@ def logs(
     ] = False,
 ) -> None:
     """Print what a job has printed, from its beginning."""
-    server = server_at(ray_address)
+    server = server_at(ray_address, kubernetes)
     if follow:
         raise typer.Exit(follow_to_end(server, id))
     say(*server.log(id).splitlines())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,22 +34,52 @@ ServerOption = Annotated[
         "RAY_API_SERVER_ADDRESS, or RAY_ADDRESS).",
     ),
 ]
+KubernetesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMESPACE",
+        help="Namespace of Kubernetes with KubeRay, on the cluster of kubectl, instead of a Ray "
+        "cluster that runs already.",
+    ),
+]
 IdArgument = Annotated[str, typer.Argument(help="The job, as `vdna jobs` lists it.")]
 
 
-def server_at(ray_address: str | None) -> JobServer:
-    """Returns the job server that the options name."""
-    from pipeline.engine import RayJobServer
+def server_at(
+    ray_address: str | None, kubernetes: str | None, template: dict[str, Any] | None = None
+) -> JobServer:
+    """Returns the job server that the options name.
 
-    return RayJobServer(ray_address)
+    Args:
+        ray_address: The url of a Ray cluster's.
+        kubernetes: A namespace of Kubernetes, if it is one.
+        template: The RayJob that its jobs are made of.
+
+    Returns:
+        The server.
+
+    Raises:
+        UsageError: Both are named, or none that lets us in.
+    """
+    from pipeline.engine import KubeRayJobServer, RayJobServer
+    from pipeline.errors import UsageError
+
+    if kubernetes is None:
+        return RayJobServer(ray_address)
+    if ray_address is not None:
+        raise UsageError("--ray-address and --kubernetes name two clusters; give one of them")
+    return KubeRayJobServer(kubernetes, template)
 
 
-def checked_words(words: Sequence[str], working_dir: str | None) -> tuple[str, ...]:
+def checked_words(
+    words: Sequence[str], working_dir: str | None, there: Mapping[str, str]
+) -> tuple[str, ...]:
     """Checks a command as it would check itself, and that it means the same on a cluster.
 
     Args:
         words: The command and its arguments, without `vdna`.
         working_dir: The folder that it will start in, or None.
+        there: Variables that it will find where it runs.
 
     Returns:
         The words, with those options that it takes from this machine's environment.
@@ -67,9 +98,10 @@ def checked_words(words: Sequence[str], working_dir: str | None) -> tuple[str, .
         raise UsageError(f"{name!r} cannot be submitted; these can: {', '.join(COMMANDS)}")
     group: Any = get_command(app)
     command = group.commands[name]
-    context = command.make_context(f"vdna {name}", list(rest))
-    with only_checking():
-        command.invoke(context)
+    with _in_environment(there):
+        context = command.make_context(f"vdna {name}", list(rest))
+        with only_checking():
+            command.invoke(context)
     given = context.params
     if given["ray_address"] is not None:
         raise UsageError(
@@ -83,10 +115,22 @@ def checked_words(words: Sequence[str], working_dir: str | None) -> tuple[str, .
     added = []
     for option in command.params:
         source = context.get_parameter_source(option.name)
-        if source is not None and source.name == "ENVIRONMENT":
+        if source is not None and source.name == "ENVIRONMENT" and option.envvar in os.environ:
             _require_no_secret(given[option.name], "")
             added += [option.opts[0], given[option.name]]
     return (name, *added, *rest)
+
+
+@contextmanager
+def _in_environment(there: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables for the block that are not set here."""
+    added = {name: value for name, value in there.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def checked_environment(names: Iterable[str]) -> dict[str, str]:

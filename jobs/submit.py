@@ -10,6 +10,7 @@ from jobs.output import print_json, say, tell
 from jobs.shell import JsonOption, guarded, run_alone
 from jobs.submission import (
     COMMANDS,
+    KubernetesOption,
     ServerOption,
     checked_environment,
     checked_words,
@@ -32,6 +33,13 @@ def submit(
         ),
     ],
     ray_address: ServerOption = None,
+    kubernetes: KubernetesOption = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="RayJob that jobs on Kubernetes are made of, with image and sizes (.yaml)."
+        ),
+    ] = None,
     follow: Annotated[
         bool,
         typer.Option(help="Print what the job prints, until it ends; or only submit it."),
@@ -54,12 +62,20 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Run a command on a cluster, and exit with its exit code. Ctrl-C leaves the job running."""
-    from pipeline.engine import Submission, submit_once
+    from pipeline.engine import Submission, read_template, submit_once, template_environment
+    from pipeline.errors import UsageError
     from pipeline.reporting import job_json
 
-    checked = checked_words(words, working_dir)
+    if (kubernetes is None) != (template is None):
+        raise UsageError(
+            "--kubernetes NAMESPACE and --template FILE go together: the RayJob of the file says "
+            "which image and machines its jobs get"
+        )
+    rayjob = read_template(template) if template else None
+    there = template_environment(rayjob) if rayjob else {}
+    checked = checked_words(words, working_dir, there)
     submission = Submission(checked, checked_environment(env or ()), working_dir)
-    server = server_at(ray_address)
+    server = server_at(ray_address, kubernetes, rayjob)
     id = submit_once(server, submission)
     tell(f"{id}: submitted to {server.address}")
     code = 0

@@ -66,6 +66,7 @@ class SubmittedJob:
         code: The exit code of the command, or minus the signal that ended it; None if it has not
             ended, or never began.
         message: What the cluster says about its state.
+        cluster: The Ray cluster that was made for it, if one was. Another one begins it anew.
     """
 
     id: str
@@ -75,6 +76,7 @@ class SubmittedJob:
     ended: float | None = None
     code: int | None = None
     message: str = ""
+    cluster: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -197,12 +199,16 @@ def followed(server: JobServer, id: str) -> Iterator[str]:
     Raises:
         TransientError: The server does not answer for minutes. The job may go on.
     """
-    printed, rest = 0, ""
+    printed, rest, cluster = 0, "", ""
     answered = monotonic()
     while True:
         try:
-            ended = server.job(id).has_ended  # asked first: all that it printed is there after that
+            job = server.job(id)  # asked first: if it has ended, all that it printed is there
+            ended = job.has_ended
             answered = answered if ended else monotonic()
+            if job.cluster != cluster:
+                yield from [rest] if rest else []
+                printed, rest, cluster = 0, "", job.cluster
             passed = 0
             for text in server.tail(id):
                 new = text[max(0, printed - passed) :]

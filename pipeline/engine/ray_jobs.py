@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 
 from pipeline.engine.job_server import JobState, Submission, SubmittedJob, is_ours, shell_line
 from pipeline.engine.ray_start import require_answer
-from pipeline.errors import NotFound, TransientError, UsageError
+from pipeline.errors import NotFound, TransientError, UsageError, redact
 
 STATES: dict[JobStatus, JobState] = {
     JobStatus.PENDING: "waiting",
@@ -59,6 +59,10 @@ class RayJobServer:
         if named is None:
             raise UsageError(
                 "no cluster is named; give --ray-address http://HEAD:8265, or set RAY_ADDRESS"
+            )
+        if redact(named) != named:
+            raise UsageError(
+                f"the address {named} holds a secret; leave it out, and set RAY_AUTH_TOKEN_PATH"
             )
         self.address = named
         self.flags = f" --ray-address {address}" if address else ""

@@ -1,0 +1,281 @@
+"""Submits commands to Kubernetes as RayJobs of KubeRay, by the official client.
+
+>>> server = KubeRayJobServer("vdna", read_template("rayjob-build.yaml"))   # doctest: +SKIP
+>>> submit_once(server, Submission(("build", "a", "s3://images")))          # doctest: +SKIP
+'vdna-build-be7d33aa-1'
+"""
+
+from __future__ import annotations
+
+import codecs
+import copy
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from urllib3.exceptions import HTTPError
+
+from pipeline import storage
+from pipeline.engine.job_server import JobState, Submission, SubmittedJob, is_ours, shell_line
+from pipeline.errors import NotFound, TransientError, UsageError
+
+RAYJOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+
+LABELS = {"app.kubernetes.io/managed-by": "vdna"}
+"""What a RayJob of ours has, and by which they are listed."""
+
+TIMEOUT = (10.0, 60.0)
+"""Seconds to connect, and to wait for bytes. A log that is silent for longer is asked for again."""
+
+MAX_TEMPLATE = 2**20
+
+Manifest = dict[str, Any]
+
+
+def read_template(place: str) -> Manifest:
+    """Reads the RayJob that jobs are made of: the image, the machines, the identity.
+
+    Args:
+        place: Path or url of a YAML file with one RayJob.
+
+    Returns:
+        The RayJob.
+
+    Raises:
+        UsageError: The file holds something else.
+    """
+    try:
+        found = yaml.safe_load(storage.read_range(storage.canonical(place), 0, MAX_TEMPLATE))
+        head = found["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        is_rayjob = (found["apiVersion"], found["kind"]) == ("ray.io/v1", "RayJob")
+        is_rayjob = is_rayjob and bool(head["containers"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UsageError(f"{place} is not a RayJob of ray.io/v1 with a cluster: {error}") from error
+    if not is_rayjob:
+        raise UsageError(f"{place} is not a RayJob of ray.io/v1 with a cluster")
+    return dict(found)
+
+
+def template_environment(template: Manifest) -> dict[str, str]:
+    """Returns the variables that the template gives to the command, as far as it states them."""
+    head = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    listed = head["containers"][0].get("env") or []
+    return {entry["name"]: entry["value"] for entry in listed if "value" in entry}
+
+
+def made_rayjob(template: Manifest, id: str, namespace: str, submission: Submission) -> Manifest:
+    """Returns the RayJob that runs a command.
+
+    Args:
+        template: As `read_template` returns it. It is not changed.
+        id: The name of the job.
+        namespace: Where it is to run.
+        submission: The command.
+
+    Returns:
+        The template with another name and command, and more variables.
+    """
+    made = copy.deepcopy(template)
+    labels = {**(made["metadata"].get("labels") or {}), **LABELS}
+    made["metadata"] |= {"name": id, "namespace": namespace, "labels": labels}
+    made["spec"]["entrypoint"] = shell_line(submission.words)
+    cluster = made["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", ())):
+        container = group["template"]["spec"]["containers"][0]
+        kept = [e for e in container.get("env") or [] if e["name"] not in submission.environment]
+        added = [{"name": n, "value": v} for n, v in sorted(submission.environment.items())]
+        container["env"] = [*kept, *added]
+    return made
+
+
+class KubeRayJobServer:
+    """The RayJobs of one namespace of Kubernetes. It is a `JobServer`."""
+
+    def __init__(self, namespace: str, template: Manifest | None = None) -> None:
+        """Connects to the cluster that kubectl would use: by `KUBECONFIG`, or from inside a pod.
+
+        Args:
+            namespace: The namespace.
+            template: What jobs are made of. Needed to submit.
+
+        Raises:
+            UsageError: The client is not installed, or finds no cluster.
+        """
+        try:
+            client: Any = import_module("kubernetes.client")
+            config: Any = import_module("kubernetes.config")
+        except ImportError as error:
+            raise UsageError(
+                "--kubernetes needs the Kubernetes client; pip install 'vdna-pipeline[kubernetes]'"
+            ) from error
+        self.address = f"namespace {namespace} of Kubernetes"
+        self.flags = f" --kubernetes {namespace}"
+        self._namespace, self._template = namespace, template
+        self._at = {**RAYJOBS, "namespace": namespace}
+        self._seen: dict[str, SubmittedJob] = {}
+        file = os.environ.get("KUBECONFIG")
+        try:
+            if file or Path("~/.kube/config").expanduser().exists():
+                config.load_kube_config(file)
+            else:
+                config.load_incluster_config()
+        except (config.ConfigException, OSError) as error:
+            raise UsageError(f"no Kubernetes cluster is configured: {error}") from error
+        self._failure = client.ApiException
+        self._rayjobs, self._pods = client.CustomObjectsApi(), client.CoreV1Api()
+
+    def submit(self, id: str, submission: Submission) -> bool:
+        """Starts a job, unless there was one of this id."""
+        if self._template is None:
+            raise UsageError("no template is given; name a RayJob's file with --template")
+        if submission.working_dir is not None:
+            raise UsageError(
+                f"working_dir is {submission.working_dir!r}, which goes to a Ray cluster that runs "
+                "already; for Kubernetes give a url, or mount the files in the template"
+            )
+        body = made_rayjob(self._template, id, self._namespace, submission)
+        try:
+            self._rayjobs.create_namespaced_custom_object(
+                **self._at, body=body, field_validation="Strict", _request_timeout=TIMEOUT
+            )
+        except self._failure as error:
+            if error.status == 409:
+                return False
+            raise self._told(error, id) from error
+        except HTTPError as error:
+            raise TransientError(f"Kubernetes did not answer: {error}") from error
+        return True
+
+    def jobs(self) -> list[SubmittedJob]:
+        """Returns the jobs that this package submitted and nobody deleted."""
+        label = ",".join(f"{name}={value}" for name, value in LABELS.items())
+        with self._known_errors():
+            found = self._rayjobs.list_namespaced_custom_object(
+                **self._at, label_selector=label, _request_timeout=TIMEOUT
+            )
+        return [_described(job) for job in found["items"] if is_ours(job["metadata"]["name"])]
+
+    def job(self, id: str) -> SubmittedJob:
+        """Returns one of them. One that was deleted since it was asked for is cancelled."""
+        try:
+            with self._known_errors(id):
+                found = self._rayjobs.get_namespaced_custom_object(
+                    **self._at, name=id, _request_timeout=TIMEOUT
+                )
+        except NotFound:
+            if id not in self._seen:
+                raise
+            return replace(self._seen[id], state="cancelled", message="it was deleted")
+        self._seen[id] = _described(found)
+        return self._seen[id]
+
+    def log(self, id: str) -> str:
+        """Returns what the job has printed so far, in its newest attempt at a cluster."""
+        return "".join(self._printed(id, follow=False))
+
+    def tail(self, id: str) -> Iterator[str]:
+        """Yields what the job prints from the beginning of its newest attempt at a cluster."""
+        return self._printed(id, follow=True)
+
+    def stop(self, id: str) -> None:
+        """Deletes the RayJob, and with it its cluster and its log."""
+        self.job(id)  # so that its end is known
+        with self._known_errors(id):
+            self._rayjobs.delete_namespaced_custom_object(
+                **self._at, name=id, propagation_policy="Foreground", _request_timeout=TIMEOUT
+            )
+
+    def _printed(self, id: str, *, follow: bool) -> Iterator[str]:
+        """Yields what the pod has printed that submits the command to its Ray cluster."""
+        self.job(id)
+        with self._known_errors(id):
+            pods = self._pods.list_namespaced_pod(
+                self._namespace, label_selector=f"job-name={id}", _request_timeout=TIMEOUT
+            ).items
+            if not pods:
+                return
+            newest = max(pods, key=lambda pod: pod.metadata.creation_timestamp)
+            try:
+                answer = self._pods.read_namespaced_pod_log(
+                    newest.metadata.name,
+                    self._namespace,
+                    follow=follow,
+                    _preload_content=False,
+                    _request_timeout=TIMEOUT,
+                )
+            except self._failure as error:
+                if error.status in (400, 404):  # it has not begun, or is gone already
+                    return
+                raise
+            text = codecs.getincrementaldecoder("utf-8")("replace")
+            for part in answer.stream(2**16):
+                yield text.decode(part)
+
+    @contextmanager
+    def _known_errors(self, id: str = "") -> Iterator[None]:
+        """Raises errors of the Kubernetes client as ours."""
+        try:
+            yield
+        except self._failure as error:
+            raise self._told(error, id) from error
+        except HTTPError as error:
+            raise TransientError(f"Kubernetes did not answer: {error}") from error
+
+    def _told(self, error: Any, id: str) -> Exception:
+        """Returns the error that says what an answer of Kubernetes means."""
+        said = _message(error.body) or error.reason
+        if error.status in (401, 403):
+            return UsageError(f"Kubernetes refuses this: {said}")
+        if error.status == 404 and id and "could not find the requested resource" not in said:
+            return NotFound(f"{self.address} has no job {id!r}; `vdna jobs{self.flags}` lists them")
+        if error.status in (400, 404, 422):
+            return UsageError(f"Kubernetes does not take this ({error.status}): {said}")
+        return TransientError(f"Kubernetes did not answer ({error.status}): {said}")
+
+
+def _message(body: str | None) -> str:
+    """Returns what the API says in words."""
+    try:
+        return str(json.loads(body or "")["message"])
+    except (ValueError, KeyError, TypeError):
+        return (body or "").strip()
+
+
+def _described(rayjob: Mapping[str, Any]) -> SubmittedJob:
+    status, metadata = rayjob.get("status") or {}, rayjob["metadata"]
+    state = _state(status.get("jobDeploymentStatus", ""), status.get("jobStatus", ""))
+    message = status.get("message", "") or status.get("reason", "")
+    code = re.search(r"failed with exit code (-?\d+)", message) if state == "failed" else None
+    return SubmittedJob(
+        id=metadata["name"],
+        command=rayjob["spec"].get("entrypoint", ""),
+        state=state,
+        started=_seconds(metadata.get("creationTimestamp")),
+        ended=_seconds(status.get("endTime")),
+        code=int(code[1]) if code else None,
+        message=message,
+        cluster=status.get("rayClusterName", ""),
+    )
+
+
+def _state(deployment: str, job: str) -> JobState:
+    """Returns the state that KubeRay's two words mean."""
+    if deployment == "ValidationFailed" or (deployment, job) == ("Complete", "FAILED"):
+        return "failed"
+    if deployment == "Complete":
+        return "cancelled" if job == "STOPPED" else "succeeded"
+    if deployment == "Failed":
+        return "failed"
+    return "running" if deployment == "Running" else "waiting"
+
+
+def _seconds(time: str | None) -> float | None:
+    return datetime.fromisoformat(time).timestamp() if time else None

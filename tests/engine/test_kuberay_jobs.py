@@ -1,0 +1,263 @@
+"""Tests commands as RayJobs, with an API that takes what KubeRay's definitions and rules take."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline.engine import job_server
+from pipeline.engine.job_server import Submission, followed, submit_once, wait_for_end
+from pipeline.engine.kuberay_jobs import KubeRayJobServer, made_rayjob, read_template
+from pipeline.errors import NotFound, TransientError, UsageError, VdnaError
+from tests.support.kubernetes_api import KubernetesApi, kubeconfig, served
+from tests.system.test_infra import (
+    INFRA,
+    RAYJOBS,
+    broken_rules,
+    each,
+    kuberay_schema,
+    schema_errors,
+)
+
+TEMPLATE = INFRA / "kuberay" / "rayjob-build.yaml"
+AT = ("--kubernetes", "vdna")
+BUILD = ("build", "a", "s3://images", "--include", "*.png", "--workers", "30")
+SUBMISSION = Submission((*BUILD, "-c", "s3://dnas"))
+
+
+def problems(rayjob: dict[str, Any]) -> list[str]:
+    return schema_errors(rayjob) + broken_rules(rayjob)
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
+    monkeypatch.setattr(job_server, "POLL_SECONDS", 0.0)
+    monkeypatch.delenv("VDNA_CATALOGUE", raising=False)
+    kuberay_schema()  # skips here where there is none
+    api = KubernetesApi("vdna", problems)
+    with served(api, tmp_path) as config:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        yield api
+
+
+@pytest.fixture
+def server(api: KubernetesApi) -> KubeRayJobServer:
+    return KubeRayJobServer("vdna", read_template(str(TEMPLATE)))
+
+
+def vdna(*words: object, exits: int = 0) -> click.testing.Result:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == exits, done.output
+    return done
+
+
+# What is created
+
+
+@each(RAYJOBS)
+def test_a_job_of_each_template_is_the_template_with_another_command(
+    document: dict[str, Any],
+) -> None:
+    before = copy.deepcopy(document)
+    submission = Submission(SUBMISSION.words, {"AWS_REGION": "eu-west-1", "B": "$x `y`"})
+    made = made_rayjob(document, "vdna-build-00000000-1", "night", submission)
+    assert document == before
+    assert problems(made) == []
+    assert made["metadata"]["namespace"] == "night"
+    assert made["spec"]["entrypoint"] == (
+        "vdna build --ray-address auto a s3://images --include '*.png' --workers 30 -c s3://dnas"
+    )
+    cluster = made["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        env = {e["name"]: e["value"] for e in group["template"]["spec"]["containers"][0]["env"]}
+        assert (env["AWS_REGION"], env["B"]) == ("eu-west-1", "$x `y`")
+        assert env["VDNA_CATALOGUE"] == "s3://my-bucket/vdna"
+    del made["spec"]["entrypoint"], made["metadata"]
+    for key in ("metadata", "spec"):
+        before[key].pop("entrypoint", None)
+    again = made_rayjob(document, "x", "y", Submission(SUBMISSION.words))["spec"]
+    del again["entrypoint"]
+    assert again == before["spec"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "kind: RayJob", "[1]", "kind: Job\nspec: {}", "a: 1\n---\nb: 2"]
+)
+def test_a_template_that_is_no_rayjob_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"job\.yaml is not a RayJob"):
+        read_template(str(file))
+
+
+def test_a_template_that_kuberay_refuses_creates_nothing(
+    api: KubernetesApi, tmp_path: Path
+) -> None:
+    template = yaml.safe_load(TEMPLATE.read_text())
+    template["spec"]["backofLimit"] = 3
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(template))
+    done = vdna("submit", *AT, "--template", file, *BUILD, exits=2)
+    assert "'backofLimit' was unexpected" in done.stderr
+    assert api.rayjobs == {}
+
+
+def test_the_catalogue_of_the_pods_is_the_command_s(
+    api: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is required, and the template states it; this machine's own wins, as it is nearer."""
+    submit = ("submit", "--no-follow", *AT, "--template", TEMPLATE, *BUILD)
+    vdna(*submit)
+    [job] = api.rayjobs.values()
+    assert "--catalogue" not in job["spec"]["entrypoint"]
+    monkeypatch.setenv("VDNA_CATALOGUE", "s3://mine")
+    id = vdna(*submit).stdout.strip()
+    assert (
+        "build --ray-address auto --catalogue s3://mine a" in api.rayjobs[id]["spec"]["entrypoint"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (AT, "--kubernetes NAMESPACE and --template FILE go together"),
+        (("--template", TEMPLATE), "--kubernetes NAMESPACE and --template FILE go together"),
+        ((*AT, "--template", TEMPLATE, "--ray-address", "http://h:1"), "name two clusters"),
+        ((*AT, "--template", TEMPLATE, "--working-dir", "."), "working_dir is '.'"),
+        ((*AT, "--template", "none.yaml"), "none.yaml"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    api: KubernetesApi, words: tuple[object, ...], told: str
+) -> None:
+    done = CliRunner().invoke(app, ["submit", *map(str, words), *BUILD, "-c", "s3://dnas"])
+    assert done.exit_code in (1, 2)
+    assert told in done.stderr
+    assert api.rayjobs == {}
+
+
+# How it goes on
+
+
+def test_a_job_is_followed_through_its_clusters_to_the_command_s_exit_code(
+    api: KubernetesApi, server: KubeRayJobServer
+) -> None:
+    """A cluster whose head dies is followed by another, whose log begins anew."""
+    id = submit_once(server, SUBMISSION)
+    job = server.job(id)
+    assert (job.state, job.started) == ("waiting", 1795489200.0)
+    assert [*server.tail(id)] == []
+    api.logs[id] = [""]
+    assert [*server.tail(id)] == []
+    lines = followed(server, id)
+    api.set_status(id, "Running", "RUNNING", rayClusterName="first")
+    api.logs[id] = ["of the first\n12 images\nnearly"]
+    assert [next(lines), next(lines)] == ["of the first", "12 images"]
+    api.logs[id] = ["", "of the second\n24 images\ndone"]
+    api.set_status(
+        *(id, "Failed", "FAILED"),
+        rayClusterName="second",
+        endTime="2026-11-24T03:02:05Z",
+        message="Job entrypoint command failed with exit code 3, last available logs: …",
+    )
+    assert list(lines) == ["nearly", "of the second", "24 images", "done"]
+    job = wait_for_end(server, id)
+    assert (job.state, job.exit_code, job.ended) == ("failed", 3, 1795489325.0)
+    assert submit_once(server, SUBMISSION) == f"{id[:-1]}2"
+
+
+@pytest.mark.parametrize(
+    ("deployment", "job", "state"),
+    [
+        ("", "", "waiting"),
+        ("Initializing", "", "waiting"),
+        ("Suspended", "", "waiting"),
+        ("Retrying", "FAILED", "waiting"),
+        ("Running", "PENDING", "running"),
+        ("Running", "RUNNING", "running"),
+        ("Complete", "SUCCEEDED", "succeeded"),
+        ("Complete", "FAILED", "failed"),
+        ("Complete", "STOPPED", "cancelled"),
+        ("Failed", "FAILED", "failed"),
+        ("Failed", "RUNNING", "failed"),
+        ("ValidationFailed", "", "failed"),
+    ],
+)
+def test_what_kuberay_says_is_a_state(
+    api: KubernetesApi, server: KubeRayJobServer, deployment: str, job: str, state: str
+) -> None:
+    id = submit_once(server, SUBMISSION)
+    api.set_status(id, deployment, job)
+    assert server.job(id).state == state
+    assert [job.state for job in server.jobs()] == [state]
+
+
+def test_a_cancelled_job_is_deleted_and_its_command_may_run_again(api: KubernetesApi) -> None:
+    submit = ("submit", "--no-follow", *AT, "--template", TEMPLATE, *BUILD)
+    id = vdna(*submit).stdout.strip()
+    api.set_status(id, "Running", "RUNNING")
+    assert f"{id} is running and does just this" in vdna(*submit, exits=1).stderr
+    assert json.loads(vdna("jobs", *AT, "--json").stdout)[0]["state"] == "running"
+    assert f"{id} is cancelled. What it counted is kept" in vdna("cancel", id, *AT).stdout
+    assert api.rayjobs == {}
+    assert "has no job" in vdna("logs", id, *AT, exits=1).stderr
+    assert vdna(*submit).stdout.strip() == id
+    api.logs[id] = ["12 images\n"]
+    assert vdna("logs", id, *AT).stdout == "12 images\n"
+
+
+def test_jobs_of_others_are_neither_listed_nor_counted(
+    api: KubernetesApi, server: KubeRayJobServer
+) -> None:
+    other = made_rayjob(read_template(str(TEMPLATE)), "vdna-night", "vdna", SUBMISSION)
+    api.create(other)
+    assert server.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind", "told"),
+    [
+        ((401, "Unauthorized"), UsageError, "Kubernetes refuses this: Unauthorized"),
+        ((403, "cannot list rayjobs"), UsageError, "refuses this: cannot list rayjobs"),
+        ((404, "the server could not find the requested resource"), UsageError, "requested"),
+        ((500, "etcd is away"), TransientError, r"did not answer \(500\): etcd is away"),
+        ((429, "slower"), TransientError, r"did not answer \(429\): slower"),
+    ],
+)
+def test_a_refusal_is_told_in_its_words(
+    api: KubernetesApi,
+    server: KubeRayJobServer,
+    refusal: tuple[int, str],
+    kind: type[VdnaError],
+    told: str,
+) -> None:
+    api.refusal = refusal
+    id = "vdna-build-00000000-1"
+    for ask in (server.jobs, lambda: server.submit(id, SUBMISSION), lambda: server.job(id)):
+        with pytest.raises(kind, match=told):
+            ask()
+
+
+def test_a_cluster_must_be_configured_answer_and_know_the_job(
+    api: KubernetesApi,
+    server: KubeRayJobServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(NotFound, match=r"has no job 'x'; `vdna jobs --kubernetes vdna` lists them"):
+        server.stop("x")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="no Kubernetes cluster is configured"):
+        KubeRayJobServer("vdna")
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "away", "http://127.0.0.1:1")))
+    with pytest.raises(TransientError, match="Kubernetes did not answer"):
+        KubeRayJobServer("vdna").jobs()
