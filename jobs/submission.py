@@ -182,7 +182,10 @@ def follow_to_end(server: JobServer, id: str) -> int:
 
 def wait_to_end(server: JobServer, id: str) -> int:
     """Does what `follow_to_end` does, without what the job prints."""
-    return _to_end(server, id, ())
+    code = _to_end(server, id, ())
+    if code:
+        tell(f"`vdna logs {id}{server.flags}` shows what it printed")
+    return code
 
 
 def _to_end(server: JobServer, id: str, lines: Iterable[str]) -> int:

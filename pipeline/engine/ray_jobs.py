@@ -62,7 +62,8 @@ class RayJobServer:
             )
         if redact(named) != named:
             raise UsageError(
-                f"the address {named} holds a secret; leave it out, and set RAY_AUTH_TOKEN_PATH"
+                f"the address {named} holds a secret; leave it out. A token of Ray goes into a "
+                "file that RAY_AUTH_TOKEN_PATH names"
             )
         self.address = named
         self.flags = f" --ray-address {address}" if address else ""
@@ -147,12 +148,13 @@ class RayJobServer:
                     f"the cluster at {self.address} has no job {id!r}; `vdna jobs{self.flags}` "
                     "lists them"
                 ) from error
-            raise TransientError(f"{self.address} did not answer: {error}") from error
+            said = f"answered {status}" if status else "did not answer"
+            raise TransientError(f"{self.address} {said}: {_last_line(str(error))}") from error
 
     def _refusal(self) -> UsageError:
         return UsageError(
-            f"the cluster at {self.address} asks for a token; set RAY_AUTH_MODE=token, and "
-            "RAY_AUTH_TOKEN_PATH to a file that holds the cluster's token"
+            f"the cluster at {self.address} asks for a token; set RAY_AUTH_MODE=token, and put its "
+            "token into ~/.ray/auth_token or a file that RAY_AUTH_TOKEN_PATH names"
         )
 
 
@@ -162,6 +164,11 @@ def _status(error: Exception) -> int | None:
         return error.status
     found = re.search(r"Request failed with status code (\d+):", str(error))
     return int(found[1]) if found else None
+
+
+def _last_line(text: str) -> str:
+    """Returns what a traceback ends with: the server sends one, in one of its own."""
+    return next((line for line in reversed(text.splitlines()) if line.strip(" .")), text)
 
 
 def _described(job: JobDetails) -> SubmittedJob:

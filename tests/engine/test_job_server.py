@@ -46,6 +46,8 @@ def test_each_attempt_has_the_next_number_and_another_command_its_own() -> None:
     assert ids == [f"{name}-{n}" for n in range(1, 12)]
     assert all(map(is_ours, ids))
     assert submit_once(server, Submission(("build", "b", "s3://images"))).endswith("-1")
+    del server.known[ids[3]]  # a cluster forgets
+    assert submit_once(server, BUILD) == f"{name}-12"
 
 
 @pytest.mark.parametrize("id", ["raysubmit_4LamXR", "vdna-build-1", "my-vdna-build-00000000-1"])

@@ -155,6 +155,11 @@ def test_a_job_has_its_folder_its_variables_its_words_and_its_exit_code(
     assert "photo-0007.jpg: truncated" in done.stdout
     assert "connecting to Ray at auto" in done.stdout
     assert len(done.stderr.splitlines()) == 2, done.stderr
+    listing = (sys.executable, "-m", "jobs.app", "jobs", *at)
+    without_token = os.environ | {"RAY_AUTH_MODE": "disabled"}  # Ray has made one for the cluster
+    listed = subprocess.run(listing, capture_output=True, text=True, env=without_token)
+    assert (listed.returncode, listed.stdout) == (2, "")
+    assert "asks for a token; set RAY_AUTH_MODE=token" in listed.stderr
     assert "failed with exit code 3 after" in done.stderr
     assert Catalogue(str(catalogue)).find("few").images == 4
     [job] = [j for j in ray_jobs(address) if j.runtime_env and "working_dir" in j.runtime_env]
@@ -258,8 +263,9 @@ def test_answers_about_a_job_that_fail_are_told(answering: Callable[..., str]) -
     for ask in (server.job, server.log, server.stop, lambda id: next(server.tail(id))):
         with pytest.raises(NotFound, match="has no job 'x'; `vdna jobs --ray-address http"):
             ask("x")
-    answering(answers | {"/api/jobs/x": (500, "KeyError"), "/api/jobs/x/logs/tail": (401, "")})
-    with pytest.raises(TransientError, match=r"did not answer: .*500: KeyError"):
+    traceback = "Traceback (most recent call last):\n  a line\nKeyError: 'x'\n."
+    answering(answers | {"/api/jobs/x": (500, traceback), "/api/jobs/x/logs/tail": (401, "")})
+    with pytest.raises(TransientError, match=r"[0-9] answered 500: KeyError: 'x'$"):
         server.job("x")
     with pytest.raises(UsageError, match="asks for a token"):
         next(server.tail("x"))

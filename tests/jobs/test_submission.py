@@ -110,6 +110,11 @@ def test_what_the_environment_gives_here_is_given_to_the_job(
     assert job.environment == {"AWS_REGION": "eu-central-1"}
     monkeypatch.setenv("VDNA_CATALOGUE", "dnas")
     vdna("submit", "build", "a", "s3://b", exits=2)
+    monkeypatch.setenv("VDNA_CATALOGUE", "s3://me:planted@host/dnas")
+    done = vdna("submit", "build", "a", "s3://b", exits=2)
+    assert "carries a user name" in done.stderr
+    assert "planted" not in done.output
+    assert len(server.submitted) == 1
 
 
 def test_a_working_folder_lets_sources_be_relative(server: MemoryJobs) -> None:
@@ -148,6 +153,8 @@ def test_a_job_is_followed_to_its_end_and_its_exit_code_is_ours(
     assert done.stderr.splitlines() == [f"{id}: submitted to {server.address}", f"{id}: {ending}"]
     waited = vdna("submit", "--wait", *AT, *BUILD, exits=code)
     assert waited.stdout == ""
+    hint = f"`vdna logs {id[:-1]}2{server.flags}` shows what it printed"
+    assert (hint in waited.stderr) == bool(code)
     told = json.loads(vdna("submit", "--json", *AT, *BUILD, exits=code).stdout)
     assert (told["id"], told["exit_code"]) == (f"{id[:-1]}3", code)
 
