@@ -30,7 +30,8 @@ def on_the_command_line(field: Field) -> Parameter:
         info = typer.Argument(help=option.help)
     else:
         name = option.flag or f"--{field.name.replace('_', '-')}"
-        name += f"/--no-{name[2:]}" if default is True else ""
+        both = bool in field.kinds and default is not False
+        name += f"/--no-{name[2:]}" if both else ""
         info = typer.Option(
             name, help=option.help, metavar=option.metavar, rich_help_panel=field.group
         )

@@ -495,6 +495,9 @@ PRODUCTS: tuple[str, ...] = ("histogram", "neuron_gaussian")
 LAYER_GAUSSIAN = "layer_gaussian"
 """An optional product: the mean vector and the scatter matrix of each layer."""
 
+IMAGE_HASHES = "image_hashes"
+"""An optional product: hashes of each image, by which repeated ones are found."""
+
 
 @dataclass(frozen=True)
 class Resources(Options):

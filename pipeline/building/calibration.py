@@ -141,7 +141,16 @@ def calibrate(
     _require_file(request.out, target)
     same = shared_values(request, Request)
     # An earlier call may have left counts of other sources there.
-    build = Request(SCRATCH_NAME, "", bins=2, exemplars=0, replace=True, spec="new", **same)
+    build = Request(
+        SCRATCH_NAME,
+        "",
+        bins=2,
+        exemplars=0,
+        image_hashes=False,
+        replace=True,
+        spec="new",
+        **same,
+    )
     if not engine.in_process:
         require_shared(target, *request.sources)
     for source in request.sources:

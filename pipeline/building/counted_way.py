@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.building.request import Request
 from pipeline.catalogue import Version
 from pipeline.counting import numerics
@@ -13,7 +15,11 @@ from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
 from pipeline.errors import UsageError
 from pipeline.images import is_nvjpeg, stated_decoder
 from pipeline.networks import Network
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Spec
+from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, PRODUCTS, Preprocess, Spec
+from pipeline.wording import count_of, option
+
+MOST_HASHED = 250_000_000
+"""The most images whose hashes a version keeps: 17 bytes each, in one object of 5 GB at most."""
 
 
 def make_spec(
@@ -73,7 +79,8 @@ def products_of(request: Request, network: Network, base: Version | None) -> tup
     """Returns the products to keep: those asked for, and those that the dataset has.
 
     A refresh must not drop what others read. Nor should it count all images of a dataset again for
-    exemplars that nobody has asked for: a dataset without them stays without, unless asked.
+    exemplars or image hashes that nobody has asked for: a dataset without them stays without,
+    unless asked.
 
     Args:
         request: What was asked for.
@@ -92,4 +99,26 @@ def products_of(request: Request, network: Network, base: Version | None) -> tup
     else:
         number = DEFAULT_EXEMPLARS if request.exemplars is None else request.exemplars
         settings = ExemplarSettings.from_options(number, request.exemplar_taps, network.taps)
-    return (*products, settings.product) if settings else products
+    if settings:
+        products = (*products, settings.product)
+    asked = request.image_hashes
+    hashed = asked if asked is not None else had is None or IMAGE_HASHES in had
+    return (*products, IMAGE_HASHES) if hashed else products
+
+
+def require_room_for_hashes(name: str, candidates: int, products: Sequence[str]) -> None:
+    """Refuses to keep the hashes of more images than one object of any store holds.
+
+    Args:
+        name: The dataset.
+        candidates: How many images it lists.
+        products: What is to be kept.
+
+    Raises:
+        UsageError: There are too many.
+    """
+    if IMAGE_HASHES in products and candidates > MOST_HASHED:
+        raise UsageError(
+            f"{name} has {count_of(candidates, 'image')}, and the hashes of at most "
+            f"{MOST_HASHED:,} are kept; build it with {option(IMAGE_HASHES, False)}"
+        )

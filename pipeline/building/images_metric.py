@@ -99,7 +99,9 @@ class VisualDNA:
             raise TypeError(f"VisualDNA() takes no option {', '.join(sorted(unknown))}")
         if device not in ("cpu", "cuda"):
             raise UsageError(f"device is {device!r}; it must be cpu or cuda")
-        request = Request("in-process", "images in memory", exemplars=0, **options)
+        request = Request(
+            "in-process", "images in memory", exemplars=0, image_hashes=False, **options
+        )
         network = describe(request.extractor, request.weights, request.taps)
         self._ranges, _ = find_ranges(network, request.ranges, {})
         self.spec = make_spec(request, network, self._ranges.digest, device, micro_batch)

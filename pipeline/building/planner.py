@@ -11,7 +11,7 @@ from functools import partial
 
 from pipeline import storage
 from pipeline.buffers import sha256
-from pipeline.building.counted_way import make_spec, products_of
+from pipeline.building.counted_way import make_spec, products_of, require_room_for_hashes
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.earlier_plan import (
     kept_plan,
@@ -239,6 +239,7 @@ class Planner:
         self.shared.store_once(spec_uri, lambda: canonical_json(spec.to_json()))
         plan, parts = self._plan_and_parts(request, recipe, base, head, ahead)
         manifest, changes = plan.manifest, plan.changes
+        require_room_for_hashes(request.name, manifest.candidates, products)
         pair_by = manifest.pairing.by if manifest.pairing is not None else request.pair_by
         request = replace(request, by=_effective_by(request, base), pair_by=pair_by)
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)

@@ -248,6 +248,13 @@ class ProductOptions(Options):
         str | None,
         Option("Remember images only for neurons of these layers: globs, such as 'blocks.*,head'."),
     ] = None
+    image_hashes: Annotated[
+        bool | None,
+        Option(
+            "Keep two hashes of each image, by which repeated ones are found "
+            "(default: yes, or as the dataset has it)."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -267,8 +274,8 @@ class Request(
     """A dataset to build.
 
     The fields that it inherits are the options of its bases, as keywords. `layer_gaussian`,
-    `exemplars`, `exemplar_taps` and `by` stay with a dataset: where they are not given, a later
-    build keeps what the dataset has.
+    `exemplars`, `exemplar_taps`, `image_hashes` and `by` stay with a dataset: where they are not
+    given, a later build keeps what the dataset has.
 
     Attributes:
         name: Name of the dataset in the catalogue.

@@ -41,7 +41,7 @@ def store_manifest(uri: str, manifest: Manifest) -> Data:
 
 
 def store_version(
-    catalogue: Catalogue, name: str, spec: str, digest: str, files: Mapping[str, bytes]
+    catalogue: Catalogue, name: str, spec: str, digest: str, files: Mapping[str, Data]
 ) -> dict[str, Data]:
     """Stores the files of a version, and keeps those that a commit refers to.
 
@@ -67,7 +67,7 @@ def store_version(
                 return version.sha256
         return {}
 
-    def store(kind: str, data: bytes) -> Data:
+    def store(kind: str, data: Data) -> Data:
         def is_committed(existing: Data) -> bool:
             found = sha256(existing)
             return found != sha256(data) and found == committed().get(kind)

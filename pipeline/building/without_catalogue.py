@@ -83,11 +83,11 @@ def make_dna(
     fetch: Callable[[Entry], Decoded] | None = None
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
-        request = Request("in-process", name, exemplars=0, **options)
+        request = Request("in-process", name, exemplars=0, image_hashes=False, **options)
         listing = list_source(name, request.rules)
     else:
         name = "images in memory"
-        request = Request("in-process", name, exemplars=0, **options)
+        request = Request("in-process", name, exemplars=0, image_hashes=False, **options)
         held = MemoryImages.of(source, request.exif, request.alpha, request.image_column)
         if held.names:
             name = "the files"

@@ -23,7 +23,7 @@ from pipeline.catalogue.names import check_name
 from pipeline.catalogue.receipts import Receipt
 from pipeline.catalogue.version_names import check_tag
 from pipeline.errors import CorruptFile, UsageError, wrong_fields
-from pipeline.spec import digest_of
+from pipeline.spec import IMAGE_HASHES, digest_of
 
 FORMAT = 4
 """Formats 2 and 3 are read as well: 2 had no tags, and neither had erasures. Format 1 was never
@@ -39,7 +39,7 @@ differs from the last multiple of the first span, or of the second if it is one 
 FILES = ("dna", "failures", "folds", "manifests")
 """The files that every built version has. An imported one has a DNA only."""
 
-VERSION_FILES = (*FILES, "layer_gaussians", "exemplars")
+VERSION_FILES = (*FILES, "layer_gaussians", "exemplars", IMAGE_HASHES)
 """The kinds of files that a version may have, each in a folder of that name."""
 
 ON_DISK = ("layer_gaussians",)

@@ -35,13 +35,13 @@ from pipeline.counting import (
     load_partial,
     partial_uri,
 )
-from pipeline.dna import DNA, INT_COLUMNS, Partial
+from pipeline.dna import DNA, INT_COLUMNS, ImageHashes, Partial
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, TransientError, VdnaError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, Shard
-from pipeline.spec import Resources
+from pipeline.spec import IMAGE_HASHES, Resources
 from pipeline.wording import count_of, option
 
 MOVED_BY_ROUNDING = 1e-3
@@ -276,9 +276,14 @@ class _DatasetRecount:
         dna = self._catalogue.load_version(self._name, self._version, layer_gaussian=scattered)
         failures = tuple(sorted(self._catalogue.failures(self._name, self._version)))
         again = sum_of_partials(self._manifest, work, self._version)
-        kept = "exemplars" in self._version.sha256
-        exemplars = self._catalogue.exemplars(self._name, self._version) if kept else None
-        ok, detail = compare_partials(Partial(dna, again.shards, failures, exemplars), again)
+        named, kept = (self._name, self._version), self._version.sha256
+        exemplars = self._catalogue.exemplars(*named) if "exemplars" in kept else None
+        hashes = None
+        if IMAGE_HASHES in kept:
+            sizes = [head.candidates for head in self._manifest.heads]
+            hashes = ImageHashes.cut(self._catalogue.image_hashes(*named), self._keys, sizes)
+        stored = Partial(dna, again.shards, failures, exemplars, hashes)
+        ok, detail = compare_partials(stored, again)
         return Finding(self._name, "recounted sum", ok, detail)
 
     def _finding(self, index: int, ok: bool, detail: str) -> Finding:
@@ -322,6 +327,8 @@ def compare_partials(stored: Partial, again: Partial) -> tuple[bool, str]:
     if same_numbers(again.dna, stored.dna):
         if stored.exemplars != again.exemplars:
             return False, f"{images}: all numbers are equal, but other exemplars are stored"
+        if stored.image_hashes != again.image_hashes:
+            return False, f"{images}: all numbers are equal, but other image hashes are stored"
         return True, f"{images}, all numbers are equal"
     moved = _moved(stored.dna, again.dna)
     share = sum(moved.values()) / max(1, again.dna.images * int(again.dna.positions.sum()))

@@ -35,9 +35,12 @@ from pipeline.dna import (
     NOTED,
     SCALAR_COLUMNS,
     SCATTER,
+    SINGLE_COLOUR,
     Exemplars,
     ExemplarSettings,
     Failure,
+    HashRows,
+    ImageHashes,
     Ranges,
     neuron_name,
 )
@@ -45,7 +48,7 @@ from pipeline.errors import ConservationError, CorruptFile
 from pipeline.events import Listener, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources import Manifest, label_of
-from pipeline.spec import LAYER_GAUSSIAN
+from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN
 from pipeline.wording import count_of
 
 
@@ -78,6 +81,7 @@ class VersionChecks:
         self._manifest: Manifest | None = None
         self._failures: list[Failure] | None = None
         self._exemplars: Exemplars | None = None
+        self._image_hashes: HashRows | None = None
 
     @property
     def checks(self) -> dict[str, Callable[[], str]]:
@@ -97,6 +101,8 @@ class VersionChecks:
         settings = ExemplarSettings.from_products(version.products)
         if settings is not None:
             checks["exemplars"] = partial(self._check_exemplars, settings)
+        if IMAGE_HASHES in version.products:
+            checks["image hashes"] = self._check_image_hashes
         checks["partials"] = self._check_partials
         if version.by and not version.part_of:
             checks["parts"] = self._check_parts
@@ -234,6 +240,29 @@ class VersionChecks:
         neurons = count_of(int(np.count_nonzero(counts)), "neuron")
         return f"{held.rows.num_rows:,} names for {neurons}, all of images that were counted"
 
+    def _check_image_hashes(self) -> str:
+        """Checks that each candidate has its hashes, and that they say what the DNA says."""
+        version, manifest = self._version, self._known_manifest()
+        uri = self._catalogue.uri(IMAGE_HASHES, version.spec, self._name, version.dna)
+        rows = self._catalogue.image_hashes(self._name, version)
+        single = int(np.count_nonzero(rows["flags"] & SINGLE_COLOUR))
+        if (len(rows), single) != (manifest.candidates, version.single_colour):
+            raise ConservationError(
+                f"{uri}: {single} of {count_of(len(rows), 'image')} are of a single colour; the "
+                f"DNA has {version.single_colour} of {manifest.candidates}"
+            )
+        self._image_hashes = rows
+        return f"hashes of {count_of(version.images, 'image')}"
+
+    def _hashes_by_shard(self) -> ImageHashes | None:
+        """Returns the stored hashes as partials have them, if they were read."""
+        if self._image_hashes is None:
+            return None
+        version, manifest = self._version, self._known_manifest()
+        sizes = [head.candidates for head in manifest.heads]
+        keys = manifest.keys(version.spec, version.products)
+        return ImageHashes.cut(self._image_hashes, keys, sizes)
+
     def _check_partials(self) -> str:
         """Checks that the partials that are kept are whole, and, if all are, sum to the DNA."""
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
@@ -248,7 +277,12 @@ class VersionChecks:
         total = sum_of_partials(manifest, work, version, self._mapper, self._progress)
         listed = self._failures if self._failures is not None else list(total.failures)
         shown = self._exemplars if self._exemplars is not None else total.exemplars
-        same = total.exemplars == shown and list(total.failures) == listed
+        hashes = self._hashes_by_shard() or total.image_hashes
+        same = (total.exemplars, total.image_hashes, list(total.failures)) == (
+            shown,
+            hashes,
+            listed,
+        )
         if not same or not same_numbers(total.dna, dna):
             raise ConservationError(f"the partials under {work} do not sum to the DNA")
         sums = "sums" if len(present) == 1 else "sum"

@@ -17,13 +17,13 @@ from pipeline.catalogue.commit import ON_DISK, Footer, Version
 from pipeline.catalogue.commit_log import CommitLog
 from pipeline.catalogue.version_names import dataset_of
 from pipeline.errors import CorruptFile, NoBucket, NotFound, SourceError, UsageError
-from pipeline.spec import Spec
+from pipeline.spec import IMAGE_HASHES, Spec
 from pipeline.wording import option
 
 if TYPE_CHECKING:
     from mmap import mmap
 
-    from pipeline.dna import DNA, DnaFile, Exemplars, Failure, Ranges
+    from pipeline.dna import DNA, DnaFile, Exemplars, Failure, HashRows, Ranges
     from pipeline.sources import Manifest
 
 
@@ -158,6 +158,33 @@ class VersionFiles(CommitLog):
         data = self.read_checked("exemplars", name, version)
         return Exemplars.decode(data, uri, self.spec(version.spec))
 
+    def image_hashes(self, name: str, version: Version) -> HashRows:
+        """Reads the hashes of a version's images.
+
+        Args:
+            name: The dataset.
+            version: The version.
+
+        Returns:
+            A row of the type `HASH_ROW` for each candidate, in the order of the manifest.
+
+        Raises:
+            CorruptFile: If the file is not the one that was committed.
+            NotFound: If the version has none.
+        """
+        from pipeline.dna import READ, decode_image_hashes
+
+        uri = self.uri(IMAGE_HASHES, version.spec, name, version.dna)
+        data = self.read_checked(IMAGE_HASHES, name, version)
+        rows = decode_image_hashes(data, uri, version.manifest)
+        read = int((rows["flags"] & READ).sum())
+        if (read, len(rows) - read) != (version.images, version.failed):
+            raise CorruptFile(
+                f"{uri} has hashes of {read} of {len(rows)} candidates; {version.images} counted "
+                f"and {version.failed} failed were committed"
+            )
+        return rows
+
     def failures(self, name: str, version: Version) -> list[Failure]:
         """Reads the list of images that a build could not read.
 
@@ -275,7 +302,11 @@ def decode_manifest(data: bytes, uri: str, digest: str, entries_uri: str) -> Man
 
 def _require_file(kind: str, name: str, version: Version) -> None:
     if kind not in version.sha256:
-        keeps = {"layer_gaussians": ("layer_gaussian", True), "exemplars": ("exemplars", 8)}
+        keeps = {
+            "layer_gaussians": ("layer_gaussian", True),
+            "exemplars": ("exemplars", 8),
+            IMAGE_HASHES: (IMAGE_HASHES, True),
+        }
         why = "it was imported" if version.imported else f"build it with {option(*keeps[kind])}"
         raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pyarrow as pa
 
@@ -166,7 +165,7 @@ def former_partial(
             f"{uri} holds {partial.candidates} images of shards {partial.shards}, not "
             f"{len(cell.members)} of the one that it is named for"
         )
-    return replace(partial, shards=(cell_key(spec_digest, products, cell),))
+    return partial.as_shard(cell_key(spec_digest, products, cell))
 
 
 def _former_shards(

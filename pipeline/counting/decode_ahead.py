@@ -86,6 +86,7 @@ class DecodeWork:
         on_device: Whether a GPU makes the network's input.
         resources: How many images are fetched ahead, and the time limit of each.
         decoder: `module:function` of the decoder that the rule states, if it is a user's own.
+        hashed: Whether images are hashed, too.
         versions: What decodes where the run is given away: each library with its version.
     """
 
@@ -94,6 +95,7 @@ class DecodeWork:
     on_device: bool
     resources: Resources
     decoder: str = ""
+    hashed: bool = False
     versions: tuple[tuple[str, str], ...] = field(
         default_factory=lambda: decoding_versions()
     )  # it is below

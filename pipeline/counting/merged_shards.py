@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import reduce
 
 from pipeline.counting.cells import cell_key, encode_cells, former_partial
@@ -67,5 +66,5 @@ def merged_shard(
             f"shard {shard.index}: the shards that it was put together of have {total.candidates} "
             f"of {len(shard.members)} candidates"
         )
-    data = replace(total, shards=(key,)).encode()
+    data = total.as_shard(key).encode()
     return Made(data, 0, 0, total.candidates, encode_cells(files), 0)

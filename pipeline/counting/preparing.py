@@ -70,6 +70,7 @@ class Preparer:
         resources: Resources,
         threads: int,
         micro_batch: int = 0,
+        hashed: bool = False,
     ) -> None:
         """Starts the threads.
 
@@ -79,11 +80,13 @@ class Preparer:
             resources: How many images are fetched ahead, and the time limit of each.
             threads: How many threads decode.
             micro_batch: How many images the network takes at a time.
+            hashed: Whether images are hashed, too.
         """
         self.most_made = images.most_bytes(rule, on_device)
         self.most_held = AHEAD_BYTES + 2 * micro_batch * self.most_made
         self.rule = rule
         self.on_device = on_device
+        self.hashed = hashed
         self.resources = resources
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._decoders = Decoders(threads)
@@ -120,14 +123,14 @@ class Preparer:
 
     def begin(self, entry: Entry, fetch: Fetch, isolated: bool) -> _Begun:
         """Begins to fetch and decode a member."""
-        rule, on_device = self.rule, self.on_device
+        rule, on_device, hashed = self.rule, self.on_device, self.hashed
 
         def make(content: Content) -> images.Loaded:
             if isinstance(content, images.Decoded):
                 return images.loaded(content, rule, on_device)
             if isolated:
                 return self._apart(content)
-            return images.load(content, rule, on_device)
+            return images.load(content, rule, on_device, hashed)
 
         fetched = self._fetchers.submit(fetch, entry)
         limit = inf if isolated else self.resources.decode_seconds
@@ -158,8 +161,13 @@ class Preparer:
         self._decoders.close()
 
     def _apart(self, content: bytes) -> images.Loaded:
-        seconds = self.resources.decode_seconds
-        return images.load_isolated(content, self.rule, seconds, on_device=self.on_device)
+        return images.load_isolated(
+            content,
+            self.rule,
+            self.resources.decode_seconds,
+            on_device=self.on_device,
+            hashed=self.hashed,
+        )
 
     def _made(self, made: Future[images.Loaded]) -> int:
         """Returns how many bytes an image takes as the network takes it, or may take."""
@@ -266,7 +274,9 @@ class _Line:
         preparer = self._preparer
         stated = preparer.rule.decoder
         decoder = images.decoder_function(stated) if stated else ""
-        return DecodeWork(run, preparer.rule, preparer.on_device, preparer.resources, decoder)
+        return DecodeWork(
+            run, preparer.rule, preparer.on_device, preparer.resources, decoder, preparer.hashed
+        )
 
     def _give_up(self) -> None:
         for each in self._line:
@@ -300,8 +310,9 @@ def decode_run(work: DecodeWork) -> DecodedRun:
         images.use_decoder(work.rule.decoder, work.decoder)
     outcomes: list[images.Loaded | Failure] = []
     room = work.run.room
+    preparer = Preparer(work.rule, work.on_device, work.resources, 1, hashed=work.hashed)
     with (
-        closing(Preparer(work.rule, work.on_device, work.resources, threads=1)) as preparer,
+        closing(preparer),
         closing(preparer.prepared([work.run], waiting=lambda: 0)) as prepared,
     ):
         for outcome in prepared:

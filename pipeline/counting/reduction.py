@@ -18,11 +18,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce as fold_left
 from itertools import repeat
+from mmap import mmap
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.counting.hash_sums import file_of_hashes
 from pipeline.counting.worker import partial_uri
 from pipeline.dna import (
     DNA,
@@ -34,7 +36,7 @@ from pipeline.dna import (
     Failure,
     LayersWriter,
     Partial,
-    add_exemplars,
+    add_kept,
     dna_metadata,
     hash_numbers,
     shards_and_failures,
@@ -44,12 +46,15 @@ from pipeline.dna import (
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
 from pipeline.mapper import Mapper
 from pipeline.sources import Manifest, pairs_of
-from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
+from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
 FAN_IN = 16
 
 FOLD_TOTALS = ("images", "failed", "numerics", *NOTED)
 """What the file of folds states of each fold."""
+
+HASHED_IN_MEMORY = 1 << 23
+"""Parts with the hashes of more images than this, 17 bytes each, wait on disk to be summed."""
 
 LAST_SUMMANDS = 4
 """How many objects of each fold are left for the last sum, which has all of them in memory."""
@@ -229,7 +234,7 @@ class Composed:
     images: int
     failures: tuple[Failure, ...]
     numerics: tuple[dict[str, Any], ...]
-    files: dict[str, bytes]
+    files: dict[str, bytes | mmap]
     transparent: int | None
     single_colour: int | None
 
@@ -243,9 +248,9 @@ def compose(
 ) -> Composed:
     """Adds the folds' parts up to the files of a dataset version.
 
-    These are the DNA, its folds and, if the products have them, its exemplars and its layers'
-    Gaussians. One layer is encoded while the next is read and summed. Parts with scatter matrices
-    are large: they wait on this machine's disk.
+    These are the DNA, its folds and, if the products have them, its exemplars, its image hashes and
+    its layers' Gaussians. One layer is encoded while the next is read and summed. Parts with
+    scatter matrices, or with many image hashes, are large: they wait on this machine's disk.
 
     Args:
         folds: The folds, as `plan_folds` planned them, all levels summed.
@@ -263,7 +268,10 @@ def compose(
         OverlapError: If two folds hold the same shard.
         CorruptFile: If a part does not hold what it should.
     """
-    keep = storage.on_disk if LAYER_GAUSSIAN in products else lambda data: data
+    large = LAYER_GAUSSIAN in products or (
+        IMAGE_HASHES in products and manifest.candidates > HASHED_IN_MEMORY
+    )
+    keep = storage.on_disk if large else lambda data: data
     files = {
         uri: DnaFile(keep(_read(uri)), "partial", uri) for fold in folds for uri, _ in fold.parts
     }
@@ -310,9 +318,11 @@ def compose(
     }
     pairs = pairs_of(manifest, mapper)
     named = {} if pairs is None else {"folds": {"pairs": pairs.to_json()}}
-    kept = {}
+    kept: dict[str, bytes | mmap] = {}
     if (exemplars := _exemplars(files, products, dataset)) is not None:
         kept[EXEMPLAR_COLUMN] = exemplars.encode(dataset, digest)
+    if (hashes := file_of_hashes(files.values(), manifest, products, dataset)) is not None:
+        kept[IMAGE_HASHES] = hashes
     return Composed(
         digest,
         total.images,
@@ -399,7 +409,7 @@ def _exemplars(
     found = [Exemplars.from_partial(file) for file in files.values()]
     if any((None if one is None else one.settings) != wanted for one in found):
         raise CorruptFile(f"{dataset}: the partials' exemplars are not {wanted}")
-    return fold_left(add_exemplars, found)
+    return fold_left(lambda a, b: add_kept(EXEMPLAR_COLUMN, a, b), found)
 
 
 def _layers(

@@ -26,12 +26,22 @@ from pipeline.counting.feed import Prepared
 from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW
 from pipeline.counting.preparing import Fetch
 from pipeline.counting.stream import Made, Stream
-from pipeline.counting.top_images import TopImages
-from pipeline.dna import DNA, ExemplarSettings, Failure, Ints, Moments, Partial, Ranges
+from pipeline.counting.top_images import TopImages, name_order
+from pipeline.dna import (
+    DNA,
+    HASH_ROW,
+    ExemplarSettings,
+    Failure,
+    HashRows,
+    ImageHashes,
+    Moments,
+    Partial,
+    Ranges,
+)
 from pipeline.errors import ConservationError
 from pipeline.images import Loaded
 from pipeline.sources import Shard
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
+from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
 from pipeline.storage import spelled
 
 MOST_WAITING = 2
@@ -54,7 +64,8 @@ class Counter:
         self._spec = spec
         self._ranges = ranges
         self._products = products
-        self._stream = Stream(extractor, spec.preprocess, resources, ahead)
+        hashed = IMAGE_HASHES in products
+        self._stream = Stream(extractor, spec.preprocess, resources, ahead, hashed)
         self._on_gpu: DeviceRanges | None = None
         if extractor.on_device:
             low, high = ranges.low, ranges.high
@@ -167,7 +178,7 @@ class Counter:
             return cell_at(places[0]).counts.count(self._extractor, pixels)
 
         def note(place: int, image: Loaded) -> None:
-            cell_at(place).noted.add(image)
+            cell_at(place).note(place, image)
 
         stream = self._stream.observed(shard, observe, fetch, note, isolated=isolated)
         with closing(stream) as observed:
@@ -223,7 +234,8 @@ class Counter:
             names,
             self._new_counts(),
             Moments([tap.neurons for tap in self._spec.taps], layerwise=layerwise),
-            TopImages(settings, self._spec, _order(names)) if settings else None,
+            TopImages(settings, self._spec, name_order(names)) if settings else None,
+            np.zeros(len(names), HASH_ROW) if IMAGE_HASHES in self._products else None,
         )
 
     def _partial_of(self, cell: _CellSum) -> Partial:
@@ -238,7 +250,8 @@ class Counter:
         )
         dna.check(cell.name)
         exemplars = cell.reactions.named(cell.names) if cell.reactions else None
-        return Partial(dna, (cell.key,), tuple(sorted(cell.failures)), exemplars)
+        hashes = ImageHashes({cell.key: cell.hashes}) if cell.hashes is not None else None
+        return Partial(dna, (cell.key,), tuple(sorted(cell.failures)), exemplars, hashes)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -265,7 +278,7 @@ def _sum_of_cells(shard: Shard, key: str, cells: Iterable[Partial]) -> Partial:
     Raises:
         ConservationError: If counted and failed images are not the shard's candidates.
     """
-    total = replace(add_left_to_right(Partial.__add__, cells), shards=(key,))
+    total = add_left_to_right(Partial.__add__, cells).as_shard(key)
     if total.candidates != len(shard.members):
         raise ConservationError(
             f"shard {shard.index}: {total.dna.images} counted and {len(total.failures)} failed of "
@@ -319,13 +332,6 @@ def dna_of_counts(
     )
 
 
-def _order(names: Sequence[tuple[str, str]]) -> Ints:
-    """Returns the place of each name among all names sorted."""
-    order = np.empty(len(names), np.int64)
-    order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    return order
-
-
 @dataclass
 class Noted:
     """How many of the images that were read are transparent, and how many of one colour."""
@@ -351,6 +357,7 @@ class _CellSum:
         counts: The histograms.
         moments: The Gaussians.
         reactions: The exemplars; None if none are kept.
+        hashes: The hashes of its members; None if none are kept.
         noted: What was noted of its images.
         failures: Its members that could not be read.
     """
@@ -362,11 +369,18 @@ class _CellSum:
     counts: CpuCounts | GpuCounts
     moments: Moments
     reactions: TopImages | None
+    hashes: HashRows | None
     noted: Noted = field(default_factory=Noted)
     failures: list[Failure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._left = set(range(self.start, self.start + len(self.names)))
+
+    def note(self, place: int, image: Loaded) -> None:
+        """Takes in what is noted of an image that can be read, and its hashes."""
+        self.noted.add(image)
+        if self.hashes is not None and image.hashes is not None:
+            self.hashes[place - self.start] = image.hashes
 
     def add(self, places: Sequence[int], found: Means | Failure) -> None:
         """Takes in a micro-batch, whose counts are in the tables already, or a failure.

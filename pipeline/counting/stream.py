@@ -63,6 +63,7 @@ class Stream:
         rule: Preprocess,
         resources: Resources | None = None,
         ahead: Ahead | None = None,
+        hashed: bool = False,
     ) -> None:
         """Starts the threads.
 
@@ -71,12 +72,13 @@ class Stream:
             rule: How images become its input.
             resources: How much may be used; None for the defaults.
             ahead: Those who may fetch and decode instead of this process; None for nobody.
+            hashed: Whether images are hashed, too.
         """
         resources = (resources or Resources()).with_cpus(1)
         self.extractor = extractor
         self._threads = resources.threads or 1
         self._preparer = Preparer(
-            rule, extractor.on_device, resources, self._threads + 1, extractor.micro_batch
+            rule, extractor.on_device, resources, self._threads + 1, extractor.micro_batch, hashed
         )
         suited = ahead is not None and ahead.suits(rule, extractor.on_device)
         self._ahead = ahead if suited else None

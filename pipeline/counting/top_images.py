@@ -69,6 +69,13 @@ class TopImages:
         return Exemplars(self._settings, self._spec, pa.table(columns, schema=EXEMPLAR_ROWS_SCHEMA))
 
 
+def name_order(names: Sequence[tuple[str, str]]) -> Ints:
+    """Returns the place of each name among all names sorted."""
+    order = np.empty(len(names), np.int64)
+    order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return order
+
+
 @compiled
 def _insert(
     seen: NDArray[np.float32],

@@ -1,4 +1,4 @@
-"""The values: a DNA, its ranges, partial sums, exemplars and lenses, and their files.
+"""The values: a DNA, its ranges, partial sums, exemplars, image hashes and lenses, and their files.
 
 In: arrays of counts and sums, or bytes of a Parquet file.
 Out: immutable values that add up, or bytes of a Parquet file.

@@ -15,6 +15,14 @@ from .failures import Failure as Failure
 from .failures import decode_failures as decode_failures
 from .failures import encode_failures as encode_failures
 from .held_folds import HeldFolds as HeldFolds
+from .image_hashes import BLACK as BLACK
+from .image_hashes import HASH_ROW as HASH_ROW
+from .image_hashes import READ as READ
+from .image_hashes import SINGLE_COLOUR as SINGLE_COLOUR
+from .image_hashes import HashRows as HashRows
+from .image_hashes import ImageHashes as ImageHashes
+from .image_hashes import decode_image_hashes as decode_image_hashes
+from .image_hashes import write_image_hashes as write_image_hashes
 from .lens import UNIFORM as UNIFORM
 from .lens import Lens as Lens
 from .moments import Moments as Moments
@@ -24,7 +32,7 @@ from .pairs import UNKNOWN as UNKNOWN
 from .pairs import Pairs as Pairs
 from .pairs import Shared as Shared
 from .partial import Partial as Partial
-from .partial import add_exemplars as add_exemplars
+from .partial import add_kept as add_kept
 from .partial import shards_and_failures as shards_and_failures
 from .ranges import Ranges as Ranges
 from .ranges import neuron_name as neuron_name

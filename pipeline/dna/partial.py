@@ -4,14 +4,14 @@
 
 Partials that share a shard cannot be added, so no sum counts an image twice. The file of a partial
 is the file of its DNA, with the shards and the failures in the metadata. If the build keeps
-exemplars, each neuron's row has a cell with them.
+exemplars, each neuron's row has a cell with them. If it keeps image hashes, the first row has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -19,12 +19,16 @@ from pipeline.dna.dna_encoding import dna_metadata, encode_layers
 from pipeline.dna.dna_file import DnaFile
 from pipeline.dna.exemplars import EXEMPLAR_COLUMN, Exemplars
 from pipeline.dna.failures import Failure
+from pipeline.dna.image_hashes import ImageHashes
 from pipeline.dna.neuron_rows import to_table
 from pipeline.dna.ranges import Ranges
 from pipeline.dna.value import DNA
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
-from pipeline.spec import Spec
+from pipeline.spec import IMAGE_HASHES, Spec
 from pipeline.wording import count_of
+
+Product = TypeVar("Product", Exemplars, ImageHashes)
+"""What a partial may have beside its DNA."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,28 +37,40 @@ class Partial:
 
     Laws:
 
-    - `empty` is neutral for `+` if the build keeps no exemplars.
+    - `empty` is neutral for `+` if the build keeps neither exemplars nor image hashes.
     - `+` is associative and commutative, with the same precision as that of `DNA`.
     - `+` refuses partials that share a shard, partials that were not made the same way, and a
-      partial with exemplars and one without.
+      partial with exemplars or image hashes and one without.
 
     Attributes:
         dna: The counts and sums of the shards' images.
         shards: The keys of the shards, sorted, each once.
         failures: The images that could not be read, sorted.
         exemplars: The images that neurons react to most; None if the build keeps none.
+        image_hashes: The hashes of each candidate; None if the build keeps none.
     """
 
     dna: DNA
     shards: tuple[str, ...]
     failures: tuple[Failure, ...]
     exemplars: Exemplars | None = None
+    image_hashes: ImageHashes | None = None
 
     def __post_init__(self) -> None:
         if self.dna.failed != len(self.failures):
             raise ConservationError(
                 f"a partial of {len(self.shards)} shards counts {self.dna.failed} failures and "
                 f"lists {len(self.failures)}"
+            )
+        hashes = self.image_hashes
+        if hashes is not None and (hashes.candidates, hashes.images) != (
+            self.candidates,
+            self.dna.images,
+        ):
+            raise ConservationError(
+                f"a partial of {len(self.shards)} shards counts {self.dna.images} of "
+                f"{count_of(self.candidates, 'candidate')}, and has hashes of {hashes.images} of "
+                f"{hashes.candidates:,}"
             )
 
     @classmethod
@@ -98,8 +114,21 @@ class Partial:
             self.dna + other.dna,
             tuple(sorted(self.shards + other.shards)),
             tuple(sorted(self.failures + other.failures)),
-            add_exemplars(self.exemplars, other.exemplars),
+            add_kept("exemplars", self.exemplars, other.exemplars),
+            add_kept("image hashes", self.image_hashes, other.image_hashes),
         )
+
+    def as_shard(self, key: str) -> Partial:
+        """Makes a shard of the cells that were added up, in that order.
+
+        Args:
+            key: The key of the shard.
+
+        Returns:
+            The partial of that shard.
+        """
+        hashes = self.image_hashes.joined(key) if self.image_hashes is not None else None
+        return replace(self, shards=(key,), image_hashes=hashes)
 
     def identical(self, other: Partial) -> bool:
         """Compares two partials.
@@ -110,10 +139,11 @@ class Partial:
         Returns:
             Whether they are equal to the last bit, apart from the numerics.
         """
-        return (self.shards, self.failures, self.exemplars) == (
+        return (self.shards, self.failures, self.exemplars, self.image_hashes) == (
             other.shards,
             other.failures,
             other.exemplars,
+            other.image_hashes,
         ) and self.dna.identical(other.dna)
 
     def encode(self) -> bytes:
@@ -127,16 +157,19 @@ class Partial:
             shards=list(self.shards),
             failures=[asdict(failure) for failure in self.failures],
             **({EXEMPLAR_COLUMN: self.exemplars.settings.product} if self.exemplars else {}),
+            **({IMAGE_HASHES: self.image_hashes.sizes} if self.image_hashes else {}),
         )
         return encode_layers("partial", metadata, map(self._rows, self.dna.layers))
 
     def _rows(self, layer: str) -> pa.Table:
         table = to_table(self.dna.select([layer]))
-        return (
-            table.append_column(EXEMPLAR_COLUMN, self.exemplars.cells(layer))
-            if self.exemplars
-            else table
-        )
+        if self.exemplars:
+            table = table.append_column(EXEMPLAR_COLUMN, self.exemplars.cells(layer))
+        if self.image_hashes:
+            first = layer == self.dna.layers[0]
+            column = self.image_hashes.column(table.num_rows, first=first)
+            table = table.append_column(IMAGE_HASHES, column)
+        return table
 
     @classmethod
     def decode(cls, data: bytes, name: str, layers: Sequence[str] | None = None) -> Partial:
@@ -156,25 +189,27 @@ class Partial:
         """
         file = DnaFile(data, "partial", name)
         shards, failures = shards_and_failures(file.metadata, name)
-        return cls(file.read(layers), shards, failures, Exemplars.from_partial(file))
+        dna, exemplars = file.read(layers), Exemplars.from_partial(file)
+        return cls(dna, shards, failures, exemplars, ImageHashes.from_partial(file))
 
 
-def add_exemplars(a: Exemplars | None, b: Exemplars | None) -> Exemplars | None:
-    """Adds the exemplars of two partials.
+def add_kept(what: str, a: Product | None, b: Product | None) -> Product | None:
+    """Adds the exemplars, or the image hashes, of two partials.
 
     Args:
+        what: Which of these, for errors.
         a: Those of the first, or None if it keeps none.
         b: Those of the second, or None if it keeps none.
 
     Returns:
-        The exemplars of both; None if neither keeps any.
+        Those of both; None if neither keeps any.
 
     Raises:
         SpecMismatch: Only one keeps them.
     """
     if a is None or b is None:
         if a is not b:
-            raise SpecMismatch("a partial with exemplars cannot be added to one without")
+            raise SpecMismatch(f"a partial with {what} cannot be added to one without")
         return None
     return a + b
 

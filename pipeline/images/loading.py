@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.images.decoders import Pixels
 from pipeline.images.decoding import Decoded, decode
+from pipeline.images.hashing import HashedImage, hash_image
 from pipeline.images.isolated import decode_isolated
 from pipeline.images.resize import prepare
 from pipeline.images.sending import sent
@@ -27,20 +28,23 @@ class Loaded:
             travels to the GPU that makes it; see `sent`.
         transparent: Whether any pixel of its file is less than opaque.
         single_colour: Whether all its pixels are of one colour, before it is resized.
+        hashes: Its hashes; None if they were not asked for.
     """
 
     values: NDArray[Any]
     transparent: bool
     single_colour: bool
+    hashes: HashedImage | None = None
 
 
-def load(data: bytes, rule: Preprocess, on_device: bool = False) -> Loaded:
+def load(data: bytes, rule: Preprocess, on_device: bool = False, hashed: bool = False) -> Loaded:
     """Decodes an image and prepares it for the network; see `decode` and `prepare`.
 
     Args:
         data: The bytes of the file.
         rule: How it becomes the network's input.
         on_device: Whether a GPU makes the network's input.
+        hashed: Whether to hash the image, too.
 
     Returns:
         The network's input, or what it is made of, and what is noted of the image.
@@ -48,11 +52,16 @@ def load(data: bytes, rule: Preprocess, on_device: bool = False) -> Loaded:
     Raises:
         BadImage: If the image cannot be decoded through its own fault.
     """
-    return loaded(decode(data, rule), rule, on_device)
+    return loaded(decode(data, rule), rule, on_device, data if hashed else None)
 
 
 def load_isolated(
-    data: bytes, rule: Preprocess, seconds: float, attempts: int = 3, on_device: bool = False
+    data: bytes,
+    rule: Preprocess,
+    seconds: float,
+    attempts: int = 3,
+    on_device: bool = False,
+    hashed: bool = False,
 ) -> Loaded:
     """Does what `load` does, bit for bit, with the decoder in another process.
 
@@ -64,6 +73,7 @@ def load_isolated(
         seconds: The time limit of one attempt, including the start of the process.
         attempts: How many processes may be tried.
         on_device: Whether a GPU makes the network's input.
+        hashed: Whether to hash the image, too.
 
     Returns:
         The network's input, or what it is made of, and what is noted of the image.
@@ -72,22 +82,28 @@ def load_isolated(
         BadImage: As `decode_isolated` raises it.
         VdnaError: Likewise.
     """
-    return loaded(decode_isolated(data, rule, seconds, attempts), rule, on_device)
+    image = decode_isolated(data, rule, seconds, attempts)
+    return loaded(image, rule, on_device, data if hashed else None)
 
 
-def loaded(image: Decoded, rule: Preprocess, on_device: bool = False) -> Loaded:
+def loaded(
+    image: Decoded, rule: Preprocess, on_device: bool = False, data: bytes | None = None
+) -> Loaded:
     """Prepares a decoded image for the network, and notes whether it is of one colour.
 
     Args:
         image: The decoded image.
         rule: How it becomes the network's input.
         on_device: Whether a GPU makes the network's input.
+        data: The bytes of its file, if it is to be hashed, too.
 
     Returns:
         The network's input, or what it is made of, and what is noted of the image.
     """
     values = sent(image.pixels, rule) if on_device else prepare(image.pixels, rule)
-    return Loaded(values, image.transparent, _is_of_one_colour(image.pixels))
+    plain = _is_of_one_colour(image.pixels)
+    hashes = None if data is None else hash_image(data, image.pixels, single_colour=plain)
+    return Loaded(values, image.transparent, plain, hashes)
 
 
 def _is_of_one_colour(pixels: Pixels) -> bool:

@@ -28,6 +28,7 @@ from .store_checks import require_exclusive as require_exclusive
 from .temporary import ScratchFolder as ScratchFolder
 from .temporary import on_disk as on_disk
 from .temporary import sparse as sparse
+from .temporary import written as written
 from .uris import canonical as canonical
 from .uris import join as join
 from .uris import lies_in as lies_in

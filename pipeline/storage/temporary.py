@@ -17,8 +17,9 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from mmap import ACCESS_READ, mmap
+from typing import IO
 
 from pipeline.errors import StorageError
 
@@ -68,6 +69,25 @@ def sparse(size: int, pieces: Iterable[tuple[int, bytes]]) -> bytes | mmap:
         with _room_for(size):
             file.flush()
             return mmap(file.fileno(), 0, access=ACCESS_READ)
+
+
+def written(size: int, write: Callable[[IO[bytes]], None]) -> mmap:
+    """Has a temporary file written, and maps it.
+
+    Args:
+        size: About how many bytes it will have, for errors.
+        write: Writes the file, at least one byte.
+
+    Returns:
+        The map of the file.
+
+    Raises:
+        StorageError: The disk has no room.
+    """
+    with _room_for(size), tempfile.TemporaryFile() as file:
+        write(file)
+        file.flush()
+        return mmap(file.fileno(), 0, access=ACCESS_READ)
 
 
 @contextlib.contextmanager

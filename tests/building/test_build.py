@@ -501,7 +501,10 @@ def test_the_same_dna_in_other_files_replaces_nothing(
 
 @pytest.mark.parametrize(
     "kind",
-    ["spec", "ranges", "dna", "folds", "failures", "exemplars", "manifests", "partial"],
+    [
+        *("spec", "ranges", "dna", "folds", "failures"),
+        *("exemplars", "image_hashes", "manifests", "partial"),
+    ],
 )
 def test_what_a_verification_advises_for_a_damaged_file_repairs_it(
     place: Catalogue, folder: Path, kind: str

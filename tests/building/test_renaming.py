@@ -327,6 +327,7 @@ def build(place: Place, name: str, engine: HandMade | None = None) -> Result:
         max_failures=100,
         shard_images=2,
         exemplars=0,
+        image_hashes=False,
     )
     (result,) = build_datasets(place.catalogue, [request], engine or HandMade())
     return result

@@ -52,6 +52,7 @@ def build(place: Place, *names: str) -> tuple[list[Result], list[str]]:
             max_failures=100,
             shard_images=4,
             exemplars=0,
+            image_hashes=False,
         )
         for name in names
     ]
@@ -108,6 +109,7 @@ def put_photos(place: Place, count: int) -> Result:
         ranges=str(place.folder / "tiny.ranges.parquet"),
         shard_images=16,  # so that no neuron of a fold is without finite values
         exemplars=0,
+        image_hashes=False,
     )
     return api.build(place.catalogue, request, engine=Engine(), resources=Resources())
 

@@ -18,7 +18,15 @@ from pipeline.errors import CorruptFile
 from tests.support.builders import sealed
 
 DATA = b"the bytes of a file"
-KINDS = ("dna", "failures", "folds", "manifests", "layer_gaussians", "exemplars")
+KINDS = (
+    "dna",
+    "failures",
+    "folds",
+    "manifests",
+    "layer_gaussians",
+    "exemplars",
+    "image_hashes",
+)
 IN_PART = ("dna", "folds", "layer_gaussians")
 
 

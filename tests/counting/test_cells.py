@@ -33,11 +33,11 @@ from pipeline.dna import ExemplarSettings, Failure, Partial
 from pipeline.errors import ConservationError, CorruptFile, OverlapError
 from pipeline.networks import find_ranges
 from pipeline.sources import Entries, Entry, Manifest, Shard, list_source, plan
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources
+from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, PRODUCTS, Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import same_counts
 
-PRODUCTS_OF_TESTS = (*PRODUCTS, LAYER_GAUSSIAN, ExemplarSettings(3).product)
+PRODUCTS_OF_TESTS = (*PRODUCTS, LAYER_GAUSSIAN, ExemplarSettings(3).product, IMAGE_HASHES)
 SIZES = (5, 8, 1, 6)
 """The cells of a shard of 20 images: smaller than a micro-batch of 8, as large, and of one."""
 
@@ -100,7 +100,9 @@ def test_the_sum_of_cells_is_that_of_the_shard(
     total = Partial.decode(made.data, "partial")
     assert (made.images, made.failures, made.reused) == (17, 3, 0)
     assert same_counts(total.dna, whole.dna)
-    assert (total.failures, total.exemplars) == (whole.failures, whole.exemplars)
+    for kept in ("failures", "exemplars", "image_hashes"):
+        assert getattr(total, kept) == getattr(whole, kept)
+    assert total.image_hashes is not None
     for name in ("mean", "m2", "scatter"):
         one, other = getattr(total.dna, name), getattr(whole.dna, name)
         assert np.allclose(one, other, rtol=1e-9, atol=1e-12)
@@ -112,7 +114,7 @@ def test_the_sum_of_cells_is_that_of_the_shard(
     parts = [Partial.decode(cells[key], key) for key in keys]
     for run, key, part in zip(runs, keys, parts, strict=True):
         assert part.identical(counter.count(run, key))
-    assert replace(reduce(Partial.__add__, parts), shards=("key",)).identical(total)
+    assert reduce(Partial.__add__, parts).as_shard("key").identical(total)
     assert total.identical(counter.count(shard, "key"))
 
 

@@ -373,9 +373,11 @@ def test_images_of_a_run_that_was_lost_are_decoded_apart(
     here = on_cpu.counted(shard)
     apart: list[bytes] = []
 
-    def isolated(data: bytes, rule: Any, seconds: float, *, on_device: bool) -> images.Loaded:
+    def isolated(
+        data: bytes, rule: Any, seconds: float, *, on_device: bool, hashed: bool
+    ) -> images.Loaded:
         apart.append(data)
-        return images.load(data, rule, on_device)
+        return images.load(data, rule, on_device, hashed)
 
     monkeypatch.setattr(images, "load_isolated", isolated)
     pools.append(pool := ThreadedPool(lambda number: "lost" if number == 2 else "done"))

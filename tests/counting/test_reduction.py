@@ -30,12 +30,17 @@ from pipeline.counting.reduction import FAN_IN, LAST_SUMMANDS, Leaf, Node, load_
 from pipeline.counting.top_images import TopImages
 from pipeline.dna import (
     DNA,
+    HASH_ROW,
+    READ,
     DnaFile,
     Exemplars,
     ExemplarSettings,
     Failure,
+    HashRows,
+    ImageHashes,
     Moments,
     Partial,
+    decode_image_hashes,
     encode_dna,
 )
 from pipeline.errors import (
@@ -47,7 +52,7 @@ from pipeline.errors import (
     VdnaError,
 )
 from pipeline.sources import Manifest, Shard, pairs_of, plan
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Tap
+from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, PRODUCTS, Tap
 from tests.golden.handmade import (
     RANGES,
     SPEC,
@@ -633,7 +638,7 @@ def test_a_damaged_node_is_refused_by_its_name() -> None:
 # All products.
 
 KEEP = ExemplarSettings(2)
-ALL = (*PRODUCTS, LAYER_GAUSSIAN, KEEP.product)
+ALL = (*PRODUCTS, LAYER_GAUSSIAN, KEEP.product, IMAGE_HASHES)
 
 
 def with_all_products(shard: Shard, products: Sequence[str] = ALL) -> Partial:
@@ -650,7 +655,17 @@ def with_all_products(shard: Shard, products: Sequence[str] = ALL) -> Partial:
         scatter=moments.scatter,
     )
     names = [(entry.uri, entry.member) for entry in shard.members]
-    return Partial(dna, (shard.key(SPEC.digest, products),), (), top.named(names))
+    key = shard.key(SPEC.digest, products)
+    return Partial(dna, (key,), (), top.named(names), ImageHashes({key: hashes_of(shard)}))
+
+
+def hashes_of(shard: Shard) -> HashRows:
+    rows = np.zeros(len(shard.members), HASH_ROW)
+    random = np.random.default_rng(shard.index)
+    for column in ("content", "look"):
+        rows[column] = random.integers(0, 2**64, len(rows), np.uint64)
+    rows["flags"] = READ
+    return rows
 
 
 def composed_with(
@@ -680,7 +695,7 @@ def test_the_file_of_folds_samples_the_names_that_pair_images() -> None:
 
 def test_each_product_is_composed_to_a_file_of_its_own() -> None:
     made, manifest, total = composed_with(ALL)
-    assert set(made.files) == {"dna", "folds", "layer_gaussians", "exemplars"}
+    assert set(made.files) == {"dna", "folds", "layer_gaussians", "exemplars", "image_hashes"}
     for kind in ("dna", "folds"):
         assert "scatter" not in pq.read_schema(pa.BufferReader(made.files[kind])).names
     dna, _ = decode_dna(made.files["dna"], "dna")
@@ -689,9 +704,11 @@ def test_each_product_is_composed_to_a_file_of_its_own() -> None:
     assert np.allclose(whole.scatter, total.dna.scatter, rtol=1e-12, atol=1e-12)
     assert made.digest == digest_of_dna(whole, manifest.digest, ALL)
     assert Exemplars.decode(made.files["exemplars"], "x", SPEC) == total.exemplars
+    hashes = decode_image_hashes(made.files["image_hashes"], "x", manifest.digest)
+    assert np.array_equal(hashes, np.concatenate([hashes_of(of) for of in manifest.shards]))
 
 
-def test_parts_with_scatter_wait_on_disk_and_others_in_memory(
+def test_parts_with_many_hashes_wait_on_disk_and_others_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept = []
@@ -703,15 +720,69 @@ def test_parts_with_scatter_wait_on_disk_and_others_in_memory(
         return real(data)
 
     monkeypatch.setattr(storage, "on_disk", on_disk)
-    composed_with(PRODUCTS, lambda p: replace(p, dna=replace(p.dna, scatter=None), exemplars=None))
+    composed_with(PRODUCTS, plain)
+    hashed = (*PRODUCTS, IMAGE_HASHES)
+    monkeypatch.setattr(reduction, "HASHED_IN_MEMORY", 40)
+    composed_with(hashed, lambda p: replace(plain(p), image_hashes=p.image_hashes))
     assert kept == []
-    _, manifest, _ = composed_with(ALL)
+    monkeypatch.setattr(reduction, "HASHED_IN_MEMORY", 39)
+    composed_with(PRODUCTS, plain)
+    assert kept == []
+    _, manifest, _ = composed_with(hashed, lambda p: replace(plain(p), image_hashes=p.image_hashes))
     assert len(kept) == len(manifest.shards)
+    monkeypatch.undo()
+    assert 1e8 < reduction.HASHED_IN_MEMORY * HASH_ROW.itemsize < 2e8, "bytes in memory"
+
+
+def test_parts_with_scatter_wait_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    real = storage.on_disk
+    monkeypatch.setattr(storage, "on_disk", lambda data: (kept.append(data), real(data))[1])
+    _, manifest, _ = composed_with(ALL)
+    assert sum(b'"kind": "partial"' in data for data in kept) == len(manifest.shards)
+
+
+def plain(partial: Partial) -> Partial:
+    """Returns a partial with nothing beside its histograms and means."""
+    dna = replace(partial.dna, scatter=None)
+    return replace(partial, dna=dna, exemplars=None, image_hashes=None)
+
+
+@pytest.mark.parametrize("lacking", [True, False])
+def test_image_hashes_that_the_products_lack_are_refused(lacking: bool) -> None:
+    products = (*PRODUCTS, IMAGE_HASHES) if lacking else PRODUCTS
+
+    def change(partial: Partial) -> Partial:
+        return (
+            plain(partial)
+            if lacking
+            else replace(plain(partial), image_hashes=partial.image_hashes)
+        )
+
+    with pytest.raises(CorruptFile, match=f"products are not {', '.join(products)}$"):
+        composed_with(products, change)
+
+
+def test_image_hashes_of_another_number_of_candidates_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = ImageHashes.from_partial
+
+    def shifted(file: DnaFile) -> ImageHashes | None:
+        found = real(file)
+        assert found is not None
+        return ImageHashes({key: rows[:-1] for key, rows in found.by_shard.items()})
+
+    monkeypatch.setattr(ImageHashes, "from_partial", shifted)
+    monkeypatch.setattr(Partial, "__post_init__", lambda self: None)
+    with pytest.raises(ConservationError, match=r"photos: shard \d+ has hashes of \d+ of its"):
+        composed_with(ALL)
 
 
 @pytest.mark.parametrize("products", [PRODUCTS, (*PRODUCTS, KEEP.product)], ids=" and ".join)
 def test_scatter_that_no_product_asks_for_is_refused(products: tuple[str, ...]) -> None:
     def change(partial: Partial) -> Partial:
+        partial = replace(partial, image_hashes=None)
         return partial if KEEP.product in products else replace(partial, exemplars=None)
 
     with pytest.raises(CorruptFile, match=f"products are not {', '.join(products)}$"):
@@ -728,6 +799,7 @@ def test_exemplars_of_other_settings_and_none_are_refused(wanted: ExemplarSettin
     own = (wanted.product,) if wanted else ()
 
     def change(partial: Partial) -> Partial:
+        partial = replace(partial, image_hashes=None)
         return replace(partial, exemplars=None) if wanted == KEEP else partial
 
     with pytest.raises(CorruptFile, match="the partials' exemplars are not"):

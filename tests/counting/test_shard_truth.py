@@ -20,11 +20,11 @@ from pipeline.dna import ExemplarSettings, Failure, Partial
 from pipeline.errors import ConservationError
 from pipeline.networks import find_ranges
 from pipeline.sources import Shard, list_source
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources
+from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, PRODUCTS, Resources
 from tests.support import tiny_network as tiny
 
 KEEP = ExemplarSettings(3)
-ALL = (*PRODUCTS, LAYER_GAUSSIAN, KEEP.product)
+ALL = (*PRODUCTS, LAYER_GAUSSIAN, KEEP.product, IMAGE_HASHES)
 PICTURES = [*(tiny.Picture("good", seed) for seed in range(16)), tiny.Picture("empty", 0)]
 PICTURES += [tiny.Picture("not_an_image", 1), tiny.Picture("truncated", 2)]
 
@@ -85,6 +85,19 @@ def test_every_number_of_a_shard_is_that_of_its_images(
     truth = tiny.Oracle(place).truth(pictures)
     assert truth.differences(partial.dna, partial.failures, partial.exemplars) == []
     assert partial.exemplars is not None
+    assert partial.image_hashes is not None
+    by_name = dict(
+        zip(
+            [entry.uri for entry in members.members],
+            partial.image_hashes.by_shard["key"],
+            strict=True,
+        )
+    )
+    for uri, picture in pictures.items():
+        hashes = None
+        if picture.kind == "good":
+            hashes = images.load(picture.data, tiny.RULE, hashed=True).hashes
+        assert tuple(by_name[uri]) == (hashes or (0, 0, 0))
     assert partial.dna.scatter is not None
     assert [count for _, count in partial.dna.numerics] == [16]
     assert partial.shards == ("key",)
@@ -104,7 +117,7 @@ def test_what_no_product_asks_for_is_not_kept(place: tiny.Place, tmp_path: Path)
     counter = counter_of(place, Resources(threads=1), PRODUCTS)
     partial = counter.count(members, "key")
     counter.close()
-    assert (partial.exemplars, partial.dna.scatter) == (None, None)
+    assert (partial.exemplars, partial.image_hashes, partial.dna.scatter) == (None, None, None)
     assert tiny.Oracle(place).truth(pictures).differences(partial.dna, partial.failures) == []
 
 

@@ -21,7 +21,7 @@ from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import load_partial, partial_uri
 from pipeline.counting.top_images import TopImages
-from pipeline.dna import Exemplars, ExemplarSettings, Partial, add_exemplars
+from pipeline.dna import Exemplars, ExemplarSettings, Partial, add_kept
 from pipeline.dna.exemplars import EXEMPLAR_TABLE_SCHEMA
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
@@ -110,7 +110,7 @@ def test_exemplars_with_other_settings_are_not_added() -> None:
     with pytest.raises(SpecMismatch, match="exemplars-3 cannot be added to exemplars-4"):
         a + b
     with pytest.raises(SpecMismatch, match="exemplars cannot be added to one without"):
-        add_exemplars(a, None)
+        add_kept("exemplars", a, None)
     with pytest.raises(SpecMismatch, match="bins"):
         a + Exemplars.empty(KEEP, replace(SPEC, bins=9))
 

@@ -54,7 +54,7 @@ from pipeline.errors import (
 from pipeline.networks import describe
 from pipeline.networks.ranges_file import embedded_ranges
 from pipeline.sources import Entry, Shard, list_source, plan
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Tap
+from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, PRODUCTS, Resources, Tap
 from tests.support import tiny_network as tiny
 from tests.support.builders import NUMERICS, decode_dna, random_dna, tiny_spec, write_photos
 
@@ -371,7 +371,7 @@ def test_layer_gaussians_are_a_separate_file_and_do_not_change_the_dna(
     assert a.scatter is None
     assert a.identical(b)
     version = real.find("a")
-    assert version.products == (*PRODUCTS, LAYER_GAUSSIAN, "exemplars-8")
+    assert version.products == (*PRODUCTS, LAYER_GAUSSIAN, "exemplars-8", IMAGE_HASHES)
     uri = real.uri("layer_gaussians", version.spec, "a", version.dna)
     table = pq.read_table(storage_path(uri))
     assert table.column_names == ["layer", "neuron", "mean", "scatter"]

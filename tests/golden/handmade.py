@@ -175,6 +175,7 @@ class Place:
             max_failures=100,
             shard_images=shard_images,
             exemplars=0,
+            image_hashes=False,
         )
         (result,) = build_datasets(self.catalogue, [request], engine or HandMade())
         return result

@@ -9,6 +9,7 @@ Floats stand in `expected.json` as `float.hex` writes them, so that they are com
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import secrets
 import sys
@@ -27,12 +28,19 @@ from pipeline.comparing import compare
 from pipeline.comparing.distance import emd, nfd
 from pipeline.counting import partial_uri, plan_folds
 from pipeline.dna import (
+    BLACK,
     DNA,
     EXEMPLAR_ROWS_SCHEMA,
+    HASH_ROW,
     NOTED,
+    READ,
     SCALAR_COLUMNS,
+    SINGLE_COLOUR,
     Exemplars,
     ExemplarSettings,
+    Failure,
+    HashRows,
+    ImageHashes,
     Lens,
     Moments,
     Partial,
@@ -41,6 +49,7 @@ from pipeline.dna import (
     encode_dna,
     encode_layers,
     to_gaussian_table,
+    write_image_hashes,
 )
 from pipeline.sources import Entry, Listing, Manifest, plan
 from pipeline.spec import PRODUCTS, Spec
@@ -127,6 +136,25 @@ def exemplars() -> Exemplars:
     return Exemplars(ExemplarSettings(2), SPEC, pa.table(columns, schema=EXEMPLAR_ROWS_SCHEMA))
 
 
+def image_hashes(count: int) -> HashRows:
+    """Makes the hashes of some images by hand, and of one that could not be read."""
+    flags = [READ, READ | SINGLE_COLOUR, READ | SINGLE_COLOUR | BLACK, READ | BLACK]
+    rows = [(2**64 - 1 - at, 2 ** (9 * at % 64), flags[at % 4]) for at in range(count)]
+    return np.array([*rows, (0, 0, 0)], HASH_ROW)
+
+
+def partial_with_hashes(dna: DNA) -> Partial:
+    failure = Failure("s3://bucket/bad.jpg", "", "empty", "0 bytes")
+    hashes = ImageHashes({"0" * 32: image_hashes(dna.images)})
+    return Partial(replace(dna, scatter=None, failed=1), ("0" * 32,), (failure,), None, hashes)
+
+
+def file_of_image_hashes(rows: HashRows) -> bytes:
+    sink = io.BytesIO()
+    write_image_hashes(sink, rows, [5, len(rows) - 5], "ab" * 16)
+    return sink.getvalue()
+
+
 def lens() -> Lens:
     rows = [("stem", 0, 0.25), ("stem", 2, -0.125), ("head", 1, 1 / 3)]
     return replace(
@@ -172,6 +200,8 @@ def write(folder: Path) -> None:
         ),
         "dna-imported.parquet": encode_dna(imported(gaussians)),
         "exemplars.parquet": exemplars().encode("few", "ab" * 16),
+        "partial-hashes.parquet": partial_with_hashes(gaussians).encode(),
+        "image-hashes.parquet": file_of_image_hashes(image_hashes(gaussians.images)),
         "lens.parquet": lens().encode(),
     }.items():
         (folder / name).write_bytes(data)
@@ -190,6 +220,7 @@ def write(folder: Path) -> None:
         "layer_gaussian": of_dna(gaussians) | {"scatter": hexes(gaussians.scatter)},
         "imported": of_dna(imported(gaussians)) | {"unknown": list(imported(gaussians).unknown)},
         "exemplars": of_exemplars(exemplars()),
+        "image_hashes": image_hashes(gaussians.images).tolist(),
         "lens": of_lens(lens()),
         "matrix": {
             "names": list(matrix.names),

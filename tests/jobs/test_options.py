@@ -134,6 +134,8 @@ def test_the_command_line_has_every_option_as_it_was_declared(
         if not option.option.argument:
             name = option.option.flag or f"--{option.name.replace('_', '-')}"
             assert parameter.opts == [name]
+            both = bool in option.kinds and option.default is not False
+            assert parameter.secondary_opts == ([f"--no-{name[2:]}"] if both else [])
         assert "|".join(option.choices) in told
 
 
@@ -160,7 +162,7 @@ def test_datasets_yaml_has_every_option_as_it_was_declared() -> None:
 
 def test_the_keywords_of_make_dna_are_the_options_of_a_request_without_a_catalogue() -> None:
     needs_a_catalogue = {"name", "group_by", "by", "shard_images", "exemplars", "exemplar_taps"}
-    needs_a_catalogue |= {"replace", "spec", "changes", "cell_images", "pair_by"}
+    needs_a_catalogue |= {"replace", "spec", "changes", "cell_images", "pair_by", "image_hashes"}
     options = {option.name: option.kind for option in options_of(Request)}
     for name in needs_a_catalogue | {"source"}:
         del options[name]

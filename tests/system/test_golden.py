@@ -35,6 +35,7 @@ from pipeline.dna import (
     Partial,
     Ranges,
     SealedFile,
+    decode_image_hashes,
 )
 from pipeline.errors import CorruptFile
 from pipeline.networks import decode_ranges
@@ -111,7 +112,7 @@ def test_golden_files_are_unchanged(folder: Path, expected: dict[str, Any]) -> N
     del files["expected.json"]
     found = {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files.items()}
     assert found == expected["sha256"]
-    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 128 * 1024
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 144 * 1024
 
 
 # Every number in them is read.
@@ -212,6 +213,14 @@ def test_golden_exemplars_are_read(folder: Path, expected: dict[str, Any]) -> No
     partial = with_products(folder)
     assert partial.exemplars is not None
     assert of_exemplars(partial.exemplars) == expected["exemplars"]
+
+
+def test_golden_image_hashes_are_read(folder: Path, expected: dict[str, Any]) -> None:
+    partial = Partial.decode(*read(folder, "partial-hashes.parquet"))
+    assert partial.image_hashes is not None
+    rows = decode_image_hashes(*read(folder, "image-hashes.parquet"), "ab" * 16)
+    for found in (partial.image_hashes.by_shard["0" * 32], rows):
+        assert [list(row) for row in found.tolist()] == expected["image_hashes"]
 
 
 def test_a_golden_lens_is_read(folder: Path, expected: dict[str, Any]) -> None:
@@ -348,6 +357,7 @@ READERS: dict[str, Callable[[bytes, str], object]] = {
     "folds.parquet": lambda data, name: DnaFile(data, "folds", name),
     "matrix.parquet": Matrix.decode,
     "exemplars.parquet": lambda data, name: Exemplars.decode(data, name, SPEC),
+    "image-hashes.parquet": lambda data, name: decode_image_hashes(data, name, "ab" * 16),
     "lens.parquet": lambda data, name: Lens.decode(data, name, SPEC),
     "commit.json": StoredCommit.decode,
 }

@@ -190,9 +190,9 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     def inherit(self: ThreadPoolExecutor, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         return submit(self, copy_context().run, function, *args, **kwargs)
 
-    def isolated(data: bytes, rule: Any, seconds: float, *, on_device: bool) -> Any:
+    def isolated(data: bytes, rule: Any, seconds: float, *, on_device: bool, hashed: bool) -> Any:
         FIGURES["images decoded apart"] += 1
-        return images.load(data, rule, on_device)
+        return images.load(data, rule, on_device, hashed)
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", inherit)
     monkeypatch.setattr(images, "load_isolated", isolated)  # a process of its own takes a second
