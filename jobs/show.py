@@ -1,4 +1,4 @@
-"""Show one dataset: what was counted, how, and which images could not be read."""
+"""Show one dataset: what was counted, how, what repeats, and what could not be read."""
 
 from __future__ import annotations
 
@@ -20,23 +20,33 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
     catalogue: CatalogueOption,
     failures: Annotated[int, typer.Option(help="Number of failures to list.")] = 10,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            help="Number of groups of repeated images to list; 0 does not look for them.", min=0
+        ),
+    ] = 5,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one dataset: what was counted, how, and which images could not be read."""
+    """Show one dataset: what was counted, how, what repeats, and what could not be read."""
     from pipeline.catalogue import Catalogue
-    from pipeline.reporting import image_notes, window_days
+    from pipeline.explaining import find_repeats
+    from pipeline.reporting import image_notes, repeat_lines, unknown_repeats, window_days
     from pipeline.sources import label_of
 
     place = Catalogue(catalogue)
     version = place.find(name, snapshot.at, snapshot.spec)
     spec = place.spec(version.spec)
     listed = place.failures(name, version) if version.failed else []
+    unknown = unknown_repeats(version)
+    found = find_repeats(place, name, version, repeats) if repeats and not unknown else None
     if as_json:
         print_json(
             {
                 "name": name,
                 **asdict(version),
                 "spec_fields": spec.to_json(),
+                "repeats": None if found is None else found.to_json(),
                 "failures": [asdict(failure) for failure in listed],
             }
         )
@@ -71,6 +81,10 @@ def show(
     if version.transparent is not None:
         single = f"{version.single_colour:,} of a single colour"
         say(f"  noted      {version.transparent:,} transparent, {single}")
+    for line in repeat_lines(found) if found is not None else ():
+        say(f"  {line}")
+    if unknown and repeats:
+        say(f"  note: {unknown}")
     if version.imported:
         say(f"  note: {version.provenance}")
     for note in (*version.notes, *image_notes(version, rule.alpha)):

@@ -4,6 +4,7 @@ from .api import compare as compare
 from .api import drift as drift
 from .api import erase as erase
 from .api import explain as explain
+from .api import find_repeats as find_repeats
 from .api import fit_lens as fit_lens
 from .api import html_page as html_page
 from .api import make_dna as make_dna
@@ -54,6 +55,9 @@ from .explaining.explanation import Explanation as Explanation
 from .explaining.fitted_lens import FittedLens as FittedLens
 from .explaining.rank_request import RankRequest as RankRequest
 from .explaining.rank_result import Ranking as Ranking
+from .explaining.repeats import ImageGroup as ImageGroup
+from .explaining.repeats import ImageGroups as ImageGroups
+from .explaining.repeats import Repeats as Repeats
 from .explaining.suggestion import Suggestion as Suggestion
 from .images.decoders import register_decoder as register_decoder
 from .interop.run_logs import log_mlflow as log_mlflow

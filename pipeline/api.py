@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
         FittedLens,
         Ranking,
         RankRequest,
+        Repeats,
         Suggestion,
         SuggestKeywords,
     )
@@ -390,6 +391,32 @@ def explain(
             progress=listener,
             **options,
         )
+
+
+@takes_options(SnapshotOptions)
+def find_repeats(
+    catalogue: Catalogue | str, name: str, *, listed: int = 5, **options: Unpack[SnapshotKeywords]
+) -> Repeats:
+    """Finds the images of a dataset that it has more than once, and those of one colour or black.
+
+    Only the hashes that the build has kept are read, not the images. It takes about 150 bytes of
+    memory for each image.
+
+    Args:
+        catalogue: Where the dataset is.
+        name: The dataset.
+        listed: How many groups of each kind are listed, the largest first. All are counted.
+        **options: The options of `SnapshotOptions`, which choose the dataset's version.
+
+    Returns:
+        What was found.
+
+    Raises:
+        NotFound: There is no such dataset, or its build has kept no hashes.
+    """
+    place, chosen = _at(catalogue), SnapshotOptions(**options)
+    version = place.find(name, chosen.at, chosen.spec)
+    return explaining.find_repeats(place, name, version, listed)
 
 
 @takes_options(DriftOptions)

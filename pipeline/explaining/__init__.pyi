@@ -37,6 +37,10 @@ from .ranking_order import RankedImage as RankedImage
 from .reactions import NamedImage as NamedImage
 from .reactions import Reaction as Reaction
 from .reactions import TellingImage as TellingImage
+from .repeats import ImageGroup as ImageGroup
+from .repeats import ImageGroups as ImageGroups
+from .repeats import Repeats as Repeats
+from .repeats import find_repeats as find_repeats
 from .sensitivity import explain as explain
 from .suggestion import Candidate as Candidate
 from .suggestion import Suggestion as Suggestion

@@ -68,6 +68,8 @@ from .outcomes import replacement_lines as replacement_lines
 from .outcomes import work_lines as work_lines
 from .page import HtmlPage as HtmlPage
 from .page import Report as Report
+from .repeat_words import repeat_lines as repeat_lines
+from .repeat_words import unknown_repeats as unknown_repeats
 from .report_options import EXPLAINED_PAIRS as EXPLAINED_PAIRS
 from .report_options import SHOWN_IMAGES as SHOWN_IMAGES
 from .report_options import ReportKeywords as ReportKeywords
