@@ -15,7 +15,7 @@ from jobs.output import say, tell
 from jobs.shell import only_checking
 
 if TYPE_CHECKING:
-    from pipeline.engine import JobServer
+    from pipeline.engine import JobServer, SubmittedJob
 
 COMMANDS = ("build", "refresh", "compare", "calibrate", "rank", "verify", "gc")
 """The commands that a cluster can run: they use its workers, and write to stores."""
@@ -177,7 +177,10 @@ def follow_to_end(server: JobServer, id: str) -> int:
     """
     from pipeline.engine import followed
 
-    return _to_end(server, id, followed(server, id))
+    def waits(job: SubmittedJob) -> None:
+        tell(f"{job.id} waits: {job.message}")
+
+    return _to_end(server, id, followed(server, id, waits))
 
 
 def wait_to_end(server: JobServer, id: str) -> int:

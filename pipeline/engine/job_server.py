@@ -184,7 +184,9 @@ def submit_once(server: JobServer, submission: Submission) -> str:
     raise Conflict(f"others submit {name} at this moment; look at them with `vdna jobs`")
 
 
-def followed(server: JobServer, id: str) -> Iterator[str]:
+def followed(
+    server: JobServer, id: str, waits: Callable[[SubmittedJob], None] = lambda job: None
+) -> Iterator[str]:
     """Yields the lines that a job prints, from its beginning until it has ended.
 
     A connection that breaks is opened again, and no line comes twice.
@@ -192,6 +194,8 @@ def followed(server: JobServer, id: str) -> Iterator[str]:
     Args:
         server: The cluster's job server.
         id: The job.
+        waits: Is told of a job that waits at two looks, each time that the cluster says another
+            reason.
 
     Yields:
         Lines, without their ends.
@@ -200,12 +204,17 @@ def followed(server: JobServer, id: str) -> Iterator[str]:
         TransientError: The server does not answer for minutes. The job may go on.
     """
     printed, rest, cluster = 0, "", ""
+    seen = told = ""
     answered = monotonic()
     while True:
         try:
             job = server.job(id)  # asked first: if it has ended, all that it printed is there
             ended = job.has_ended
             answered = answered if ended else monotonic()
+            if job.state == "waiting" and job.message == seen != told:
+                waits(job)
+                told = seen
+            seen = job.message if job.state == "waiting" else ""
             if job.cluster != cluster:
                 yield from [rest] if rest else []
                 printed, rest, cluster = 0, "", job.cluster

@@ -179,6 +179,7 @@ class KubeRayJobServer:
 
     def log(self, id: str) -> str:
         """Returns what the job has printed so far, in its newest attempt at a cluster."""
+        self.job(id)
         return "".join(self._printed(id, follow=False))
 
     def tail(self, id: str) -> Iterator[str]:
@@ -195,7 +196,6 @@ class KubeRayJobServer:
 
     def _printed(self, id: str, *, follow: bool) -> Iterator[str]:
         """Yields what the pod has printed that submits the command to its Ray cluster."""
-        self.job(id)
         with self._known_errors(id):
             pods = self._pods.list_namespaced_pod(
                 self._namespace, label_selector=f"job-name={id}", _request_timeout=TIMEOUT
@@ -253,6 +253,8 @@ def _described(rayjob: Mapping[str, Any]) -> SubmittedJob:
     status, metadata = rayjob.get("status") or {}, rayjob["metadata"]
     state = _state(status.get("jobDeploymentStatus", ""), status.get("jobStatus", ""))
     message = status.get("message", "") or status.get("reason", "")
+    if state == "waiting":
+        message = message or status.get("jobDeploymentStatus", "") or "KubeRay has not seen it yet"
     code = re.search(r"failed with exit code (-?\d+)", message) if state == "failed" else None
     return SubmittedJob(
         id=metadata["name"],

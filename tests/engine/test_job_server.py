@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -160,6 +161,24 @@ def test_a_server_that_answers_again_is_waited_for() -> None:
 
     server.job = job  # type: ignore[method-assign]
     assert wait_for_end(server, id).state == "succeeded"
+
+
+def test_a_job_that_waits_says_why_once_for_each_reason() -> None:
+    server = MemoryJobs()
+    server.ends = None
+    id = submit_once(server, BUILD)
+    reasons = ["", *["no node"] * 3, "no quota", "no quota", "an image", ""]
+    looks = iter([*(("waiting", reason) for reason in reasons), ("running", ""), ("succeeded", "")])
+
+    def job(id: str) -> SubmittedJob:
+        state, message = next(looks)
+        return SubmittedJob(id, "vdna", cast(JobState, state), message=message)
+
+    server.job = job  # type: ignore[method-assign]
+    server.tail = lambda id: iter(["12 images"])  # type: ignore[method-assign]
+    told: list[str] = []
+    assert [*followed(server, id, lambda job: told.append(job.message))] == ["12 images"]
+    assert told == ["no node", "no quota"]
 
 
 @pytest.mark.parametrize(

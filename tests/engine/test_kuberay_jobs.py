@@ -155,6 +155,7 @@ def test_a_job_is_followed_through_its_clusters_to_the_command_s_exit_code(
     id = submit_once(server, SUBMISSION)
     job = server.job(id)
     assert (job.state, job.started) == ("waiting", 1795489200.0)
+    assert job.message == "KubeRay has not seen it yet"
     assert [*server.tail(id)] == []
     api.logs[id] = [""]
     assert [*server.tail(id)] == []

@@ -269,3 +269,15 @@ def test_answers_about_a_job_that_fail_are_told(answering: Callable[..., str]) -
         server.job("x")
     with pytest.raises(UsageError, match="asks for a token"):
         next(server.tail("x"))
+
+
+def test_a_working_folder_that_is_none_is_named(answering: Callable[..., str]) -> None:
+    server = RayJobServer(answering({"/api/version": (200, VERSION)}))
+    with pytest.raises(UsageError, match="working_dir is '/none': "):
+        server.submit("x", Submission(("gc",), working_dir="/none"))
+
+
+def test_an_address_with_a_password_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the address http://…@h:1 holds a secret") as refused:
+        RayJobServer("http://me:planted@h:1")
+    assert "planted" not in str(refused.value)
