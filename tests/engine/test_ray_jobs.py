@@ -87,7 +87,7 @@ def test_a_job_is_left_cancelled_and_submitted_again_and_each_image_counts_once(
 ) -> None:
     at = ("--ray-address", address)
     catalogue = tmp_path / "c"
-    build = ("build", "photos", folder, "-c", catalogue, "--workers", 0, "--threads", 2, "--json")
+    build = ("build", "photos", folder, "-c", catalogue, "--workers", 0, "--threads", 1, "--json")
     build += ("--shard-images", 2, "--max-failures", 2, *network.options)
     submit = [str(word) for word in (sys.executable, "-m", "jobs.app", "submit", *at, *build)]
     process = subprocess.Popen(
