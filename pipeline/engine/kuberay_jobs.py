@@ -37,10 +37,10 @@ TIMEOUT = (10.0, 60.0)
 
 MAX_TEMPLATE = 2**20
 
-Manifest = dict[str, Any]
+Rayjob = dict[str, Any]
 
 
-def read_template(place: str) -> Manifest:
+def read_template(place: str) -> Rayjob:
     """Reads the RayJob that jobs are made of: the image, the machines, the identity.
 
     Args:
@@ -64,14 +64,14 @@ def read_template(place: str) -> Manifest:
     return dict(found)
 
 
-def template_environment(template: Manifest) -> dict[str, str]:
+def template_environment(template: Rayjob) -> dict[str, str]:
     """Returns the variables that the template gives to the command, as far as it states them."""
     head = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     listed = head["containers"][0].get("env") or []
     return {entry["name"]: entry["value"] for entry in listed if "value" in entry}
 
 
-def made_rayjob(template: Manifest, id: str, namespace: str, submission: Submission) -> Manifest:
+def made_rayjob(template: Rayjob, id: str, namespace: str, submission: Submission) -> Rayjob:
     """Returns the RayJob that runs a command.
 
     Args:
@@ -99,7 +99,7 @@ def made_rayjob(template: Manifest, id: str, namespace: str, submission: Submiss
 class KubeRayJobServer:
     """The RayJobs of one namespace of Kubernetes. It is a `JobServer`."""
 
-    def __init__(self, namespace: str, template: Manifest | None = None) -> None:
+    def __init__(self, namespace: str, template: Rayjob | None = None) -> None:
         """Connects to the cluster that kubectl would use: by `KUBECONFIG`, or from inside a pod.
 
         Args:
