@@ -685,7 +685,7 @@ def test_a_file_that_changed_after_the_listing_is_not_read(tmp_path: Path) -> No
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(40))
 def test_random_schedules_of_faults(
     tmp_path: Path,
     killer: Callable[[int | None, bool], list[str]],
