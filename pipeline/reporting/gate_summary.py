@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import printable
-from pipeline.reporting.gate_words import reason_lines
+from pipeline.reporting.gate_words import measured_words, reason_lines
 from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
 
 SHOWN_UNCHANGED = 100
@@ -32,7 +32,7 @@ def summary_markdown(outcome: Mapping[str, Any]) -> bytes:
     """
     gate, failed, state = outcome["gate"], outcome["failed"], state_of(outcome)
     lines = [f"## Refresh: {state}", "", _plain(night_sentence(outcome)), ""]
-    lines += _table(("bound", "judged by", "outcome", "false alarms"), map(_bound_cells, gate))
+    lines += _table(("bound", "measured", "outcome", "false alarms"), map(_bound_cells, gate))
     for row in gate:
         if row["outcome"] == "not judged" or row.get("reasons") or row.get("unexplained"):
             lines += [f"**{_plain(row['text'])}**", ""]
@@ -47,12 +47,11 @@ def summary_markdown(outcome: Mapping[str, Any]) -> bytes:
 
 
 def _bound_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    value, rate = row["value"], row["false_alarm_rate"]
-    number = f"{value:,}" if isinstance(value, int) else f"{value or 0:.4g} bins"
+    rate = row["false_alarm_rate"]
     chance = f"at most {rate:.1%}" if rate else "none"
     return (
         row["name"],
-        "unknown" if value is None else number,
+        measured_words(row) or "unknown",
         _SIGNS.get(row["outcome"], row["outcome"]),
         "unknown" if rate is None else chance,
     )

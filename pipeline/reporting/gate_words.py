@@ -12,6 +12,26 @@ from typing import Any
 from pipeline import storage
 
 
+def measured_words(row: Mapping[str, Any]) -> str:
+    """Says what was measured for a bound: a distance with its interval, if it has one, or a number.
+
+    Args:
+        row: The row of a verdict.
+
+    Returns:
+        The words; empty if nothing was measured.
+    """
+    value = row["value"]
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    distance, low, high = (row.get(name) for name in ("emd_corrected", "low", "high"))
+    if distance is None or low is None or high is None:
+        return f"{value:.4g} bins"
+    return f"{distance:.4g} [{low:.4g}, {high:.4g}] bins"
+
+
 def reason_lines(row: Mapping[str, Any]) -> list[str]:
     """Says why a bound is broken: by which neurons, and in which images.
 

@@ -215,8 +215,10 @@ def test_no_text_makes_the_xml_invalid() -> None:
 def test_the_summary_has_tables_and_the_reasons() -> None:
     text = summary_markdown(FOUR).decode()
     assert text.startswith("## Refresh: 1 broken, 1 not judged, 1 not built\n\n3 datasets: ")
-    assert "\n| bound | judged by |" in text
+    assert "\n| bound | measured |" in text
     assert "| a and b, all neurons: at most 3 bins | 2.5 bins | ✅ holds | at most 2.5% |" in text
+    sure = summary_markdown(outcome(verdict(emd_corrected=2.71, low=2.5, high=3.1))).decode()
+    assert "| 2.71 \\[2.5, 3.1\\] bins | ✅ holds | at most 2.5% |" in sure
     assert "| e | unknown | no earlier version yet | unknown |" in text
     assert "\n- stem\\[5\\]: 6.25 bins, 50.0% of the distance\n- in d@-1: s3://b/old.jpg\n" in text
     moved = "1.9 \\[1.2, 2.6\\], an alarm"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import printable
-from pipeline.reporting.gate_words import reason_lines
+from pipeline.reporting.gate_words import measured_words, reason_lines
 from pipeline.reporting.html.frame import asset, document, shown_text
 from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
 from pipeline.wording import in_units
@@ -20,7 +20,7 @@ from pipeline.wording import in_units
 REFRESHED = ("images", "failed", "change", "moved (bins)", "read", "bytes")
 """What is told of a dataset that was refreshed."""
 
-GATE = ("outcome", "judged by", "limit", "false alarms")
+GATE = ("outcome", "measured", "limit", "false alarms")
 """What is told of a bound."""
 
 
@@ -83,9 +83,9 @@ def _gate(gate: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _gate_cells(row: Mapping[str, Any]) -> list[str]:
-    value, limit, rate = row["value"], row["limit"], row["false_alarm_rate"]
+    limit, rate = row["limit"], row["false_alarm_rate"]
     chance = "" if rate is None else f"at most {rate:.1%}" if rate else "none"
-    return [row["outcome"], _number(value), _number(limit), chance]
+    return [row["outcome"], measured_words(row), _number(limit), chance]
 
 
 def _number(value: float | None) -> str:
