@@ -21,7 +21,7 @@ from pipeline.building import EraseOptions, MemoryOptions, Request
 from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
 from pipeline.comparing import CompareOptions, NearestOptions
 from pipeline.errors import UsageError
-from pipeline.events import Listener, ignore
+from pipeline.events import Listener, Said, ignore
 from pipeline.explaining import DriftOptions, ExplainOptions, FitOptions, SuggestOptions
 from pipeline.options import takes_options
 from pipeline.reporting import EXPLAINED_PAIRS, ReportOptions
@@ -147,16 +147,20 @@ def build(
         VdnaError: Whatever `build_datasets` raises.
     """
     place = _at(catalogue)
-    with _shown(progress) as listener, _opened(engine) as opened:
-        (result,) = building.build_datasets(
-            place,
-            [request],
-            opened,
-            _resources(resources, engine),
-            listener,
-            relist=relist,
-        )
-    return result if result.replaced is None else comparing.with_movement(place, result)
+    with _shown(progress) as listener:
+        with _opened(engine) as opened:
+            (result,) = building.build_datasets(
+                place,
+                [request],
+                opened,
+                _resources(resources, engine),
+                listener,
+                relist=relist,
+            )
+        if result.replaced is None:
+            return result
+        listener(Said(f"{result.name}: measuring how far it has moved"))
+        return comparing.with_movement(place, result)
 
 
 def calibrate(

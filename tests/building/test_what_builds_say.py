@@ -16,7 +16,7 @@ from pipeline.building.shard_time import note_speed
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, Matrix, compare, movement_between, with_movements
 from pipeline.comparing.version_movement import _without_interval
-from pipeline.events import Event, Said, StepDone
+from pipeline.events import Event, Listener, Said, StepDone, ignore
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import build_json, build_lines, work_lines
 from pipeline.sources import Entry, ImageChanges, Manifest, Shard, plan
@@ -98,7 +98,7 @@ def test_a_build_tells_what_changed_and_how_much_it_read(place: Place) -> None:
     assert not any("to read" in each for each in said)
 
 
-def put_photos(place: Place, count: int) -> Result:
+def put_photos(place: Place, count: int, progress: Listener = ignore) -> Result:
     """Adds images to a dataset, and builds it by the function that measures its move."""
     place.photos("a", count)
     request = Request(
@@ -111,14 +111,18 @@ def put_photos(place: Place, count: int) -> Result:
         exemplars=0,
         image_hashes=False,
     )
-    return api.build(place.catalogue, request, engine=Engine(), resources=Resources())
+    return api.build(
+        place.catalogue, request, engine=Engine(), resources=Resources(), progress=progress
+    )
 
 
 def test_a_build_tells_how_far_the_dataset_moved_as_compare_does(place: Place) -> None:
     first = put_photos(place, 160)
     assert (first.moved, first.commit) == (None, 1)
     assert first.unmeasured == "the dataset had no version of this spec"
-    second = put_photos(place, 176)
+    events: list[Event] = []
+    second = put_photos(place, 176, events.append)
+    assert events[-1] == Said("a: measuring how far it has moved")
     files = [item.uri for item in storage.walk(place.catalogue.root)]
     assert not any("/matrix/" in uri for uri in files)  # what is measured is not kept
     matrix = compare(place.catalogue, ["a@1", "a@2"])
