@@ -97,7 +97,8 @@ def erase_images(
     if not plan.images and not purged.removed:
         raise NotFound(
             f"{catalogue.root} has no image {some_of(list(names))}; give each as `vdna show` or "
-            "the list of its dataset has it. All objects were searched, and none names it"
+            "the list of its dataset has it. All objects were searched, and none names it: if it "
+            "was erased before, nothing of it is left"
         )
     return replace(
         done,

@@ -740,7 +740,7 @@ def test_what_must_not_be_removed_and_names_an_image_is_told(home: Home) -> None
     assert re.search(r"more\.json\.gz: .* cannot be searched; restore it, or", str(told.value))
     for uri in (note, torn, page):
         storage.delete(uri)
-    with pytest.raises(NotFound, match="All objects were searched, and none names it"):
+    with pytest.raises(NotFound, match="none names it: if it was erased before, nothing of it is"):
         home.erase("0/03.png")
     with pytest.raises(UsageError, match="`reason` names an image"):
         home.erase("0/03.png", reason=f"{home.uri('0/03.png')} shows me")
