@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from pipeline.buffers import Data
 from pipeline.dna.arrays import Ints
-from pipeline.dna.dna_file import DnaFile
 from pipeline.dna.sealed import (
     ROWS_PER_GROUP,
     FileKind,
@@ -30,6 +29,9 @@ from pipeline.dna.sealed import (
 )
 from pipeline.errors import CorruptFile, OverlapError
 from pipeline.spec import IMAGE_HASHES
+
+if TYPE_CHECKING:  # it compiles kernels, which a command that only reads these does not need
+    from pipeline.dna.dna_file import DnaFile
 
 HASH_ROW = np.dtype([("content", "<u8"), ("look", "<u8"), ("flags", "u1")])
 """What is kept of a candidate, 17 bytes. `content` is a hash of its file, `look` one of its pixels.

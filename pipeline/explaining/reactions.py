@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from pipeline import images, storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.dna import Exemplars
 from pipeline.errors import NotFound
 from pipeline.sources import Entries, Manifest, Members
 from pipeline.spec import Preprocess
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from pipeline.dna import Exemplars
 
 
 @dataclass(frozen=True)

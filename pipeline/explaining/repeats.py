@@ -128,7 +128,7 @@ def find_repeats(
 ) -> Repeats:
     """Finds the images of a dataset that it has more than once, and those of one colour.
 
-    It takes about 150 bytes of memory for each image.
+    It takes about 200 bytes of memory for each image.
 
     Args:
         catalogue: The catalogue.
