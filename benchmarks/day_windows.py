@@ -21,7 +21,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.engine import InProcess
 from pipeline.spec import Resources
 
-KINDS = ("dna", "folds", "exemplars", "manifests", "failures")
+KINDS = ("dna", "folds", "exemplars", "image_hashes", "manifests", "failures")
 
 
 def write_days(source: Path, days: int, images: int) -> int:

@@ -75,6 +75,10 @@ def compare(
             "cuda:1 (tested on the CPU only)."
         ),
     ] = "cpu",
+    overlaps: Annotated[
+        bool,
+        typer.Option("--overlaps", help="Also count the images that datasets have in common."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print the distance of every pair of datasets: the Earth Mover's Distance of its neurons."""
@@ -83,7 +87,14 @@ def compare(
     from pipeline.comparing import ALL, NearestOptions
     from pipeline.errors import UsageError
     from pipeline.options import shared_values
-    from pipeline.reporting import draw, kind_of, pair_rows, require_html
+    from pipeline.reporting import (
+        draw,
+        kind_of,
+        overlap_lines,
+        pair_rows,
+        require_html,
+        with_overlaps,
+    )
 
     layers = options.layers or [ALL]
     if figure and len(layers) > 1:
@@ -108,11 +119,11 @@ def compare(
             )
     effort = effort_for(catalogue, workers, ray_address, memory, progress, device)
     if neighbours.top is not None:
-        if options.fd or html or figure or len(layers) > 1:
+        if options.fd or html or figure or overlaps or len(layers) > 1:
             raise UsageError(
                 "--top looks for the nearest by the Earth Mover's Distance of one layer, or of "
-                "all, without comparing all pairs; leave --top out, or --fd, --html, --figure and "
-                "all but one --layer"
+                "all, without comparing all pairs; leave --top out, or --fd, --html, --figure, "
+                "--overlaps and all but one --layer"
             )
         found = api.nearest(
             place,
@@ -137,6 +148,9 @@ def compare(
         )
         page.save(html)
     versions = place.find_all(matrix.names, options.at, matrix.spec_digest)
+    common = None
+    if overlaps:
+        common = api.find_overlaps(place, matrix.names, at=options.at, spec=matrix.spec_digest)
     notes = partial(
         print_notes,
         versions,
@@ -146,7 +160,7 @@ def compare(
         paired=matrix.paired(),
     )
     if as_json:
-        print_json(Rows(pair_rows(matrix, layers, near)))
+        print_json(Rows(with_overlaps(pair_rows(matrix, layers, near), common)))
         notes(to=sys.stderr)
         return
     for layer in layers:
@@ -154,6 +168,7 @@ def compare(
             print_neighbours(matrix, near, layer, through)
         else:
             print_all(matrix, layer, through, fd=options.fd)
+    say(*overlap_lines(common) if common is not None else ())
     notes()
     for written in filter(None, (out, html, figure)):
         say(f"written to {written}")

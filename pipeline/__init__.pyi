@@ -4,6 +4,7 @@ from .api import compare as compare
 from .api import drift as drift
 from .api import erase as erase
 from .api import explain as explain
+from .api import find_overlaps as find_overlaps
 from .api import find_repeats as find_repeats
 from .api import fit_lens as fit_lens
 from .api import html_page as html_page
@@ -38,6 +39,7 @@ from .comparing.distance import nfd as nfd
 from .comparing.emd_kernel import pairwise_emd as pairwise_emd
 from .comparing.matrix import Matrix as Matrix
 from .comparing.neighbour_graph import Neighbours as Neighbours
+from .comparing.overlaps import Overlaps as Overlaps
 from .dna.failures import Failure as Failure
 from .dna.lens import Lens as Lens
 from .dna.partial import Partial as Partial

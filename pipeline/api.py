@@ -38,7 +38,14 @@ if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
         Result,
     )
     from pipeline.catalogue import Finding, SnapshotKeywords, Verification, VerifyKeywords
-    from pipeline.comparing import CompareKeywords, Effort, Matrix, NearestKeywords, Neighbours
+    from pipeline.comparing import (
+        CompareKeywords,
+        Effort,
+        Matrix,
+        NearestKeywords,
+        Neighbours,
+        Overlaps,
+    )
     from pipeline.dna import DNA, Lens
     from pipeline.engine import Engine
     from pipeline.explaining import (
@@ -398,12 +405,35 @@ def explain(
 
 
 @takes_options(SnapshotOptions)
+def find_overlaps(
+    catalogue: Catalogue | str, names: Sequence[str] = (), **options: Unpack[SnapshotKeywords]
+) -> Overlaps:
+    """Counts the images that datasets have in common: those whose files have equal bytes.
+
+    Only the hashes that the builds have kept are read, not the images.
+
+    Args:
+        catalogue: Where the datasets are.
+        names: The datasets; none for all.
+        **options: The options of `SnapshotOptions`, which choose the datasets' versions.
+
+    Returns:
+        For each two datasets, how many images of the first have a file that the second has, too.
+
+    Raises:
+        NotFound: A name is unknown.
+        UsageError: There are fewer than two datasets.
+    """
+    return comparing.find_overlaps(_at(catalogue), names, **options)
+
+
+@takes_options(SnapshotOptions)
 def find_repeats(
     catalogue: Catalogue | str, name: str, *, listed: int = 5, **options: Unpack[SnapshotKeywords]
 ) -> Repeats:
     """Finds the images of a dataset that it has more than once, and those of one colour or black.
 
-    Only the hashes that the build has kept are read, not the images. It takes about 150 bytes of
+    Only the hashes that the build has kept are read, not the images. It takes about 200 bytes of
     memory for each image.
 
     Args:
