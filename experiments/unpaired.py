@@ -4,15 +4,16 @@
 
 Six changes of crops of photographs are attributes, at strengths that the words of
 `vdna lens fit --ignore` do not have. For each a lens is fitted that ignores it and keeps the other
-five, in six ways:
+five, in seven ways:
 
-    same crops          the same crops, with the change and without
-    other crops         other crops with the change than without, their distances corrected
-    twice as many       the same, of twice as many crops on either side
-    not corrected       other crops, their distances as they are
-    with the word       other crops, and beside them the word of the change, made of the crops
-                        without (`--ignore dark:light --ignore brightness`)
-    the word alone      the word in place of the other crops
+    same crops             the same crops, with the change and without
+    other crops            other crops with the change than without, their distances corrected
+    twice as many          the same, of twice as many crops on either side
+    not corrected          other crops, their distances as they are
+    ignored not corrected  the distance of the ignored one as it is, those of the others corrected
+    with the word          other crops, and beside them the word of the change, made of the crops
+                           without (`--ignore dark:light --ignore brightness`)
+    the word alone         the word in place of the other crops
 
 Lenses are scored on crops of photographs that none was fitted on, the same with each change and
 without: how much of the ignored one is gone (suppression), and by how much others change, as in
@@ -59,6 +60,7 @@ WAYS = {
     "other crops": (["other crops"], "other crops"),
     "twice as many": (["twice as many"], "twice as many"),
     "not corrected": (["not corrected"], "not corrected"),
+    "ignored not corrected": (["not corrected"], "other crops"),
     "with the word": (["other crops", "words"], "other crops"),
     "the word alone": (["words"], "other crops"),
 }
