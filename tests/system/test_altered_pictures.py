@@ -48,7 +48,8 @@ def test_a_picture_of_any_size_has_copies(
     assert copy.tobytes() == altered(picture.copy(), *step, NAME).tobytes()
     if step[0] not in ("brightness", "noise"):  # no black corner, no frame, no other colour
         plain = altered(Image.new("RGB", (width, height), (70, 70, 70)), *step, NAME)
-        assert np.abs(pixels(plain) - 70).max() <= 1
+        coarse = 6 if step[0] == "jpeg" else 1  # a JPEG's greys are up to ten levels apart
+        assert np.abs(pixels(plain) - 70).max() <= coarse
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step[0]} {step[1]:g}")
