@@ -30,7 +30,7 @@ from benchmarks.scale.shape import (
 )
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, verify
-from pipeline.counting import plan_folds
+from pipeline.counting import leases, plan_folds
 from pipeline.engine import InProcess
 from pipeline.sources import entries_file, plan
 from pipeline.sources.shard_sizes import default_shard_images
@@ -239,6 +239,7 @@ def test_requests_of_a_build_with_sums_are_those_that_are_counted(
         (images / f"{seed:03d}.png").write_bytes(data)
     store = AsS3()
     monkeypatch.setitem(objects._STORES, "s3", store)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 3600.0)  # a busy machine would renew some
 
     def counted(number: int, count: int, size: int) -> tuple[dict[str, dict[str, int]], int]:
         catalogue = Catalogue(f"s3://stand-in/dnas-{number}")
