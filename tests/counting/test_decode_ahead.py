@@ -32,7 +32,7 @@ from pipeline.errors import SourceError
 from pipeline.images import sending
 from pipeline.networks import find_ranges
 from pipeline.sources import Entry, Shard, list_source
-from pipeline.spec import Resources
+from pipeline.spec import IMAGE_HASHES, PRODUCTS, Resources
 from tests.images.test_noted import noise, saved, with_alpha
 from tests.support import tiny_network as tiny
 from tests.support.archives import arrow_bytes, parquet_bytes, tar_bytes, write_files, zip_bytes
@@ -102,7 +102,14 @@ class Bench:
     def counted(self, shard: Shard, ahead: Ahead | None = None, **resources: Any) -> Partial:
         resources = {"threads": 2, "fetch_ahead": 8} | resources
         with closing(
-            Counter(self.extractor, self.spec, self._ranges, Resources(**resources), ahead=ahead)
+            Counter(
+                self.extractor,
+                self.spec,
+                self._ranges,
+                Resources(**resources),
+                (*PRODUCTS, IMAGE_HASHES),
+                ahead,
+            )
         ) as counter:
             return counter.count(shard, "key")
 
