@@ -153,3 +153,13 @@ def test_the_benchmark_of_collecting_removes_a_thousand_objects_a_request() -> N
     result = result_of("benchmarks.collecting", "--shards", "1100")
     assert result["verify"]["requests_a_shard"] < 1.1
     assert result["gc"]["requests"]["DELETE of 1,000"] == 2
+
+
+@pytest.mark.soak
+def test_the_benchmarks_of_many_dnas_compare_what_they_say() -> None:
+    few = ("--dnas", "9", "--folds", "2")
+    result = result_of("benchmarks.all_pairs", "catalogue", *few, "--network", "three_layers")
+    assert (result["third"]["pairs"], result["whole"]["pairs"]) == (3, 36)
+    assert result["neurons"] == 160
+    result = result_of("benchmarks.nearest", *few, "--neurons", "40", "--groups", "2", "--top", "3")
+    assert (result["pairs"], result["graph_pairs"]) == (8, 36)
