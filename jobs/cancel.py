@@ -26,7 +26,7 @@ def cancel(
     if as_json:
         print_json(job_json(job))
     else:
-        say(*job_cancel_lines(job, server.flags, in_time=not before.has_ended))
+        say(*job_cancel_lines(job, server.submit_flags, in_time=not before.has_ended))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import Literal, Protocol, TypeVar
 
-from pipeline.errors import Conflict, TransientError
+from pipeline.errors import Conflict, NotFound, TransientError
 
 T = TypeVar("T")
 
@@ -99,7 +99,8 @@ class JobServer(Protocol):
     """Where jobs are submitted to.
 
     All methods raise `UsageError` if the server is not there or lets nobody in, `TransientError` if
-    it does not answer properly, and `NotFound` if it has no job of the id.
+    it does not answer properly, and `NotFound` if it has no job of the id that this package
+    submitted. Jobs of others are neither shown nor ended.
     """
 
     @property
@@ -109,6 +110,10 @@ class JobServer(Protocol):
     @property
     def flags(self) -> str:
         """The options that name it on the command line, if any must, with a space before."""
+
+    @property
+    def submit_flags(self) -> str:
+        """The options that `vdna submit` needs for it, with a space before."""
 
     def submit(self, id: str, submission: Submission) -> bool:
         """Starts a job; returns False, and starts none, if there was one of this id."""
@@ -126,7 +131,7 @@ class JobServer(Protocol):
         """Yields what the job prints from its beginning. It may stop before the job ends."""
 
     def stop(self, id: str) -> None:
-        """Asks a job to end, and does not wait for it."""
+        """Asks a job to end, and does not wait for it. One that has ended is left as it is."""
 
 
 def named_job(words: Sequence[str]) -> str:
@@ -138,6 +143,13 @@ def named_job(words: Sequence[str]) -> str:
 def is_ours(id: str) -> bool:
     """Tells whether a job was submitted by this package, by its id."""
     return _ID.fullmatch(id) is not None
+
+
+def no_such_job(server: JobServer, id: str) -> NotFound:
+    """Returns the error for a job that is not there, or that this package did not submit."""
+    return NotFound(
+        f"{server.address} has no job {id!r} of `vdna submit`; `vdna jobs{server.flags}` lists them"
+    )
 
 
 def shell_line(words: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import copy
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,14 @@ import yaml
 from urllib3.exceptions import HTTPError
 
 from pipeline import storage
-from pipeline.engine.job_server import JobState, Submission, SubmittedJob, is_ours, shell_line
+from pipeline.engine.job_server import (
+    JobState,
+    Submission,
+    SubmittedJob,
+    is_ours,
+    no_such_job,
+    shell_line,
+)
 from pipeline.errors import NotFound, TransientError, UsageError
 
 RAYJOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
@@ -117,7 +125,8 @@ class KubeRayJobServer:
                 "--kubernetes needs the Kubernetes client; pip install 'vdna-pipeline[kubernetes]'"
             ) from error
         self.address = f"namespace {namespace} of Kubernetes"
-        self.flags = f" --kubernetes {namespace}"
+        self.flags = f" --kubernetes {shlex.quote(namespace)}"
+        self.submit_flags = f"{self.flags} --template FILE"
         self._namespace, self._template = namespace, template
         self._at = {**RAYJOBS, "namespace": namespace}
         self._seen: dict[str, SubmittedJob] = {}
@@ -164,7 +173,7 @@ class KubeRayJobServer:
         return [_described(job) for job in found["items"] if is_ours(job["metadata"]["name"])]
 
     def job(self, id: str) -> SubmittedJob:
-        """Returns one of them. One that was deleted since it was asked for is cancelled."""
+        """Returns one of them. One that is deleted before its end is cancelled."""
         try:
             with self._known_errors(id):
                 found = self._rayjobs.get_namespaced_custom_object(
@@ -173,7 +182,11 @@ class KubeRayJobServer:
         except NotFound:
             if id not in self._seen:
                 raise
-            return replace(self._seen[id], state="cancelled", message="it was deleted")
+            if not self._seen[id].has_ended:
+                return replace(self._seen[id], state="cancelled", message="it was deleted")
+            return self._seen[id]
+        if not LABELS.items() <= (found["metadata"].get("labels") or {}).items():
+            raise no_such_job(self, id)
         self._seen[id] = _described(found)
         return self._seen[id]
 
@@ -187,8 +200,9 @@ class KubeRayJobServer:
         return self._printed(id, follow=True)
 
     def stop(self, id: str) -> None:
-        """Deletes the RayJob, and with it its cluster and its log."""
-        self.job(id)  # so that its end is known
+        """Deletes the RayJob, and with it its cluster and its log, unless it has ended."""
+        if self.job(id).has_ended:
+            return
         with self._known_errors(id):
             self._rayjobs.delete_namespaced_custom_object(
                 **self._at, name=id, propagation_policy="Foreground", _request_timeout=TIMEOUT
@@ -220,8 +234,10 @@ class KubeRayJobServer:
                 yield text.decode(part)
 
     @contextmanager
-    def _known_errors(self, id: str = "") -> Iterator[None]:
-        """Raises errors of the Kubernetes client as ours."""
+    def _known_errors(self, id: str | None = None) -> Iterator[None]:
+        """Raises errors of the Kubernetes client as ours, and asks nothing about jobs of others."""
+        if id is not None and not is_ours(id):
+            raise no_such_job(self, id)
         try:
             yield
         except self._failure as error:
@@ -229,13 +245,14 @@ class KubeRayJobServer:
         except HTTPError as error:
             raise TransientError(f"Kubernetes did not answer: {error}") from error
 
-    def _told(self, error: Any, id: str) -> Exception:
+    def _told(self, error: Any, id: str | None) -> Exception:
         """Returns the error that says what an answer of Kubernetes means."""
         said = _message(error.body) or error.reason
         if error.status in (401, 403):
             return UsageError(f"Kubernetes refuses this: {said}")
-        if error.status == 404 and id and "could not find the requested resource" not in said:
-            return NotFound(f"{self.address} has no job {id!r}; `vdna jobs{self.flags}` lists them")
+        known = "could not find the requested resource" not in said
+        if error.status == 404 and id is not None and known:
+            return no_such_job(self, id)
         if error.status in (400, 404, 422):
             return UsageError(f"Kubernetes does not take this ({error.status}): {said}")
         return TransientError(f"Kubernetes did not answer ({error.status}): {said}")

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,16 @@ from aiohttp import ClientError, WSServerHandshakeError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
-from pipeline.engine.job_server import JobState, Submission, SubmittedJob, is_ours, shell_line
+from pipeline.engine.job_server import (
+    JobState,
+    Submission,
+    SubmittedJob,
+    is_ours,
+    no_such_job,
+    shell_line,
+)
 from pipeline.engine.ray_start import require_answer
-from pipeline.errors import NotFound, TransientError, UsageError, redact
+from pipeline.errors import TransientError, UsageError, redact
 
 STATES: dict[JobStatus, JobState] = {
     JobStatus.PENDING: "waiting",
@@ -66,7 +74,8 @@ class RayJobServer:
                 "file that RAY_AUTH_TOKEN_PATH names"
             )
         self.address = named
-        self.flags = f" --ray-address {address}" if address else ""
+        self.flags = f" --ray-address {shlex.quote(address)}" if address else ""
+        self.submit_flags = self.flags
         require_answer(named)
         for talker in TALKERS:
             logging.getLogger(talker).setLevel(logging.WARNING)
@@ -133,8 +142,10 @@ class RayJobServer:
             self._client.stop_job(id)
 
     @contextmanager
-    def _known_errors(self, id: str = "") -> Iterator[None]:
-        """Raises errors of Ray's client as ours."""
+    def _known_errors(self, id: str | None = None) -> Iterator[None]:
+        """Raises errors of Ray's client as ours, and asks it nothing about a job of others."""
+        if id is not None and not is_ours(id):
+            raise no_such_job(self, id)
         try:
             yield
         except AuthenticationError as error:
@@ -143,11 +154,8 @@ class RayJobServer:
             status = _status(error)
             if status in (401, 403):
                 raise self._refusal() from error
-            if status == 404 and id:
-                raise NotFound(
-                    f"the cluster at {self.address} has no job {id!r}; `vdna jobs{self.flags}` "
-                    "lists them"
-                ) from error
+            if status == 404 and id is not None:
+                raise no_such_job(self, id) from error
             said = f"answered {status}" if status else "did not answer"
             raise TransientError(f"{self.address} {said}: {_last_line(str(error))}") from error
 

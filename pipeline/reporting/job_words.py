@@ -58,6 +58,8 @@ def job_end_lines(job: SubmittedJob, now: float) -> list[str]:
     """
     took = _took(job, now)
     after = f" after {took}" if took else ""
+    if job.state == "cancelled" and job.message:
+        return [f"{job.id}: cancelled{after}: {job.message}"]
     if job.state != "failed":
         return [f"{job.id}: {job.state}{after}"]
     if job.code is not None:
@@ -70,7 +72,7 @@ def job_cancel_lines(job: SubmittedJob, flags: str, *, in_time: bool) -> list[st
 
     Args:
         job: The job as it ended.
-        flags: The options that name the cluster.
+        flags: The options that `vdna submit` needs for the cluster.
         in_time: Whether it had not ended before.
 
     Returns:

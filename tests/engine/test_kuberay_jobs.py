@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.engine import job_server
 from pipeline.engine.job_server import Submission, followed, submit_once, wait_for_end
 from pipeline.engine.kuberay_jobs import KubeRayJobServer, made_rayjob, read_template
 from pipeline.errors import NotFound, TransientError, UsageError, VdnaError
+from pipeline.reporting import job_end_lines
 from tests.support.kubernetes_api import KubernetesApi, kubeconfig, served
 from tests.system.test_infra import (
     INFRA,
@@ -29,6 +31,7 @@ from tests.system.test_infra import (
 )
 
 TEMPLATE = INFRA / "kuberay" / "rayjob-build.yaml"
+ID = "vdna-build-00000000-1"
 AT = ("--kubernetes", "vdna")
 BUILD = ("build", "a", "s3://images", "--include", "*.png", "--workers", "30")
 SUBMISSION = Submission((*BUILD, "-c", "s3://dnas"))
@@ -208,10 +211,13 @@ def test_a_cancelled_job_is_deleted_and_its_command_may_run_again(api: Kubernete
     api.set_status(id, "Running", "RUNNING")
     assert f"{id} is running and does just this" in vdna(*submit, exits=1).stderr
     assert json.loads(vdna("jobs", *AT, "--json").stdout)[0]["state"] == "running"
-    assert f"{id} is cancelled. What it counted is kept" in vdna("cancel", id, *AT).stdout
+    kept, again = vdna("cancel", id, *AT).stdout.splitlines()
+    assert f"{id} is cancelled. What it counted is kept" in kept
     assert api.rayjobs == {}
     assert "has no job" in vdna("logs", id, *AT, exits=1).stderr
-    assert vdna(*submit).stdout.strip() == id
+    _, submitted, *rest = shlex.split(again.replace("FILE", str(TEMPLATE)))
+    vdna(submitted, "--no-follow", *rest)
+    assert list(api.rayjobs) == [id]
     api.logs[id] = ["12 images\n"]
     assert vdna("logs", id, *AT).stdout == "12 images\n"
 
@@ -222,6 +228,39 @@ def test_jobs_of_others_are_neither_listed_nor_counted(
     other = made_rayjob(read_template(str(TEMPLATE)), "vdna-night", "vdna", SUBMISSION)
     api.create(other)
     assert server.jobs() == []
+
+
+@pytest.mark.parametrize("id", ["", "vdna-night", "vdna-build", ID])
+def test_jobs_of_others_are_neither_shown_nor_ended(
+    api: KubernetesApi, server: KubeRayJobServer, id: str
+) -> None:
+    """They have no id of ours, or an id of ours without our label."""
+    other = made_rayjob(read_template(str(TEMPLATE)), "x", "vdna", SUBMISSION)
+    other["metadata"] |= {"name": id, "labels": {}}
+    other["spec"]["entrypoint"] = "echo 'open"
+    api.rayjobs[id] = other
+    for ask in (server.job, server.log, server.stop):
+        with pytest.raises(NotFound, match=f"has no job {id!r} of `vdna submit`"):
+            ask(id)
+    assert f"has no job {id!r}" in vdna("cancel", id, *AT, exits=1).stderr
+    assert not [request for request in api.requests if request.startswith("DELETE")]
+
+
+def test_a_job_that_ended_and_is_deleted_keeps_its_end(
+    api: KubernetesApi, server: KubeRayJobServer
+) -> None:
+    id = submit_once(server, SUBMISSION)
+    api.set_status(id, "Complete", "SUCCEEDED")
+    server.stop(id)
+    assert not [request for request in api.requests if request.startswith("DELETE")]
+    del api.rayjobs[id]
+    assert (server.job(id).state, server.job(id).exit_code) == ("succeeded", 0)
+    running = submit_once(server, SUBMISSION)
+    api.set_status(running, "Running", "RUNNING")
+    server.job(running)
+    del api.rayjobs[running]
+    [line] = job_end_lines(server.job(running), 0.0)
+    assert line.endswith("cancelled: it was deleted")
 
 
 @pytest.mark.parametrize(
@@ -242,8 +281,7 @@ def test_a_refusal_is_told_in_its_words(
     told: str,
 ) -> None:
     api.refusal = refusal
-    id = "vdna-build-00000000-1"
-    for ask in (server.jobs, lambda: server.submit(id, SUBMISSION), lambda: server.job(id)):
+    for ask in (server.jobs, lambda: server.submit(ID, SUBMISSION), lambda: server.job(ID)):
         with pytest.raises(kind, match=told):
             ask()
 
@@ -254,8 +292,10 @@ def test_a_cluster_must_be_configured_answer_and_know_the_job(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(NotFound, match=r"has no job 'x'; `vdna jobs --kubernetes vdna` lists them"):
-        server.stop("x")
+    with pytest.raises(
+        NotFound, match=f"has no job '{ID}' .*; `vdna jobs --kubernetes vdna` lists"
+    ):
+        server.stop(ID)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="no Kubernetes cluster is configured"):
         KubeRayJobServer("vdna")

@@ -165,9 +165,17 @@ def test_a_job_has_its_folder_its_variables_its_words_and_its_exit_code(
     [job] = [j for j in ray_jobs(address) if j.runtime_env and "working_dir" in j.runtime_env]
     assert job.runtime_env["env_vars"] == {"TORCH_HOME": "/somewhere else"}
 
-    assert "has no job 'vdna-x'" in vdna("logs", "vdna-x", *at, exits=1).stderr
-    assert "has no job 'vdna-x'" in vdna("logs", "vdna-x", *at, "--follow", exits=1).stderr
-    assert "has no job 'vdna-x'" in vdna("cancel", "vdna-x", *at, exits=1).stderr
+    assert (
+        "has no job 'vdna-gc-00000000-1'" in vdna("logs", "vdna-gc-00000000-1", *at, exits=1).stderr
+    )
+    assert (
+        "has no job 'vdna-gc-00000000-1'"
+        in vdna("logs", "vdna-gc-00000000-1", *at, "--follow", exits=1).stderr
+    )
+    assert (
+        "has no job 'vdna-gc-00000000-1'"
+        in vdna("cancel", "vdna-gc-00000000-1", *at, exits=1).stderr
+    )
     server = RayJobServer(address)
     [id] = [job.id for job in server.jobs() if job.code == 3]
     assert not server.submit(id, Submission(("gc",)))  # a second one of this id
@@ -184,6 +192,7 @@ def ray_jobs(address: str) -> list[Any]:
 # A job server that answers badly
 
 Answer = tuple[int, str]
+ID = "vdna-build-00000000-1"
 VERSION = json.dumps({"version": "4", "ray_version": "2.60.0"})
 
 
@@ -261,14 +270,27 @@ def test_answers_about_a_job_that_fail_are_told(answering: Callable[..., str]) -
     answers = {"/api/version": (200, VERSION)}
     server = RayJobServer(answering(answers))
     for ask in (server.job, server.log, server.stop, lambda id: next(server.tail(id))):
-        with pytest.raises(NotFound, match="has no job 'x'; `vdna jobs --ray-address http"):
-            ask("x")
+        with pytest.raises(NotFound, match=f"has no job '{ID}' .*; `vdna jobs --ray-address http"):
+            ask(ID)
     traceback = "Traceback (most recent call last):\n  a line\nKeyError: 'x'\n."
-    answering(answers | {"/api/jobs/x": (500, traceback), "/api/jobs/x/logs/tail": (401, "")})
+    place = f"/api/jobs/{ID}"
+    answering(answers | {place: (500, traceback), f"{place}/logs/tail": (401, "")})
     with pytest.raises(TransientError, match=r"[0-9] answered 500: KeyError: 'x'$"):
-        server.job("x")
+        server.job(ID)
     with pytest.raises(UsageError, match="asks for a token"):
-        next(server.tail("x"))
+        next(server.tail(ID))
+
+
+@pytest.mark.parametrize("id", ["", "raysubmit_a", "vdna-build", "../version"])
+def test_jobs_of_others_are_neither_shown_nor_ended(answering: Callable[..., str], id: str) -> None:
+    """The server knows them, and would do it."""
+    known = {f"/api/jobs/{id}{end}": (200, "{}") for end in ("", "/stop", "/logs", "/logs/tail")}
+    address = answering(known | {"/api/version": (200, VERSION)})
+    server = RayJobServer(address)
+    for ask in (server.job, server.log, server.stop, lambda id: next(server.tail(id))):
+        with pytest.raises(NotFound, match=f"has no job {id!r} of `vdna submit`"):
+            ask(id)
+    assert f"has no job {id!r}" in vdna("cancel", id, "--ray-address", address, exits=1).stderr
 
 
 def test_a_working_folder_that_is_none_is_named(answering: Callable[..., str]) -> None:

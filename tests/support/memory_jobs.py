@@ -14,6 +14,7 @@ class MemoryJobs:
 
     address = "http://head:8265"
     flags = " --ray-address http://head:8265"
+    submit_flags = flags
 
     def __init__(self) -> None:
         self.submitted: dict[str, Submission] = {}
