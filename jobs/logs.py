@@ -26,7 +26,7 @@ def logs(
     """Print what a job has printed, from its beginning."""
     server = server_at(ray_address, kubernetes)
     if follow:
-        raise typer.Exit(follow_to_end(server, id))
+        raise typer.Exit(follow_to_end(server, id).exit_code)
     say(*server.log(id).splitlines())
 
 

@@ -166,46 +166,56 @@ def checked_environment(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def follow_to_end(server: JobServer, id: str) -> int:
+def follow_to_end(server: JobServer, id: str) -> SubmittedJob:
     """Prints what a job prints, until it ends, and then how it did.
 
     Returns:
-        The command's own exit code.
+        The job as it ended.
 
     Raises:
         KeyboardInterrupt: Ctrl-C. The message says that the job goes on.
+        TransientError: The cluster does not answer, or no longer lets us in. So does this one.
     """
     from pipeline.engine import followed
 
-    def waits(job: SubmittedJob) -> None:
-        tell(f"{job.id} waits: {job.message}")
-
-    return _to_end(server, id, followed(server, id, waits))
+    return _to_end(server, id, followed(server, id, tell))
 
 
-def wait_to_end(server: JobServer, id: str) -> int:
+def wait_to_end(server: JobServer, id: str) -> SubmittedJob:
     """Does what `follow_to_end` does, without what the job prints."""
-    code = _to_end(server, id, ())
-    if code:
+    job = _to_end(server, id, ())
+    if job.exit_code:
         tell(f"`vdna logs {id}{server.flags}` shows what it printed")
-    return code
+    return job
 
 
-def _to_end(server: JobServer, id: str, lines: Iterable[str]) -> int:
+def _to_end(server: JobServer, id: str, lines: Iterable[str]) -> SubmittedJob:
     from pipeline.engine import wait_for_end
     from pipeline.reporting import job_end_lines
 
-    try:
+    with told_how_to_come_back(server, id):
         for line in lines:
             say(line)
         job = wait_for_end(server, id)
-    except KeyboardInterrupt as error:
-        raise type(error)(
-            f"the job goes on; `vdna logs {id} --follow{server.flags}` comes back to it, and "
-            f"`vdna cancel {id}{server.flags}` ends it"
-        ) from error
     tell("\n".join(job_end_lines(job, time.time())))
-    return job.exit_code
+    return job
+
+
+@contextmanager
+def told_how_to_come_back(server: JobServer, id: str) -> Iterator[None]:
+    """Adds to what interrupts the block that the job exists, and may go on."""
+    from pipeline.errors import TransientError, UsageError
+
+    back = (
+        f"`vdna logs {id} --follow{server.flags}` comes back to it, and "
+        f"`vdna cancel {id}{server.flags}` ends it"
+    )
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise type(error)(f"the job goes on; {back}") from error
+    except (UsageError, TransientError) as error:
+        raise TransientError(f"{error}. The job {id} may go on; {back}") from error
 
 
 def _require_seen(name: str, value: Any, working_dir: str | None) -> None:

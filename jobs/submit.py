@@ -16,6 +16,7 @@ from jobs.submission import (
     checked_words,
     follow_to_end,
     server_at,
+    told_how_to_come_back,
     wait_to_end,
 )
 
@@ -78,15 +79,20 @@ def submit(
     server = server_at(ray_address, kubernetes, rayjob)
     id = submit_once(server, submission)
     tell(f"{id}: submitted to {server.address}")
-    code = 0
     if follow and not wait and not as_json:
-        code = follow_to_end(server, id)
-    elif follow or wait:
-        code = wait_to_end(server, id)
-    if as_json:
-        print_json(job_json(server.job(id)))
-    elif not follow and not wait:
+        raise typer.Exit(follow_to_end(server, id).exit_code)
+    code = 0
+    if follow or wait:
+        job = wait_to_end(server, id)
+        code = job.exit_code
+    elif as_json:
+        with told_how_to_come_back(server, id):
+            job = server.job(id)
+    else:
         say(id)
+        return
+    if as_json:
+        print_json(job_json(job))
     raise typer.Exit(code)
 
 

@@ -127,8 +127,12 @@ class JobServer(Protocol):
     def log(self, id: str) -> str:
         """Returns what the job has printed so far."""
 
-    def tail(self, id: str) -> Iterator[str]:
-        """Yields what the job prints from its beginning. It may stop before the job ends."""
+    def tail(self, id: str) -> tuple[str, Iterator[str]]:
+        """Returns what the job prints from the beginning of a log, and which log this is.
+
+        The text may stop before the job ends. Another log may follow, which begins anew: that of
+        another pod. The name of the log is empty if there is only one, or none yet.
+        """
 
     def stop(self, id: str) -> None:
         """Asks a job to end, and does not wait for it. One that has ended is left as it is."""
@@ -197,26 +201,28 @@ def submit_once(server: JobServer, submission: Submission) -> str:
 
 
 def followed(
-    server: JobServer, id: str, waits: Callable[[SubmittedJob], None] = lambda job: None
+    server: JobServer, id: str, tell: Callable[[str], None] = lambda said: None
 ) -> Iterator[str]:
     """Yields the lines that a job prints, from its beginning until it has ended.
 
-    A connection that breaks is opened again, and no line comes twice.
+    A connection that breaks is opened again, and no line of a log comes twice. A job that begins
+    anew has another log, which comes from its beginning.
 
     Args:
         server: The cluster's job server.
         id: The job.
-        waits: Is told of a job that waits at two looks, each time that the cluster says another
-            reason.
+        tell: Is told in words what else there is to know: why a job waits that waits at two looks,
+            that another log follows, and that the log of an ended job cannot be had.
 
     Yields:
         Lines, without their ends.
 
     Raises:
-        TransientError: The server does not answer for minutes. The job may go on.
+        TransientError: The server does not answer for minutes, and the job may go on.
     """
-    printed, rest, cluster = 0, "", ""
+    printed, rest, log, cluster = 0, "", "", ""
     seen = told = ""
+    ended = False
     answered = monotonic()
     while True:
         try:
@@ -224,14 +230,20 @@ def followed(
             ended = job.has_ended
             answered = answered if ended else monotonic()
             if job.state == "waiting" and job.message == seen != told:
-                waits(job)
+                tell(f"{id} waits: {job.message}")
                 told = seen
             seen = job.message if job.state == "waiting" else ""
-            if job.cluster != cluster:
+            name, texts = server.tail(id)
+            if name and name != log:
                 yield from [rest] if rest else []
-                printed, rest, cluster = 0, "", job.cluster
+                if log:
+                    where = (
+                        f"the cluster {job.cluster}" if job.cluster != cluster else "another pod"
+                    )
+                    tell(f"{id} goes on in {where}, whose log begins anew")
+                printed, rest, log, cluster = 0, "", name, job.cluster
             passed = 0
-            for text in server.tail(id):
+            for text in texts:
                 new = text[max(0, printed - passed) :]
                 passed += len(text)
                 printed = max(printed, passed)
@@ -240,9 +252,12 @@ def followed(
                 answered = monotonic() if new else answered
             if ended:
                 break
-        except TransientError:
+        except TransientError as error:
             if monotonic() > answered + SILENT_SECONDS:
-                raise
+                if not ended:
+                    raise
+                tell(f"{id} has ended, and the rest of what it printed cannot be read: {error}")
+                break
         sleep(POLL_SECONDS)
     if rest:
         yield rest

@@ -193,10 +193,11 @@ class KubeRayJobServer:
     def log(self, id: str) -> str:
         """Returns what the job has printed so far, in its newest attempt at a cluster."""
         self.job(id)
-        return "".join(self._printed(id, follow=False))
+        _, texts = self._printed(id, follow=False)
+        return "".join(texts)
 
-    def tail(self, id: str) -> Iterator[str]:
-        """Yields what the job prints from the beginning of its newest attempt at a cluster."""
+    def tail(self, id: str) -> tuple[str, Iterator[str]]:
+        """Returns what the job's newest pod prints from its beginning, and the pod's uid."""
         return self._printed(id, follow=True)
 
     def stop(self, id: str) -> None:
@@ -208,18 +209,22 @@ class KubeRayJobServer:
                 **self._at, name=id, propagation_policy="Foreground", _request_timeout=TIMEOUT
             )
 
-    def _printed(self, id: str, *, follow: bool) -> Iterator[str]:
-        """Yields what the pod has printed that submits the command to its Ray cluster."""
+    def _printed(self, id: str, *, follow: bool) -> tuple[str, Iterator[str]]:
+        """Returns the log of the newest pod that submits the command to its Ray cluster."""
         with self._known_errors(id):
             pods = self._pods.list_namespaced_pod(
                 self._namespace, label_selector=f"job-name={id}", _request_timeout=TIMEOUT
             ).items
-            if not pods:
-                return
-            newest = max(pods, key=lambda pod: pod.metadata.creation_timestamp)
+        if not pods:
+            return "", iter(())
+        newest = max(pods, key=lambda pod: pod.metadata.creation_timestamp)
+        return newest.metadata.uid, self._log_of(newest, id, follow)
+
+    def _log_of(self, pod: Any, id: str, follow: bool) -> Iterator[str]:
+        with self._known_errors(id):
             try:
                 answer = self._pods.read_namespaced_pod_log(
-                    newest.metadata.name,
+                    pod.metadata.name,
                     self._namespace,
                     follow=follow,
                     _preload_content=False,

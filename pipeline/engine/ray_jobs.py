@@ -15,6 +15,7 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from aiohttp import ClientError, WSServerHandshakeError
 from ray.exceptions import AuthenticationError
@@ -42,12 +43,26 @@ STATES: dict[JobStatus, JobState] = {
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables that name the cluster. In Ray's client they would win over an address that is given."""
 
+TIMEOUT = (10.0, 60.0)
+"""Seconds to connect, and to wait for bytes. A log that is silent for longer is asked for again."""
+
+UPLOAD_SECONDS = 3600.0
+"""How long the copy of a working folder may take. A socket counts all of it as one step."""
+
 TALKERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
 """Loggers that tell of each connection that closes, and of each step of an upload."""
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, with a limit to how long it waits for an answer."""
+
+    def _do_request(self, method: str, endpoint: str, **request: Any) -> Any:
+        timeout = TIMEOUT if request.get("data") is None else UPLOAD_SECONDS
+        return super()._do_request(method, endpoint, **request, timeout=timeout)
 
 
 class RayJobServer:
@@ -80,7 +95,7 @@ class RayJobServer:
         for talker in TALKERS:
             logging.getLogger(talker).setLevel(logging.WARNING)
         with self._known_errors(), _without(ADDRESS_VARIABLES):
-            self._client = JobSubmissionClient(named)
+            self._client = _Client(named)
 
     def submit(self, id: str, submission: Submission) -> bool:
         """Starts a job, unless there was one of this id."""
@@ -124,22 +139,26 @@ class RayJobServer:
         with self._known_errors(id):
             return self._client.get_job_logs(id)
 
-    def tail(self, id: str) -> Iterator[str]:
-        """Yields what the job prints from its beginning."""
-        with self._known_errors(id), asyncio.Runner() as runner:
-            texts = self._client.tail_job_logs(id)
-
-            async def following() -> str | None:
-                with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-                    return await anext(texts, None)  # it gives aiohttp `ssl=None`
-
-            while (text := runner.run(following())) is not None:
-                yield text
+    def tail(self, id: str) -> tuple[str, Iterator[str]]:
+        """Returns what the job prints from its beginning. It has one log, without a name."""
+        return "", self._printed(id)
 
     def stop(self, id: str) -> None:
         """Asks a job to end."""
         with self._known_errors(id):
             self._client.stop_job(id)
+
+    def _printed(self, id: str) -> Iterator[str]:
+        with self._known_errors(id), asyncio.Runner() as runner:
+            texts = self._client.tail_job_logs(id)
+
+            async def following() -> str | None:
+                with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                    async with asyncio.timeout(TIMEOUT[1]):
+                        return await anext(texts, None)  # it gives aiohttp `ssl=None`
+
+            while (text := runner.run(following())) is not None:
+                yield text
 
     @contextmanager
     def _known_errors(self, id: str | None = None) -> Iterator[None]:
@@ -157,7 +176,9 @@ class RayJobServer:
             if status == 404 and id is not None:
                 raise no_such_job(self, id) from error
             said = f"answered {status}" if status else "did not answer"
-            raise TransientError(f"{self.address} {said}: {_last_line(str(error))}") from error
+            raise TransientError(
+                f"{self.address} {said}: {_last_line(str(error) or type(error).__name__)}"
+            ) from error
 
     def _refusal(self) -> UsageError:
         return UsageError(

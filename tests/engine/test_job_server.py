@@ -116,7 +116,10 @@ class Breaking(MemoryJobs):
         self.printed[self.id] = text
         self.breaks = breaks
 
-    def tail(self, id: str) -> Iterator[str]:
+    def tail(self, id: str) -> tuple[str, Iterator[str]]:
+        return "", self._texts(id)
+
+    def _texts(self, id: str) -> Iterator[str]:
         text = self.log(id)
         if not self.breaks:
             yield from text
@@ -141,11 +144,16 @@ def test_a_server_that_stays_silent_ends_the_wait(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(job_server, "SILENT_SECONDS", 0.05)
     server = Breaking("a", [1] * 10**6)
     server.end(server.id, "succeeded", 0)
-    with pytest.raises(TransientError, match="broken"):
-        list(followed(server, server.id))
+    told: list[str] = []
+    assert list(followed(server, server.id, told.append)) == ["a"]  # it has ended: all may be known
+    assert told == [
+        f"{server.id} has ended, and the rest of what it printed cannot be read: broken"
+    ]
     server.job = lambda id: (_ for _ in ()).throw(TransientError("gone"))  # type: ignore[method-assign]
     with pytest.raises(TransientError, match="gone"):
         wait_for_end(server, server.id)
+    with pytest.raises(TransientError, match="gone"):
+        list(followed(server, server.id))
 
 
 def test_a_server_that_answers_again_is_waited_for() -> None:
@@ -175,10 +183,10 @@ def test_a_job_that_waits_says_why_once_for_each_reason() -> None:
         return SubmittedJob(id, "vdna", cast(JobState, state), message=message)
 
     server.job = job  # type: ignore[method-assign]
-    server.tail = lambda id: iter(["12 images"])  # type: ignore[method-assign]
+    server.tail = lambda id: ("", iter(["12 images"]))  # type: ignore[method-assign]
     told: list[str] = []
-    assert [*followed(server, id, lambda job: told.append(job.message))] == ["12 images"]
-    assert told == ["no node", "no quota"]
+    assert [*followed(server, id, told.append)] == ["12 images"]
+    assert told == [f"{id} waits: no node", f"{id} waits: no quota"]
 
 
 @pytest.mark.parametrize(

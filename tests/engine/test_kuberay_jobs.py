@@ -159,10 +159,11 @@ def test_a_job_is_followed_through_its_clusters_to_the_command_s_exit_code(
     job = server.job(id)
     assert (job.state, job.started) == ("waiting", 1795489200.0)
     assert job.message == "KubeRay has not seen it yet"
-    assert [*server.tail(id)] == []
+    assert [*server.tail(id)[1]] == []
     api.logs[id] = [""]
-    assert [*server.tail(id)] == []
-    lines = followed(server, id)
+    assert [*server.tail(id)[1]] == []
+    told: list[str] = []
+    lines = followed(server, id, told.append)
     api.set_status(id, "Running", "RUNNING", rayClusterName="first")
     api.logs[id] = ["of the first\n12 images\nnearly"]
     assert [next(lines), next(lines)] == ["of the first", "12 images"]
@@ -174,9 +175,27 @@ def test_a_job_is_followed_through_its_clusters_to_the_command_s_exit_code(
         message="Job entrypoint command failed with exit code 3, last available logs: …",
     )
     assert list(lines) == ["nearly", "of the second", "24 images", "done"]
+    assert told == [f"{id} goes on in the cluster second, whose log begins anew"]
     job = wait_for_end(server, id)
     assert (job.state, job.exit_code, job.ended) == ("failed", 3, 1795489325.0)
     assert submit_once(server, SUBMISSION) == f"{id[:-1]}2"
+
+
+def test_the_log_of_another_pod_in_the_same_cluster_comes_whole(
+    api: KubernetesApi, server: KubeRayJobServer
+) -> None:
+    """Its first lines are those that the first pod printed, without the one of the submission."""
+    id = submit_once(server, SUBMISSION)
+    api.set_status(id, "Running", "RUNNING", rayClusterName="one")
+    api.logs[id] = ["Job submitted\nline 1\nline 2\n"]
+    told: list[str] = []
+    lines = followed(server, id, told.append)
+    assert [next(lines) for _ in range(3)] == ["Job submitted", "line 1", "line 2"]
+    all_lines = [*(f"line {n}" for n in range(1, 6)), "error: last"]
+    api.logs[id].append("\n".join([*all_lines, ""]))
+    api.set_status(id, "Complete", "FAILED", rayClusterName="one")
+    assert list(lines) == all_lines
+    assert told == [f"{id} goes on in another pod, whose log begins anew"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
+from pipeline.engine import ray_jobs as ray_job_module
 from pipeline.engine.job_server import Submission
 from pipeline.engine.ray_jobs import RayJobServer
 from pipeline.engine.ray_start import start_with_retries
@@ -269,7 +271,7 @@ def test_the_address_that_is_given_wins_over_the_environment(
 def test_answers_about_a_job_that_fail_are_told(answering: Callable[..., str]) -> None:
     answers = {"/api/version": (200, VERSION)}
     server = RayJobServer(answering(answers))
-    for ask in (server.job, server.log, server.stop, lambda id: next(server.tail(id))):
+    for ask in (server.job, server.log, server.stop, lambda id: next(server.tail(id)[1])):
         with pytest.raises(NotFound, match=f"has no job '{ID}' .*; `vdna jobs --ray-address http"):
             ask(ID)
     traceback = "Traceback (most recent call last):\n  a line\nKeyError: 'x'\n."
@@ -278,7 +280,7 @@ def test_answers_about_a_job_that_fail_are_told(answering: Callable[..., str]) -
     with pytest.raises(TransientError, match=r"[0-9] answered 500: KeyError: 'x'$"):
         server.job(ID)
     with pytest.raises(UsageError, match="asks for a token"):
-        next(server.tail(ID))
+        next(server.tail(ID)[1])
 
 
 @pytest.mark.parametrize("id", ["", "raysubmit_a", "vdna-build", "../version"])
@@ -287,10 +289,46 @@ def test_jobs_of_others_are_neither_shown_nor_ended(answering: Callable[..., str
     known = {f"/api/jobs/{id}{end}": (200, "{}") for end in ("", "/stop", "/logs", "/logs/tail")}
     address = answering(known | {"/api/version": (200, VERSION)})
     server = RayJobServer(address)
-    for ask in (server.job, server.log, server.stop, lambda id: next(server.tail(id))):
+    for ask in (server.job, server.log, server.stop, lambda id: next(server.tail(id)[1])):
         with pytest.raises(NotFound, match=f"has no job {id!r} of `vdna submit`"):
             ask(id)
     assert f"has no job {id!r}" in vdna("cancel", id, "--ray-address", address, exits=1).stderr
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(ray_job_module, "TIMEOUT", (5.0, 0.1))
+        with pytest.raises(TransientError, match=r"did not answer: .*[Tt]imed out"):
+            RayJobServer(address)
+
+
+def test_a_log_that_says_nothing_is_given_up(
+    answering: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = RayJobServer(answering({"/api/version": (200, VERSION)}))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(ray_job_module, "TIMEOUT", (5.0, 0.1))
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(server._client, "_address", place)
+        _, texts = server.tail(ID)
+        with pytest.raises(TransientError, match=r"[0-9] did not answer: TimeoutError$"):
+            next(texts)
+
+
+def test_only_the_copy_of_a_folder_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket counts the sending of all its bytes as one step."""
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        ray_job_module.JobSubmissionClient,
+        "_do_request",
+        lambda *_, **request: asked.append(request),
+    )
+    client = object.__new__(ray_job_module._Client)
+    client._do_request("POST", "/api/jobs/", json_data={})
+    client._do_request("PUT", "/api/packages/a", data=b"")
+    assert [request["timeout"] for request in asked] == [(10.0, 60.0), 3600.0]
 
 
 def test_a_working_folder_that_is_none_is_named(answering: Callable[..., str]) -> None:

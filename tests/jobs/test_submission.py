@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from jobs.app import app
 from jobs.submission import COMMANDS, INPUTS, OUTPUTS
 from pipeline.engine import job_server
 from pipeline.engine.job_server import Submission
+from pipeline.errors import TransientError, UsageError, VdnaError
 from tests.support.memory_jobs import MemoryJobs
 
 RUNNER = CliRunner()
@@ -173,9 +173,8 @@ def test_a_job_that_is_only_submitted_prints_its_id(server: MemoryJobs) -> None:
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
     server: MemoryJobs, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pressed(_: object) -> Iterator[str]:
+    def pressed(_: object) -> None:
         signal.raise_signal(signal.SIGINT)
-        yield ""
 
     server.ends = None
     monkeypatch.setattr(server, "tail", pressed)
@@ -185,6 +184,42 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
     assert server.job(id).state == "running"
     [back] = [line for line in done.stderr.splitlines() if line.startswith("the job goes on")]
     assert f"`vdna logs {id} --follow --ray-address http://head:8265`" in back
+
+
+@pytest.mark.parametrize("kind", [UsageError, TransientError])
+@pytest.mark.parametrize("options", [(), ("--wait",), ("--json",), ("--json", "--no-follow")])
+def test_an_error_after_the_submission_names_the_job_and_exits_with_1(
+    server: MemoryJobs,
+    options: tuple[str, ...],
+    kind: type[VdnaError],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """2 would mean that nothing was submitted."""
+
+    def refused(_: object) -> None:
+        raise kind("no right to read pods/log")
+
+    monkeypatch.setattr(job_server, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(server, "job" if options else "tail", refused)
+    server.ends = None
+    done = vdna("submit", *options, *AT, *BUILD, exits=1)
+    [id] = server.known
+    assert f"no right to read pods/log. The job {id} may go on; `vdna logs {id} --fo" in done.stderr
+
+
+def test_a_job_whose_log_cannot_be_read_keeps_its_exit_code(
+    server: MemoryJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise TransientError("its log is away")
+
+    monkeypatch.setattr(job_server, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(server, "tail", broken)
+    done = vdna("submit", *AT, *BUILD)
+    assert "the rest of what it printed cannot be read: its log is away" in done.stderr
+    assert ": succeeded after" in done.stderr
+    server.ends = ("failed", 3)
+    vdna("submit", *AT, *BUILD, exits=3)
 
 
 def test_a_job_that_never_began_tells_why(server: MemoryJobs) -> None:

@@ -80,7 +80,8 @@ class KubernetesApi:
 
     def pod(self, job: str, number: int) -> Document:
         created = f"2026-11-24T03:{number:02d}:00Z"
-        return {"metadata": {"name": f"{job}-pod{number}", "creationTimestamp": created}}
+        name = f"{job}-pod{number}"
+        return {"metadata": {"name": name, "uid": f"uid-{number}", "creationTimestamp": created}}
 
 
 @contextmanager

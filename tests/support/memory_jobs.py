@@ -50,8 +50,8 @@ class MemoryJobs:
         self.job(id)
         return self.printed[id]
 
-    def tail(self, id: str) -> Iterator[str]:
-        yield self.log(id)
+    def tail(self, id: str) -> tuple[str, Iterator[str]]:
+        return "", iter([self.log(id)])
 
     def stop(self, id: str) -> None:
         self.end(id, "cancelled", None)
