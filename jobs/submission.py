@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,19 @@ OUTPUTS = ("catalogue", "out", "html", "figure", "junit", "summary", "metrics")
 
 INPUTS = ("source", "sources", "config", "changes")
 """Options that name what a command reads. Others may be the name of a thing in the catalogue."""
+
+_SECRET_NAMES = re.compile(
+    r"(?:\w+_)?(?:pass|passcode|pat|creds?|credentials?|webhook|key|dsn)(?:_(?:url|uri))?",
+    re.IGNORECASE,
+)
+"""Names of variables whose values are secret, beside those that are secret everywhere."""
+
+_SECRET_VALUES = re.compile(
+    r"\bgh[oprsu]_\w{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}|\bxox[a-z]-[\w-]{8,}"
+    r"|\bA[KS]IA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\bsk-[\w-]{20,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+"
+    r"|\bhooks\.slack\.com/\S+|\bdiscord(?:app)?\.com/api/webhooks/\S+|PRIVATE KEY-----[\s\S]*"
+)
+"""Tokens of well-known services, and private keys. They show what they are."""
 
 ServerOption = Annotated[
     str | None,
@@ -108,6 +122,8 @@ def checked_words(
             f"give --ray-address before {name}, where it names the cluster to submit to; the "
             "command uses the cluster that it runs in"
         )
+    if working_dir is not None:
+        _require_no_secret(working_dir, "")
     for place in (name for name in (*OUTPUTS, *INPUTS) if name in given):
         _require_seen(place, given[place], working_dir)
     for word in rest:
@@ -156,7 +172,8 @@ def checked_environment(names: Iterable[str]) -> dict[str, str]:
                 + ("; give its name only, without a value" if "=" in name else "")
             )
         secret = name.startswith(QUERY_VARIABLE) or looks_secret(name, value)
-        if secret or redact(value) != value:
+        secret = secret or _SECRET_NAMES.fullmatch(name) is not None
+        if secret or redact(value) != value or _SECRET_VALUES.search(value):
             raise UsageError(
                 f"--env {name} looks like a secret, and whoever sees the cluster's jobs can read "
                 "their variables. Let the cluster's machines have it by themselves, by a role or a "
@@ -246,9 +263,10 @@ def _require_no_secret(word: str, queries: str) -> None:
     from pipeline.storage import canonical
 
     text = word.partition("=")[2] if word.startswith("--") and "=" in word else word
-    if "://" in text:
+    shown = _SECRET_VALUES.sub("…", text)
+    if "://" in text and shown == text:
         canonical(text, queries={name.strip() for name in queries.split(",")})
-    elif redact(text) != text:
+    elif redact(shown) != text:
         raise UsageError(
-            f"{redact(text)} looks like a secret, which the job's description would show"
+            f"{redact(shown)} looks like a secret, which the job's description would show"
         )

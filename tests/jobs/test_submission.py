@@ -22,6 +22,24 @@ from tests.support.memory_jobs import MemoryJobs
 RUNNER = CliRunner()
 AT = ("--ray-address", "http://head:8265")
 BUILD = ("build", "a", "s3://images", "-c", "s3://dnas")
+SECRET_NAMES = (
+    "DB_PASS",
+    "GITHUB_PAT",
+    "MY_CREDENTIALS",
+    "SLACK_WEBHOOK",
+    "WEBHOOK_URL",
+    "SSH_KEY",
+)
+SECRETS = (
+    f"ghp_{'planted' * 4}",
+    f"github_pat_{'planted' * 4}",
+    f"glpat-{'planted' * 4}",
+    f"AKIA{'PLANTED' * 2}00",
+    f"xoxb-{'planted' * 4}",
+    "https://hooks.slack.com/services/planted/planted",
+    "eyJplantedplanted.eyJplanted.planted",
+    "-----BEGIN PRIVATE KEY-----planted",
+)
 
 
 @pytest.fixture
@@ -80,6 +98,10 @@ def test_the_words_after_the_command_s_name_are_its_own(server: MemoryJobs) -> N
         (("--env", "AWS_SECRET_ACCESS_KEY", *BUILD), "looks like a secret"),
         (("--env", "VDNA_QUERY_KEY", *BUILD), "looks like a secret"),
         (("--env", "PLACE", *BUILD), "looks like a secret"),
+        *((("--env", name, *BUILD), f"--env {name} looks like a secret") for name in SECRET_NAMES),
+        *((("--env", "NOTE", *BUILD, "--include", text), "a secret") for text in SECRETS),
+        (("--working-dir", "https://me:planted@h/a.zip", *BUILD), "carries a user name"),
+        (("--working-dir", "https://h/a.zip?sig=planted", *BUILD), "has a query"),
     ],
 )
 def test_what_the_cluster_would_refuse_or_must_not_know_is_refused_here(
@@ -87,11 +109,42 @@ def test_what_the_cluster_would_refuse_or_must_not_know_is_refused_here(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
     monkeypatch.setenv("VDNA_QUERY_KEY", "planted")
+    monkeypatch.setenv("NOTE", "as you like")
+    for name in SECRET_NAMES:
+        monkeypatch.setenv(name, "planted")
     monkeypatch.setenv("PLACE", "https://me:planted@host")
     done = vdna("submit", *AT, *words, exits=2)
     assert told in " ".join(done.stderr.replace("│", " ").split())
-    assert "planted" not in done.output
+    assert "planted" not in done.output.lower()
     assert server.submitted == {}
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_a_variable_with_a_token_of_a_known_service_is_refused(
+    server: MemoryJobs, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTE", f"with {text}")
+    assert (
+        "--env NOTE looks like a secret" in vdna("submit", "--env", "NOTE", *BUILD, exits=2).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_REGION", "eu-central-1"),
+        ("OMP_NUM_THREADS", "4"),
+        ("RAY_AUTH_TOKEN_PATH", "/etc/ray/token"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "/etc/aws/credentials"),
+        ("MONKEY", "a"),
+        ("DATASET_PATH", "s3://task-images/AKIA/eyJ"),
+    ],
+)
+def test_a_variable_that_is_no_secret_goes_along(
+    server: MemoryJobs, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert submitted(server, "--env", name, *BUILD).environment == {name: value}
 
 
 def test_a_query_that_the_command_allows_is_submitted(server: MemoryJobs) -> None:
