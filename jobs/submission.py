@@ -24,8 +24,11 @@ COMMANDS = ("build", "refresh", "compare", "calibrate", "rank", "verify", "gc")
 OUTPUTS = ("catalogue", "out", "html", "figure", "junit", "summary", "metrics")
 """Options that name what a command writes."""
 
-INPUTS = ("source", "sources", "config", "changes")
-"""Options that name what a command reads. Others may be the name of a thing in the catalogue."""
+INPUTS = ("source", "sources", "config", "changes", "weights", "ranges", "lens")
+"""Options that name what a command reads."""
+
+NAMES = {"ranges": r"[0-9a-f]{32}", "lens": r".*(?<!\.parquet)"}
+"""How an input is written that names a thing in the catalogue, and no file."""
 
 _SECRET_NAMES = re.compile(
     r"(?:\w+_)?(?:pass|passcode|pat|creds?|credentials?|webhook|key|dsn)(?:_(?:url|uri))?",
@@ -86,14 +89,15 @@ def server_at(
 
 
 def checked_words(
-    words: Sequence[str], working_dir: str | None, there: Mapping[str, str]
+    words: Sequence[str], working_dir: str | None, there: Mapping[str, str] | None
 ) -> tuple[str, ...]:
     """Checks a command as it would check itself, and that it means the same on a cluster.
 
     Args:
         words: The command and its arguments, without `vdna`.
         working_dir: The folder that it will start in, or None.
-        there: Variables that it will find where it runs.
+        there: Variables that it will find where it runs, as the template of Kubernetes gives them;
+            None for a cluster that runs already.
 
     Returns:
         The words, with those options that it takes from this machine's environment.
@@ -112,7 +116,7 @@ def checked_words(
         raise UsageError(f"{name!r} cannot be submitted; these can: {', '.join(COMMANDS)}")
     group: Any = get_command(app)
     command = group.commands[name]
-    with _in_environment(there):
+    with _in_environment(there or {}):
         context = command.make_context(f"vdna {name}", list(rest))
         with only_checking():
             command.invoke(context)
@@ -125,7 +129,7 @@ def checked_words(
     if working_dir is not None:
         _require_no_secret(working_dir, "")
     for place in (name for name in (*OUTPUTS, *INPUTS) if name in given):
-        _require_seen(place, given[place], working_dir)
+        _require_seen(place, given[place], working_dir, takes_folder=there is None)
     for word in rest:
         _require_no_secret(word, given.get("allow_query") or "")
     added = []
@@ -235,14 +239,16 @@ def told_how_to_come_back(server: JobServer, id: str) -> Iterator[None]:
         raise TransientError(f"{error}. The job {id} may go on; {back}") from error
 
 
-def _require_seen(name: str, value: Any, working_dir: str | None) -> None:
+def _require_seen(name: str, value: Any, working_dir: str | None, *, takes_folder: bool) -> None:
     """Refuses a place that is relative to this machine's folder."""
     from pipeline.errors import UsageError
-    from pipeline.storage import protocol_of
+    from pipeline.storage import local_path, protocol_of
     from pipeline.wording import option
 
     for place in [value] if isinstance(value, str) else value or ():
-        if protocol_of(place) != "file" or "://" in place or Path(place).is_absolute():
+        if protocol_of(place) != "file" or re.fullmatch(NAMES.get(name, "(?!)"), place):
+            continue
+        if Path(local_path(place) if "://" in place else place).is_absolute():
             continue
         if name in OUTPUTS:
             raise UsageError(
@@ -252,8 +258,12 @@ def _require_seen(name: str, value: Any, working_dir: str | None) -> None:
         if working_dir is None:
             raise UsageError(
                 f"{name} is {place!r}, a path of this machine, which the cluster does not see; "
-                "give a url, an absolute path that all its machines share, or the folder that it "
-                f"starts from with {option('working_dir', '.')}"
+                "give a url, or an absolute path that all its machines share"
+                + (
+                    f", or the folder that it starts from with {option('working_dir', '.')}"
+                    if takes_folder
+                    else ""
+                )
             )
 
 

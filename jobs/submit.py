@@ -73,7 +73,7 @@ def submit(
             "which image and machines its jobs get"
         )
     rayjob = read_template(template) if template else None
-    there = template_environment(rayjob) if rayjob else {}
+    there = template_environment(rayjob) if rayjob else None
     checked = checked_words(words, working_dir, there)
     submission = Submission(checked, checked_environment(env or ()), working_dir)
     server = server_at(ray_address, kubernetes, rayjob)

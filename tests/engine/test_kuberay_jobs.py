@@ -148,6 +148,16 @@ def test_options_that_do_not_fit_are_refused(
     assert api.rayjobs == {}
 
 
+def test_a_file_of_this_machine_is_refused_without_a_folder_that_kubernetes_does_not_take(
+    api: KubernetesApi,
+) -> None:
+    build = ("build", "a", "photos", "-c", "s3://dnas")
+    told = vdna("submit", *AT, "--template", TEMPLATE, *build, exits=2).stderr
+    assert "source is 'photos', a path of this machine" in told
+    assert "--working-dir" not in told
+    assert api.rayjobs == {}
+
+
 # How it goes on
 
 

@@ -22,6 +22,12 @@ from tests.support.memory_jobs import MemoryJobs
 RUNNER = CliRunner()
 AT = ("--ray-address", "http://head:8265")
 BUILD = ("build", "a", "s3://images", "-c", "s3://dnas")
+NO_PLACES = (
+    *("name", "names", "near", "spec", "to", "at", "layers", "neurons", "taps", "exemplar_taps"),
+    *("extractor", "decoder", "device", "sample", "include", "exclude", "image_column"),
+    *("allow_query", "group_by", "by", "pair_by", "ray_address", "pushgateway"),
+)
+"""Words that name no file: a name in the catalogue, a pattern, a server."""
 SECRET_NAMES = (
     "DB_PASS",
     "GITHUB_PAT",
@@ -86,6 +92,11 @@ def test_the_words_after_the_command_s_name_are_its_own(server: MemoryJobs) -> N
         ((*BUILD, "--ray-address", "auto"), "give --ray-address before build"),
         (("build", "a", "s3://b", "-c", "dnas"), "catalogue is 'dnas', which the cluster would"),
         (("build", "a", "photos", "-c", "s3://c"), "source is 'photos', a path of this machine"),
+        (("build", "a", "file://photos", "-c", "s3://c"), "source is 'file://photos', a path of"),
+        (("build", "a", "s3://b", "-c", "file://dnas"), "catalogue is 'file://dnas', which the"),
+        ((*BUILD, "--weights", "w.pt"), "weights is 'w.pt', a path of this machine"),
+        ((*BUILD, "--ranges", "r.parquet"), "ranges is 'r.parquet', a path of this machine"),
+        (("compare", "-c", "s3://c", "--lens", "l.parquet"), "lens is 'l.parquet', a path of"),
         (("refresh",), "config is 'datasets.yaml', a path of this machine"),
         (("calibrate", "s3://b", "photos", "--out", "/mnt/r.parquet"), "sources is 'photos'"),
         (("compare", "-c", "s3://c", "--html", "a.html"), "html is 'a.html', which the cluster"),
@@ -178,10 +189,24 @@ def test_a_working_folder_lets_sources_be_relative(server: MemoryJobs) -> None:
     vdna("submit", "--working-dir", "night", "refresh", "-c", "dnas", exits=2)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*BUILD, "--ranges", "0123456789abcdef" * 2, "--weights", "file:///mnt/w.pt"),
+        ("compare", "-c", "s3://c", "--lens", "pedestrians"),
+    ],
+)
+def test_what_is_in_the_catalogue_or_shared_is_no_file_of_this_machine(
+    server: MemoryJobs, words: tuple[str, ...]
+) -> None:
+    assert submitted(server, *words).words == words
+
+
 def test_every_command_that_can_be_submitted_takes_a_cluster_and_its_places_are_known() -> None:
     group: Any = get_command(app)
-    known = {p.name for name in COMMANDS for p in group.commands[name].params}
-    assert set(OUTPUTS) | set(INPUTS) <= known
+    options = {p.name: p for name in COMMANDS for p in group.commands[name].params}
+    words = {n for n, p in options.items() if p.type_descriptor.annotation in (str, list[str])}
+    assert words == {*OUTPUTS, *INPUTS, *NO_PLACES}
     for name in COMMANDS:
         assert "ray_address" in {p.name for p in group.commands[name].params}
 
