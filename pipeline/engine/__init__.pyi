@@ -6,9 +6,9 @@ from .job_server import followed as followed
 from .job_server import submit_once as submit_once
 from .job_server import wait_for_end as wait_for_end
 from .kuberay_jobs import KubeRayJobServer as KubeRayJobServer
-from .kuberay_jobs import read_template as read_template
-from .kuberay_jobs import template_environment as template_environment
 from .on_demand import OnDemand as OnDemand
 from .protocol import Engine as Engine
 from .ray_engine import RayEngine as RayEngine
 from .ray_jobs import RayJobServer as RayJobServer
+from .rayjob_template import read_template as read_template
+from .rayjob_template import template_environment as template_environment

@@ -31,6 +31,9 @@ POLL_SECONDS = 1.0
 SILENT_SECONDS = 120.0
 """How long a job server may not answer before whoever waits for a job gives up."""
 
+TIMEOUT = (10.0, 60.0)
+"""Seconds to connect, and to wait for bytes. A log that is silent for longer is asked for again."""
+
 CANCELLED = 143
 """The exit code of a job that was cancelled: that of a command which SIGTERM ends."""
 

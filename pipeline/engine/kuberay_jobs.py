@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import codecs
-import copy
 import json
 import os
 import re
@@ -21,87 +20,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
 from urllib3.exceptions import HTTPError
 
-from pipeline import storage
 from pipeline.engine.job_server import (
+    TIMEOUT,
     JobState,
     Submission,
     SubmittedJob,
     is_ours,
     no_such_job,
-    shell_line,
 )
+from pipeline.engine.rayjob_template import LABELS, Rayjob, made_rayjob
 from pipeline.errors import NotFound, TransientError, UsageError
 
 RAYJOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
 
-LABELS = {"app.kubernetes.io/managed-by": "vdna"}
-"""What a RayJob of ours has, and by which they are listed."""
+SUBMITTER = "ray-job-submitter"
+"""The container that prints what the command prints. A mesh may put others beside it."""
 
-TIMEOUT = (10.0, 60.0)
-"""Seconds to connect, and to wait for bytes. A log that is silent for longer is asked for again."""
-
-MAX_TEMPLATE = 2**20
-
-Rayjob = dict[str, Any]
-
-
-def read_template(place: str) -> Rayjob:
-    """Reads the RayJob that jobs are made of: the image, the machines, the identity.
-
-    Args:
-        place: Path or url of a YAML file with one RayJob.
-
-    Returns:
-        The RayJob.
-
-    Raises:
-        UsageError: The file holds something else.
-    """
-    try:
-        found = yaml.safe_load(storage.read_range(storage.canonical(place), 0, MAX_TEMPLATE))
-        head = found["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-        is_rayjob = (found["apiVersion"], found["kind"]) == ("ray.io/v1", "RayJob")
-        is_rayjob = is_rayjob and bool(head["containers"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UsageError(f"{place} is not a RayJob of ray.io/v1 with a cluster: {error}") from error
-    if not is_rayjob:
-        raise UsageError(f"{place} is not a RayJob of ray.io/v1 with a cluster")
-    return dict(found)
-
-
-def template_environment(template: Rayjob) -> dict[str, str]:
-    """Returns the variables that the template gives to the command, as far as it states them."""
-    head = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    listed = head["containers"][0].get("env") or []
-    return {entry["name"]: entry["value"] for entry in listed if "value" in entry}
-
-
-def made_rayjob(template: Rayjob, id: str, namespace: str, submission: Submission) -> Rayjob:
-    """Returns the RayJob that runs a command.
-
-    Args:
-        template: As `read_template` returns it. It is not changed.
-        id: The name of the job.
-        namespace: Where it is to run.
-        submission: The command.
-
-    Returns:
-        The template with another name and command, and more variables.
-    """
-    made = copy.deepcopy(template)
-    labels = {**(made["metadata"].get("labels") or {}), **LABELS}
-    made["metadata"] |= {"name": id, "namespace": namespace, "labels": labels}
-    made["spec"]["entrypoint"] = shell_line(submission.words)
-    cluster = made["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", ())):
-        container = group["template"]["spec"]["containers"][0]
-        kept = [e for e in container.get("env") or [] if e["name"] not in submission.environment]
-        added = [{"name": n, "value": v} for n, v in sorted(submission.environment.items())]
-        container["env"] = [*kept, *added]
-    return made
+NOT_BEGUN = re.compile("waiting to start|ContainerCreating")
+"""What the API says instead of a log that will come."""
 
 
 class KubeRayJobServer:
@@ -221,17 +159,20 @@ class KubeRayJobServer:
         return newest.metadata.uid, self._log_of(newest, id, follow)
 
     def _log_of(self, pod: Any, id: str, follow: bool) -> Iterator[str]:
+        names = [container.name for container in pod.spec.containers]
         with self._known_errors(id):
             try:
                 answer = self._pods.read_namespaced_pod_log(
                     pod.metadata.name,
                     self._namespace,
+                    container=SUBMITTER if SUBMITTER in names else names[0],
                     follow=follow,
                     _preload_content=False,
                     _request_timeout=TIMEOUT,
                 )
             except self._failure as error:
-                if error.status in (400, 404):  # it has not begun, or is gone already
+                is_gone = error.status == 404
+                if is_gone or (error.status == 400 and NOT_BEGUN.search(_message(error.body))):
                     return
                 raise
             text = codecs.getincrementaldecoder("utf-8")("replace")

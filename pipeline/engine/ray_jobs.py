@@ -22,6 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from pipeline.engine.job_server import (
+    TIMEOUT,
     JobState,
     Submission,
     SubmittedJob,
@@ -42,9 +43,6 @@ STATES: dict[JobStatus, JobState] = {
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables that name the cluster. In Ray's client they would win over an address that is given."""
-
-TIMEOUT = (10.0, 60.0)
-"""Seconds to connect, and to wait for bytes. A log that is silent for longer is asked for again."""
 
 UPLOAD_SECONDS = 3600.0
 """How long the copy of a working folder may take. A socket counts all of it as one step."""
@@ -82,6 +80,11 @@ class RayJobServer:
         if named is None:
             raise UsageError(
                 "no cluster is named; give --ray-address http://HEAD:8265, or set RAY_ADDRESS"
+            )
+        if not re.match("https?://[^/]", named):
+            raise UsageError(
+                f"the address of the cluster's job server is {named!r}; give its url, such as "
+                "http://HEAD:8265, with --ray-address"
             )
         if redact(named) != named:
             raise UsageError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline.engine import job_server
 from pipeline.engine.job_server import Submission, followed, submit_once, wait_for_end
-from pipeline.engine.kuberay_jobs import KubeRayJobServer, made_rayjob, read_template
+from pipeline.engine.kuberay_jobs import KubeRayJobServer
+from pipeline.engine.rayjob_template import made_rayjob, read_template
 from pipeline.errors import NotFound, TransientError, UsageError, VdnaError
 from pipeline.reporting import job_end_lines
 from tests.support.kubernetes_api import KubernetesApi, kubeconfig, served
 from tests.system.test_infra import (
     INFRA,
-    RAYJOBS,
     broken_rules,
-    each,
     kuberay_schema,
     schema_errors,
 )
@@ -64,42 +63,6 @@ def vdna(*words: object, exits: int = 0) -> click.testing.Result:
 
 
 # What is created
-
-
-@each(RAYJOBS)
-def test_a_job_of_each_template_is_the_template_with_another_command(
-    document: dict[str, Any],
-) -> None:
-    before = copy.deepcopy(document)
-    submission = Submission(SUBMISSION.words, {"AWS_REGION": "eu-west-1", "B": "$x `y`"})
-    made = made_rayjob(document, "vdna-build-00000000-1", "night", submission)
-    assert document == before
-    assert problems(made) == []
-    assert made["metadata"]["namespace"] == "night"
-    assert made["spec"]["entrypoint"] == (
-        "vdna build --ray-address auto a s3://images --include '*.png' --workers 30 -c s3://dnas"
-    )
-    cluster = made["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        env = {e["name"]: e["value"] for e in group["template"]["spec"]["containers"][0]["env"]}
-        assert (env["AWS_REGION"], env["B"]) == ("eu-west-1", "$x `y`")
-        assert env["VDNA_CATALOGUE"] == "s3://my-bucket/vdna"
-    del made["spec"]["entrypoint"], made["metadata"]
-    for key in ("metadata", "spec"):
-        before[key].pop("entrypoint", None)
-    again = made_rayjob(document, "x", "y", Submission(SUBMISSION.words))["spec"]
-    del again["entrypoint"]
-    assert again == before["spec"]
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a: [", "kind: RayJob", "[1]", "kind: Job\nspec: {}", "a: 1\n---\nb: 2"]
-)
-def test_a_template_that_is_no_rayjob_is_named(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "job.yaml"
-    file.write_text(text)
-    with pytest.raises(UsageError, match=r"job\.yaml is not a RayJob"):
-        read_template(str(file))
 
 
 def test_a_template_that_kuberay_refuses_creates_nothing(
@@ -206,6 +169,23 @@ def test_the_log_of_another_pod_in_the_same_cluster_comes_whole(
     api.set_status(id, "Complete", "FAILED", rayClusterName="one")
     assert list(lines) == all_lines
     assert told == [f"{id} goes on in another pod, whose log begins anew"]
+
+
+def test_a_log_that_is_refused_is_told(api: KubernetesApi, server: KubeRayJobServer) -> None:
+    id = submit_once(server, SUBMISSION)
+    api.logs[id] = ["12 images\n"]
+    api.containers = ("of-the-template",)
+    assert server.log(id) == "12 images\n"
+    api.containers = ("of-the-template", "another")  # the first is taken, which prints nothing
+    with pytest.raises(UsageError, match="a container name must be specified"):
+        server.log(id)
+
+
+def test_without_the_client_of_kubernetes_the_package_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes.client", None)
+    assert "pip install 'vdna-pipeline[kubernetes]'" in vdna("jobs", *AT, exits=2).stderr
 
 
 @pytest.mark.parametrize(

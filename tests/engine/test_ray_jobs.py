@@ -256,6 +256,19 @@ def test_a_cluster_must_be_named_and_answer(monkeypatch: pytest.MonkeyPatch) -> 
         RayJobServer()
 
 
+@pytest.mark.parametrize(
+    "address", ["head:8265", "auto", "ray://h:10001", "os.path://h:1", "http://"]
+)
+def test_an_address_that_is_no_url_of_http_is_refused_at_once(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_job_module, "require_answer", lambda address: pytest.fail("asked"))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for given in (address, None):
+        with pytest.raises(UsageError, match=f"is '{address}'; give its url, such as http://HEAD"):
+            RayJobServer(given)
+
+
 def test_the_address_that_is_given_wins_over_the_environment(
     answering: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,8 @@ class KubernetesApi:
     rayjobs: dict[str, Document] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
     """What the pods of a job printed, the oldest pod first."""
+    containers: tuple[str, ...] = ("istio-proxy", "ray-job-submitter")
+    """Those of each pod. The last one prints."""
     refusal: tuple[int, str] | None = None
     requests: list[str] = field(default_factory=list)
 
@@ -56,6 +58,8 @@ class KubernetesApi:
         if place.path.startswith(f"{pods}/") and place.path.endswith("/log"):
             job, _, number = place.path.split("/")[-2].rpartition("-pod")
             text = self.logs[job][int(number)]
+            if query.get("container") not in self.containers[-1:]:
+                return 400, {"message": "a container name must be specified"}
             return (200, text) if text else (400, {"message": "is waiting to start"})
         return 404, {"message": "the server could not find the requested resource"}
 
@@ -81,7 +85,10 @@ class KubernetesApi:
     def pod(self, job: str, number: int) -> Document:
         created = f"2026-11-24T03:{number:02d}:00Z"
         name = f"{job}-pod{number}"
-        return {"metadata": {"name": name, "uid": f"uid-{number}", "creationTimestamp": created}}
+        return {
+            "metadata": {"name": name, "uid": f"uid-{number}", "creationTimestamp": created},
+            "spec": {"containers": [{"name": name} for name in self.containers]},
+        }
 
 
 @contextmanager
