@@ -236,7 +236,7 @@ def told_how_to_come_back(server: JobServer, id: str) -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise type(error)(f"the job goes on; {back}") from error
     except (UsageError, TransientError) as error:
-        raise TransientError(f"{error}. The job {id} may go on; {back}") from error
+        raise TransientError(f"{str(error).rstrip('.')}. The job {id} may go on; {back}") from error
 
 
 def _require_seen(name: str, value: Any, working_dir: str | None, *, takes_folder: bool) -> None:

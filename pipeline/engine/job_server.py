@@ -1,6 +1,6 @@
 """Gives commands to a cluster, where each runs as a job: its name, its shell line, and its end.
 
->>> named_job(["build", "a", "s3://images"])
+>>> named_job(Submission(("build", "a", "s3://images")))
 'vdna-build-be7d33aa'
 >>> shell_line(["build", "a", "s3://my images/*"])
 "vdna build --ray-address auto a 's3://my images/*'"
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,6 +119,10 @@ class JobServer(Protocol):
     def submit_flags(self) -> str:
         """The options that `vdna submit` needs for it, with a space before."""
 
+    @property
+    def template(self) -> Mapping[str, object] | None:
+        """What it makes jobs of, beside the command; None for a cluster that runs already."""
+
     def submit(self, id: str, submission: Submission) -> bool:
         """Starts a job; returns False, and starts none, if there was one of this id."""
 
@@ -141,10 +146,23 @@ class JobServer(Protocol):
         """Asks a job to end, and does not wait for it. One that has ended is left as it is."""
 
 
-def named_job(words: Sequence[str]) -> str:
-    """Returns the name of the jobs that run a command, without the number of the attempt."""
-    digest = hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
-    return f"vdna-{words[0]}-{digest[:8]}"
+def named_job(submission: Submission, template: Mapping[str, object] | None = None) -> str:
+    """Returns the name of the jobs that do the same, without the number of the attempt.
+
+    Args:
+        submission: The command, with its variables and its folder.
+        template: What the server makes its jobs of.
+
+    Returns:
+        The name. It is made of the command alone if there is nothing else.
+    """
+    words, folder = list(submission.words), submission.working_dir
+    if folder is not None and "://" not in folder:
+        folder = os.path.abspath(folder)
+    others = [sorted(submission.environment.items()), folder, template]
+    same = [words, *others] if any(others) else words
+    text = json.dumps(same, sort_keys=True, default=str)  # YAML has dates, too
+    return f"vdna-{words[0]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def is_ours(id: str) -> bool:
@@ -182,9 +200,10 @@ def submit_once(server: JobServer, submission: Submission) -> str:
         The id of the job: the command's name and the number of the attempt.
 
     Raises:
-        Conflict: The same command is running, or others submit it at the same moment.
+        Conflict: The same command is running, with the same variables, folder and template; or
+            others submit it at the same moment.
     """
-    name = named_job(submission.words)
+    name = named_job(submission, server.template)
     for _ in range(3):
         attempts = {}
         for job in server.jobs():

@@ -2,7 +2,7 @@
 
 >>> server = KubeRayJobServer("vdna", read_template("rayjob-build.yaml"))   # doctest: +SKIP
 >>> submit_once(server, Submission(("build", "a", "s3://images")))          # doctest: +SKIP
-'vdna-build-be7d33aa-1'
+'vdna-build-5f0c1d2e-1'
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class KubeRayJobServer:
         self.address = f"namespace {namespace} of Kubernetes"
         self.flags = f" --kubernetes {shlex.quote(namespace)}"
         self.submit_flags = f"{self.flags} --template FILE"
-        self._namespace, self._template = namespace, template
+        self._namespace, self.template = namespace, template
         self._at = {**RAYJOBS, "namespace": namespace}
         self._seen: dict[str, SubmittedJob] = {}
         file = os.environ.get("KUBECONFIG")
@@ -81,14 +81,14 @@ class KubeRayJobServer:
 
     def submit(self, id: str, submission: Submission) -> bool:
         """Starts a job, unless there was one of this id."""
-        if self._template is None:
+        if self.template is None:
             raise UsageError("no template is given; name a RayJob's file with --template")
         if submission.working_dir is not None:
             raise UsageError(
                 f"working_dir is {submission.working_dir!r}, which goes to a Ray cluster that runs "
                 "already; for Kubernetes give a url, or mount the files in the template"
             )
-        body = made_rayjob(self._template, id, self._namespace, submission)
+        body = made_rayjob(self.template, id, self._namespace, submission)
         try:
             self._rayjobs.create_namespaced_custom_object(
                 **self._at, body=body, field_validation="Strict", _request_timeout=TIMEOUT

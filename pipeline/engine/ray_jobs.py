@@ -94,6 +94,7 @@ class RayJobServer:
         self.address = named
         self.flags = f" --ray-address {shlex.quote(address)}" if address else ""
         self.submit_flags = self.flags
+        self.template = None
         require_answer(named)
         for talker in TALKERS:
             logging.getLogger(talker).setLevel(logging.WARNING)

@@ -7,7 +7,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import cast
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -43,12 +45,43 @@ def test_the_examples_of_the_docstring_hold() -> None:
 def test_each_attempt_has_the_next_number_and_another_command_its_own() -> None:
     server = MemoryJobs()
     ids = [submit_once(server, BUILD) for _ in range(11)]
-    name = named_job(BUILD.words)
+    name = named_job(BUILD)
     assert ids == [f"{name}-{n}" for n in range(1, 12)]
     assert all(map(is_ours, ids))
     assert submit_once(server, Submission(("build", "b", "s3://images"))).endswith("-1")
     del server.known[ids[3]]  # a cluster forgets
     assert submit_once(server, BUILD) == f"{name}-12"
+
+
+def test_another_folder_variable_or_template_is_another_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = MemoryJobs()
+    server.ends = None
+    monkeypatch.chdir(tmp_path)
+    ids = [submit_once(server, BUILD)]
+    others: tuple[dict[str, Any], ...] = (
+        {"working_dir": "."},
+        {"working_dir": "s3://folder"},
+        {"environment": {"A": "1", "B": "2"}},
+        {"environment": {"A": "1"}, "working_dir": "."},
+        {"environment": {"A": "2"}},
+    )
+    ids += [submit_once(server, replace(BUILD, **more)) for more in others]
+    server.template = {"spec": {"image": 1}, "metadata": {}}
+    ids.append(submit_once(server, BUILD))
+    assert len({id.removesuffix("-1") for id in ids}) == 7
+    server.template = {"metadata": {}, "spec": {"image": 1}}
+    with pytest.raises(Conflict, match="does just this"):
+        submit_once(server, BUILD)
+    server.template = None
+    again: tuple[dict[str, Any], ...] = (
+        {"working_dir": str(tmp_path)},
+        {"environment": {"B": "2", "A": "1"}},
+    )
+    for same in again:
+        with pytest.raises(Conflict, match="does just this"):
+            submit_once(server, replace(BUILD, **same))
 
 
 @pytest.mark.parametrize("id", ["raysubmit_4LamXR", "vdna-build-1", "my-vdna-build-00000000-1"])
@@ -75,7 +108,7 @@ def test_of_two_who_submit_at_once_one_is_refused() -> None:
     def late() -> list[SubmittedJob]:
         seen = looks()
         if not seen:
-            server.submit(f"{named_job(BUILD.words)}-1", BUILD)
+            server.submit(f"{named_job(BUILD)}-1", BUILD)
         return seen
 
     server.jobs = late  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ class MemoryJobs:
     address = "http://head:8265"
     flags = " --ray-address http://head:8265"
     submit_flags = flags
+    template: dict[str, object] | None = None
 
     def __init__(self) -> None:
         self.submitted: dict[str, Submission] = {}
