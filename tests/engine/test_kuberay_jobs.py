@@ -245,7 +245,7 @@ def test_jobs_of_others_are_neither_shown_nor_ended(
 ) -> None:
     """They have no id of ours, or an id of ours without our label."""
     other = made_rayjob(read_template(str(TEMPLATE)), "x", "vdna", SUBMISSION)
-    other["metadata"] |= {"name": id, "labels": {}}
+    other["metadata"] |= {"name": id, "labels": {} if id == ID else other["metadata"]["labels"]}
     other["spec"]["entrypoint"] = "echo 'open"
     api.rayjobs[id] = other
     for ask in (server.job, server.log, server.stop):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gc
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -207,8 +211,19 @@ def answering() -> Iterator[Callable[[dict[str, Answer]], str]]:
         def do_GET(self) -> None:
             code, text = answers.get(self.path, (404, "not found"))
             self.send_response(code)
+            if code == 101:  # a websocket that says nothing
+                key = f"{self.headers['Sec-WebSocket-Key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+                accepted = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+                self.send_header("Upgrade", "websocket")
+                self.send_header("Connection", "Upgrade")
+                self.send_header("Sec-WebSocket-Accept", accepted)
             self.end_headers()
             self.wfile.write(text.encode())
+            if code == 101:
+                self.connection.settimeout(5.0)
+                with suppress(OSError):
+                    self.rfile.read()  # until the client goes
+                self.close_connection = True
 
         do_POST = do_GET  # noqa: N815 (http.server looks it up by this name)
 
@@ -308,26 +323,37 @@ def test_jobs_of_others_are_neither_shown_nor_ended(answering: Callable[..., str
     assert f"has no job {id!r}" in vdna("cancel", id, "--ray-address", address, exits=1).stderr
 
 
+@contextmanager
+def silent() -> Iterator[str]:
+    """Takes connections and says nothing; breaks them after 5 s, so that no test waits for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        end = threading.Timer(5.0, listener.close)
+        end.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        end.cancel()
+
+
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes connections, and says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setattr(ray_job_module, "TIMEOUT", (5.0, 0.1))
-        with pytest.raises(TransientError, match=r"did not answer: .*[Tt]imed out"):
-            RayJobServer(address)
+    monkeypatch.setattr(ray_job_module, "TIMEOUT", (5.0, 0.1))
+    told = r"did not answer: .*[Tt]imed out"
+    with silent() as address, pytest.raises(TransientError, match=told):
+        RayJobServer(address)
 
 
+@pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")
 def test_a_log_that_says_nothing_is_given_up(
-    answering: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    answering: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server = RayJobServer(answering({"/api/version": (200, VERSION)}))
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(ray_job_module, "TIMEOUT", (5.0, 0.1))
-        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setattr(server._client, "_address", place)
-        _, texts = server.tail(ID)
-        with pytest.raises(TransientError, match=r"[0-9] did not answer: TimeoutError$"):
-            next(texts)
+    answers = {"/api/version": (200, VERSION), f"/api/jobs/{ID}/logs/tail": (101, "")}
+    server = RayJobServer(answering(answers))
+    monkeypatch.setattr(ray_job_module, "TIMEOUT", (5.0, 0.5))
+    _, texts = server.tail(ID)
+    with pytest.raises(TransientError, match=r"[0-9] did not answer: TimeoutError$"):
+        next(texts)
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_only_the_copy_of_a_folder_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
