@@ -378,11 +378,6 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
     folds_a, folds_b = (int(side.folds[0]) for side in (a, b))
     if min(folds_a, folds_b) < 2:
         return found
-
-    def curves(side: FoldCurves, folds: int) -> Floats:
-        each = side.offsets[0, :folds].astype(np.float64) + side.whole_curve()[0]
-        return np.asarray(each.transpose(1, 0, 2))
-
     images_a, images_b = a.images[:, :folds_a], b.images[:, :folds_b]
     share = _paired_share(a.pairs[0], b.pairs[0])
     found["paired"][:] = share.of_smaller
@@ -394,21 +389,37 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
     halves = [side.halves[:, 0, : len(splits(k))] for side, k in ((a, folds_a), (b, folds_b))]
     found["floor"] = floor(halves[0], images_a, halves[1], images_b)
     if test:
-        numbers_a, numbers_b = a.numbers[0, :folds_a], b.numbers[0, :folds_b]
-        shares = (
-            paired_shares(images_a[0], numbers_a, images_b[0], numbers_b)
-            if paired
-            else fold_shares(images_a, images_b)
-        )
-        apart = curve_difference_gram(curves(a, folds_a), curves(b, folds_b), *shares)
-        found["p"] = flip_test(apart)
+        found["p"] = _neuron_test(a, b, paired=paired)
     unknown = undefined | a.unknown[:, 0] | b.unknown[:, 0]
     for name in PAIR_ESTIMATES:
         found[name][unknown] = np.nan
     return found
 
 
-def paired_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
+def _neuron_test(a: FoldCurves, b: FoldCurves, *, paired: bool) -> Floats:
+    """Returns the (C,) p of each neuron, for the first DNAs of a and b.
+
+    Args:
+        a: Curves of two folds at least.
+        b: Curves of two folds at least.
+        paired: Whether folds of one number have the same images, or those in pairs.
+    """
+    images, numbers, curves = [], [], []
+    for side in (a, b):
+        folds = int(side.folds[0])
+        images.append(side.images[0, :folds])
+        numbers.append(side.numbers[0, :folds])
+        each = side.offsets[0, :folds].astype(np.float64) + side.whole_curve()[0]
+        curves.append(each.transpose(1, 0, 2))
+    shares = (
+        paired_shares(images[0], numbers[0], images[1], numbers[1])
+        if paired
+        else fold_shares(images[0], images[1])
+    )
+    return flip_test(curve_difference_gram(curves[0], curves[1], *shares))
+
+
+def paired_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = False) -> dict[str, Floats]:
     """Computes the distance of each neuron between the same images with a change and without.
 
     The folds of both DNAs have the same images. Nothing is corrected for noise: only the change is
@@ -417,16 +428,20 @@ def paired_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
     Args:
         a: Curves whose first DNA is taken, of two folds at least.
         b: Curves whose first DNA is taken, of the same folds.
+        test: Whether to test if the change moves a neuron.
 
     Returns:
-        (C,) `emd` and its standard error `se`, in bins.
+        (C,) `emd` and its standard error `se`, in bins; with `test` also `p`.
     """
     one, other = (side.whole.values[:, 0].astype(np.int64) for side in (a, b))
     whole = np.asarray(np.abs(one - other).sum(axis=-1) / ONE)
     _, changes = neuron_noise(a.noise, b.noise, a.step, paired=True)
     se = np.sqrt((changes[:, :, 0] ** 2).mean(axis=1))
     unknown = a.unknown[:, 0] | b.unknown[:, 0]
-    return {name: np.where(unknown, np.nan, of) for name, of in (("emd", whole), ("se", se))}
+    found = {"emd": whole, "se": se}
+    if test:
+        found["p"] = _neuron_test(a, b, paired=True)
+    return {name: np.where(unknown, np.nan, of) for name, of in found.items()}
 
 
 def _paired_images(a: FoldCurves, b: FoldCurves) -> tuple[Floats, Floats]:

@@ -95,7 +95,7 @@ def lens_notes(lens: Lens, versions: Mapping[str, Version]) -> list[str]:
     Returns:
         Up to two sentences.
     """
-    fitted_on = lens.provenance.get("members") or {}
+    fitted_on = lens.fitted_on
     seen = [name for name, version in versions.items() if fitted_on.get(name) == version.dna]
     notes = []
     if len(seen) > 1:

@@ -90,6 +90,12 @@ class Lens:
                 "divided by their sum, which must be more than zero"
             )
 
+    @property
+    def fitted_on(self) -> dict[str, str]:
+        """Digest of the DNA of each dataset whose images a fitted lens has seen; else empty."""
+        sample = self.provenance.get("sample") or {}
+        return {**(sample.get("members") or {}), **(self.provenance.get("members") or {})}
+
     @cached_property
     def digest(self) -> str:
         """A hash of the layers and the weights. The name of the lens is not part of it."""

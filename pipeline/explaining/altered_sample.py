@@ -21,6 +21,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from pipeline import images, storage
@@ -57,6 +58,8 @@ class AlteredSample:
         folds: The folds of the images as they are, by the name `UNCHANGED`, and of each set of
             copies, by its name. All have the same images.
         images: How many images of each dataset are in it.
+        members: Digest of the DNA of each dataset.
+        lost: How many of the images that were drawn could not be read any more.
         changes: The strengths of each change.
         group_by: What kept images in one fold.
     """
@@ -64,6 +67,8 @@ class AlteredSample:
     spec: str
     folds: Mapping[str, HeldFolds]
     images: Mapping[str, int]
+    members: Mapping[str, str]
+    lost: int
     changes: Mapping[str, Sequence[float]]
     group_by: SampleGrouping
 
@@ -72,8 +77,11 @@ class AlteredSample:
         """What a lens states that was fitted to it."""
         return {
             "images": dict(self.images),
+            "members": dict(self.members),
+            "lost": self.lost,
             "changes": {word: list(strengths) for word, strengths in self.changes.items()},
             "group_by": self.group_by,
+            "pillow": PIL.__version__,
         }
 
 
@@ -136,10 +144,13 @@ def count_altered(
         kept = [image for image in drawn if image.entry not in counting.lost]
         _require_folds(kept, least_folds, group_by)
         drawn = kept
+    of_each = dict(sorted(Counter(image.dataset for image in drawn).items()))
     return AlteredSample(
         version.spec,
         counting.folds,
-        dict(sorted(Counter(image.dataset for image in drawn).items())),
+        of_each,
+        {dataset: versions[dataset].dna for dataset in of_each},
+        len(counting.lost),
         {word: PICTURE_CHANGES[word].strengths for word in words},
         group_by,
     )
@@ -166,7 +177,7 @@ def _are_most(lost: Sized, drawn: Sized) -> bool:
 
 def _tell_lost(lost: Mapping[Entry, str], drawn: Sized, progress: Listener) -> None:
     """Says that some images are left out, or refuses a sample that has lost most of its images."""
-    first = next(iter(lost.values()))
+    first = lost[min(lost, key=lambda entry: entry.sort_key)]
     told = f"{len(lost):,} of {count_of(len(drawn), 'image')} cannot be read any more ({first})"
     if _are_most(lost, drawn):
         raise SourceError(
@@ -261,7 +272,7 @@ class _SampleCount:
             found = pixels[entry]
             if copy is None:
                 return found
-            name = (entry.member or entry.uri).rpartition("/")[2]
+            name = storage.spelled(entry.uri, entry.member)
             made = altered(Image.fromarray(found.pixels), *copy, name)
             return images.Decoded(np.asarray(made), found.transparent)
 

@@ -340,14 +340,15 @@ def _layer(
         if name not in held:
             while len(held) > 1:
                 held.pop(next(of for of in held if of != other))
-            folds = list(readers[name](layer).values())
+            folds = readers[name](layer)
             held[name] = [_curves(some) for some in (folds, *_halves(folds))]
         return held[name]
 
     for attribute in attributes:
         names = attribute.without, attribute.with_it
         pairs = list(zip(curves(*names), curves(*names[::-1]), strict=True))
-        columns = [neuron_estimates(*pairs[0])["p"]]
+        tested = paired_estimates if attribute.paired else neuron_estimates
+        columns = [tested(*pairs[0], test=True)["p"]]
         for a, b in pairs:
             if attribute.paired:
                 of, distance = paired_estimates(a, b), "emd"
@@ -357,11 +358,18 @@ def _layer(
         yield columns
 
 
-def _halves(folds: Sequence[DNA]) -> list[Sequence[DNA]]:
-    """Returns two ways to halve folds: every other one, and every other two; each half in turn."""
-    pairs = [[fold for k, fold in enumerate(folds) if k // 2 % 2 == side] for side in (0, 1)]
-    return [folds[::2], folds[1::2], *pairs]
+def _halves(folds: Mapping[int, DNA]) -> list[Mapping[int, DNA]]:
+    """Returns two ways to halve folds: every other one, and every other two; each half in turn.
+
+    They are cut by number: an image has the same fold in a sample as in its dataset, where one of
+    them may lack some folds.
+    """
+    return [
+        {number: fold for number, fold in folds.items() if number // each % 2 == side}
+        for each in (1, 2)
+        for side in (0, 1)
+    ]
 
 
-def _curves(folds: Sequence[DNA]) -> FoldCurves:
-    return FoldCurves.of([reduce(DNA.__add__, folds)], [dict(enumerate(folds))])
+def _curves(folds: Mapping[int, DNA]) -> FoldCurves:
+    return FoldCurves.of([reduce(DNA.__add__, folds.values())], [folds])

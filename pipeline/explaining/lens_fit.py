@@ -136,6 +136,9 @@ def _sampled(
 
     Returns:
         The sample, and what is to be kept: the distances between datasets if nothing was named.
+
+    Raises:
+        UsageError: If whole datasets are named beside a sample that is dealt by stems.
     """
     words = [text for text in (*how.ignore, *how.keep) if text in PICTURE_CHANGES]
     names = [name for of in asked if not of.is_change for name in (of.with_it, of.without)]
@@ -148,7 +151,13 @@ def _sampled(
     else:
         digest = catalogue.spec_digest(commit, how.spec)
     versions = sampled_versions(catalogue, digest, commit.number, how.sample_of)
-    keep = how.keep or _distances_between(versions, asked)
+    if how.group_by == "stem" and (names or not how.keep):
+        raise UsageError(
+            f"{option('group_by', 'stem')} deals the sample's images anew, and not those of "
+            f"{some_of(names) if names else 'whole datasets'}: give words of changes alone, such "
+            f"as {option('keep', ['contrast'])}"
+        )
+    keep = how.keep or _distances_between(catalogue, versions, asked)
     sample = count_altered(
         catalogue,
         versions,
@@ -162,30 +171,49 @@ def _sampled(
     return sample, keep
 
 
-def _distances_between(versions: Mapping[str, Version], ignored: Sequence[Attribute]) -> list[str]:
+def _has_folds(catalogue: Catalogue, name: str, version: Version) -> bool:
+    """Tells whether a dataset has as many folds as a fit takes."""
+    if "folds" not in version.sha256 or version.images < NEEDED_FOLDS:
+        return False
+    file = catalogue.open_file("folds", name, version, layers=())
+    images = [int(fold["images"]) for fold in file.metadata["folds"].values()]
+    return sum(count > 0 for count in images) >= NEEDED_FOLDS
+
+
+def _distances_between(
+    catalogue: Catalogue, versions: Mapping[str, Version], asked: Sequence[Attribute]
+) -> list[str]:
     """Chooses what a lens keeps if it is not told.
+
+    Args:
+        catalogue: Where the datasets are.
+        versions: The versions that images are drawn from.
+        asked: What the lens should ignore.
 
     Returns:
         The pairs of `KEPT_DATASETS` datasets at most, as attributes.
 
     Raises:
-        UsageError: If there are no two datasets of enough images.
+        UsageError: If there are no two datasets of enough images, or all are to be ignored.
     """
-    able = [
-        name
-        for name, version in versions.items()
-        if "folds" in version.sha256 and version.images >= NEEDED_FOLDS
-    ]
+    able = [name for name, version in versions.items() if _has_folds(catalogue, name, version)]
     if len(able) < 2:
         raise UsageError(
             "a lens that ignores a change keeps the distances between the datasets that images are "
-            f"drawn from, if they have {NEEDED_FOLDS} images or more; of {some_of(list(versions))} "
+            f"drawn from, if these have {NEEDED_FOLDS} images or more, in as many folds; of "
+            f"{some_of(list(versions))} "
             f"it is {count_of(len(able), 'dataset')}. Name what to keep, such as "
             f"{option('keep', ['contrast'])}"
         )
-    gone = [{of.with_it, of.without} for of in ignored]
+    gone = [{of.with_it, of.without} for of in asked]
     pairs = combinations(able[:KEPT_DATASETS], 2)
-    return [f"{a}:{b}" for a, b in pairs if {a, b} not in gone]
+    kept = [f"{a}:{b}" for a, b in pairs if {a, b} not in gone]
+    if not kept:
+        raise UsageError(
+            f"every distance between {some_of(able)} is to be ignored, so that none is left to "
+            f"keep; name what to keep, such as {option('keep', ['contrast'])}"
+        )
+    return kept
 
 
 def _fit_focus(

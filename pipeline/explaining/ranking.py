@@ -327,7 +327,7 @@ def _lens_notes(lens: Lens | None, commit: Commit, source: str) -> Iterator[str]
     Yields:
         A sentence.
     """
-    fitted_on = (lens.provenance.get("members") or {}) if lens else {}
+    fitted_on = lens.fitted_on if lens else {}
     shared = [
         name
         for name, dna in fitted_on.items()

@@ -489,6 +489,25 @@ def test_paired_estimates_draw_noise_with_the_same_signs_on_both_sides() -> None
     ).all()
 
 
+def test_a_small_change_of_the_same_images_is_seen_whichever_folds_there_are() -> None:
+    """The images of different folds differ by much more than what the change moves."""
+    spec, ranges = tiny_spec(40, (Tap("stem", 30, 49),))
+    empty = DNA.empty(spec, ranges)
+    numbers, sides = [0, *range(2, 16)], []
+    for moved in (0, 1):
+        folds = {}
+        for number in numbers:
+            chance = np.random.default_rng(number)
+            at = chance.integers(5, 35, (30, 1)) + chance.integers(-3, 3, (30, 49)) + moved
+            counts = np.zeros((30, 40), np.int64)
+            np.add.at(counts, (np.arange(30)[:, None], at), 1)
+            folds[number] = replace(empty, images=1, counts=counts)
+        kept = folds if moved else dict(reversed(folds.items()))  # no matter in which order
+        sides.append(FoldCurves.of([reduce(DNA.__add__, folds.values())], [kept]))
+    assert paired_estimates(*sides, test=True)["p"].max() < 1e-3
+    assert "p" not in paired_estimates(*sides)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 3)])
 def test_equal_folds_show_no_difference_in_float32(sizes: tuple[int, int]) -> None:
     spec, ranges = tiny_spec(40, (Tap("stem", 300, 49),))

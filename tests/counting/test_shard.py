@@ -308,14 +308,14 @@ def test_a_slow_image_is_decoded_again_in_isolation_and_then_listed(
 
     load, release = images.load, threading.Event()
 
-    def hang(data: bytes, rule: object, on_device: bool) -> object:
+    def hang(data: bytes, *how: object) -> object:
         if data == slow:
             release.wait(20)
-        return load(data, rule, on_device)
+        return load(data, *how)
 
     apart: list[int] = []
 
-    def isolated(data: bytes, rule: object, seconds: float, *, on_device: bool) -> object:
+    def isolated(data: bytes, rule: object, seconds: float, **how: bool) -> object:
         apart.append(len(data))
         raise BadImage("timeout", "three times")
 

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 import pipeline
 from jobs.app import app
+from pipeline import storage
 from pipeline.altered_pictures import PICTURE_CHANGES, altered
 from pipeline.building import Request, build_datasets, make_dna
 from pipeline.catalogue import Catalogue, find_lens
@@ -25,6 +27,7 @@ from pipeline.events import Event, Said, Started, StepDone, ignore
 from pipeline.explaining import FittedLens, Score
 from pipeline.explaining.altered_sample import AlteredSample, count_altered
 from pipeline.explaining.attribute import UNCHANGED
+from pipeline.explaining.attribute_distances import _halves
 from pipeline.explaining.sample_draw import draw_sample, sampled_versions
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
@@ -111,7 +114,10 @@ def test_copies_are_counted_as_pictures_that_were_altered_beforehand(
     paths = [path for name in DATASETS for path in sorted((folder / name).iterdir())]
     for word in ("noise", "crop"):
         by = PICTURE_CHANGES[word].strengths[1]
-        pictures = [altered(Image.open(path).convert("RGB"), word, by, path.name) for path in paths]
+        pictures = [
+            altered(Image.open(path).convert("RGB"), word, by, storage.spelled(path.as_uri()))
+            for path in paths
+        ]
         truth = make_dna(pictures, **network.options)  # type: ignore[arg-type]
         for layer in truth.layers:
             found = whole(sample.folds[f"{word} {by:g}"], layer)
@@ -250,8 +256,11 @@ def test_a_word_is_enough_for_a_lens(
     told = find_lens(catalogue, "dim-light", catalogue.spec(catalogue.find("bay").spec)).provenance
     assert told["sample"] == {
         "images": DATASETS,
+        "members": {name: catalogue.find(name).dna for name in DATASETS},
+        "lost": 0,
         "changes": {"brightness": list(PICTURE_CHANGES["brightness"].strengths)},
         "group_by": "build",
+        "pillow": PIL.__version__,
     }
     assert told["members"] == {name: catalogue.find(name).dna for name in DATASETS}
     assert tuple(Score(**score) for score in told["held_out"]) == fitted.scores
@@ -272,6 +281,7 @@ def test_words_can_be_kept_and_mixed_with_datasets(
     )
     assert found.lens.provenance["sample"]["images"] == {"cliff": DATASETS["cliff"]}
     assert found.lens.provenance["members"] == {}
+    assert found.lens.fitted_on == {"cliff": catalogue.find("cliff").dna}
     assert [s.role for s in found.scores] == ["ignored"] * 3 + ["kept"] * 4
     found = pipeline.fit_lens(
         catalogue,
@@ -284,6 +294,31 @@ def test_words_can_be_kept_and_mixed_with_datasets(
     monkeypatch.setattr("pipeline.explaining.lens_fit.count_altered", None)  # refused before
     with pytest.raises(UsageError, match="an attribute is named twice among blur, blur"):
         pipeline.fit_lens(catalogue, "x", ignore=["blur"], keep=["blur"], **how)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"every distance between .* is to be ignored"):
+        pipeline.fit_lens(catalogue, "x", ignore=["blur", "cliff:bay"], **how)  # type: ignore[arg-type]
+    for keep in ([], ["bay:cliff"]):
+        with pytest.raises(UsageError, match="deals the sample's images anew"):
+            pipeline.fit_lens(
+                catalogue,
+                "x",
+                ignore=["blur"],
+                keep=keep,
+                group_by="stem",
+                **how,  # type: ignore[arg-type]
+            )
+
+
+def test_halves_of_a_sample_and_of_a_dataset_have_the_same_folds() -> None:
+    """Else a lens would be scored on images whose copies it was fitted to."""
+    whole = dict.fromkeys(range(16), None)
+    for gone in range(16):
+        some = {number: None for number in whole if number != gone}
+        for half, of_whole in zip(_halves(some), _halves(whole), strict=True):  # type: ignore[arg-type]
+            assert set(half) == set(of_whole) - {gone}
+    first, second, *others = map(set, _halves(whole))  # type: ignore[arg-type]
+    assert first | second == set.union(*others) == set(whole)
+    assert first.isdisjoint(second)
+    assert others[0].isdisjoint(others[1])
 
 
 def run(*words: str) -> str:
