@@ -25,6 +25,7 @@ from pipeline.catalogue.layout import WINDOWS
 from pipeline.catalogue.matrix_header import find_matrix_metadata
 from pipeline.catalogue.object_search import ObjectSearch
 from pipeline.catalogue.replacing import ReplacedKey
+from pipeline.counting import plan_folds
 from pipeline.errors import CorruptFile, SourceError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import map_in_order
@@ -77,9 +78,10 @@ def purge(
     These are removed:
 
     - what is known to hold them, if no kept version needs it;
-    - of the datasets that any erasure has touched, and of names that have neither a version nor a
-      plan, as after a rename that was cut off: sums and files of any age that no kept version or
-      running build needs. They name no images, so nothing else tells whether they count one;
+    - of the datasets that any erasure has touched, of names that have neither a version nor a plan,
+      as after a rename that was cut off, and of all that have sums if a list has one of the images:
+      sums and files of any age that no kept version or running build needs. They name no images, so
+      nothing else tells whether they count one, or hold its hash;
     - matrices with a DNA that no kept version has, and what was derived from matrices;
     - whatever else names one of the images and is needed by no kept version.
 
@@ -200,6 +202,9 @@ class _Purge:
             self._needed.add(plan.uri)
             if plan.manifest is not None and not self._is_outdated(plan.manifest):
                 self._needed.update(plan.needed(catalogue))
+                work = catalogue.work_uri(plan.dataset, plan.spec)
+                levels, _ = plan_folds(plan.manifest, work, plan.spec, plan.products)
+                self._needed.update(node.uri for level in levels for node in level)
                 for kind in VERSION_FILES:
                     folder = catalogue.uri(kind, plan.spec, plan.dataset, "").rpartition("/")[0]
                     self._planned[f"{folder}/"] = noted
@@ -235,27 +240,31 @@ class _Purge:
             for name, of in self._head.replaced.items()
             for text in of
         }
-        if self._since:
-            touched |= self._without_version(items)
+        if self._since or self._lists:
+            touched |= self._not_committed(items)
         for name, spec in touched:
             for kind in VERSION_FILES:
                 yield catalogue.uri(kind, spec, name, "").rpartition("/")[0] + "/"
             for folder in SUMS:
                 yield f"{catalogue.work_uri(name, spec)}/{folder}/"
 
-    def _without_version(self, items: Iterable[Stored]) -> set[tuple[str, str]]:
-        """Finds datasets and specs that have sums, and neither a version nor a plan."""
+    def _not_committed(self, items: Iterable[Stored]) -> set[tuple[str, str]]:
+        """Finds datasets and specs whose sums may be of a build that has not committed.
+
+        A build that counts while it lists has a plan without a manifest. It is let alone.
+
+        Returns:
+            The name and spec of each.
+        """
         found = set()
         for item in items:
             parts = item.uri.removeprefix(f"{self._catalogue.root}/").split("/")
             if parts[0] == "_work" and len(parts) > 4 and parts[-2] in SUMS:
                 found.add(("/".join(parts[1:-3]), parts[-3]))
-        known = {(name, spec) for name, spec, *_ in self._of_versions}
-        return {
-            (name, spec)
-            for name, spec in found - known
-            if self._catalogue.plan_uri(name, spec) not in self._needed
-        }
+        manifests = {(plan.dataset, plan.spec): plan.manifest for plan, _ in self._plans()}
+        if self._lists:
+            return found - {of for of, manifest in manifests.items() if manifest is None}
+        return found - manifests.keys() - {(name, spec) for name, spec, *_ in self._of_versions}
 
     def _is_doomed(self, item: Stored) -> bool:
         """Tells whether an object holds an erased image, or may."""

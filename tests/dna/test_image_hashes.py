@@ -55,6 +55,7 @@ from pipeline.spec import IMAGE_HASHES, Resources
 from tests.catalogue.test_verification import Copy
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, random_dna, tiny_spec
+from tests.support.killer import Killed
 
 SPEC, RANGES = tiny_spec()
 
@@ -303,6 +304,36 @@ def test_hashes_are_kept_unless_a_dataset_is_without(
     assert place.load("photos").identical(place.load_version("photos", first))
 
 
+HASHED = {IMAGE_HASHES, "partials"}
+"""Where the hash of an image is, as `kind_of` says."""
+
+
+def content_of(path: Path) -> bytes:
+    """Returns the bytes of the hash of a file."""
+    return hashlib.sha256(path.read_bytes()).digest()[:8][::-1]
+
+
+def holding(place: Catalogue, content: bytes) -> list[str]:
+    """Finds the objects that hold the hash of a file, also where it is compressed."""
+    value = int.from_bytes(content, "little")
+
+    def holds(uri: str) -> bool:
+        if f"/{IMAGE_HASHES}/" in uri:
+            return value in pq.read_table(io.BytesIO(storage.read(uri)))["content"].to_pylist()
+        if "/partials/" in uri:
+            hashes = load_partial(uri).image_hashes
+            rows = hashes.by_shard.values() if hashes is not None else ()
+            return any(np.uint64(value) in of["content"] for of in rows)
+        return content in storage.read(uri)
+
+    return [item.uri for item in storage.walk(place.root) if holds(item.uri)]
+
+
+def kind_of(place: Catalogue, uri: str) -> str:
+    kind, *folders = uri.removeprefix(f"{place.root}/").split("/")
+    return folders[-2] if kind == "_work" else kind
+
+
 def test_an_erased_image_leaves_no_hash(network: tiny.Place, folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "images"
     source.mkdir()
@@ -311,7 +342,8 @@ def test_an_erased_image_leaves_no_hash(network: tiny.Place, folder: Path, tmp_p
     place = Catalogue(str(tmp_path / "dnas"))
     build(place, network, source)
     gone = (source / "08.png").as_uri()
-    content = np.uint64(truth(source)["08.png"][0])  # type: ignore[index]  # it is readable
+    content = content_of(source / "08.png")
+    assert {kind_of(place, uri) for uri in holding(place, content)} == HASHED
     (source / "08.png").unlink()
     with InProcess() as engine:
         resources = Resources(workers=0, threads=2)
@@ -319,9 +351,47 @@ def test_an_erased_image_leaves_no_hash(network: tiny.Place, folder: Path, tmp_p
         erase_images(place, [gone], options, engine, resources)
     version = place.find("photos")
     assert by_name(place, version) == truth(source)
-    for item in storage.walk(place.root):
-        assert content.tobytes() not in storage.read(item.uri), item.uri
+    assert holding(place, content) == []
     assert all(finding.ok for finding in verify(place))
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["dead", "built-since"])
+def test_an_erasure_finds_the_hash_that_a_build_has_left_that_died_before_it_committed(
+    network: tiny.Place,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    goes_on: bool,
+) -> None:
+    source = tmp_path / "images"
+    source.mkdir()
+    for name in ("05.png", "06.png", "07.png"):
+        (source / name).write_bytes((folder / name).read_bytes())
+    place = Catalogue(str(tmp_path / "dnas"))
+    build(place, network, source)
+    added = source / "08.png"
+    added.write_bytes((folder / added.name).read_bytes())
+    gone, content = added.as_uri(), content_of(added)
+
+    def die(*args: object, **keywords: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "append", die)
+        with pytest.raises(Killed):
+            build(place, network, source)
+    assert {kind_of(place, uri) for uri in holding(place, content)} == HASHED
+    added.unlink()
+    if goes_on:
+        build(place, network, source)
+        assert {kind_of(place, uri) for uri in holding(place, content)} == HASHED
+    with InProcess() as engine:
+        options = EraseOptions(reason="asked", weights=[network.weights])
+        done = erase_images(place, [gone], options, engine, Resources(workers=0, threads=2))
+    assert (done.images, done.commit) == (1, None)
+    assert holding(place, content) == []
+    assert all(finding.ok for finding in verify(place))
+    assert build(place, network, source).counted_shards == 0
 
 
 def test_wrong_hashes_are_found_by_verify_and_by_a_recount(
