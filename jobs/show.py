@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.output import print_json, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 from pipeline.catalogue import SnapshotOptions
+from pipeline.errors import CorruptFile, SourceError
+from pipeline.events import Listener
 from pipeline.wording import count_of
+
+if TYPE_CHECKING:
+    from pipeline.catalogue import Catalogue, Version
+    from pipeline.explaining import Repeats
 
 
 @guarded
@@ -19,27 +25,28 @@ def show(
     snapshot: SnapshotOptions,
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
     catalogue: CatalogueOption,
+    progress: Listener,
     failures: Annotated[int, typer.Option(help="Number of failures to list.")] = 10,
     repeats: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Number of groups of repeated images to list; 0 does not look for them.", min=0
+            help="Number of groups of repeated images to list; 0 does not look for them. Without "
+            "it 5 are listed, and what takes long is not looked for.",
+            min=0,
         ),
-    ] = 5,
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one dataset: what was counted, how, what repeats, and what could not be read."""
     from pipeline.catalogue import Catalogue
-    from pipeline.explaining import find_repeats
-    from pipeline.reporting import image_notes, repeat_lines, unknown_repeats, window_days
+    from pipeline.reporting import image_notes, repeat_lines, window_days
     from pipeline.sources import label_of
 
     place = Catalogue(catalogue)
     version = place.find(name, snapshot.at, snapshot.spec)
     spec = place.spec(version.spec)
     listed = place.failures(name, version) if version.failed else []
-    unknown = unknown_repeats(version)
-    found = find_repeats(place, name, version, repeats) if repeats and not unknown else None
+    found, unknown = _repeats(place, name, version, repeats, progress)
     if as_json:
         print_json(
             {
@@ -83,7 +90,7 @@ def show(
         say(f"  noted      {version.transparent:,} transparent, {single}")
     for line in repeat_lines(found) if found is not None else ():
         say(f"  {line}")
-    if unknown and repeats:
+    if unknown:
         say(f"  note: {unknown}")
     if version.imported:
         say(f"  note: {version.provenance}")
@@ -93,6 +100,25 @@ def show(
         say(f"  {count:,} x {reason}")
     for failure in listed[:failures]:
         say(f"    {failure}")
+
+
+def _repeats(
+    place: Catalogue, name: str, version: Version, listed: int | None, progress: Listener
+) -> tuple[Repeats | None, str]:
+    """Returns what repeats, or why that is not known. Nothing is said of it if 0 are listed."""
+    from pipeline.explaining import QUICK_SEARCH, find_repeats
+    from pipeline.reporting import unknown_repeats
+
+    if listed == 0:
+        return None, ""
+    if unknown := unknown_repeats(version):
+        return None, unknown
+    try:
+        if listed is None:
+            return find_repeats(place, name, version, limit=QUICK_SEARCH), ""
+        return find_repeats(place, name, version, listed, progress=progress), ""
+    except (SourceError, CorruptFile) as error:
+        return None, f"it is not known which images it has more than once: {error}"
 
 
 if __name__ == "__main__":

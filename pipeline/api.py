@@ -429,7 +429,12 @@ def find_overlaps(
 
 @takes_options(SnapshotOptions)
 def find_repeats(
-    catalogue: Catalogue | str, name: str, *, listed: int = 5, **options: Unpack[SnapshotKeywords]
+    catalogue: Catalogue | str,
+    name: str,
+    *,
+    listed: int = 5,
+    progress: Progress = False,
+    **options: Unpack[SnapshotKeywords],
 ) -> Repeats:
     """Finds the images of a dataset that it has more than once, and those of one colour or black.
 
@@ -440,6 +445,7 @@ def find_repeats(
         catalogue: Where the dataset is.
         name: The dataset.
         listed: How many groups of each kind are listed, the largest first. All are counted.
+        progress: Whether to show progress; or a listener.
         **options: The options of `SnapshotOptions`, which choose the dataset's version.
 
     Returns:
@@ -450,7 +456,8 @@ def find_repeats(
     """
     place, chosen = _at(catalogue), SnapshotOptions(**options)
     version = place.find(name, chosen.at, chosen.spec)
-    return explaining.find_repeats(place, name, version, listed)
+    with _shown(progress) as listener:
+        return explaining.find_repeats(place, name, version, listed, progress=listener)
 
 
 @takes_options(DriftOptions)

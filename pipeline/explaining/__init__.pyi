@@ -37,6 +37,7 @@ from .ranking_order import RankedImage as RankedImage
 from .reactions import NamedImage as NamedImage
 from .reactions import Reaction as Reaction
 from .reactions import TellingImage as TellingImage
+from .repeats import QUICK_SEARCH as QUICK_SEARCH
 from .repeats import ImageGroup as ImageGroup
 from .repeats import ImageGroups as ImageGroups
 from .repeats import Repeats as Repeats

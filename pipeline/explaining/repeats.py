@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.catalogue import Catalogue, Version
 from pipeline.dna import BLACK, READ, SINGLE_COLOUR, HashRows, Ints
+from pipeline.events import Listener, ignore
 from pipeline.explaining.near_looks import bits_set, near_groups
 from pipeline.explaining.reactions import NamedImage, reader_of
 from pipeline.notebook import html_table
@@ -28,6 +29,10 @@ from pipeline.sources import Manifest
 
 NAMED_IN_A_GROUP = 20
 """How many images of a group are named."""
+
+QUICK_SEARCH = 500_000_000
+"""How many looks are sorted and compared where nobody has asked for it: that takes a minute or two.
+A search among 20 million images whose looks have little in common takes less."""
 
 LEAST_BITS = 8
 """A look with fewer bits set, or fewer not set, says too little: a plain gradient has none."""
@@ -74,7 +79,8 @@ class Repeats:
         name: The dataset.
         images: How many images it has.
         copies: Groups of images whose files have equal bytes.
-        alike: Groups of images that look alike and are not all copies.
+        alike: Groups of images that look alike and are not all copies; None if these were not
+            found, because the limit was reached.
         single_colour: The images of a single colour.
         black: The images of which no channel of any pixel is above 8 of 255.
         plain: How many images are so plain that it is not known what they look like.
@@ -83,7 +89,7 @@ class Repeats:
     name: str
     images: int
     copies: ImageGroups
-    alike: ImageGroups
+    alike: ImageGroups | None
     single_colour: ImageGroup
     black: ImageGroup
     plain: int
@@ -97,7 +103,7 @@ class Repeats:
     def _rows(self) -> list[tuple[str, str]]:
         return [
             ("in groups of equal files", f"{self.copies.images:,} of {self.images:,}"),
-            ("in groups that look alike", f"{self.alike.images:,}"),
+            ("in groups that look alike", f"{self.alike.images:,}" if self.alike else "not known"),
             ("of a single colour", f"{self.single_colour.size:,}"),
             ("black", f"{self.black.size:,}"),
             ("too plain", f"{self.plain:,}"),
@@ -116,7 +122,7 @@ class Repeats:
 
         return {
             "copies": of_groups(self.copies),
-            "alike": of_groups(self.alike),
+            "alike": None if self.alike is None else of_groups(self.alike),
             "single_colour": of_group(self.single_colour),
             "black": of_group(self.black),
             "plain": self.plain,
@@ -124,7 +130,13 @@ class Repeats:
 
 
 def find_repeats(
-    catalogue: Catalogue, name: str, version: Version | None = None, listed: int = 5
+    catalogue: Catalogue,
+    name: str,
+    version: Version | None = None,
+    listed: int = 5,
+    *,
+    limit: int | None = None,
+    progress: Listener = ignore,
 ) -> Repeats:
     """Finds the images of a dataset that it has more than once, and those of one colour.
 
@@ -135,6 +147,8 @@ def find_repeats(
         name: The dataset.
         version: The version; None for the newest.
         listed: How many groups of each kind, and how many images of one colour, are listed.
+        limit: How many looks may be sorted and compared to find look-alikes; None for any number.
+        progress: Told how far the search for look-alikes is.
 
     Returns:
         What was found.
@@ -150,12 +164,13 @@ def find_repeats(
     copies = _groups(kept["content"], listed)
     plain = _is_plain(kept)
     seen = np.flatnonzero(~plain)
-    alike = _alike(kept[seen], listed)
+    alike = _alike(kept[seen], listed, limit, progress)
     odd = {
         flag: np.flatnonzero(kept["flags"] & flag)[: NAMED_IN_A_GROUP if listed else 0]
         for flag in (SINGLE_COLOUR, BLACK)
     }
-    wanted = [*copies.places, *(seen[of] for of in alike.places), *odd.values()]
+    alike_places = [seen[of] for of in alike.places] if alike is not None else []
+    wanted = [*copies.places, *alike_places, *odd.values()]
     names = _Names(catalogue, name, version, [read[of] for of in wanted])
 
     def named(found: _Grouped, places: Iterable[Ints]) -> ImageGroups:
@@ -171,7 +186,7 @@ def find_repeats(
         name,
         len(kept),
         named(copies, copies.places),
-        named(alike, (seen[of] for of in alike.places)),
+        named(alike, alike_places) if alike is not None else None,
         flagged(SINGLE_COLOUR),
         flagged(BLACK),
         int(np.count_nonzero(plain)),
@@ -212,10 +227,13 @@ def _groups(
     return _Grouped(len(chosen), int(sizes[chosen].sum()), sizes[largest].tolist(), places)
 
 
-def _alike(rows: HashRows, listed: int) -> _Grouped:
+def _alike(rows: HashRows, listed: int, limit: int | None, progress: Listener) -> _Grouped | None:
     """Finds the groups of images that look alike, and are not all copies of one."""
     looks, inverse = np.unique(rows["look"], return_inverse=True)
-    groups = near_groups(looks)[inverse]
+    found = near_groups(looks, limit, progress)
+    if found is None:
+        return None
+    groups = found[inverse]
     order = np.lexsort((rows["content"], groups))
     group, content = groups[order], rows["content"][order]
     first = np.ones(len(order), bool)

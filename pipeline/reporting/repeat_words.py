@@ -17,6 +17,8 @@ from pipeline.wording import count_of, option
 
 NAMED_IN_A_LINE = 3
 
+_ASKED = "`vdna show --repeats 5`"
+
 
 def repeat_lines(found: Repeats) -> list[str]:
     """Says what was found, and lists the largest groups.
@@ -40,7 +42,9 @@ def _lines(found: Repeats) -> Iterator[str]:
         among = f"{found.copies.images:,} of {images} are in {groups} of equal files"
         yield f"copies     {among}: {spare}"
         yield from _groups_of(found.copies)
-    if not found.alike.groups:
+    if found.alike is None:
+        yield f"look-alike not looked for: that takes long here; {_ASKED} does it"
+    elif not found.alike.groups:
         yield f"look-alike none of {images}, beside copies"
     else:
         groups = count_of(found.alike.groups, "group")

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 import pipeline
 from jobs.app import app
+from pipeline import explaining, storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.engine import InProcess
-from pipeline.errors import NotFound
+from pipeline.errors import CorruptFile, NotFound, SourceError
 from pipeline.explaining import ImageGroups, find_repeats, near_looks, repeats
 from pipeline.explaining.near_looks import NEAR_BITS, bits_set, near_groups
-from pipeline.spec import Resources
+from pipeline.spec import IMAGE_HASHES, Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo
 
@@ -55,6 +56,7 @@ def test_all_near_looks_are_found(data: st.DataObject, most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_looks, "MOST_LINKS", most)
         found = near_groups(np.array(looks, np.uint64))
+    assert found is not None
     assert as_partition(found) == as_partition(by_brute_force(looks))
 
 
@@ -68,9 +70,50 @@ def test_any_few_bits_may_differ() -> None:
     """Also where all of them are in bands of their own."""
     for start in range(0, 64, 3):
         bits = sum(1 << (start + 16 * step) % 64 for step in range(NEAR_BITS))
-        assert len(set(near_groups(np.array([0, bits], np.uint64)).tolist())) == 1
+        assert len(set(near_partition(np.array([0, bits], np.uint64)))) == 1
         more = bits | 1 << (start + 7) % 64
-        assert len(set(near_groups(np.array([0, more], np.uint64)).tolist())) == 2
+        assert len(set(near_partition(np.array([0, more], np.uint64)))) == 2
+
+
+def near_partition(looks: np.ndarray) -> list[int]:
+    found = near_groups(looks)
+    assert found is not None
+    return as_partition(found)
+
+
+@given(data=st.data())
+def test_all_near_looks_are_found_where_most_bits_are_the_same(data: st.DataObject) -> None:
+    """With few compared at a time, bands are dealt out several times."""
+    free = data.draw(st.integers(6, 20))
+    start = data.draw(st.integers(0, 64 - free))
+    looks = data.draw(st.sets(st.integers(0, 2**free - 1), min_size=2, max_size=60))
+    values = [look << start for look in looks]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_looks, "LARGE_BUCKET", 32)
+        patch.setattr(near_looks, "MOST_LINKS", data.draw(st.sampled_from([1, 1 << 22])))
+        assert near_partition(np.array(values, np.uint64)) == as_partition(by_brute_force(values))
+
+
+def test_looks_that_have_half_of_their_bits_in_common_are_not_all_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+
+    def counted(values: np.ndarray) -> np.ndarray:
+        compared.append(len(values))
+        return bits_set(values)
+
+    monkeypatch.setattr(near_looks, "bits_set", counted)
+    random = np.random.default_rng(1)
+    looks = np.unique(random.integers(0, 2**32, 20_000, np.uint64)) << np.uint64(32)
+    found = near_groups(looks)
+    assert found is not None
+    assert sum(compared) < 200 * len(looks)
+    some = np.arange(0, len(looks), 400)  # against each with each
+    for at in some:
+        near = bits_set(looks ^ looks[at]) <= NEAR_BITS
+        assert (found[near] == found[at]).all()
+    assert near_groups(looks, limit=100_000) is None
 
 
 # A dataset.
@@ -119,6 +162,7 @@ def test_a_dataset_names_its_copies_and_look_alikes(place: Catalogue) -> None:
         {"0.png", "0-copy.png", "0-third.png"},
         {"1.png", "1-copy.png"},
     ]
+    assert found.alike is not None
     assert (found.alike.groups, found.alike.images) == (2, 6)
     assert names_of(found.alike) == [
         {"0.png", "0-copy.png", "0-third.png", "0-again.jpg"},
@@ -174,3 +218,51 @@ def test_show_lists_what_repeats(place: Catalogue) -> None:
     assert json.loads(shown("bare", "--json"))["repeats"] is None
     with pytest.raises(NotFound, match="bare has no image hashes: build it with `image_hashes="):
         find_repeats(place, "bare")
+
+
+def test_show_says_what_it_has_not_looked_for(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explaining, "QUICK_SEARCH", 10)
+    result = CliRunner().invoke(app, ["show", "photos", "-c", place.root])
+    assert "copies     5 of 14 images are in 2 groups" in result.stdout
+    assert "look-alike not looked for: that takes long here; `vdna show --repeats 5`" in (
+        result.stdout
+    )
+    result = CliRunner().invoke(app, ["show", "photos", "--repeats", "5", "-c", place.root])
+    assert "look-alike 6 of 14 images" in result.stdout
+    found = find_repeats(place, "photos", limit=10)
+    assert (found.alike, found.to_json()["alike"]) == (None, None)
+    assert "in groups that look alike not known" in repr(found)
+
+
+@pytest.mark.parametrize("kind", [IMAGE_HASHES, "manifests", "entries"])
+def test_show_shows_what_is_left_of_a_version_that_has_lost_its_hashes_or_names(
+    place: Catalogue, kind: str
+) -> None:
+    version = place.find("photos")
+    uris = [place.uri(kind, version.spec, "photos", version.digest_in(kind))]
+    if kind == "entries":
+        manifest = place.manifest("photos", version)
+        uris = [manifest.entries.uri(name) for name in manifest.files]
+    sound = {uri: storage.read(uri) for uri in uris}
+
+    def shown(*words: str) -> str:
+        result = CliRunner().invoke(app, ["show", "photos", *words, "-c", place.root])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    try:
+        for uri, data in sound.items():
+            storage.replace(uri, data[:-9])
+        assert "note: it is not known which images it has more than once: " in shown()
+        storage.delete_all(list(uris))
+        text = shown()
+        assert "note: it is not known which images it has more than once: " in text
+        assert "14 images, 1 failed" in text
+        assert json.loads(shown("--json"))["repeats"] is None
+        with pytest.raises((CorruptFile, SourceError)):
+            find_repeats(place, "photos")
+    finally:
+        for uri, data in sound.items():
+            storage.replace(uri, data)
