@@ -75,17 +75,23 @@ def make_spec(
     )
 
 
-def products_of(request: Request, network: Network, base: Version | None) -> tuple[str, ...]:
+def products_of(
+    request: Request,
+    network: Network,
+    base: Version | None,
+    planned: Sequence[str] | None = None,
+) -> tuple[str, ...]:
     """Returns the products to keep: those asked for, and those that the dataset has.
 
     A refresh must not drop what others read. Nor should it count all images of a dataset again for
     exemplars or image hashes that nobody has asked for: a dataset without them stays without,
-    unless asked.
+    unless asked. A first build that died keeps its shards, so the next one goes by its plan.
 
     Args:
         request: What was asked for.
         network: The network, whose layers `exemplar_taps` chooses from.
         base: The catalogue's version of the dataset, or None.
+        planned: The products of the build that began last; None if none is noted.
 
     Returns:
         The names of the products, in their fixed order.
@@ -102,7 +108,8 @@ def products_of(request: Request, network: Network, base: Version | None) -> tup
     if settings:
         products = (*products, settings.product)
     asked = request.image_hashes
-    hashed = asked if asked is not None else had is None or IMAGE_HASHES in had
+    before = planned if had is None and not request.replace else had
+    hashed = asked if asked is not None else before is None or IMAGE_HASHES in before
     return (*products, IMAGE_HASHES) if hashed else products
 
 

@@ -229,7 +229,9 @@ class Planner:
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
         require_same_way(catalogue, head, request, spec)
-        products = products_of(request, network, base)
+        begun = base is None or base.imported
+        planned = catalogue.planned_products(request.name, spec.digest) if begun else None
+        products = products_of(request, network, base, planned)
         ranges_uri = catalogue.ranges_uri(found.digest)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         spec_uri = catalogue.spec_uri(spec.digest)

@@ -194,6 +194,22 @@ class Catalogue(VersionLookup):
             return False
         return noted == (manifest, list(products), dict(selection))
 
+    def planned_products(self, dataset: str, spec: str) -> tuple[str, ...] | None:
+        """Reads what the build of a dataset that began last keeps beside the histograms.
+
+        Args:
+            dataset: The dataset.
+            spec: Digest of the spec.
+
+        Returns:
+            The products, or None if no readable plan is noted.
+        """
+        try:
+            plan = json.loads(storage.read(self.plan_uri(dataset, spec)))
+            return tuple(map(str, plan["products"]))
+        except (SourceError, ValueError, TypeError, KeyError):
+            return None
+
     def noted_plan(self, dataset: str, spec: str) -> tuple[str, tuple[str, ...]] | None:
         """Reads what `note_plan` noted last of the manifest and the products.
 

@@ -202,6 +202,10 @@ def build(place: Catalogue, network: tiny.Place, source: Path, **options: Any) -
     return result
 
 
+def die(*args: object, **keywords: object) -> None:
+    raise Killed
+
+
 def by_name(place: Catalogue, version: Version) -> dict[str, tuple[int, ...] | None]:
     """Returns the values of each row by the name of its file; None for a failure."""
     rows = place.image_hashes("photos", version)
@@ -304,6 +308,25 @@ def test_hashes_are_kept_unless_a_dataset_is_without(
     assert place.load("photos").identical(place.load_version("photos", first))
 
 
+def test_a_first_build_that_goes_on_counts_nothing_again(
+    network: tiny.Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps what the build that died has kept, which may be of software without hashes."""
+    place = Catalogue(str(tmp_path / "dnas"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "append", die)
+        with pytest.raises(Killed):
+            build(place, network, folder, image_hashes=False)
+    first = build(place, network, folder)
+    assert (first.counted_shards, IMAGE_HASHES in first.version.products) == (0, False)
+    other = Catalogue(str(tmp_path / "other"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "append", die)
+        with pytest.raises(Killed):
+            build(other, network, folder, image_hashes=False)
+    assert IMAGE_HASHES in build(other, network, folder, replace=True).version.products
+
+
 HASHED = {IMAGE_HASHES, "partials"}
 """Where the hash of an image is, as `kind_of` says."""
 
@@ -372,9 +395,6 @@ def test_an_erasure_finds_the_hash_that_a_build_has_left_that_died_before_it_com
     added = source / "08.png"
     added.write_bytes((folder / added.name).read_bytes())
     gone, content = added.as_uri(), content_of(added)
-
-    def die(*args: object, **keywords: object) -> None:
-        raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(Catalogue, "append", die)
