@@ -377,10 +377,18 @@ class _CellSum:
         self._left = set(range(self.start, self.start + len(self.names)))
 
     def note(self, place: int, image: Loaded) -> None:
-        """Takes in what is noted of an image that can be read, and its hashes."""
+        """Takes in what is noted of an image that can be read, and its hashes.
+
+        Raises:
+            ConservationError: If hashes are kept, and it has none.
+        """
         self.noted.add(image)
-        if self.hashes is not None and image.hashes is not None:
-            self.hashes[place - self.start] = image.hashes
+        if self.hashes is None:
+            return
+        if image.hashes is None:
+            uri, member = self.names[place - self.start]
+            raise ConservationError(f"{self.name}: {spelled(uri, member)} came without its hashes")
+        self.hashes[place - self.start] = image.hashes
 
     def add(self, places: Sequence[int], found: Means | Failure) -> None:
         """Takes in a micro-batch, whose counts are in the tables already, or a failure.

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 
 from pipeline import images, storage
@@ -28,7 +29,7 @@ from pipeline.counting.decode_ahead import Ahead, DecodeWork, runs_of
 from pipeline.counting.decode_choice import DecodeChoice
 from pipeline.counting.stream import Stream
 from pipeline.dna import Partial
-from pipeline.errors import SourceError
+from pipeline.errors import ConservationError, SourceError
 from pipeline.images import sending
 from pipeline.networks import find_ranges
 from pipeline.sources import Entry, Shard, list_source
@@ -100,18 +101,30 @@ class Bench:
         self.extractor = Extractor(place.network, on_device=on_device)
 
     def counted(self, shard: Shard, ahead: Ahead | None = None, **resources: Any) -> Partial:
-        resources = {"threads": 2, "fetch_ahead": 8} | resources
-        with closing(
-            Counter(
-                self.extractor,
-                self.spec,
-                self._ranges,
-                Resources(**resources),
-                (*PRODUCTS, IMAGE_HASHES),
-                ahead,
-            )
-        ) as counter:
+        with closing(self.counter((*PRODUCTS, IMAGE_HASHES), ahead, **resources)) as counter:
             return counter.count(shard, "key")
+
+    def counter(
+        self, products: Sequence[str], ahead: Ahead | None = None, **resources: Any
+    ) -> Counter:
+        resources = {"threads": 2, "fetch_ahead": 8} | resources
+        return Counter(
+            self.extractor, self.spec, self._ranges, Resources(**resources), products, ahead
+        )
+
+
+def test_an_image_without_its_hashes_is_not_counted(place: tiny.Place, tmp_path: Path) -> None:
+    """Pixels that are decoded already have no file to hash."""
+    bench = Bench(place, on_device=False)
+    shard = shard_of_pngs(tmp_path, 3)
+    pixels = images.Decoded(np.zeros((9, 9, 3), np.uint8))
+    for products in ((*PRODUCTS, IMAGE_HASHES), PRODUCTS):
+        with closing(bench.counter(products)) as counter:
+            if IMAGE_HASHES not in products:
+                assert counter.count(shard, "key", lambda _: pixels).dna.images == 3
+                continue
+            with pytest.raises(ConservationError, match=r"00\.png came without its hashes"):
+                counter.count(shard, "key", lambda _: pixels)
 
 
 @pytest.fixture(scope="module")
