@@ -111,7 +111,7 @@ def _repeats(
 
     if listed == 0:
         return None, ""
-    if unknown := unknown_repeats(version):
+    if unknown := unknown_repeats(version, asked=listed is not None):
         return None, unknown
     try:
         if listed is None:

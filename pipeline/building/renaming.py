@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pipeline import storage
-from pipeline.buffers import sha256
+from pipeline.buffers import Data, sha256
 from pipeline.building.storing import store_manifest, store_version
 from pipeline.catalogue import (
     Catalogue,
@@ -173,11 +173,11 @@ def rename_dataset(catalogue: Catalogue, old: str, new: str, progress: Listener 
 def _stored_as(catalogue: Catalogue, name: str, version: Version, renaming: _Renaming) -> Version:
     """Stores the files of a version under its new name, and returns the version to commit."""
     target, spec = renaming.name_of(name), version.spec
-    files: dict[str, bytes] = {}
+    files: dict[str, Data] = {}
     for kind in version.sha256.keys() - {"manifests"}:
         data = catalogue.read_checked(kind, name, version)
         uri = catalogue.uri(kind, spec, name, version.dna)
-        files[kind] = restate_dataset(data, kind, target, uri) if kind in STATING else bytes(data)
+        files[kind] = restate_dataset(data, kind, target, uri) if kind in STATING else data
     stored = store_version(catalogue, target, spec, version.dna, files)
     if not version.imported:
         uri = catalogue.uri("manifests", spec, target, version.manifest)

@@ -42,7 +42,7 @@ FILES = ("dna", "failures", "folds", "manifests")
 VERSION_FILES = (*FILES, "layer_gaussians", "exemplars", IMAGE_HASHES)
 """The kinds of files that a version may have, each in a folder of that name."""
 
-ON_DISK = ("layer_gaussians",)
+ON_DISK = ("layer_gaussians", IMAGE_HASHES)
 """Files that may be too large for memory: they are read into temporary files and mapped."""
 
 IN_PART = ("dna", "folds", "layer_gaussians")

@@ -210,10 +210,10 @@ def _table_of(rows: HashRows, shards: Ints) -> pa.Table:
 
 
 def decode_image_hashes(data: Data, name: str, manifest: str) -> HashRows:
-    """Reads the file of the hashes of a version.
+    """Reads the file of the hashes of a version, a million rows at a time.
 
     Args:
-        data: The bytes of the file.
+        data: The bytes of the file, or a map of it.
         name: The name of the file in errors.
         manifest: The digest of the version's manifest.
 
@@ -226,13 +226,21 @@ def decode_image_hashes(data: Data, name: str, manifest: str) -> HashRows:
     file = SealedFile(data, _KIND, name)
     if (stated := file.metadata.get("manifest")) != manifest:
         raise CorruptFile(f"{name} is of manifest {stated}; the version has {manifest}")
-    table = file.read(HASH_SCHEMA)
+    file.check()
+    rows = np.zeros(file.rows, HASH_ROW)
+    start = 0
     with corrupt_if_unreadable(f"{name}: its rows cannot be read"):
-        rows = np.zeros(table.num_rows, HASH_ROW)
-        read = table["content"].is_valid().to_numpy()
-        for column in ("content", "look"):
-            rows[column] = pc.fill_null(table[column], 0).to_numpy()
-        rows["flags"] = read * READ
-        for flag, column in ((SINGLE_COLOUR, "single_colour"), (BLACK, "black")):
-            rows["flags"] |= pc.fill_null(table[column], False).to_numpy() * np.uint8(flag)
+        for index, group in enumerate(file.row_groups):
+            table = file.parquet.read_row_group(index).cast(HASH_SCHEMA)
+            _fill(rows[start : start + group.rows], table)
+            start += group.rows
     return rows
+
+
+def _fill(rows: HashRows, table: pa.Table) -> None:
+    """Puts the rows of a table into an array."""
+    for column in ("content", "look"):
+        rows[column] = pc.fill_null(table[column], 0).to_numpy()
+    rows["flags"] = table["content"].is_valid().to_numpy() * READ
+    for flag, column in ((SINGLE_COLOUR, "single_colour"), (BLACK, "black")):
+        rows["flags"] |= pc.fill_null(table[column], False).to_numpy() * np.uint8(flag)

@@ -13,9 +13,15 @@ from collections.abc import Iterator
 from pipeline.catalogue import Version
 from pipeline.explaining import ImageGroup, ImageGroups, Repeats
 from pipeline.spec import IMAGE_HASHES
-from pipeline.wording import count_of, option
+from pipeline.wording import count_of, in_units, option
 
 NAMED_IN_A_LINE = 3
+
+UNASKED_IMAGES = 20_000_000
+"""A version of more images is not looked through for repeated ones unless somebody asks."""
+
+BYTES_EACH = 200
+"""How much memory it takes for each image, at most."""
 
 _ASKED = "`vdna show --repeats 5`"
 
@@ -60,11 +66,12 @@ def _lines(found: Repeats) -> Iterator[str]:
                 yield f"  {_named(group)}"
 
 
-def unknown_repeats(version: Version) -> str:
+def unknown_repeats(version: Version, *, asked: bool = True) -> str:
     """Says why it is not known which images a version has more than once; empty if it is known.
 
     Args:
         version: The version.
+        asked: Whether somebody has asked for it, so that it may take much memory.
 
     Returns:
         A clause.
@@ -72,7 +79,12 @@ def unknown_repeats(version: Version) -> str:
     if version.imported:
         return "it is not known which images it has more than once: it was imported"
     if IMAGE_HASHES in version.sha256:
-        return ""
+        if asked or version.images <= UNASKED_IMAGES:
+            return ""
+        return (
+            "it was not looked for images that it has more than once: that takes about "
+            f"{in_units(version.images * BYTES_EACH)} of memory. {_ASKED} does it"
+        )
     return (
         "it is not known which images it has more than once: its build has kept no hashes of them. "
         f"Build it with {option(IMAGE_HASHES, True)}, which counts its images again"

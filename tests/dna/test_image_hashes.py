@@ -7,10 +7,12 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -25,6 +27,8 @@ from pipeline.building import (
     build_datasets,
     counted_way,
     erase_images,
+    rename_dataset,
+    renaming,
 )
 from pipeline.catalogue import Catalogue, Version, recount, verify
 from pipeline.counting import load_partial, partial_uri, reduction
@@ -38,6 +42,7 @@ from pipeline.dna import (
     ImageHashes,
     Partial,
     decode_image_hashes,
+    image_hashes,
     write_image_hashes,
 )
 from pipeline.dna.image_hashes import HASH_SCHEMA
@@ -483,6 +488,37 @@ def test_many_hashes_wait_on_disk(
     version = build(place, network, folder, spec="new", bins=9).version
     assert any(b'"kind": "partial"' in data for data in kept)
     assert by_name(place, version) == truth(folder)
+
+
+def test_hashes_are_read_from_disk_some_rows_at_a_time(
+    network: tiny.Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_hashes, "ROWS_PER_GROUP", 10)
+    place = Catalogue(str(tmp_path / "dnas"))
+    version = build(place, network, folder).version
+    filled: list[int] = []
+    real = image_hashes._fill
+
+    def fill(rows: HashRows, table: pa.Table) -> None:
+        filled.append(len(rows))
+        real(rows, table)
+
+    monkeypatch.setattr(image_hashes, "_fill", fill)
+    assert by_name(place, version) == truth(folder)
+    assert filled == [10, 10, 5]
+    assert isinstance(place.read_checked(IMAGE_HASHES, "photos", version), mmap)
+    stored: dict[str, object] = {}
+    store = renaming.store_version
+
+    def store_version(*named: Any) -> Any:
+        stored.update(named[-1])
+        return store(*named)
+
+    monkeypatch.setattr(renaming, "store_version", store_version)
+    rename_dataset(place, "photos", "pictures")
+    assert isinstance(stored[IMAGE_HASHES], mmap)
+    rows = place.image_hashes("pictures", place.find("pictures"))
+    assert np.array_equal(rows, place.image_hashes("photos", version))
 
 
 def test_partials_that_lack_hashes_are_refused(

@@ -23,6 +23,7 @@ from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SourceError
 from pipeline.explaining import ImageGroups, find_repeats, near_looks, repeats
 from pipeline.explaining.near_looks import NEAR_BITS, bits_set, near_groups
+from pipeline.reporting import repeat_words
 from pipeline.spec import IMAGE_HASHES, Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo
@@ -223,6 +224,11 @@ def test_show_lists_what_repeats(place: Catalogue) -> None:
 def test_show_says_what_it_has_not_looked_for(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(repeat_words, "UNASKED_IMAGES", 13)
+    result = CliRunner().invoke(app, ["show", "photos", "-c", place.root])
+    told = "note: it was not looked for images that it has more than once: that takes about 2.8 kB"
+    assert f"{told} of memory. `vdna show --repeats 5` does it" in result.stdout
+    monkeypatch.setattr(repeat_words, "UNASKED_IMAGES", 14)
     monkeypatch.setattr(explaining, "QUICK_SEARCH", 10)
     result = CliRunner().invoke(app, ["show", "photos", "-c", place.root])
     assert "copies     5 of 14 images are in 2 groups" in result.stdout
