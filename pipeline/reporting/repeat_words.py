@@ -8,10 +8,11 @@ copies     31 of 480 images are in 12 groups of equal files: 19 are spare
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pipeline.catalogue import Version
-from pipeline.explaining import ImageGroup, ImageGroups, Repeats
+from pipeline.explaining import ImageGroup, ImageGroups, NamedImage, Repeats
 from pipeline.spec import IMAGE_HASHES
 from pipeline.wording import count_of, in_units, option
 
@@ -26,6 +27,36 @@ BYTES_EACH = 200
 _ASKED = "`vdna show --repeats 5`"
 
 
+@dataclass(frozen=True)
+class RepeatGroup:
+    """What is said of images that repeat each other, or of those of one colour.
+
+    Attributes:
+        text: How many there are, and the names of the first of them.
+        images: Those that it names.
+    """
+
+    text: str
+    images: tuple[NamedImage, ...]
+
+
+@dataclass(frozen=True)
+class RepeatKind:
+    """What is said of one kind of images, such as copies.
+
+    Attributes:
+        word: The kind.
+        text: How many there are.
+        groups: The groups that are listed.
+        more: How many groups are not listed, or an empty text.
+    """
+
+    word: str
+    text: str
+    groups: tuple[RepeatGroup, ...] = ()
+    more: str = ""
+
+
 def repeat_lines(found: Repeats) -> list[str]:
     """Says what was found, and lists the largest groups.
 
@@ -35,35 +66,52 @@ def repeat_lines(found: Repeats) -> list[str]:
     Returns:
         A line for each kind of image, each followed by a line for each group that is listed.
     """
-    return [*_lines(found)]
+    lines = []
+    for kind in repeat_kinds(found):
+        lines.append(f"{kind.word:10} {kind.text}")
+        lines += [f"  {group.text}" for group in kind.groups]
+        lines += [f"  {kind.more}"] if kind.more else []
+    return lines
 
 
-def _lines(found: Repeats) -> Iterator[str]:
+def repeat_kinds(found: Repeats) -> Sequence[RepeatKind]:
+    """Says what was found, kind by kind, as `repeat_lines` and the page of a dataset do.
+
+    Args:
+        found: What a dataset has more than once, and its images of one colour.
+
+    Returns:
+        What is said of each kind of image.
+    """
+    return [*_kinds(found)]
+
+
+def _kinds(found: Repeats) -> Iterator[RepeatKind]:
     images = count_of(found.images, "image")
     if not found.copies.groups:
-        yield f"copies     none of {images}: no two files are equal"
+        yield RepeatKind("copies", f"none of {images}: no two files are equal")
     else:
         groups = count_of(found.copies.groups, "group")
         spare = f"{found.copies.spare:,} {_are(found.copies.spare)} spare"
         among = f"{found.copies.images:,} of {images} are in {groups} of equal files"
-        yield f"copies     {among}: {spare}"
-        yield from _groups_of(found.copies)
+        yield _grouped("copies", f"{among}: {spare}", found.copies)
     if found.alike is None:
-        yield f"look-alike not looked for: that takes long here; {_ASKED} does it"
+        text = f"not looked for: that takes long here; {_ASKED} does it"
+        yield RepeatKind("look-alike", text)
     elif not found.alike.groups:
-        yield f"look-alike none of {images}, beside copies"
+        yield RepeatKind("look-alike", f"none of {images}, beside copies")
     else:
         groups = count_of(found.alike.groups, "group")
-        yield f"look-alike {found.alike.images:,} of {images} are in {groups} that look the same"
-        yield from _groups_of(found.alike)
+        among = f"{found.alike.images:,} of {images} are in {groups} that look the same"
+        yield _grouped("look-alike", among, found.alike)
     if found.plain:
         are = _are(found.plain)
-        yield f"plain      {found.plain:,} of {images} {are} too plain to say what looks alike"
+        text = f"{found.plain:,} of {images} {are} too plain to say what looks alike"
+        yield RepeatKind("plain", text)
     for what, group in (("one colour", found.single_colour), ("black", found.black)):
         if group.size:
-            yield f"{what:10} {group.size:,} of {images}"
-            if group.images:
-                yield f"  {_named(group)}"
+            named = (_named(group),) if group.images else ()
+            yield RepeatKind(what, f"{group.size:,} of {images}", named)
 
 
 def unknown_repeats(version: Version, *, asked: bool = True) -> str:
@@ -91,17 +139,16 @@ def unknown_repeats(version: Version, *, asked: bool = True) -> str:
     )
 
 
-def _groups_of(found: ImageGroups) -> Iterator[str]:
-    for group in found.listed:
-        yield f"  {group.size:,} x {_named(group)}"
-    if left := found.groups - len(found.listed):
-        yield f"  … and {count_of(left, 'more group')}"
+def _grouped(word: str, text: str, found: ImageGroups) -> RepeatKind:
+    groups = tuple(_named(group, f"{group.size:,} x ") for group in found.listed)
+    left = found.groups - len(groups)
+    return RepeatKind(word, text, groups, f"… and {count_of(left, 'more group')}" if left else "")
 
 
-def _named(group: ImageGroup) -> str:
-    shown = ", ".join(map(str, group.images[:NAMED_IN_A_LINE]))
-    left = group.size - min(NAMED_IN_A_LINE, len(group.images))
-    return f"{shown} and {left:,} more" if left else shown
+def _named(group: ImageGroup, first: str = "") -> RepeatGroup:
+    images = group.images[:NAMED_IN_A_LINE]
+    shown, left = ", ".join(map(str, images)), group.size - len(images)
+    return RepeatGroup(f"{first}{shown} and {left:,} more" if left else f"{first}{shown}", images)
 
 
 def _are(number: int) -> str:
