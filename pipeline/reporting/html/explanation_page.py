@@ -18,17 +18,23 @@ from time import monotonic
 from typing import Any
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import Catalogue
 from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE, notes_of
 from pipeline.dna import UNIFORM, Lens
-from pipeline.errors import VdnaError
 from pipeline.explaining import Explanation, NamedImage, NeuronGroup, Reaction, TellingImage
 from pipeline.reporting.captions import caption, look_notes, shares_told
 from pipeline.reporting.conclusions import explanation_sentence
 from pipeline.reporting.html.dataset_panels import panel_of, spec_facts
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.page_data import Link, Panel
-from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, rule_of, short_name
+from pipeline.reporting.html.thumbnails import (
+    SAMPLING_SECONDS,
+    Key,
+    SmallImages,
+    entries_named,
+    rule_of,
+    short_name,
+)
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.sources import Entry
 from pipeline.wording import count_of
@@ -43,9 +49,6 @@ IMAGE_READERS = 8
 
 LONGEST_URI = 300
 """The most characters of an image's uri, which may have thousands, or of an error."""
-
-Key = tuple[str, str]
-"""An image's uri and member."""
 
 
 @dataclass(frozen=True)
@@ -176,13 +179,9 @@ def pictures_of(catalogue: Catalogue, found: Explanation, deadline: float) -> di
         wanted = set(shown[at]) - entries.keys()
         if not wanted:
             continue
-        try:
-            listed = _entries(catalogue, name, version, wanted, deadline)
-            why = "reading took too long" if monotonic() > deadline else "its manifest lacks it"
-        except (VdnaError, OSError) as error:
-            listed, why = {}, f"the manifest cannot be read: {error}"
+        listed, missing = entries_named(catalogue, name, version, wanted, deadline)
         entries |= listed
-        lost |= dict.fromkeys(wanted - listed.keys(), why)
+        lost |= missing
     rule = rule_of(catalogue, next(iter(found.versions.values())))  # both have one spec
     reader = SmallImages(deadline, rule)
 
@@ -193,12 +192,6 @@ def pictures_of(catalogue: Catalogue, found: Explanation, deadline: float) -> di
 
     with ThreadPoolExecutor(IMAGE_READERS, "read") as pool:
         return dict(zip(order, pool.map(read, order), strict=True))
-
-
-def _entries(
-    catalogue: Catalogue, name: str, version: Version, wanted: set[Key], deadline: float
-) -> dict[Key, Entry]:
-    return catalogue.manifest(name, version).find(wanted, lambda: monotonic() < deadline)
 
 
 def _cut(text: str) -> str:

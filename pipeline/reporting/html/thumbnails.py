@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Set
 from contextlib import closing
 from dataclasses import replace
 from threading import Lock
@@ -37,6 +38,10 @@ SAMPLING_SECONDS = 120.0
 """The time limit for all images of a page, in case a store does not answer."""
 
 
+Key = tuple[str, str]
+"""An image's uri and member."""
+
+
 def rule_of(catalogue: Catalogue, version: Version) -> Preprocess:
     """Returns the rule by which a version's images are read: that of the network's input.
 
@@ -48,6 +53,30 @@ def rule_of(catalogue: Catalogue, version: Version) -> Preprocess:
 def short_name(uri: str, member: str) -> str:
     """Returns the last part of an image's name."""
     return (member or storage.readable(uri)).rpartition("/")[2]
+
+
+def entries_named(
+    catalogue: Catalogue, name: str, version: Version, wanted: Set[Key], deadline: float
+) -> tuple[dict[Key, Entry], dict[Key, str]]:
+    """Looks up the candidates of images that a page names, so that they can be read again.
+
+    Args:
+        catalogue: The catalogue of the dataset.
+        name: The dataset.
+        version: Its version.
+        wanted: The images.
+        deadline: When to stop looking, by the monotonic clock.
+
+    Returns:
+        The candidates that were found, and why each other image is missing.
+    """
+    try:
+        manifest = catalogue.manifest(name, version)
+        found = manifest.find(wanted, lambda: monotonic() < deadline)
+        why = "reading took too long" if monotonic() > deadline else "its manifest lacks it"
+    except (VdnaError, OSError) as error:
+        found, why = {}, f"the manifest cannot be read: {error}"
+    return found, dict.fromkeys(wanted - found.keys(), why)
 
 
 def small_pixels(entry: Entry, rule: Preprocess = THUMBNAIL) -> images.Pixels:
