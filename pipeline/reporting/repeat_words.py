@@ -33,11 +33,11 @@ class RepeatGroup:
 
     Attributes:
         text: How many there are, and the names of the first of them.
-        images: Those that it names.
+        shown: Those that a page shows: the ones that are named, but only one of equal files.
     """
 
     text: str
-    images: tuple[NamedImage, ...]
+    shown: tuple[NamedImage, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _kinds(found: Repeats) -> Iterator[RepeatKind]:
         groups = count_of(found.copies.groups, "group")
         spare = f"{found.copies.spare:,} {_are(found.copies.spare)} spare"
         among = f"{found.copies.images:,} of {images} are in {groups} of equal files"
-        yield _grouped("copies", f"{among}: {spare}", found.copies)
+        yield _grouped("copies", f"{among}: {spare}", found.copies, shown=1)
     if found.alike is None:
         text = f"not looked for: that takes long here; {_ASKED} does it"
         yield RepeatKind("look-alike", text)
@@ -139,16 +139,16 @@ def unknown_repeats(version: Version, *, asked: bool = True) -> str:
     )
 
 
-def _grouped(word: str, text: str, found: ImageGroups) -> RepeatKind:
-    groups = tuple(_named(group, f"{group.size:,} x ") for group in found.listed)
+def _grouped(word: str, text: str, found: ImageGroups, shown: int = NAMED_IN_A_LINE) -> RepeatKind:
+    groups = tuple(_named(group, f"{group.size:,} x ", shown) for group in found.listed)
     left = found.groups - len(groups)
     return RepeatKind(word, text, groups, f"… and {count_of(left, 'more group')}" if left else "")
 
 
-def _named(group: ImageGroup, first: str = "") -> RepeatGroup:
+def _named(group: ImageGroup, first: str = "", shown: int = NAMED_IN_A_LINE) -> RepeatGroup:
     images = group.images[:NAMED_IN_A_LINE]
-    shown, left = ", ".join(map(str, images)), group.size - len(images)
-    return RepeatGroup(f"{first}{shown} and {left:,} more" if left else f"{first}{shown}", images)
+    text, left = first + ", ".join(map(str, images)), group.size - len(images)
+    return RepeatGroup(f"{text} and {left:,} more" if left else text, images[:shown])
 
 
 def _are(number: int) -> str:

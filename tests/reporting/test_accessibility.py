@@ -24,6 +24,7 @@ from pipeline.reporting.html.links import Addresses
 from pipeline.reporting.html.page_data import Link, Panel, RankingLink, Sample, Seen
 from tests.reporting.test_browser import PIXEL, matrix_at, pictured, write
 from tests.reporting.test_explanation_page import hand_made, keys_of, why_of
+from tests.reporting.test_repeat_pictures import repeats_of
 from tests.reporting.test_report import with_estimates
 from tests.support import browser
 from tests.support.browser import Reader
@@ -108,6 +109,7 @@ def dataset(folder: Path) -> Path:
         [PastVersion(version, 3, "2026-01-02T03:04:05", "vdna", 3)] * 2,
         (("spec", "ab"),),
         "Where it comes from.",
+        repeats_of("a.jpg"),
     )
     own = [f"{i}.html" for i in range(8)]
     where = Addresses("report.html", own, lambda i, j: "" if j % 2 else "why.html")

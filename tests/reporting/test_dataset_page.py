@@ -29,6 +29,7 @@ from pipeline.reporting.html.links import Addresses
 from pipeline.reporting.html.page_data import Panel, RankingLink, Sample
 from pipeline.spec import Resources
 from tests.reporting.test_browser import HOSTILE, PIXEL, matrix_at
+from tests.reporting.test_repeat_pictures import repeats_of
 from tests.reporting.test_report import matrix_of, with_estimates, with_nan
 from tests.support import browser
 from tests.support import tiny_network as tiny
@@ -237,6 +238,7 @@ def test_hostile_texts_are_shown_and_never_run(reader: Reader, tmp_path: Path) -
         history=[PastVersion(version, 1, HOSTILE, HOSTILE, 1)],
         shared=((HOSTILE, HOSTILE),),
         about=HOSTILE,
+        repeats=repeats_of(HOSTILE),
     )
     path = tmp_path / "page.html"
     path.write_bytes(render_dataset(page, where_of(matrix)))
@@ -257,7 +259,8 @@ def test_the_page_fits_a_phone_and_a_wide_screen(
 ) -> None:
     matrix = with_estimates(matrix_of(*(f"group/{'long-name-' * 9}{k}" for k in range(30))))
     path = tmp_path / "page.html"
-    path.write_bytes(render_dataset(page_of(matrix, matrix.names[3]), where_of(matrix)))
+    page = page_of(matrix, matrix.names[3], repeats=repeats_of("long-name-" * 30))
+    path.write_bytes(render_dataset(page, where_of(matrix)))
     reader.set_window(width)
     reader.driver.get(path.as_uri())
     assert reader.run("return document.documentElement.scrollWidth <= innerWidth")

@@ -33,11 +33,16 @@ from pipeline.reporting.html.dataset_panels import panel_of, spec_facts
 from pipeline.reporting.html.frame import asset, document, shown_text
 from pipeline.reporting.html.links import Addresses, from_dataset
 from pipeline.reporting.html.page_data import Panel, Sample
-from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS
+from pipeline.reporting.html.repeat_pictures import ShownRepeats, gather_repeats
+from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, Key
+from pipeline.reporting.repeat_words import RepeatGroup, unknown_repeats
 from pipeline.wording import count_of, some_of
 
 PAGE_IMAGES = 60
 """The most images on the page of a dataset, which take half a megabyte."""
+
+REPEATS_SHARE = 3
+"""One in so many of a page's images, at most, is a repeated or odd one; the others are drawn."""
 
 PAGE_FAILURES = 20
 
@@ -62,6 +67,7 @@ class DatasetPage:
         history: Its versions, the newest first.
         shared: Facts that are the same for every dataset of the report.
         about: Where all of it comes from.
+        repeats: Its repeated and odd images; None if it keeps no hashes.
     """
 
     name: str
@@ -73,6 +79,7 @@ class DatasetPage:
     history: Sequence[PastVersion] = ()
     shared: Sequence[tuple[str, str]] = ()
     about: str = ""
+    repeats: ShownRepeats | None = None
 
 
 def only_last_plane(matrix: Matrix) -> Matrix:
@@ -124,7 +131,7 @@ def gather_dataset(
         name: The dataset.
         matrix: The distances of all datasets.
         commit: The commit that was compared.
-        samples: How many of its images to show.
+        samples: How many of its images to show, the repeated ones among them.
         histories: What `histories_at` returns; None to read it.
         deadline: When to stop reading images, by the monotonic clock; None for a time limit of
             this page's own.
@@ -137,7 +144,9 @@ def gather_dataset(
         histories = histories_at(catalogue, commit.number, matrix.spec_digest)
     spec = catalogue.spec(version.spec)
     until = monotonic() + SAMPLING_SECONDS if deadline is None else deadline
-    panel = panel_of(catalogue, name, version, samples, until, failures=PAGE_FAILURES)
+    repeats = gather_repeats(catalogue, name, version, samples // REPEATS_SHARE, until)
+    drawn = samples - len(repeats.pictures) if repeats else samples
+    panel = panel_of(catalogue, name, version, drawn, until, failures=PAGE_FAILURES)
     versions, missing = histories
     notes = (*panel.notes, missing) if missing else panel.notes
     return DatasetPage(
@@ -150,6 +159,7 @@ def gather_dataset(
         versions.get(name, ()),
         tuple(spec_facts(spec)),
         f"Catalogue {catalogue.root}, commit {commit.number} of {commit.time}; {commit.software}",
+        repeats,
     )
 
 
@@ -157,6 +167,8 @@ def _known(catalogue: Catalogue, name: str, version: Version) -> Iterator[str]:
     """Yields what is known of a dataset's images, beside the notes of its panel."""
     if division := division_of(version):
         yield division
+    if unknown := unknown_repeats(version):
+        yield f"{unknown[0].upper()}{unknown[1:]}."
     if version.imported:
         return
     try:
@@ -196,7 +208,8 @@ def render_dataset(page: DatasetPage, where: Addresses) -> bytes:
         "back": links,
         "headline": shown_text(first + place_among(page.matrix, page.name)),
         "which": "Its images" if len(panel.samples) == version.images else "Some of its images",
-        "images": _wall(panel.samples),
+        "images": _wall(panel.samples) or '<p class="quiet">None is shown.</p>',
+        "repeats": _repeats(page.repeats) if page.repeats else "",
         "known": _known_section(page, where),
         "heading": shown_text(_heading(page.matrix)),
         "distances": _distances(page, where),
@@ -217,7 +230,32 @@ def _wall(samples: Iterable[Sample]) -> str:
         f'title="{shown_text(of.name)}" width="96" height="96"></li>'
         for of in samples
     )
-    return f'<ul class="wall">{shown}</ul>' if shown else '<p class="quiet">None is shown.</p>'
+    return f'<ul class="wall">{shown}</ul>' if shown else ""
+
+
+def _repeats(repeats: ShownRepeats) -> str:
+    """Says which images repeat, and which are of one colour, each group with its pictures."""
+    lines = []
+    for kind in repeats.kinds:
+        groups = [
+            f'<li><span class="quiet">{shown_text(group.text)}</span>'
+            f"{_wall(_pictures(group, repeats.pictures))}</li>"
+            for group in kind.groups
+        ]
+        groups += [f'<li class="quiet">{shown_text(kind.more)}</li>'] if kind.more else []
+        listed = f'<ul class="groups">{"".join(groups)}</ul>' if groups else ""
+        lines.append(f"<li><strong>{kind.word}:</strong> {shown_text(kind.text)}{listed}</li>")
+    notes = "".join(f'<p class="quiet">{shown_text(note)}</p>' for note in repeats.notes)
+    told = f"<ul>{''.join(lines)}</ul>" if lines else ""
+    return (
+        '<section aria-labelledby="repeats-title">\n'
+        f'<h2 id="repeats-title">Repeated and odd images</h2>\n{told}{notes}\n</section>\n'
+    )
+
+
+def _pictures(group: RepeatGroup, pictures: Mapping[Key, Sample]) -> list[Sample]:
+    keys = ((of.uri, of.member) for of in group.shown)
+    return [pictures[key] for key in keys if key in pictures]
 
 
 def _known_section(page: DatasetPage, where: Addresses) -> str:
