@@ -56,6 +56,10 @@ def dna_metadata(dna: DNA, **extra: object) -> dict[str, Any]:
     }
 
 
+LONG_COLUMN = 1 << 30
+"""The most bytes of a column of long values that are written in pages of many values."""
+
+
 class LayersWriter:
     """Makes a file of a DNA's layers in memory; it holds the rows of one layer at a time.
 
@@ -83,6 +87,7 @@ class LayersWriter:
                 use_dictionary=False,
                 column_encoding=_encodings(rows),
                 data_page_size=4 * 2**20,
+                **_batches(rows),
             )
         self._writer.write(rows)
 
@@ -123,6 +128,12 @@ def encode_layers(kind: str, metadata: Mapping[str, Any], layers: Iterable[pa.Ta
     for rows in layers:
         writer.add(rows)
     return writer.finish(metadata)
+
+
+def _batches(table: pa.Table) -> dict[str, int]:
+    """Returns how many values are written before a page ends: one if some may be very long."""
+    long = (c for c in table.itercolumns() if pa.types.is_large_binary(c.type))
+    return {"write_batch_size": 1} if any(c.nbytes > LONG_COLUMN for c in long) else {}
 
 
 def _encodings(table: pa.Table) -> dict[str, str]:

@@ -56,6 +56,9 @@ HASH_SCHEMA = pa.schema(
 manifest, and a shard's rows are in the order of its members. The others are null if the candidate
 could not be read."""
 
+LONGEST_CELL = 1 << 29
+"""The most bytes of hashes in a cell of a partial's file: Parquet has no page of 2 GB."""
+
 _KIND = FileKind(IMAGE_HASHES)
 
 
@@ -136,7 +139,8 @@ class ImageHashes:
         """
         return ImageHashes({key: np.concatenate(list(self.by_shard.values()))})
 
-    # The file of a partial has a column of hashes. The first row has all of them, the others none.
+    # The file of a partial has a column of hashes. They begin in the first row; what is longer than
+    # a cell goes on in the next one. The others have none.
 
     @property
     def sizes(self) -> list[int]:
@@ -155,7 +159,10 @@ class ImageHashes:
         """
         ordered = (self.by_shard[key].tobytes() for key in sorted(self.by_shard))
         whole = b"".join(ordered) if first else b""
-        return pa.array([whole, *[b""] * (rows - 1)], pa.binary())
+        longest = max(LONGEST_CELL, -(-len(whole) // rows))
+        ends = np.minimum(np.arange(rows + 1) * longest, len(whole))
+        buffers = [None, pa.py_buffer(ends), pa.py_buffer(whole)]
+        return pa.Array.from_buffers(pa.large_binary(), rows, buffers)
 
     @classmethod
     def from_partial(cls, file: DnaFile) -> ImageHashes | None:
@@ -175,7 +182,8 @@ class ImageHashes:
             return None
         cells = file.column(IMAGE_HASHES)
         with corrupt_if_unreadable(f"{file.name}: its image hashes cannot be read"):
-            rows = np.frombuffer(cells[0].as_py(), HASH_ROW)
+            held = cells.filter(pc.greater(pc.binary_length(cells), 0))
+            rows = np.frombuffer(b"".join(held.to_pylist()), HASH_ROW)
             return cls.cut(rows, file.metadata["shards"], sizes)
 
 

@@ -42,6 +42,7 @@ from pipeline.dna import (
     ImageHashes,
     Partial,
     decode_image_hashes,
+    dna_encoding,
     image_hashes,
     write_image_hashes,
 )
@@ -114,6 +115,25 @@ def test_hashes_are_added_in_any_order_and_survive_a_file(
     assert table["shard"].to_pylist() == [at for at, size in enumerate(sizes) for _ in range(size)]
     failed = [not row["flags"] for of in rows for row in of]
     assert [value is None for value in table["content"].to_pylist()] == failed
+
+
+@pytest.mark.parametrize("longest", [1, 25, 34, 1 << 29])
+def test_hashes_that_are_longer_than_a_cell_go_on_in_the_next_one(
+    longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = partial_of(random_rows(5, 1), "k1", 1) + partial_of(random_rows(5, 2), "k2", 2)
+    cells = pa.table({"x": pa.array([b"long"], pa.large_binary())})
+    assert dna_encoding._batches(cells) == {}
+    monkeypatch.setattr(image_hashes, "LONGEST_CELL", longest)
+    monkeypatch.setattr(dna_encoding, "LONG_COLUMN", 0)
+    assert dna_encoding._batches(cells) == {"write_batch_size": 1}
+    data = partial.encode()
+    lengths = [len(of) for of in pq.read_table(io.BytesIO(data))[IMAGE_HASHES].to_pylist()]
+    assert sum(lengths) == 170
+    assert max(lengths) <= max(longest, -(-170 // len(partial.dna.select([SPEC.layers[0]]).low)))
+    again = Partial.decode(data, "partial")
+    assert again.image_hashes == partial.image_hashes
+    assert again.dna.identical(partial.dna)
 
 
 def test_hashes_that_are_not_of_the_candidates_are_refused() -> None:
