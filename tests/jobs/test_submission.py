@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -247,6 +248,15 @@ def test_a_job_that_is_only_submitted_prints_its_id(server: MemoryJobs) -> None:
     assert len(server.known) == 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Makes Ctrl-C what it is in a terminal: a shell or another test may have set it otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("options", [(), ("--wait",)])
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
     server: MemoryJobs, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
