@@ -253,7 +253,8 @@ def interruptible() -> Iterator[None]:
     """Makes Ctrl-C what it is in a terminal: a shell or another test may have set it otherwise."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    if before is not None:  # what a library in C has set cannot be set again
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
