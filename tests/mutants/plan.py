@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+_OF_TILES = (
+    "comparing/test_tiles.py",
+    "comparing/test_matrix.py",
+    "catalogue/test_partial_reads.py",
+    "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
+    "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
+    "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
+)
+"""What is run for the modules of a comparison's tiles."""
+
 MODULES: dict[str, tuple[str, ...]] = {
     "catalogue/commit.py": (
         "catalogue/test_commit.py",
@@ -66,46 +76,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "counting/cells.py": ("counting/test_cells.py",),
     "counting/reduction.py": ("counting/test_reduction.py",),
     "counting/shard.py": ("counting/test_shard_truth.py", "counting/test_cells.py"),
-    "comparing/comparison_job.py": (
-        "comparing/test_tiles.py",
-        "comparing/test_matrix.py",
-        "catalogue/test_partial_reads.py",
-        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
-        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
-        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
-    ),
-    "comparing/layer_cache.py": (
-        "comparing/test_tiles.py",
-        "comparing/test_matrix.py",
-        "catalogue/test_partial_reads.py",
-        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
-        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
-        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
-    ),
-    "comparing/tile_files.py": (
-        "comparing/test_tiles.py",
-        "comparing/test_matrix.py",
-        "catalogue/test_partial_reads.py",
-        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
-        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
-        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
-    ),
-    "comparing/tile_sums.py": (
-        "comparing/test_tiles.py",
-        "comparing/test_matrix.py",
-        "catalogue/test_partial_reads.py",
-        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
-        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
-        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
-    ),
-    "comparing/tiles.py": (
-        "comparing/test_tiles.py",
-        "comparing/test_matrix.py",
-        "catalogue/test_partial_reads.py",
-        "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
-        "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
-        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
-    ),
+    "comparing/comparison_job.py": _OF_TILES,
+    "comparing/layer_cache.py": _OF_TILES,
+    "comparing/tile_files.py": _OF_TILES,
+    "comparing/tile_sums.py": _OF_TILES,
+    "comparing/tiles.py": _OF_TILES,
     "dna/sealed.py": ("dna/test_sealed.py",),
     "errors.py": (
         "storage/test_secrets.py::test_secrets_in_texts_are_redacted",
