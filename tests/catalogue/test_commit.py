@@ -146,4 +146,4 @@ def test_files_that_may_be_too_large_for_memory_are_mapped(kind: str) -> None:
     storage.create(place.uri(kind, "s", "a", of.digest_in(kind)), DATA)
     read = place.read_checked(kind, "a", of)
     assert bytes(read) == DATA
-    assert isinstance(read, mmap) == (kind == "layer_gaussians")
+    assert isinstance(read, mmap) == (kind in {"layer_gaussians", "image_hashes"})
