@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -248,26 +246,16 @@ def test_a_job_that_is_only_submitted_prints_its_id(server: MemoryJobs) -> None:
     assert len(server.known) == 1
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Makes Ctrl-C what it is in a terminal: a shell or another test may have set it otherwise."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    if before is not None:  # what a library in C has set cannot be set again
-        signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("options", [(), ("--wait",)])
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
     server: MemoryJobs, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pressed(_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt  # a signal could end the process of all tests
 
     server.ends = None
     monkeypatch.setattr(server, "tail", pressed)
-    monkeypatch.setattr(job_server, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(job_server, "sleep", pressed)
     done = vdna("submit", *options, *AT, *BUILD, exits=130)
     [id] = server.known
     assert server.job(id).state == "running"
