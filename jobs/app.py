@@ -25,6 +25,7 @@ from jobs.log import log
 from jobs.logs import logs
 from jobs.ls import ls
 from jobs.output import say
+from jobs.plan import plan
 from jobs.rank import rank
 from jobs.refresh import refresh
 from jobs.rename import rename
@@ -61,7 +62,8 @@ def main(
 
 
 for command in (
-    *(demo, build, refresh, compare, explain, diff, drift, rank, suggest, report, serve, calibrate),
+    *(demo, plan, build, refresh, calibrate),
+    *(compare, explain, diff, drift, rank, suggest, report, serve),
     *(ls, show, log, tag, rename, rm, rollback, verify, gc, erase),
 ):
     app.command()(command)

@@ -106,20 +106,15 @@ def checked_words(
         UsageError: It is no command for a cluster, holds a secret, or names a file that the cluster
             does not see.
     """
-    from typer.main import get_command
-
-    from jobs.app import app
     from pipeline.errors import UsageError
 
     name, *rest = words
     if name not in COMMANDS:
         raise UsageError(f"{name!r} cannot be submitted; these can: {', '.join(COMMANDS)}")
-    group: Any = get_command(app)
-    command = group.commands[name]
     with _in_environment(there or {}):
-        context = command.make_context(f"vdna {name}", list(rest))
+        context = parsed_words(words)
         with only_checking():
-            command.invoke(context)
+            context.command.invoke(context)
     given = context.params
     if given["ray_address"] is not None:
         raise UsageError(
@@ -133,12 +128,27 @@ def checked_words(
     for word in rest:
         _require_no_secret(word, given.get("allow_query") or "")
     added = []
-    for option in command.params:
+    for option in context.command.params:
         source = context.get_parameter_source(option.name)
         if source is not None and source.name == "ENVIRONMENT" and option.envvar in os.environ:
             _require_no_secret(given[option.name], "")
             added += [option.opts[0], given[option.name]]
     return (name, *added, *rest)
+
+
+def parsed_words(words: Sequence[str]) -> Any:
+    """Returns the context of Click in which a command of ours would run.
+
+    Args:
+        words: The command and its arguments, without `vdna`.
+    """
+    from typer.main import get_command
+
+    from jobs.app import app
+
+    name, *rest = words
+    group: Any = get_command(app)
+    return group.commands[name].make_context(f"vdna {name}", rest)
 
 
 @contextmanager

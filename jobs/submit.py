@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.budget import require_budget
 from jobs.output import print_json, say, tell
 from jobs.shell import JsonOption, guarded, run_alone
 from jobs.submission import (
@@ -15,10 +16,12 @@ from jobs.submission import (
     checked_environment,
     checked_words,
     follow_to_end,
+    parsed_words,
     server_at,
     told_how_to_come_back,
     wait_to_end,
 )
+from pipeline.events import Listener
 
 SETTINGS = {"allow_interspersed_args": False}
 """What comes after the name of the command belongs to that command."""
@@ -26,6 +29,7 @@ SETTINGS = {"allow_interspersed_args": False}
 
 @guarded
 def submit(
+    progress: Listener,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -60,6 +64,20 @@ def submit(
         str | None,
         typer.Option(help="Folder of this machine that the job gets a copy of and starts in."),
     ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0, help="Refuse a build that may cost more, as `vdna plan` forecasts it."),
+    ] = None,
+    price: Annotated[
+        str | None, typer.Option(help="Prices to forecast the cost by (.yaml).")
+    ] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option(
+            help="What `vdna plan --json` printed on a machine of the cluster (.json), to forecast "
+            "by; without it the speed is measured here."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a command on a cluster, and exit with its exit code. Ctrl-C leaves the job running."""
@@ -75,6 +93,9 @@ def submit(
     rayjob = read_template(template) if template else None
     there = template_environment(rayjob) if rayjob else None
     checked = checked_words(words, working_dir, there)
+    if budget is not None:
+        options = parsed_words(checked).params
+        require_budget(checked, options, budget, price, measured, progress)
     submission = Submission(checked, checked_environment(env or ()), working_dir)
     server = server_at(ray_address, kubernetes, rayjob)
     id = submit_once(server, submission)

@@ -7,6 +7,7 @@ from .api import explain as explain
 from .api import find_overlaps as find_overlaps
 from .api import find_repeats as find_repeats
 from .api import fit_lens as fit_lens
+from .api import forecast as forecast
 from .api import html_page as html_page
 from .api import make_dna as make_dna
 from .api import nearest as nearest
@@ -21,6 +22,8 @@ from .building.datasets import build_datasets as build_datasets
 from .building.erasure_request import Erased as Erased
 from .building.erasure_request import EraseOptions as EraseOptions
 from .building.erasure_request import ErasurePreview as ErasurePreview
+from .building.forecast_request import ForecastRequest as ForecastRequest
+from .building.forecasting import Forecast as Forecast
 from .building.images_metric import VisualDNA as VisualDNA
 from .building.request import CalibrationRequest as CalibrationRequest
 from .building.request import Request as Request

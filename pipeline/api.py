@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
         Erased,
         EraseKeywords,
         ErasurePreview,
+        Forecast,
+        ForecastRequest,
         MemorySource,
         Result,
     )
@@ -168,6 +170,34 @@ def build(
             return result
         listener(Said(f"{result.name}: measuring how far it has moved"))
         return comparing.with_movement(place, result)
+
+
+def forecast(
+    request: ForecastRequest,
+    *,
+    resources: Resources | None = None,
+    progress: Progress = False,
+) -> Forecast:
+    """Forecasts the time, the machines and the cost of a first build.
+
+    A sample of the source is counted in this process, and nothing of it is kept.
+
+    Args:
+        request: What is to be built, and by how many GPUs.
+        resources: The workers: how many, and what each of them has.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        The forecast.
+
+    Raises:
+        UsageError: A file of prices or of a speed cannot be used, or workers are to have GPUs and
+            nothing says how fast these are.
+        SpecMismatch: The speed was measured with other options.
+        VdnaError: The source cannot be listed, or its sample not be counted.
+    """
+    with _shown(progress) as listener:
+        return building.forecast(request, resources, listener)
 
 
 def calibrate(

@@ -10,6 +10,10 @@ from .erasure_request import EraseOptions as EraseOptions
 from .erasure_request import ErasurePreview as ErasurePreview
 from .failure_gate import allowed_failures as allowed_failures
 from .failure_gate import require_few_failures as require_few_failures
+from .forecast_request import ForecastRequest as ForecastRequest
+from .forecasting import Forecast as Forecast
+from .forecasting import Likely as Likely
+from .forecasting import forecast as forecast
 from .memory_images import MemorySource as MemorySource
 from .movement import Movement as Movement
 from .renaming import rename_dataset as rename_dataset
@@ -26,5 +30,6 @@ from .request import require_apart as require_apart
 from .request import require_shared as require_shared
 from .runner import require_counted as require_counted
 from .runner import run_missing as run_missing
+from .speed import SPEED_ROUNDS as SPEED_ROUNDS
 from .storing import store_manifest as store_manifest
 from .without_catalogue import make_dna as make_dna

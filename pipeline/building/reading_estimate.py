@@ -25,7 +25,8 @@ SAMPLED_SHARDS = 8
 SHARD_REQUESTS = 7
 """What a shard asks of a catalogue in a store, as `python -m benchmarks.s3_requests` counts it."""
 
-_ON_DISK = "file://"
+LOCAL = "file://"
+"""How the uris of local files begin, which are read without requests."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +76,40 @@ def estimate_reading(
         resources: What counts the shards.
 
     Returns:
-        The estimate. Bytes and requests are those of some shards, times how many there are.
+        The estimate.
+    """
+    images, size, asked = sampled_reading(manifest, missing)
+    if not catalogue.root.startswith(LOCAL):
+        asked += SHARD_REQUESTS * len(missing)
+    seconds = noted_seconds(catalogue, spec, device_kind(resources))
+    return ReadingEstimate(
+        images,
+        manifest.candidates,
+        size,
+        asked,
+        None if seconds is None else seconds * images,
+    )
+
+
+def sampled_reading(manifest: Manifest, missing: Sequence[int]) -> tuple[int, int | None, int]:
+    """Looks up in some shards what the images of shards are.
+
+    Args:
+        manifest: The plan.
+        missing: The numbers of the shards; one at least.
+
+    Returns:
+        How many images they have; about how many bytes these have, or None if their sizes are not
+        known; and about how many requests read them. The last two are those of `SAMPLED_SHARDS`
+        shards, times how many there are.
     """
     images = sum(manifest.heads[index].candidates for index in missing)
     step = -(-len(missing) // SAMPLED_SHARDS)
     sampled = [manifest.heads[index] for index in missing[::step]]
     tables = [manifest.entries.read_shard(head) for head in sampled]
     share = images / sum(table.num_rows for table in tables)
-    asked = share * sum(map(_requests_of, tables))
-    if not catalogue.root.startswith(_ON_DISK):
-        asked += SHARD_REQUESTS * len(missing)
-    seconds = noted_seconds(catalogue, spec, device_kind(resources))
-    return ReadingEstimate(
-        images,
-        manifest.candidates,
-        round(share * sum(map(_bytes_of, tables))) or None,
-        round(asked),
-        None if seconds is None else seconds * images,
-    )
+    size = round(share * sum(map(_bytes_of, tables))) or None
+    return images, size, round(share * sum(map(_requests_of, tables)))
 
 
 def _bytes_of(members: pa.Table) -> int:
@@ -101,7 +118,7 @@ def _bytes_of(members: pa.Table) -> int:
 
 def _requests_of(members: pa.Table) -> int:
     """Counts the requests that read a shard's images: one for each object or piece of archives."""
-    stored = members.filter(pc.invert(pc.starts_with(members["uri"], _ON_DISK)))
+    stored = members.filter(pc.invert(pc.starts_with(members["uri"], LOCAL)))
     alone = pc.equal(stored["member"], "")
     inside = stored.filter(pc.invert(alone))
     return (pc.sum(alone).as_py() or 0) + -(-_bytes_of(inside) // SPAN_BYTES)

@@ -17,6 +17,9 @@ from .event_output import show_progress as show_progress
 from .explanation_tables import print_explanation as print_explanation
 from .figure import draw as draw
 from .figure import kind_of as kind_of
+from .forecast_words import cost_words as cost_words
+from .forecast_words import forecast_json as forecast_json
+from .forecast_words import forecast_lines as forecast_lines
 from .gate_junit import junit_xml as junit_xml
 from .gate_metrics import metrics_text as metrics_text
 from .gate_metrics import push_metrics as push_metrics

@@ -1097,6 +1097,18 @@ def test_compare_finds_the_nearest_without_comparing_all_pairs(place: Path, tmp_
     assert found["no_distances"] is None
 
 
+def test_plan_forecasts_by_a_sample_or_by_what_it_printed(photos: Path, tmp_path: Path) -> None:
+    printed = vdna("plan", photos, *SMALL, "--threads", 1, "--json").stdout
+    (tmp_path / "here.json").write_text(printed)
+    forecast = json.loads(printed)
+    assert (forecast["images"], forecast["workers"], forecast["cost"]) == (IMAGES, 1, None)
+    again = vdna("plan", photos, *SMALL, "--measured", tmp_path / "here.json", "--workers", 2)
+    assert again.stdout.startswith(f"{photos}: {IMAGES} images, about ")
+    assert "on 2 workers" in again.stdout
+    assert "rounds" not in again.stderr  # nothing was counted
+    refused(vdna("plan", photos, *SMALL, "--gpus", 1, exits=2), "gpus is 1", "--gpus-per-worker 1")
+
+
 def test_suggest_orders_candidates_and_says_how_far_that_holds(place: Path) -> None:
     said = vdna("suggest", "a", "-c", place).stdout.splitlines()
     assert said[0] == "To train for a, by the distance of b in bins, the nearest first:"

@@ -19,6 +19,7 @@ from pipeline.building import (
     CalibrationRequest,
     EraseKeywords,
     EraseOptions,
+    ForecastRequest,
     MemoryOptions,
     Request,
     make_dna,
@@ -60,6 +61,7 @@ from pipeline.spec import Resources
 
 COMMANDS: list[tuple[str, type[Options]]] = [
     ("build", Request),
+    ("plan", ForecastRequest),
     ("calibrate", CalibrationRequest),
     ("rank", RankRequest),
     ("compare", CompareOptions),
@@ -77,7 +79,8 @@ COMMANDS: list[tuple[str, type[Options]]] = [
     ("gc", RetentionOptions),
     ("erase", EraseOptions),
     *((command, SnapshotOptions) for command in ("rank", "show", "export", "export-tables")),
-    *((command, Resources) for command in ("build", "calibrate", "rank", "refresh", "demo")),
+    *((command, Resources) for command in ("plan", "build", "calibrate", "rank", "refresh")),
+    ("demo", Resources),
 ]
 
 BAD_VALUES: list[tuple[str, Any, str]] = [

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from jobs import submission
 from jobs.app import app
 from jobs.submission import COMMANDS, INPUTS, OUTPUTS
+from pipeline import storage
 from pipeline.engine import job_server
 from pipeline.engine.job_server import Submission
 from pipeline.errors import TransientError, UsageError, VdnaError
+from tests.support import tiny_network as tiny
 from tests.support.memory_jobs import MemoryJobs
+from tests.support.tiny_network import Picture
 
 RUNNER = CliRunner()
 AT = ("--ray-address", "http://head:8265")
@@ -243,6 +248,40 @@ def test_a_job_that_is_only_submitted_prints_its_id(server: MemoryJobs) -> None:
     assert printed == f"{id}\n"
     done = vdna("submit", "--no-follow", *AT, *BUILD, exits=1)
     assert f"error: {id} is running and does just this" in done.stderr
+    assert len(server.known) == 1
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[object, ...]:
+    """Returns the words of a build of thirty images that the machines of a cluster could read."""
+    for seed in range(30):
+        storage.replace(f"memory://budget/{seed}.png", Picture("good", seed).data)
+    (tmp_path / "prices.yaml").write_text("{worker_hour: 0, thousand_requests: 1000}")
+    options = [word for k, v in tiny.install(tmp_path).options.items() for word in (f"--{k}", v)]
+    return ("build", "a", "memory://budget", "-c", "memory://dnas", *options)
+
+
+def test_a_build_that_may_cost_more_than_its_budget_is_not_submitted(
+    server: MemoryJobs,
+    pictures: tuple[object, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submission, "_require_seen", lambda *_, **__: None)
+    price = ("--price", tmp_path / "prices.yaml")
+    cost = 30 + 7 * 16  # a request costs 1 USD; each image is one, and each shard seven
+    done = vdna("submit", *AT, *price, "--budget", cost - 1, *pictures, exits=2)
+    said = f"would cost about {cost:.2f} USD ({cost:.2f} to {cost:.2f}), and --budget is {cost - 1}"
+    assert said in done.stderr
+    assert not server.known
+    done = vdna("submit", "--no-follow", *AT, *price, "--budget", cost, *pictures)
+    assert f"will cost about {cost:.2f} USD" in done.stderr
+    assert len(server.known) == 1
+    for words, says in (
+        ((*AT, "--budget", 1, *pictures), "--budget needs the prices"),
+        ((*AT, *price, "--budget", 1, "compare", "-c", "s3://c"), "--budget goes with build, and"),
+    ):
+        assert says in vdna("submit", *words, exits=2).stderr
     assert len(server.known) == 1
 
 

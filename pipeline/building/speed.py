@@ -1,0 +1,225 @@
+"""Measures how fast this machine counts images of a source. What is counted is thrown away.
+
+    >>> measure_speed(request, listing, Resources(threads=4)).seconds_per_image   # doctest: +SKIP
+    0.0106
+
+A worker of this process counts a sample in rounds, two at a time, as workers always do. The first
+round loads the network and is not measured.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import monotonic, thread_time
+from typing import Literal
+
+from pipeline import images, storage
+from pipeline.building.counted_way import make_spec, products_of
+from pipeline.building.request import Request
+from pipeline.building.storing import store_manifest
+from pipeline.catalogue import Catalogue
+from pipeline.counting import (
+    Recipe,
+    ShardJob,
+    ShardReceipt,
+    choose_backend,
+    device_kind,
+    expected_bytes,
+)
+from pipeline.engine import InProcess
+from pipeline.errors import BadImage, SourceError, TransientError, UnexpectedError
+from pipeline.events import Listener, Said, Started, StepDone, stage
+from pipeline.networks import describe, encode_ranges, find_ranges
+from pipeline.sources import Entries, Entry, Listing, Members, Shard, plan
+from pipeline.spec import IMAGE_HASHES, Preprocess, Resources, available_cpus, digest_of
+
+SPEED_ROUNDS = 4
+"""Rounds that are measured."""
+
+DECODED = 32
+"""Images that are decoded once more, by one thread, to see what decoding takes of a core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a worker counts.
+
+    Attributes:
+        way: Digest of how images were counted; see `way_digest`.
+        device: The kind of device that computed.
+        machine: What the device or the machine is called.
+        threads: The threads that ran the network; on a GPU, those that fed it.
+        images: How many images were measured.
+        seconds_per_image: What a worker takes for an image.
+        fastest: The same in the fastest round.
+        slowest: The same in the slowest round.
+        decode_seconds: What one core takes to decode an image.
+        start_seconds: What it took to load the network.
+        bytes_per_image: The mean size of the images that were measured.
+        cell_bytes: About how many bytes the sums of some images take.
+    """
+
+    way: str
+    device: Literal["cpu", "cuda"]
+    machine: str
+    threads: int
+    images: int
+    seconds_per_image: float
+    fastest: float
+    slowest: float
+    decode_seconds: float
+    start_seconds: float
+    bytes_per_image: float
+    cell_bytes: int
+
+
+def way_digest(request: Request) -> str:
+    """Returns a digest of all that decides how fast images are counted, but the machine.
+
+    Args:
+        request: How they are counted.
+    """
+    network = describe(request.extractor, request.weights, request.taps)
+    ranges, _ = find_ranges(network, request.ranges, {})
+    # A spec of bf16 or nvJPEG states the device, which the digest is to leave out.
+    portable = replace(request, precision="fp32", decoder=None)
+    spec = make_spec(portable, network, ranges.digest, "cpu")
+    products = products_of(request, network, None)
+    return digest_of("speed", spec.digest, request.precision, request.decoder or "", list(products))
+
+
+def measure_speed(
+    request: Request, listing: Listing, resources: Resources, sample: int, progress: Listener
+) -> Speed:
+    """Counts a sample of a source's images in this process, and measures how long it takes.
+
+    Args:
+        request: How images are counted.
+        listing: The candidates.
+        resources: What computes.
+        sample: How many images to take at most, those of the first round among them.
+        progress: Is told of each round.
+
+    Returns:
+        The speed.
+
+    Raises:
+        TransientError: The images could not be read for now.
+        SourceError: An image changed while it was read.
+        UnexpectedError: A round failed for a reason that nobody foresaw.
+        VdnaError: The network or the ranges cannot be used.
+    """
+    resources = replace(resources.with_cpus(available_cpus()), workers=0)
+    drawn = plan(listing, limit=sample)
+    members = [entry for shard in drawn.shards for entry in shard.members]
+    each = max(1, len(members) // (1 + SPEED_ROUNDS))
+    together = Listing.of(replace(entry, group="sample") for entry in members)
+    with (
+        tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
+        InProcess() as engine,
+        stage(progress, Started(len(members), -(-len(members) // each), step="rounds")),
+    ):
+        place = Catalogue(folder)
+        manifest = plan(together, shard_images=each, entries=Entries(place.entries_uri))
+        recipe = _recipe(request, resources, place.root, progress)
+        uri = place.uri("manifests", recipe.spec.digest, "sample", manifest.digest)
+        store_manifest(uri, manifest)
+        job = ShardJob(recipe, uri, place.work_uri("sample", recipe.spec.digest), place.entries_uri)
+
+        def run(indices: Sequence[int]) -> list[ShardReceipt]:
+            receipts = []
+            for receipt in engine.run_shards([(job, index) for index in indices]):
+                _require_done(receipt)
+                progress(StepDone(receipt.images + receipt.failures, receipt.failures))
+                receipts.append(receipt)
+            return receipts
+
+        rounds = range(len(manifest.heads))
+        (first,) = run(rounds[:1])
+        began = monotonic()
+        receipts = run(rounds[1:]) or [first]
+        took = monotonic() - began if len(rounds) > 1 else first.seconds
+        decode_seconds = _decode_seconds(manifest.shards[rounds[-1]], recipe)
+    counted = sum(receipt.images + receipt.failures for receipt in receipts)
+    mean = took / counted
+    single = [receipt.seconds / (receipt.images + receipt.failures) for receipt in receipts]
+    usual = sum(single) / len(single)
+    return Speed(
+        way=way_digest(request),
+        device="cuda" if recipe.device == "cuda" else "cpu",
+        machine=_machine(recipe.device),
+        threads=resources.threads or 1,
+        images=counted,
+        seconds_per_image=mean,
+        fastest=mean * min(single) / usual,
+        slowest=mean * max(single) / usual,
+        decode_seconds=decode_seconds,
+        start_seconds=max(0.0, first.seconds - mean * (first.images + first.failures)),
+        bytes_per_image=sum(entry.size for entry in members) / len(members),
+        cell_bytes=expected_bytes(recipe.spec, recipe.products),
+    )
+
+
+def _recipe(request: Request, resources: Resources, folder: str, progress: Listener) -> Recipe:
+    """Returns what a worker loads, and writes the ranges to a catalogue."""
+    device, micro_batch = device_kind(resources), resources.micro_batch
+    network = describe(request.extractor, request.weights, request.taps)
+    ranges, provenance = find_ranges(network, request.ranges, {})
+    spec = make_spec(request, network, ranges.digest, device, micro_batch)
+    products = products_of(request, network, None)
+    uri = Catalogue(folder).ranges_uri(ranges.digest)
+    storage.create(uri, encode_ranges(ranges, network, **provenance))
+    backend = choose_backend(
+        resources.backend,
+        network,
+        request.precision,
+        device,
+        say=lambda text: progress(Said(text)),
+        micro_batch=micro_batch,
+    ).backend
+    return Recipe(spec, network, uri, resources, products, backend=backend)
+
+
+def _require_done(receipt: ShardReceipt) -> None:
+    if not receipt.error:
+        return
+    problem = f"the sample could not be counted: {receipt.error}"
+    if receipt.unexpected:
+        raise UnexpectedError(problem, receipt.details)
+    raise SourceError(problem) if receipt.changed else TransientError(problem)
+
+
+def _decode_seconds(shard: Shard, recipe: Recipe) -> float:
+    """Returns what one core takes to decode an image, without the time to read it."""
+    rule, some = recipe.spec.preprocess, shard.members[:DECODED]
+    on_device, hashed = recipe.device == "cuda", IMAGE_HASHES in recipe.products
+    reader = Members(some, rule.max_bytes, len(some))
+    try:
+        total = sum(_seconds_of(reader, entry, rule, on_device, hashed) for entry in some)
+    finally:
+        reader.close()
+    return total / len(some)
+
+
+def _seconds_of(
+    reader: Members, entry: Entry, rule: Preprocess, on_device: bool, hashed: bool
+) -> float:
+    try:
+        data = reader.fetch(entry)
+        began = thread_time()
+        images.load(data, rule, on_device, hashed)
+    except BadImage:
+        return 0.0
+    return thread_time() - began
+
+
+def _machine(device: str) -> str:
+    """Returns what the device is called, or how many cores there are."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    return f"{available_cpus()} cores, {platform.machine()}"
