@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=640)
     options = parser.parse_args()
     resources = Resources(workers=0, threads=options.threads)
-    for folder in options.folders:
-        print(json.dumps(compare(folder, resources, options.sample)), flush=True)
+    found = [compare(folder, resources, options.sample) for folder in options.folders]
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,17 @@ def test_the_product_and_the_reference_agree_in_the_benchmark_of_a_build(tmp_pat
     assert result["agreement"]["moved"] < 1e-3
 
 
+@pytest.mark.soak
+def test_the_benchmark_of_forecasts_builds_what_it_forecasts(tmp_path: Path) -> None:
+    write_photos(tmp_path, 20)
+    (result,) = result_of("benchmarks.forecasts", str(tmp_path), "--sample", "10")
+    assert (result["images"], result["measured"]) == (20, 8)
+    assert result["shards_as_forecast"]
+    low, likely, high = result["forecast_seconds"]
+    assert 0 < low <= likely <= high
+    assert result["ratio"] == pytest.approx(result["seconds"] / likely)
+
+
 @pytest.mark.soak  # it starts Ray
 def test_the_benchmark_of_the_start_accounts_for_all_seconds(tmp_path: Path) -> None:
     write_photos(tmp_path, 20)
