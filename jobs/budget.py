@@ -43,18 +43,15 @@ def require_budget(
         raise UsageError(f"--budget goes with build, and what {words[0]} costs is not known")
     if price is None:
         raise UsageError("--budget needs the prices; give a file of them by --price")
-    ours = {"price": price, "measured": measured}
+    given = {**options, "price": price, "measured": measured}
+
     request, resources = (
-        model(
-            **{
-                field.name: (options | ours)[field.name]
-                for field in options_of(model)
-                if field.name in options | ours
-            }
-        )
+        {field.name: given[field.name] for field in options_of(model) if field.name in given}
         for model in (ForecastRequest, Resources)
     )
-    found = api.forecast(request, resources=resources, progress=progress)
+    found = api.forecast(
+        ForecastRequest(**request), resources=Resources(**resources), progress=progress
+    )
     cost = cost_words(found)
     if found.cost is None or found.cost.high > budget:
         raise UsageError(

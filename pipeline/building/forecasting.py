@@ -186,7 +186,7 @@ def forecast(
         gpu_hours=hours.times(gpus / workers),
         worker_cores=decoding + 1 if on_gpu else speed.threads,
         decode_cores=decoding,
-        cost=prices and hours.times(prices.worker_hour, _store(prices, requests, size)),
+        cost=_cost(prices, hours, requests, size) if prices else None,
         currency=prices.currency if prices else "",
         speed=speed,
     )
@@ -235,6 +235,7 @@ def _require_same_speed(known: Speed, asked: Request, path: str) -> None:
         )
 
 
-def _store(prices: Prices, requests: int, size: int | None) -> float:
-    """Returns what the store costs."""
-    return requests / 1000 * prices.thousand_requests + (size or 0) / 1e9 * prices.gigabyte
+def _cost(prices: Prices, hours: Likely, requests: int, size: int | None) -> Likely:
+    """Returns what workers cost, and what is asked of the store and read from it."""
+    asked = requests / 1000 * prices.thousand_requests
+    return hours.times(prices.worker_hour, asked + (size or 0) / 1e9 * prices.gigabyte)
