@@ -27,8 +27,8 @@ class Ranking:
     """What became of a source: every candidate is ranked, failed or undefined.
 
     Attributes:
-        name: The dataset that images are ranked against.
-        version: Its version.
+        name: The dataset that images are ranked against, or the name of a version of it.
+        version: The version.
         source: Where the images are.
         commit: Number of the catalogue's commit.
         lens: Name of the lens; `uniform` without one.

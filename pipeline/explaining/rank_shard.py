@@ -49,7 +49,7 @@ class Target:
 
     Attributes:
         root: Root of the catalogue.
-        name: Name of the dataset.
+        name: Name of the dataset, or of a window of its days.
         commit: Number of the commit.
         dna: Digest of the dataset's DNA.
         numerics: What moves distances by rounding. All workers must have these, so that no ranking

@@ -146,9 +146,18 @@ def rank(
 
 @dataclass(frozen=True)
 class _TargetDataset:
-    """The dataset, or the window of its days, that images are ranked against, as of a commit."""
+    """What images are ranked against, as of a commit.
+
+    Attributes:
+        name: The dataset, or the name of a version of it, as it was asked for.
+        kept: The dataset, or the window of its days, whose version at the commit is this one.
+        commit: A commit that holds the version.
+        version: The version.
+        spec: Its spec.
+    """
 
     name: str
+    kept: str
     commit: Commit
     version: Version
     spec: Spec
@@ -160,7 +169,7 @@ class _TargetDataset:
         named = catalogue.resolve(name, at, spec)
         commit, version = catalogue.commit(named.commit), named.version
         kept = name if VersionName.parse(name).is_window else dataset_of(name)
-        return cls(kept, commit, version, catalogue.spec(version.spec))
+        return cls(name, kept, commit, version, catalogue.spec(version.spec))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -218,7 +227,7 @@ def _recipe(
     storage.require_exclusive(catalogue.root)
     target = Target(
         root=catalogue.root,
-        name=dataset.name,
+        name=dataset.kept,
         commit=dataset.commit.number,
         dna=dataset.version.dna,
         numerics=numerics(

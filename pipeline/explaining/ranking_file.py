@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Commit
+from pipeline.catalogue import Catalogue, Version, VersionName, dataset_of
 from pipeline.dna import SealedFile, corrupt_if_unreadable
 from pipeline.errors import NotFound, SourceError
 from pipeline.explaining.rank_result import Ranking
@@ -46,7 +46,7 @@ def read_ranking(catalogue: Catalogue, file: str) -> Ranking:
         file: The path or url of the file, which `rank` wrote as `out`.
 
     Returns:
-        The ranking as it was reported, of the newest commit that has that DNA.
+        The ranking as it was reported, of the newest commit in which the dataset has that DNA.
 
     Raises:
         CorruptFile: The file is no ranking, or is damaged.
@@ -64,12 +64,12 @@ def read_ranking(catalogue: Catalogue, file: str) -> Ranking:
         totals = [int(stated[total]) for total in ("ranked", "failed", "undefined")]
         source, lens = str(stated["source"]), str(stated["lens"])
     _require_own(uri, file, [image.entry for image in (*nearest, *farthest)])
-    commit = _commit_of(catalogue, name, spec, dna, file)
+    commit, version = _version_of(catalogue, name, spec, dna, file)
     return Ranking(
         name=name,
-        version=commit.datasets[name][spec],
+        version=version,
         source=source,
-        commit=commit.number,
+        commit=commit,
         lens=lens,
         layers=layers,
         ranked=totals[0],
@@ -107,13 +107,31 @@ def _require_own(uri: str, file: str, entries: Sequence[Entry]) -> None:
             )
 
 
-def _commit_of(catalogue: Catalogue, name: str, spec: str, dna: str, file: str) -> Commit:
-    """Finds the newest commit in which the dataset has that DNA."""
+def _version_of(
+    catalogue: Catalogue, name: str, spec: str, dna: str, file: str
+) -> tuple[int, Version]:
+    """Finds the version that has a DNA, as a name such as `photos@-1` may mean another by now.
+
+    Returns:
+        The number of the newest commit that holds it, and the version.
+
+    Raises:
+        NotFound: There is none.
+    """
+    again = "name the catalogue of the ranking, or rank the images again"
+    if VersionName.parse(name).is_window:
+        window = catalogue.resolve(name, spec=spec)
+        if window.version.dna == dna:
+            return window.commit, window.version
+        raise NotFound(
+            f"{file} ranks images by {name} of DNA {dna}, and in {catalogue.root} that window is "
+            f"of other images now; {again}"
+        )
     for commit in catalogue.log():
-        version = commit.datasets.get(name, {}).get(spec)
+        version = commit.datasets.get(dataset_of(name), {}).get(spec)
         if version is not None and version.dna == dna:
-            return commit
+            return commit.number, version
     raise NotFound(
         f"{file} ranks images by {name} of DNA {dna}, and no commit of {catalogue.root} has that; "
-        "name the catalogue of the ranking, or rank the images again"
+        f"{again}"
     )

@@ -36,7 +36,7 @@ from pipeline.comparing import compare
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.errors import NotFound, SourceError, UsageError
-from pipeline.explaining import RankRequest, difference, drift, rank
+from pipeline.explaining import RankRequest, difference, drift, rank, read_ranking
 from pipeline.reporting.dataset_words import division_of
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
@@ -211,16 +211,23 @@ def test_images_are_ranked_by_their_distance_to_a_window(
     build(place, listed, "alone", by="")
     add_day(source, 4, 2)
 
-    def ranked(to: str) -> dict[str, float]:
-        asked = RankRequest(str(source / day(4)), to, weights=NETWORK["weights"])
+    out = str(tmp_path / "near.parquet")
+
+    def ranked(to: str, out: str | None = None) -> dict[str, float]:
+        asked = RankRequest(str(source / day(4)), to, weights=NETWORK["weights"], out=out)
         found = rank(place, asked, InProcess(), resources=Resources(workers=0, threads=2))
+        assert found.name == to
         return {image.entry.uri: image.emd for image in found.nearest}
 
-    before = ranked("cams@last:2d")
+    before = ranked("cams@last:2d", out)
     assert before == ranked("alone")
     assert len(before) == 2
+    read = read_ranking(place, out)
+    assert (read.name, read.version.images) == ("cams@last:2d", 7)
     build(place, source)
     assert ranked("cams@last:2d") != before
+    with pytest.raises(NotFound, match=r"near\.parquet ranks .* of other images now"):
+        read_ranking(place, out)
 
 
 @pytest.mark.parametrize(

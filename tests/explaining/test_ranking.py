@@ -830,5 +830,5 @@ def test_images_are_ranked_by_all_that_the_dataset_says_of_pixels(tmp_path: Path
     network = tiny.install(tmp_path).network
     spec = make_spec(Request("x", "x", **options), network, "00", "cpu")
     nothing: Any = None
-    settings = rank_module._TargetDataset("x", nothing, nothing, spec).settings
+    settings = rank_module._TargetDataset("x", "x", nothing, nothing, spec).settings
     assert make_spec(Request("y", "y", **settings), network, "00", "cpu") == spec

@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
+from pipeline import html_page, storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SourceError
 from pipeline.explaining import Ranking, RankRequest, rank, read_ranking
+from pipeline.reporting import ranking_lines
 from pipeline.spec import Resources, digest_of
 from tests.support import tiny_network as tiny
 from tests.support.tiny_network import Picture
@@ -46,21 +47,31 @@ def build(catalogue: Catalogue, folder: Path, count: int, first: int, place: tin
 
 
 def write(folder: Path, count: int, first: int) -> None:
+    """Writes pictures; those that are there already stay as they are."""
     folder.mkdir(exist_ok=True)
     for seed in range(first, first + count):
-        (folder / f"{seed}.png").write_bytes(Picture("good", seed).data)
+        write_once(folder / f"{seed}.png", Picture("good", seed))
+
+
+def write_once(path: Path, picture: Picture) -> None:
+    if not path.exists():
+        path.write_bytes(picture.data)
 
 
 def ranked(
-    catalogue: Catalogue, tmp_path: Path, place: tiny.Place, lens: Lens | None = None
+    catalogue: Catalogue,
+    tmp_path: Path,
+    place: tiny.Place,
+    lens: Lens | None = None,
+    to: str = "target",
 ) -> tuple[Ranking, str]:
     source = tmp_path / "source"
     write(source, 6, 50)
-    (source / "bad.png").write_bytes(Picture("truncated", 1).data)
+    write_once(source / "bad.png", Picture("truncated", 1))
     out = str(tmp_path / "near.parquet")
     request = RankRequest(
         str(source),
-        "target",
+        to,
         weights=place.weights,
         layers=["b"],
         top=2,
@@ -89,9 +100,18 @@ def test_a_ranking_by_an_earlier_version_is_of_the_commit_that_had_it(
     assert catalogue.find("target").dna != made.version.dna
     found = read_ranking(catalogue, out)
     assert (found.commit, found.version) == (made.commit, made.version)
+    again, out = ranked(catalogue, tmp_path, place, to="target@-1")
+    assert again == replace(made, name="target@-1", counted_shards=0)
+    assert json.loads(pq.read_metadata(out).metadata[b"vdna"])["dataset"] == "target@-1"
+    assert ranking_lines(again)[0].startswith("nearest to target@-1, in bins")
+    page = html_page(catalogue, again).html
+    assert b"by distance to target@-1" in page
+    assert b"Nearest to target@-1" in page
+    build(catalogue, tmp_path / "target", 5, 120, place)
+    assert read_ranking(catalogue, out) == again  # though `target@-1` is another version now
     build(other := Catalogue(str(tmp_path / "other")), tmp_path / "others", 3, 200, place)
     with pytest.raises(
-        NotFound, match=rf"near.parquet ranks images by target of DNA .*{other.root}"
+        NotFound, match=rf"near.parquet ranks images by target@-1 of DNA .*{other.root}"
     ):
         read_ranking(other, out)
 

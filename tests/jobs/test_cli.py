@@ -740,7 +740,7 @@ def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.
     assert '<img src="data:image/webp' in (tmp_path / "p.html").read_text(encoding="utf-8")
     weights = ("--weights", network.options["weights"], "--workers", 0)
     ranked = vdna_json("rank", source, "--to", "x@first", "-c", place, *weights)
-    assert (ranked["to"], ranked["commit"], ranked["dna"]) == ("x", 1, rows[0])
+    assert (ranked["to"], ranked["commit"], ranked["dna"]) == ("x@first", 1, rows[0])
     vdna("export", "x@first", tmp_path / "x.npz", "-c", place)
     fitting = vdna("lens", "fit", "old", "--focus", "x@first:x", "-c", place, exits=2)
     assert "x@first:x: no neuron differs" in fitting.stderr  # in so few images
