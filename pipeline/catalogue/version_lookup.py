@@ -256,8 +256,8 @@ class VersionLookup(VersionFiles):
     def _tagged(self, dataset: str, tag: str, newest: Commit) -> dict[str, NamedVersion]:
         """Finds what a tag names; a part has the tags of the dataset that it is a part of."""
         parents = dataset.split("/")
-        for length in range(len(parents), 0, -1):
-            whole = "/".join(parents[:length])
+        wholes = ["/".join(parents[:length]) for length in range(len(parents), 0, -1)]
+        for whole in wholes:
             number = newest.tags.get(whole, {}).get(tag)
             versions = self._in(self.commit(number), dataset) if number is not None else {}
             own = {
@@ -267,10 +267,23 @@ class VersionLookup(VersionFiles):
             }
             if own:
                 return own
-        tags = sorted(newest.tags.get(dataset, {}))
-        raise self._no_version(
-            f"{dataset}@{tag}", dataset, newest, f"its tags are {some_of(tags)}, " if tags else ""
-        )
+        tags = sorted({each for whole in self.tagged_as(dataset, newest) for each in whole})
+        known = f"its tags are {some_of(tags)}" if tags else "it has no tag"
+        raise self._no_version(f"{dataset}@{tag}", dataset, newest, f"{known}, ")
+
+    def tagged_as(self, dataset: str, newest: Commit) -> list[Mapping[str, int]]:
+        """Returns the tags of a dataset, and those of the dataset that it is a part of.
+
+        Args:
+            dataset: The dataset, or the part.
+            newest: The state to look in.
+
+        Returns:
+            The number of the commit that each tag names, by the tag; none for a dataset without.
+        """
+        versions = newest.datasets.get(dataset, {}).values()
+        wholes = {dataset, *(version.part_of for version in versions if version.part_of)}
+        return [newest.tags[whole] for whole in sorted(wholes) if newest.tags.get(whole)]
 
     def _no_version(self, name: str, dataset: str, newest: Commit, tags: str = "") -> NotFound:
         """Returns the error that says which versions a dataset has, the newest first."""

@@ -38,6 +38,7 @@ from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError, VdnaError, known_error
 from pipeline.networks import describe
 from pipeline.refreshing.bound_kinds import AnyBound, DistanceBound, MoveBound
+from pipeline.refreshing.bound_versions import require_versions
 from pipeline.refreshing.break_reasons import find_reasons
 from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Judged, Verdict, unjudged
 
@@ -56,7 +57,7 @@ def require_known(
         requests: The datasets that will be built.
 
     Raises:
-        UsageError: If a bound names an unknown dataset, lens or layer.
+        UsageError: If a bound names an unknown dataset, version, lens or layer.
     """
     if not bounds:
         return
@@ -74,6 +75,7 @@ def require_known(
                 )
         if not isinstance(bound, DistanceBound):
             continue
+        require_versions(bound, catalogue, head, len(requests))
         if bound.lens and not _has_lens(bound.lens, lenses):
             present = ", ".join(sorted(lenses)) or "none"
             raise UsageError(

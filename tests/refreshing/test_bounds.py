@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.building import Request
 from pipeline.catalogue import Catalogue, tag_version
 from pipeline.comparing import CONFIDENCE, compare
 from pipeline.errors import GateError, NotFound, UsageError
 from pipeline.refreshing import Refreshed, load_config
-from pipeline.refreshing.bound_kinds import Bound, FailedBound, ImagesBound, MoveBound
+from pipeline.refreshing.bound_kinds import (
+    Bound,
+    FailedBound,
+    ImagesBound,
+    MoveBound,
+    read_bound,
+)
 from pipeline.refreshing.gate import judge, require_kept, require_known
 from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Verdict
 from tests.explaining.test_sensitivity import MOVED, put
@@ -26,13 +33,15 @@ from tests.support.builders import photo
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    """Makes `a` of three versions, of which the last moved, and `once` of one version."""
+    """Makes `a` of three versions, of which the last moved, and `once` and `tagged` of one."""
     catalogue = Catalogue(str(tmp_path_factory.mktemp("bounds")))
     put(catalogue, "a", 160, {})  # commit 1
     put(catalogue, "once", 32, {})
     put(catalogue, "a", 200, {})  # commit 3
     put(catalogue, "a", 240, MOVED)  # commit 4
     tag_version(catalogue, "a@3", "release")
+    put(catalogue, "tagged", 32, {})
+    tag_version(catalogue, "tagged", "first")
     return catalogue
 
 
@@ -146,6 +155,51 @@ def test_a_name_that_means_none_of_several_versions_is_an_error(
     assert found.outcome == "not judged"
     with pytest.raises(NotFound, match=rf"there is no a{against}; .*its versions are a@4, a@3"):
         require_kept([found], "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("bound", "told"),
+    [
+        (
+            {"against": "@realease"},
+            "there is no a@realease; its tags are release, its versions are",
+        ),
+        ({"against": "@2020-01"}, "there is no a@2020-01; its versions are a@4, a@3 and a@1"),
+        ({"against": "@0"}, "there is no a@0; its versions"),
+        ({"against": "@99"}, "there is no a@99; its versions"),
+        (
+            {"dataset": "tagged", "against": "@frist"},
+            "there is no tagged@frist; its tags are first",
+        ),
+        ({"a": "a@realease", "b": "once"}, "there is no a@realease; its tags are release"),
+        ({"a": "once", "b": "once@release"}, "there is no once@release; it has no tag, its v"),
+        ({"a": "once", "b": "a@-4"}, "there is no a@-4; its versions are a@4, a@3 and a@1"),
+    ],
+)
+def test_a_version_that_will_never_be_is_refused_before_a_build(
+    place: Catalogue, bound: dict[str, str], told: str
+) -> None:
+    given = {"max": 3.0} if "a" in bound else {"max_move": 3.0, "dataset": "a"}
+    wrong = read_bound(given | bound)
+    with pytest.raises(UsageError, match=rf"gate {{.*@.*3.0.*}}: {told}"):
+        require_known([wrong], place, [Request("a", "photos")])
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        *({"dataset": "once", "against": of} for of in ("@-1", "@-9", "@release", "@2020-01")),
+        *({"against": of} for of in ("@-1", "@-9", "@release", "@1", "@2999-10", "@last:7d", "@8")),
+        *({"dataset": "new", "against": of} for of in ("@-1", "@release", "@1", "@2020-01")),
+        *({"a": of, "b": "a"} for of in ("a@-3", "once@-1", "a@7", "new@1", "new@-1")),
+    ],
+)
+def test_a_version_that_the_refresh_may_make_is_not_refused(
+    place: Catalogue, bound: dict[str, str]
+) -> None:
+    requests = [Request(name, "photos") for name in ("a", "once", "new")]
+    given = {"max": 3.0} if "a" in bound else {"max_move": 3.0, "dataset": "a"}
+    require_known([read_bound(given | bound)], place, requests)
 
 
 def test_a_dataset_under_a_new_spec_has_no_earlier_version(tmp_path: Path) -> None:

@@ -414,6 +414,11 @@ def test_a_dataset_is_judged_against_its_own_versions(tmp_path: Path) -> None:
     (tmp_path / "day").rename(tmp_path / "away")
     done = refresh(tmp_path / "datasets.yaml", exits=1)
     assert done.stdout.count("not judged: day was not built") == 2
+    mistyped = tmp_path / "mistyped.yaml"
+    bound = "{dataset: day, against: '@relase', max_move: 1}"
+    mistyped.write_text((tmp_path / "datasets.yaml").read_text().replace(bounds[1], bound))
+    said = refresh(mistyped, exits=2)  # and not 1 for the source that is away: nothing is listed
+    refused(said, "mistyped.yaml: gate {'dataset': 'day', 'against': '@relase'", "no day@relase")
     kept = "{a: day@1, b: day@1, max: 0}"
     refused(refresh(parted(tmp_path, {"night": 50}, kept), exits=2), "the same dataset")
 

@@ -1,0 +1,67 @@
+"""Checks, before anything is built, that the versions that bounds name are there or may come.
+
+>>> require_versions(bound, catalogue, catalogue.head(), 3)                  # doctest: +SKIP
+UsageError: gate {…'against': '@relase'…}: there is no day@relase; its tags are release, …
+
+A refresh makes one version of a dataset at most, and no tag. So a tag, a time and the number of an
+earlier commit are there before it or never. What the version that it is about to make may fulfil is
+left to the judgement after the builds, and so are windows of days.
+"""
+
+from __future__ import annotations
+
+from pipeline.catalogue import Catalogue, Commit, VersionName, last_versions
+from pipeline.errors import NotFound, UsageError
+from pipeline.refreshing.bound_kinds import AnyBound, MoveBound
+
+
+def require_versions(bound: AnyBound, catalogue: Catalogue, head: Commit, builds: int) -> None:
+    """Checks the names of versions that a bound has.
+
+    Args:
+        bound: The bound.
+        catalogue: The catalogue.
+        head: Its newest commit.
+        builds: How many datasets are about to be built.
+
+    Raises:
+        UsageError: A name means no version, and none that the builds make can change that. The
+            message has the bound, and the tags and versions that there are.
+    """
+    newest = head.number + builds + 1  # one commit more may take datasets out
+    for name in bound.names:
+        named = VersionName.parse(name)
+        if named.which is None or named.is_window or named.dataset not in head.datasets:
+            continue
+        which = named.which if isinstance(named.which, int) else None
+        if which is not None and head.number < which <= newest:
+            continue
+        if which is not None and which < 0:
+            if isinstance(bound, MoveBound):
+                continue  # it is not judged until there are as many versions
+            if _has_version(catalogue, head, named.dataset, which + 1):
+                continue  # the build may add the one that is lacking
+        try:
+            catalogue.look_up(name, head)
+        except NotFound as error:
+            # A move is not judged before there are several versions.
+            if not isinstance(bound, MoveBound) or _has_history(catalogue, head, named.dataset):
+                raise UsageError(f"{bound}: {error}") from error
+
+
+def _has_version(catalogue: Catalogue, head: Commit, dataset: str, back: int) -> bool:
+    """Tells whether a dataset has a version so many before the current one, as a number below 0."""
+    try:
+        catalogue.look_up(f"{dataset}@{back}" if back else dataset, head)
+    except NotFound:
+        return False
+    return True
+
+
+def _has_history(catalogue: Catalogue, head: Commit, dataset: str) -> bool:
+    """Tells whether a dataset has had several versions under a spec, or has tags."""
+    if catalogue.tagged_as(dataset, head):
+        return True
+    wanted = {(dataset, spec): 1 for spec in head.datasets[dataset]}
+    found = last_versions(catalogue.log(head), wanted).values()
+    return any(len(of.versions) > 1 for of in found)
