@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import isfinite, isnan
 
-from pipeline import storage
 from pipeline.building import Request, Result
 from pipeline.catalogue import (
     Catalogue,
@@ -31,13 +30,13 @@ from pipeline.catalogue import (
     dataset_of,
     find_lens,
     last_versions,
-    newest_lenses,
 )
 from pipeline.comparing import ALL, LEAST_PAIRED, Effort, Matrix, are_apart, compare, spec_of
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError, VdnaError, known_error
-from pipeline.networks import describe
+from pipeline.networks import Network, describe
 from pipeline.refreshing.bound_kinds import AnyBound, DistanceBound, MoveBound
+from pipeline.refreshing.bound_lenses import BoundLenses
 from pipeline.refreshing.bound_versions import require_versions
 from pipeline.refreshing.break_reasons import find_reasons
 from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Judged, Verdict, unjudged
@@ -57,12 +56,12 @@ def require_known(
         requests: The datasets that will be built.
 
     Raises:
-        UsageError: If a bound names an unknown dataset, version, lens or layer.
+        UsageError: If a bound names an unknown dataset, version, lens or layer, or its lens has no
+            weight there or is of another network.
     """
     if not bounds:
         return
-    through = any(isinstance(bound, DistanceBound) and bound.lens for bound in bounds)
-    lenses = newest_lenses(catalogue) if through else {}
+    lenses = BoundLenses(catalogue)
     head = catalogue.head()
     known = head.datasets.keys() | {request.name for request in requests}
     for bound in bounds:
@@ -76,18 +75,15 @@ def require_known(
         if not isinstance(bound, DistanceBound):
             continue
         require_versions(bound, catalogue, head, len(requests))
-        if bound.lens and not _has_lens(bound.lens, lenses):
-            present = ", ".join(sorted(lenses)) or "none"
-            raise UsageError(
-                f"{bound}: there is no lens {bound.lens!r}; {catalogue.root} has {present}. The "
-                "name of a file must end in .parquet"
-            )
-        for request in filter(None, builds if bound.layer != ALL else ()):
-            layers = _layers(request)
-            if layers and bound.layer not in layers:
+        through = bound.lens is not None or bound.layer != ALL
+        networks = [*filter(None, map(_network_of, filter(None, builds if through else ())))]
+        for network in networks if bound.layer != ALL else ():
+            layers = [tap.name for tap in network.taps]
+            if bound.layer not in layers:
                 raise UsageError(
                     f"{bound}: there is no layer {bound.layer!r}; there are {', '.join(layers)}"
                 )
+        lenses.require(bound, networks)
 
 
 def _request_for(name: str, requests: Sequence[Request], head: Commit) -> Request | None:
@@ -104,19 +100,12 @@ def _request_for(name: str, requests: Sequence[Request], head: Commit) -> Reques
     return None
 
 
-def _has_lens(name: str, lenses: Mapping[str, object]) -> bool:
-    if name.endswith(".parquet"):
-        return storage.exists(storage.canonical(name))
-    return name in lenses
-
-
-def _layers(request: Request) -> list[str]:
-    """Lists a network's layers; none if it cannot be described, which its build will explain."""
+def _network_of(request: Request) -> Network | None:
+    """Describes a network; None if it cannot be described, which its build will explain."""
     try:
-        taps = describe(request.extractor, request.weights, request.taps).taps
+        return describe(request.extractor, request.weights, request.taps)
     except VdnaError:
-        return []
-    return [tap.name for tap in taps]
+        return None
 
 
 def judge(

@@ -35,6 +35,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
         put(catalogue, name, images, moved)
     for name, weights in (("moved", {5: 1.0}), ("still", {0: 1.0}), ("signed", {5: 2.0, 0: -1.0})):
         keep_lens(catalogue, Lens.from_rows(name, SPEC, [("stem", *of) for of in weights.items()]))
+    fitted = {"spec": SPEC.digest, "weights_sha256": SPEC.weights_sha256}
+    keep_lens(
+        catalogue, replace(Lens.from_rows("own", SPEC, [("stem", 5, 1.0)]), provenance=fitted)
+    )
     return catalogue
 
 
@@ -134,9 +138,14 @@ def test_errors_name_the_bound(place: Catalogue) -> None:
     ("bound", "said"),
     [
         ({"b": "c"}, "there is no dataset 'c'; there are a, b, new, single"),
-        ({"lens": "rain"}, "there is no lens 'rain'; .* has moved, signed, still"),
+        ({"lens": "rain"}, "there is no lens 'rain'; .* has moved, own, signed, still"),
         ({"lens": "nowhere.parquet"}, "there is no lens 'nowhere.parquet'"),
         ({"a": "new", "layer": "stem"}, "there is no layer 'stem'; there are bn1, "),
+        (
+            {"b": "single", "lens": "moved", "layer": "head"},
+            "lens moved gives the neurons of head no weight in sum, .*; take another layer",
+        ),
+        ({"lens": "own"}, "lens own was fitted to a network with the weights abab.*efficientnet"),
     ],
 )
 def test_unknown_datasets_layers_and_lenses_are_refused_before_a_build(
@@ -250,17 +259,36 @@ def test_a_lens_in_the_gate(tmp_path: Path) -> None:
     file = config(tmp_path, "{a: day, b: night, lens: one, max: 99}")
     refused(refresh(file, exits=2), "there is no lens 'one'")
     refresh(config(tmp_path, "{a: day, b: night, max: 99}"))
-    catalogue = Catalogue(str(tmp_path / "c"))
-    spec = catalogue.spec(catalogue.find("day").spec)
-    keep_lens(catalogue, Lens.from_rows("one", spec, [("a", 1, 1.0)]))
-    done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 99}"))
-    assert "gate: day and night, through lens one: " in done.stdout
-    done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 0}"), exits=3)
-    assert "says no: day and night, through lens one: " in done.stderr
-    assert "at most 0: surely more" in done.stderr
+    place = Catalogue(str(tmp_path / "c"))
+    lens = Lens.from_rows("one", place.spec(place.find("day").spec), [("a", 1, 1.0)])
+    keep_lens(place, lens)
+    torn = tmp_path / "torn.parquet"
+    torn.write_bytes(lens.encode()[:-9])
+    for bound, said in (
+        (f"{{a: day, b: night, lens: {torn}, max: 99}}", "torn, or not a Parquet file"),
+        ("{a: day, b: night, lens: one, layer: b, max: 99}", "neurons of b no weight in sum"),
+    ):
+        refused(refresh(config(tmp_path, bound), exits=2), "datasets.yaml: gate {'lens':", said)
+    photo(99).save(tmp_path / "day" / "photo-0000.jpg")
+    (tmp_path / "one.parquet").write_bytes(lens.encode())
+    bounds = [
+        f"{{a: day, b: night, lens: '{tmp_path / 'one.parquet'}', layer: a, max: 99}}",
+        "{dataset: day, against: '@-1', lens: one, max_move: 99}",
+        "{a: day, b: night, lens: one, max: 0}",
+    ]
+    told = json.loads(refresh(config(tmp_path, *bounds), "--json", exits=3).stdout)
+    assert [row["outcome"] for row in told["gate"]] == ["holds", "holds", "broken"]
+    apart = compare(place, ["day", "night"], lens=lens)
+    moved = compare(place, ["day@-1", "day"], lens=lens)
+    values = [float(found.of("all", "low")[0, 1]) for found in (apart, moved, apart)]
+    assert [row["value"] for row in told["gate"]] == values
+    assert len({*values}) == 2
+    (reason,) = [of for of in told["gate"][2]["reasons"] if of["share"]]
+    assert (reason["layer"], reason["neuron"]) == ("a", 1)
+    assert "says no: day and night, through lens one: " in told["error"]
+    assert "at most 0: surely more" in told["error"]
 
 
-@pytest.mark.soak
 def test_a_gate_between_two_specs_is_an_error(tmp_path: Path) -> None:
     file = config(tmp_path, "{a: day, b: night, max: 99}")
     file.write_text(file.read_text().replace("name: night,", "name: night, bins: 50,"))
