@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from pipeline import storage
 from pipeline.building.erasure_commit import NewVersions, note_plans, state_without
-from pipeline.building.erasure_plan import ErasurePlan, plan_erasure, still_held
+from pipeline.building.erasure_plan import ErasurePlan, begun_state, plan_erasure, still_held
 from pipeline.building.erasure_recount import ErasureRecount, restated
 from pipeline.building.erasure_request import Erased, EraseOptions
 from pipeline.catalogue import Catalogue, Commit, ObjectSearch, purge
@@ -69,7 +69,7 @@ def erase_images(
     _require_nameless(names, options)
     by = options.by if options.by is not None else _user()
     while True:
-        erasure = catalogue.at().erasure
+        erasure = begun_state(catalogue).erasure
         try:
             plan = plan_erasure(catalogue, names, progress=progress)
             _require_unstated(plan)
@@ -82,7 +82,7 @@ def erase_images(
         except _OutdatedError:
             pass
         except SourceError:
-            if catalogue.at().erasure == erasure:
+            if catalogue.head().erasure == erasure:
                 raise
             # Another erasure has removed what this one was about to read.
         progress(Said("another job has changed the catalogue meanwhile; looking again"))
@@ -105,6 +105,7 @@ def erase_images(
         commit=commit.number if commit is not None else None,
         removed=purged.removed,
         searched=purged.searched,
+        running=purged.running,
     )
 
 
@@ -164,7 +165,7 @@ def _replace_versions(
     """Counts and stores what stands in the place of all affected versions, and commits it."""
     done = Erased(len(plan.images), plan.unknown, plan.alike, None)
     if not plan.affected:
-        if not plan.still_whole(catalogue, catalogue.at()):
+        if not plan.still_whole(catalogue, catalogue.head()):
             raise _OutdatedError
         return None, done
     again = [each for each in plan.affected if each.counted_again]

@@ -132,6 +132,29 @@ class ErasurePlan:
         )
 
 
+def begun_state(catalogue: Catalogue) -> Commit:
+    """Reads the newest state of a catalogue, in which the first build may still have to commit.
+
+    Args:
+        catalogue: The catalogue.
+
+    Returns:
+        The newest commit; the empty one if a build has begun and none has committed.
+
+    Raises:
+        NotFound: There is no catalogue.
+    """
+    head = catalogue.head()
+    if not head.number:
+        try:
+            begun = any(True for _ in storage.walk(storage.join(catalogue.root, "_work")))
+        except SourceError:
+            begun = False
+        if not begun:
+            return catalogue.at()  # says that there is none
+    return head
+
+
 def plan_erasure(
     catalogue: Catalogue,
     texts: Sequence[str],
@@ -154,7 +177,7 @@ def plan_erasure(
         CorruptFile: A list or a manifest is damaged.
         SourceError: The list of images of a current version is gone.
     """
-    head = catalogue.at()
+    head = begun_state(catalogue)
     names, entries = ImageNames.of(texts), Entries(catalogue.entries_uri)
     files = _list_files(catalogue)
     found = _matching(entries, files, names, progress)

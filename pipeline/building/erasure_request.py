@@ -140,6 +140,8 @@ class Erased:
         lost_tags: The tags that named removed versions, and are gone with them.
         removed: How many objects were removed.
         searched: How many objects were searched in the end. None of them names an image.
+        running: Datasets that are being built by a plan with the images. Such a build ends with an
+            error, and may leave sums that count them until the same images are erased once more.
     """
 
     images: int
@@ -152,3 +154,4 @@ class Erased:
     lost_tags: tuple[str, ...] = ()
     removed: int = 0
     searched: int = 0
+    running: tuple[str, ...] = ()

@@ -307,7 +307,7 @@ class NotedPlan:
         uri: Where the note is.
         dataset: The dataset.
         spec: The digest of its spec.
-        manifest: The manifest; None if it is gone.
+        manifest: The manifest; None if it is gone, or if the source is still listed.
         products: What the build keeps beside the histograms.
     """
 
@@ -328,6 +328,29 @@ class NotedPlan:
             yield partial_uri(work, key)
             yield cells_uri(work, key)
 
+    def counted_ahead(self, catalogue: Catalogue) -> Iterator[tuple[str, Manifest]]:
+        """Finds the shards that a build has counted while it listed its source, or is about to.
+
+        Such a build has noted that it began, and no manifest yet. It stores a manifest of some
+        shards before it counts them.
+
+        Args:
+            catalogue: Where the build is.
+
+        Yields:
+            The url of each such manifest, and the manifest. None if the whole plan is noted.
+        """
+        if self.manifest is not None:
+            return
+        folder = catalogue.uri("manifests", self.spec, self.dataset, "").rpartition("/")[0]
+        with contextlib.suppress(SourceError):  # there is no such folder, or one was just removed
+            for item in storage.walk(folder):
+                if item.uri.rpartition("/")[0] == folder:  # else of a dataset below it
+                    entries = Entries(catalogue.entries_uri)
+                    with contextlib.suppress(CorruptFile):
+                        data = storage.read(item.uri)
+                        yield item.uri, Manifest.decode(data, item.uri, entries)
+
 
 def noted_plans(catalogue: Catalogue, work_uris: Iterable[str]) -> Iterator[NotedPlan]:
     """Finds the plans of all builds that have begun, committed or not.
@@ -346,7 +369,8 @@ def noted_plans(catalogue: Catalogue, work_uris: Iterable[str]) -> Iterator[Note
         if uri.endswith("/_plan"):
             work = uri.removesuffix("/_plan")
             dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
-            manifest, products = catalogue.planned(dataset, spec) or (None, ())
+            begun = None, catalogue.planned_products(dataset, spec) or ()
+            manifest, products = catalogue.planned(dataset, spec) or begun
             yield NotedPlan(uri, dataset, spec, manifest, products)
 
 

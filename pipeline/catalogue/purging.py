@@ -10,7 +10,7 @@ must not use it any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -25,7 +25,7 @@ from pipeline.catalogue.layout import WINDOWS
 from pipeline.catalogue.matrix_header import find_matrix_metadata
 from pipeline.catalogue.object_search import ObjectSearch
 from pipeline.catalogue.replacing import ReplacedKey
-from pipeline.counting import plan_folds
+from pipeline.counting import cells_uri, is_counted_now, partial_uri, plan_folds
 from pipeline.errors import CorruptFile, SourceError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import map_in_order
@@ -60,10 +60,12 @@ class Purged:
     Attributes:
         removed: How many objects were removed.
         searched: How many were searched, and are free of the names.
+        running: Datasets that are being built by a plan with the images, and so in vain.
     """
 
     removed: int
     searched: int
+    running: tuple[str, ...] = ()
 
 
 def purge(
@@ -84,6 +86,10 @@ def purge(
       nothing else tells whether they count one, or hold its hash;
     - matrices with a DNA that no kept version has, and what was derived from matrices;
     - whatever else names one of the images and is needed by no kept version.
+
+    A build that has counted shards while it listed keeps those of lists without the images. The
+    others are removed with what states them, be the build dead or not: a dead one counts what is
+    lacking when it is run again, and one that runs ends with an error.
 
     Lists of images go last, so that a purge that was cut off finds everything again. Plans that use
     these lists go first, as a build that begins now would keep shards of them. What another job has
@@ -119,7 +125,7 @@ class _Purge:
         self._search = search
         self._lists = set(lists)
         self._progress = progress
-        self._head = head = catalogue.at()
+        self._head = head = catalogue.head()
         self._since = None
         if head.erasure:
             self._since = storage.info(catalogue.log_uri(head.erasure)).modified
@@ -136,6 +142,7 @@ class _Purge:
         self._needed: set[str] = set()
         self._planned: dict[str, datetime | None] = {}
         self._removed: set[str] = set()
+        self._running: set[str] = set()
 
     def run(self) -> Purged:
         """Removes, searches, removes what was found, and searches what came meanwhile."""
@@ -158,17 +165,36 @@ class _Purge:
         log = self._catalogue.log_uri(0).rpartition("/")[0] + "/"
         in_log = {uri for uri in (*named, *broken) if uri.startswith(log)}
         _require_clean(named, broken, in_log, self._needed)
-        return Purged(len(self._removed), len(left))
+        return Purged(len(self._removed), len(left), tuple(sorted(self._running)))
 
     def _listed(self) -> list[Stored]:
         root = self._catalogue.root
         return [*storage.walk(root), *storage.leftovers(root)]
 
     def _forget_plans(self) -> None:
-        """Removes the plans whose lists go, or are gone: no build is to keep shards of these."""
+        """Removes the plans whose lists go, or are gone: no build is to keep shards of these.
+
+        Of a plan that was not complete yet, what is left without these lists is stored.
+        """
         for plan, _ in self._plans():
-            if plan.manifest is not None and self._is_outdated(plan.manifest):
+            ahead = list(plan.counted_ahead(self._catalogue))
+            outdated = [some for _, some in ahead if self._is_outdated(some)]
+            is_outdated = plan.manifest is not None and self._is_outdated(plan.manifest)
+            work = self._catalogue.work_uri(plan.dataset, plan.spec)
+            if (outdated or is_outdated) and is_counted_now(work):
+                self._running.add(plan.dataset)
+            if is_outdated:
                 self._remove([plan.uri])
+            for some in outdated:
+                self._store_rest(plan, some)
+
+    def _store_rest(self, plan: NotedPlan, some: Manifest) -> None:
+        """Stores a manifest of those shards whose lists stay."""
+        lost = self._outdated_lists(some)
+        rest = some.select(head.index for head in some.heads if head.address.file not in lost)
+        if rest.heads:
+            uri = self._catalogue.uri("manifests", plan.spec, plan.dataset, rest.digest)
+            storage.replace(uri, rest.data)
 
     def _plans(self) -> list[tuple[NotedPlan, datetime | None]]:
         """Returns the plan of each dataset, and when it was noted."""
@@ -180,8 +206,12 @@ class _Purge:
         return [(plan, noted[plan.uri]) for plan in noted_plans(self._catalogue, noted)]
 
     def _is_outdated(self, manifest: Manifest) -> bool:
+        return bool(self._outdated_lists(manifest))
+
+    def _outdated_lists(self, manifest: Manifest) -> set[str]:
+        """Returns the lists of a manifest that have one of the images, or are gone."""
         files = manifest.files
-        return bool(self._lists & set(files)) or bool(manifest.entries.missing(files))
+        return (self._lists & set(files)) | set(manifest.entries.missing(files))
 
     def _look(self) -> None:
         """Finds what kept versions need by now, and builds whose images have no erased one."""
@@ -200,6 +230,7 @@ class _Purge:
         self._planned = {}
         for plan, noted in self._plans():
             self._needed.add(plan.uri)
+            self._needed.update(self._needed_while_listing(plan))
             if plan.manifest is not None and not self._is_outdated(plan.manifest):
                 self._needed.update(plan.needed(catalogue))
                 work = catalogue.work_uri(plan.dataset, plan.spec)
@@ -208,6 +239,16 @@ class _Purge:
                 for kind in VERSION_FILES:
                     folder = catalogue.uri(kind, plan.spec, plan.dataset, "").rpartition("/")[0]
                     self._planned[f"{folder}/"] = noted
+
+    def _needed_while_listing(self, plan: NotedPlan) -> Iterator[str]:
+        """Yields what a build may go on with that has not listed its whole source yet."""
+        work = self._catalogue.work_uri(plan.dataset, plan.spec)
+        for uri, some in plan.counted_ahead(self._catalogue):
+            if not self._is_outdated(some):
+                yield uri
+                yield from map(some.entries.uri, some.files)
+                for key in some.keys(plan.spec, plan.products):
+                    yield from (partial_uri(work, key), cells_uri(work, key))
 
     def _require_unharmed(self) -> None:
         """Checks that no version that was committed meanwhile needs a file that was removed.
@@ -251,8 +292,6 @@ class _Purge:
     def _not_committed(self, items: Iterable[Stored]) -> set[tuple[str, str]]:
         """Finds datasets and specs whose sums may be of a build that has not committed.
 
-        A build that counts while it lists has a plan without a manifest. It is let alone.
-
         Returns:
             The name and spec of each.
         """
@@ -261,10 +300,12 @@ class _Purge:
             parts = item.uri.removeprefix(f"{self._catalogue.root}/").split("/")
             if parts[0] == "_work" and len(parts) > 4 and parts[-2] in SUMS:
                 found.add(("/".join(parts[1:-3]), parts[-3]))
-        manifests = {(plan.dataset, plan.spec): plan.manifest for plan, _ in self._plans()}
         if self._lists:
-            return found - {of for of, manifest in manifests.items() if manifest is None}
-        return found - manifests.keys() - {(name, spec) for name, spec, *_ in self._of_versions}
+            return found
+        planned = {
+            (plan.dataset, plan.spec) for plan, _ in self._plans() if plan.manifest is not None
+        }
+        return found - planned - {(name, spec) for name, spec, *_ in self._of_versions}
 
     def _is_doomed(self, item: Stored) -> bool:
         """Tells whether an object holds an erased image, or may."""

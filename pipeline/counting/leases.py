@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import chain
 
 from pipeline import storage
 from pipeline.counting.deaths import Note
@@ -264,6 +265,26 @@ def list_leases(work_uri: str) -> dict[str, list[Stored]]:
             key = item.uri.rpartition("/")[2].rpartition("-")[0]
             found.setdefault(key, []).append(item)
     return found
+
+
+def is_counted_now(work_uri: str) -> bool:
+    """Tells whether a worker counts a shard of a dataset now, as far as leases tell.
+
+    Args:
+        work_uri: The work folder of the dataset.
+
+    Returns:
+        Whether there is a lease that is renewed in time, and whose holder is not known to be gone.
+    """
+    now = None
+    for item in chain.from_iterable(list_leases(work_uri).values()):
+        with suppress(SourceError):  # it was removed meanwhile
+            if Holder.of(read_note(item.uri)).is_gone:
+                continue
+            now = now or storage.clock(work_uri)
+            if item.modified is None or age_of(item.modified, now) < EXPIRY_SECONDS:
+                return True
+    return False
 
 
 def order_of_claims(claimant: str, shards: Sequence[int]) -> list[int]:

@@ -52,7 +52,7 @@ def erased_lines(erased: Erased) -> list[str]:
         f"  {count_of(erased.removed, 'object')} removed; {count_of(erased.searched, 'object')} "
         "searched, and none names an erased image"
     )
-    return [*lines, *_alike(erased.alike), ERASURE_LIMITS]
+    return [*lines, *_alike(erased.alike), *_running(erased.running), ERASURE_LIMITS]
 
 
 def _versions(name: str, commits: Sequence[int]) -> str:
@@ -61,6 +61,18 @@ def _versions(name: str, commits: Sequence[int]) -> str:
 
 def _unknown(names: Sequence[str]) -> list[str]:
     return [f"  not in any version: {some_of(names)}"] if names else []
+
+
+def _running(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [
+        f"  being built now from a list with an erased image: {some_of(names)}. That build ends "
+        "with an",
+        "  error, and may leave sums that count the image. When it has ended, run the same command "
+        "again,",
+        "  and then the build",
+    ]
 
 
 def _alike(names: Sequence[str]) -> list[str]:

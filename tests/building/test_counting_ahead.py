@@ -7,20 +7,23 @@ from itertools import count
 from pathlib import Path
 from threading import Event as Signal
 from threading import Timer
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline import storage
-from pipeline.building import Request, build_datasets
+from pipeline.building import Erased, EraseOptions, Request, build_datasets, erase_images
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.plan_counting import count_shards
 from pipeline.building.runner import require_counted
 from pipeline.catalogue import Catalogue, verify
-from pipeline.counting import Counter, ShardJob, ShardReceipt
+from pipeline.catalogue.garbage_collection import noted_plans
+from pipeline.counting import Counter, ShardJob, ShardReceipt, partial_uri
+from pipeline.counting.leases import Lease, claim
 from pipeline.engine import InProcess
-from pipeline.errors import ConservationError, StorageError, TransientError
+from pipeline.errors import ConservationError, NotFound, SourceError, StorageError, TransientError
 from pipeline.events import Event, Said, Started, StepDone, StepFailed
 from pipeline.mapper import SerialMapper
 from pipeline.sources import (
@@ -33,6 +36,7 @@ from pipeline.sources import (
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import jpeg, same_counts_and_failures
+from tests.support.killer import Killed
 from tests.support.s3 import put
 from tests.support.small_sources import shrink, shrink_plans
 
@@ -144,6 +148,69 @@ def test_a_build_that_ends_while_it_lists_is_gone_on_with(
     assert same_counts_and_failures(Catalogue(root).load("photos"), catalogue.load("photos"))
     if at == 8:
         assert sum(counted) < IMAGES
+
+
+def partials(root: str) -> list[str]:
+    """Lists the sums of shards that are stored."""
+    try:
+        return [of.uri for of in storage.walk(f"{root}/_work") if "/partials/" in of.uri]
+    except SourceError:
+        return []
+
+
+@pytest.mark.soak  # test_erasing.py has what such a build leaves, made at less cost
+def test_images_are_erased_from_what_a_build_has_counted_that_died_while_it_listed(
+    root: str, images: str, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums name no image, so that no search finds them. Those of other blocks are kept."""
+    real, planned = task_listing.NameBlock.run, list[int]()
+    place = Catalogue(root)
+
+    def run(block: task_listing.NameBlock) -> Any:
+        if len(planned) == 2:
+            while len(partials(root)) < sum(planned):
+                sleep(0.01)
+            raise Killed
+        found = real(block)
+        planned.append(len(found.heads))
+        return found
+
+    with monkeypatch.context() as patch, TaskEngine() as engine:
+        patch.setattr(task_listing.NameBlock, "run", run)
+        with pytest.raises(Killed):
+            build(root, images, engine)
+    (plan,) = noted_plans(place, [item.uri for item in storage.walk(f"{root}/_work")])
+    work = place.work_uri("photos", plan.spec)
+    held = {
+        partial_uri(work, key): manifest.entries.read_shard(head)["uri"].to_pylist()
+        for _, manifest in plan.counted_ahead(place)
+        for head, key in zip(manifest.heads, manifest.keys(plan.spec, plan.products), strict=True)
+    }
+    assert set(partials(root)) == set(held)
+    image = min(held.values())[0]
+    lease = claim(work, "0" * 32, "another job")
+    assert isinstance(lease, Lease)
+
+    def erase() -> Erased:
+        options = EraseOptions(reason="asked for", source_keeps=True)
+        with InProcess() as engine:
+            return erase_images(place, [image], options, engine)
+
+    with lease.renewed(60):
+        assert erase().running == ("photos",)
+    left = partials(root)
+    assert 0 < len(left) < len(held)
+    assert [uri for uri in left if image in held[uri]] == []
+    with pytest.raises(NotFound, match="none names it"):
+        erase()
+    assert partials(root) == left
+    with TaskEngine() as engine:
+        result = build(root, images, engine)
+    catalogue, expected = alone
+    assert result.version.manifest == expected.version.manifest
+    assert result.counted_shards == expected.counted_shards - len(left)
+    assert same_counts_and_failures(place.load("photos"), catalogue.load("photos"))
+    assert [finding for finding in verify(place) if not finding.ok] == []
 
 
 def test_a_refresh_lists_by_tasks_and_counts_what_is_new(root: str, images: str) -> None:

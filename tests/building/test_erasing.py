@@ -48,7 +48,8 @@ from pipeline.catalogue import (
     tagging,
     verify,
 )
-from pipeline.counting import partial_uri
+from pipeline.counting import cells_uri, partial_uri
+from pipeline.counting.leases import Lease, claim
 from pipeline.engine import InProcess
 from pipeline.errors import (
     Conflict,
@@ -59,8 +60,8 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.reporting import preview_lines
-from pipeline.sources import shard_merging
+from pipeline.reporting import erased_lines, preview_lines
+from pipeline.sources import entries_file, shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import same_counts_and_failures
@@ -305,6 +306,7 @@ def test_no_object_names_an_erased_image(home: Home, oracle: Oracle) -> None:
         home.remove(name)
     done = home.erase(*gone)
     assert (done.images, done.recounted, done.restated, done.dropped) == (3, {"x": 3}, {}, {})
+    assert done.running == ()
     assert naming(home, *names, *own) == []
     for number, pictures in home.held.items():
         left = {name: p for name, p in pictures.items() if name not in gone}
@@ -864,7 +866,7 @@ def test_a_version_of_lists_that_come_meanwhile_is_erased_from_too(
     require_sound(home)
 
 
-def note_plan_only(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def note_plan_only(home: Home, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     """A build that notes its plan and dies."""
 
     def die(*args: Any, **kwargs: Any) -> Version:
@@ -873,7 +875,48 @@ def note_plan_only(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(committer, "store_sum", die)
         with pytest.raises(Killed):
-            home.build()
+            home.build(**options)
+
+
+def test_sums_of_a_build_that_died_while_it_listed_are_removed_with_the_image(
+    home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has counted by plans of some shards, which name no image, and noted no whole plan."""
+    monkeypatch.setattr(entries_file, "FILE_ROWS", 8)
+    for number in range(24):
+        home.write(f"{number % 3}/{number:02}.png", number)
+    note_plan_only(home, monkeypatch, exemplars=0)  # else sums name images
+    place = home.catalogue
+    (noted,) = [of.uri for of in storage.walk(place.root) if of.uri.endswith("/_plan")]
+    work, spec = noted.removesuffix("/_plan"), noted.split("/")[-2]
+    planned = place.planned("x", spec)
+    assert planned is not None
+    some, products = planned
+    place.note_plan("x", spec, "", products, "torch")
+    gone, texts = home.uri("0/03.png"), home.texts("0/03.png")
+    held: dict[str, list[str]] = {}
+    for head, key in zip(some.heads, some.keys(spec, products), strict=True):
+        uris = some.entries.read_shard(head)["uri"].to_pylist()
+        held |= {uri: uris for uri in (partial_uri(work, key), cells_uri(work, key))}
+        texts += [head.content] * (gone in uris)
+    assert all(map(storage.exists, held))
+    home.remove("0/03.png")
+    lease = claim(work, "0" * 32, "a job that still runs")
+    assert isinstance(lease, Lease)
+    with lease.renewed(60):
+        done = home.erase("0/03.png")
+    assert done.running == ("x",)
+    told = " ".join(erased_lines(done))
+    assert "a list with an erased image: x. That build ends with an   error" in told
+    left = [uri for uri in held if storage.exists(uri)]
+    assert 0 < len(left) < len(held)
+    assert [uri for uri in left if gone in held[uri]] == []
+    assert naming(home, *texts) == []
+    with pytest.raises(NotFound, match="none names it"):
+        home.erase("0/03.png")
+    assert all(map(storage.exists, left))
+    assert wrong(home, oracle, home.build().version, home.now) == []
+    require_sound(home)
 
 
 def test_no_build_goes_on_with_a_plan_whose_lists_go(
