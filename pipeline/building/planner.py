@@ -395,7 +395,7 @@ class Planner:
         known = {head.content for head in before.heads} if before else set()
         merged = [head for head in manifest.heads if head.is_merged and head.content not in known]
         if merged:
-            small = count_of(sum(len(head.cells) for head in merged), "small shard")
+            small = count_of(sum(len(head.runs or head.cells) for head in merged), "small shard")
             self.progress(
                 Said(f"{name}: {small} become {len(merged)}, by adding up what is kept of them")
             )

@@ -6,14 +6,15 @@
 A shard of several cells has an object `cells/<shard key>.parquet` beside its partial, with the
 partial of each cell. Nothing is added up from it but the shards that come after: when members of a
 shard change, the new shard states what it was, and its worker takes the cells that are the same.
-It saves work and nothing else. A cell is named by all that is counted in it, and is taken only if
-it was counted under the worker's own numerics, so what is taken is what would be counted.
+It saves work and nothing else. A cell is named by all that is counted in it, in which order, and is
+taken only if it was counted under the worker's own numerics, so what is taken is what would be
+counted. For a cell that was joined of others, their sums are taken and added.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -52,9 +53,9 @@ def cell_key(spec_digest: str, products: Sequence[str], cell: Shard) -> str:
     Args:
         spec_digest: Digest of the spec.
         products: What is kept beside the histograms.
-        cell: The members of the cell, as a shard of their own.
+        cell: The members of the cell, with its runs, as a shard of their own.
     """
-    return digest_of("cell", spec_digest, list(products), cell.digest)
+    return digest_of("cell", spec_digest, list(products), cell.head.content)
 
 
 def cells_uri(work_uri: str, key: str) -> str:
@@ -120,9 +121,14 @@ def find_cells(
         products: What is kept beside the histograms.
 
     Returns:
-        The file of each kept cell's partial, by the cell's key.
+        The file of each kept cell's partial, by the cell's key. There are also cells that the
+        shard's own were joined of.
     """
-    wanted = {cell_key(spec_digest, products, cell) for cell in shard.cell_runs()}
+    wanted = {
+        cell_key(spec_digest, products, piece)
+        for cell in shard.cell_runs()
+        for piece in _pieces_of(cell)
+    }
     for origin in shard.origins:
         if origin == MERGED:
             return _former_shards(work_uri, shard, spec_digest, products)
@@ -137,6 +143,13 @@ def find_cells(
         # It has all cells of its shard. Older ones add only what has changed back.
         return {key: kept[key] for key in wanted & kept.keys()}
     return {}
+
+
+def _pieces_of(cell: Shard) -> Iterator[Shard]:
+    """Yields what may be kept of a cell: its first runs, from all to two, and each run."""
+    for count in range(len(cell.runs), 1, -1):
+        yield cell.first_runs(count)
+    yield from cell.each_run()
 
 
 def former_partial(
@@ -171,17 +184,17 @@ def former_partial(
 def _former_shards(
     work_uri: str, shard: Shard, spec_digest: str, products: Sequence[str]
 ) -> dict[str, bytes]:
-    """Finds the cells of a shard that were shards of their own; see `find_cells`."""
+    """Finds the runs of a shard that were shards of their own; see `find_cells`."""
     found = {}
-    for cell in shard.cell_runs():
+    for run in (run for cell in shard.cell_runs() for run in cell.each_run()):
         try:
-            partial = former_partial(work_uri, cell, spec_digest, products)
+            partial = former_partial(work_uri, run, spec_digest, products)
         except SourceError:
             continue
         except CorruptFile as error:
             logger.warning("its images are counted again: %s", error)
             continue
-        found[cell_key(spec_digest, products, cell)] = partial.encode()
+        found[cell_key(spec_digest, products, run)] = partial.encode()
     return found
 
 

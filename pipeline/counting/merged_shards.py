@@ -4,9 +4,9 @@
 >>> made.images, made.reused                                                   # doctest: +SKIP
 (0, 96)
 
-Each cell of such a shard was a shard of its own, and is counted as it was. So the sum is that of a
-count from the images, to the last bit. It is taken under whatever numerics its cells were counted,
-as their partials would have been.
+Each run of each cell of such a shard was a shard of its own, and is counted as it was. So the sum
+is that of a count from the images, to the last bit. It is taken under whatever numerics its runs
+were counted, as their partials would have been.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ def merged_shard(
     def cells() -> Iterator[Partial]:
         """Yields one partial after the other: each is large."""
         for cell in shard.cell_runs():
-            partial = former_partial(work_uri, cell, spec_digest, products)
-            files[cell_key(spec_digest, products, cell)] = partial.encode()
+            name = cell_key(spec_digest, products, cell)
+            runs = (former_partial(work_uri, run, spec_digest, products) for run in cell.each_run())
+            partial = reduce(Partial.__add__, runs).as_shard(name)
+            if shard.cells:
+                files[name] = partial.encode()
             yield partial
 
     try:
@@ -67,4 +70,4 @@ def merged_shard(
             f"of {len(shard.members)} candidates"
         )
     data = total.as_shard(key).encode()
-    return Made(data, 0, 0, total.candidates, encode_cells(files), 0)
+    return Made(data, 0, 0, total.candidates, encode_cells(files) if files else b"", 0)

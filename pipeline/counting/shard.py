@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import reduce as add_left_to_right
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,9 @@ class Counter:
             TransientError: If an image could not be read through no fault of its own.
             SourceError: If an image changed since it was listed.
         """
-        cells = self._counted(shard, list(self._cells(shard)), fetch, isolated=isolated)
-        return _sum_of_cells(shard, key, map(self._partial_of, cells))
+        cells = self._cells(shard, {})
+        with closing(self._made(shard, cells, fetch, isolated=isolated)) as made:
+            return _sum_of_cells(shard, key, (partial for partial, _ in made))
 
     def make(
         self, shard: Shard, key: str, *, isolated: bool, kept: Mapping[str, bytes] | None = None
@@ -107,48 +108,66 @@ class Counter:
         Returns:
             The file, that of its cells, and how many images are in it.
         """
-        cells = self._cells(shard)
-        files = {
-            cell: data
-            for cell, run in cells.items()
-            if (data := (kept or {}).get(cell)) and self._may_take(data, cell, run)
-        }
-        missing = {cell: run for cell, run in cells.items() if cell not in files}
-        rest = _joined(shard.index, missing.values())
-        counted = self._counted(rest, list(missing), isolated=isolated)
-        images = failures = 0
+        cells = self._cells(shard, kept or {})
+        files: dict[str, bytes] = {}
 
-        def in_order(new: Iterator[tuple[Partial, bytes]]) -> Iterator[Partial]:
+        def in_order(made: Iterator[tuple[Partial, bytes]]) -> Iterator[Partial]:
             """Yields one partial after the other: each is large, and there may be many."""
-            nonlocal images, failures
-            for cell in cells:
-                if cell not in missing:
-                    yield Partial.decode(files[cell], f"cell {cell}")
-                    continue
-                partial, files[cell] = next(new)
-                images += partial.dna.images
-                failures += len(partial.failures)
+            for (cell, _), (partial, data) in zip(cells, made, strict=True):
+                files[cell] = data
                 yield partial
 
-        with closing(self._encoded(counted, encode=bool(shard.cells))) as new:
-            total = _sum_of_cells(shard, key, in_order(new))
-        reused = total.candidates - images - failures
-        kept_now = encode_cells({cell: files[cell] for cell in cells}) if shard.cells else b""
-        read_bytes = sum(entry.size for entry in rest.members)
-        return Made(total.encode(), images, failures, reused, kept_now, read_bytes)
+        made = self._made(shard, cells, isolated=isolated, encode=bool(shard.cells))
+        with closing(made):
+            total = _sum_of_cells(shard, key, in_order(made))
+        new = [piece.members for _, pieces in cells for piece in pieces if not piece.kept]
+        reused = total.candidates - sum(len(each.members) for each in new)
+        counted = {(entry.uri, entry.member) for each in new for entry in each.members}
+        failed = sum((failure.uri, failure.member) in counted for failure in total.failures)
+        return Made(
+            total.encode(),
+            len(counted) - failed,
+            failed,
+            reused,
+            encode_cells(files) if shard.cells else b"",
+            sum(entry.size for each in new for entry in each.members),
+        )
 
-    def _may_take(self, data: bytes, cell: str, run: Shard) -> bool:
-        """Tells whether the partial of a kept cell may be taken (see `is_cell`)."""
-        return is_cell(data, cell, len(run.members), self._extractor.numerics)
+    def _cells(self, shard: Shard, kept: Mapping[str, bytes]) -> list[tuple[str, list[_Piece]]]:
+        """Finds what is kept of each cell.
 
-    def _cells(self, shard: Shard) -> dict[str, Shard]:
-        """Returns the members of each cell, in order, by the cell's key."""
-        spec = self._spec.digest
-        return {cell_key(spec, self._products, run): run for run in shard.cell_runs()}
+        Args:
+            shard: The shard.
+            kept: The files of partials of its cells, and of cells that they were joined of.
+
+        Returns:
+            Of each cell its key, and in order the pieces that its sum is made of.
+        """
+        return [(self._key_of(cell), self._pieces(cell, kept)) for cell in shard.cell_runs()]
+
+    def _pieces(self, cell: Shard, kept: Mapping[str, bytes]) -> list[_Piece]:
+        """Finds all of a cell, or as many of its first runs as were a cell, and the other runs."""
+        runs = [self._piece(run, kept) for run in cell.each_run()]
+        for count in range(len(runs), 1, -1):
+            first = self._piece(cell.first_runs(count), kept)
+            if first.kept:
+                return [first, *runs[count:]]
+        return runs
+
+    def _piece(self, members: Shard, kept: Mapping[str, bytes]) -> _Piece:
+        """Makes a piece; it is kept if its partial may be taken (see `is_cell`)."""
+        key = self._key_of(members)
+        data = kept.get(key, b"")
+        numerics = self._extractor.numerics
+        taken = data and is_cell(data, key, len(members.members), numerics)
+        return _Piece(key, members, data if taken else b"")
+
+    def _key_of(self, cell: Shard) -> str:
+        return cell_key(self._spec.digest, self._products, cell)
 
     def _counted(
         self, shard: Shard, keys: Sequence[str], fetch: Fetch | None = None, *, isolated: bool
-    ) -> Iterator[_CellSum]:
+    ) -> Generator[_CellSum, None, None]:
         """Counts the cells of a shard; the threads go from one to the next without a pause.
 
         Args:
@@ -194,31 +213,84 @@ class Counter:
                 f"{len(part.names)} candidates"
             )
 
-    def _encoded(
-        self, cells: Iterable[_CellSum], *, encode: bool
+    def _made(
+        self,
+        shard: Shard,
+        cells: Sequence[tuple[str, Sequence[_Piece]]],
+        fetch: Fetch | None = None,
+        *,
+        isolated: bool,
+        encode: bool = False,
     ) -> Generator[tuple[Partial, bytes], None, None]:
         """Makes the partial of each cell, and its file, while the next cells are counted.
 
-        Where a GPU counts, its tables are waited for here, so that it is not kept waiting.
-
         Args:
-            cells: The cells, in order.
+            shard: The shard.
+            cells: The key of each cell, and the pieces that its sum is made of.
+            fetch: As in `count`.
+            isolated: As in `count`.
             encode: Whether to make the files.
 
         Yields:
             Each partial with its file; the file is empty if none is made.
         """
+        missing = [piece for _, pieces in cells for piece in pieces if not piece.kept]
+        rest = _joined(shard.index, [piece.members for piece in missing])
+        keys = [piece.key for piece in missing]
+        with (
+            closing(self._counted(rest, keys, fetch, isolated=isolated)) as counted,
+            closing(self._finished(cells, counted, encode=encode)) as finished,
+        ):
+            for key, pieces in cells:
+                if len(pieces) == 1:
+                    yield next(finished)
+                    continue
+                partials = (partial for partial, _ in islice(finished, len(pieces)))
+                total = add_left_to_right(Partial.__add__, partials).as_shard(key)
+                yield total, total.encode() if encode else b""
 
-        def finished(cell: _CellSum) -> tuple[Partial, bytes]:
+    def _finished(
+        self,
+        cells: Iterable[tuple[str, Sequence[_Piece]]],
+        counted: Iterator[_CellSum],
+        *,
+        encode: bool,
+    ) -> Generator[tuple[Partial, bytes], None, None]:
+        """Makes the partial of each piece, in a thread of its own.
+
+        Where a GPU counts, its tables are waited for here, so that it is not kept waiting.
+
+        Args:
+            cells: As in `_made`.
+            counted: What is counted of the pieces that are not kept, in order.
+            encode: Whether to make the file of a piece that is a cell.
+
+        Yields:
+            Each partial with its file; the file is empty if none is made.
+
+        Raises:
+            ConservationError: If images of these pieces are counted twice.
+        """
+
+        def read(piece: _Piece) -> tuple[Partial, bytes]:
+            return Partial.decode(piece.kept, f"cell {piece.key}"), piece.kept
+
+        def finish(cell: _CellSum, encode: bool) -> tuple[Partial, bytes]:
             partial = self._partial_of(cell)
             return partial, partial.encode() if encode else b""
 
         with ThreadPoolExecutor(1, "cells") as pool:
             waiting: deque[Future[tuple[Partial, bytes]]] = deque()
-            for cell in cells:
-                waiting.append(pool.submit(finished, cell))
-                while len(waiting) > MOST_WAITING:
-                    yield waiting.popleft().result()
+            for _, pieces in cells:
+                for piece in pieces:
+                    if piece.kept:
+                        waiting.append(pool.submit(read, piece))
+                    else:
+                        is_cell = encode and len(pieces) == 1
+                        waiting.append(pool.submit(finish, next(counted), is_cell))
+                    while len(waiting) > MOST_WAITING:
+                        yield waiting.popleft().result()
+            next(counted, None)  # nothing may come after the last of them
             for future in waiting:
                 yield future.result()
 
@@ -343,6 +415,21 @@ class Noted:
         """Takes in an image."""
         self.transparent += image.transparent
         self.single_colour += image.single_colour
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What the sum of a cell is made of: the cell itself, or some of its runs.
+
+    Attributes:
+        key: Its key, as a cell.
+        members: Its members.
+        kept: The file of its partial, if an earlier build has kept it; or nothing.
+    """
+
+    key: str
+    members: Shard
+    kept: bytes
 
 
 @dataclass

@@ -287,7 +287,7 @@ class Ranker:
         rows: list[dict[str, Any]] = [
             {"uri": entry.uri, "member": entry.member} for entry in shard.members
         ]
-        whole = replace(shard, cells=())  # ranks have no cells, so batches need not end with one
+        whole = replace(shard, cells=(), runs=())  # no ranks are kept of them
         stream = self._stream.observed(whole, self._observe, fetch, isolated=isolated)
         with closing(stream) as observed:
             for places, found in observed:

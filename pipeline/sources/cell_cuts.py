@@ -1,4 +1,4 @@
-"""Cuts shards into cells, whose sums are kept apart, and finds what is left of earlier cells.
+"""Cuts new shards into cells, whose sums are kept apart.
 
 >>> new_cells(rows, size=128)                                  # doctest: +SKIP
 (128, 120, 136)
@@ -11,9 +11,7 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from pipeline.sources.entry import ShardHead
 from pipeline.sources.text_columns import text_bytes
 
 CELL_SLACK = 4
@@ -62,19 +60,3 @@ def folders_of(uris: pa.StringArray) -> pa.StringArray:
     cuts[::2], cuts[1::2] = bounds, np.maximum(last, bounds[:-1])  # a uri may have no slash
     halves = pa.StringArray.from_buffers(2 * len(uris), pa.py_buffer(cuts), pa.py_buffer(data))
     return halves.take(pa.array(np.arange(0, 2 * len(uris), 2)))
-
-
-def cells_left(shard: ShardHead, places: NDArray[np.int32]) -> tuple[int, ...]:
-    """Returns how many members each cell still has, without cells that have none.
-
-    Args:
-        shard: The shard as it was.
-        places: Where in it those members were that are left.
-
-    Returns:
-        The sizes of the cells; nothing if the shard is one cell.
-    """
-    ends = np.cumsum(shard.cells)
-    left = np.bincount(np.searchsorted(ends, places, side="right"))
-    sizes = tuple(int(size) for size in left if size)
-    return sizes if len(sizes) > 1 else ()

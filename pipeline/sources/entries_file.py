@@ -149,7 +149,7 @@ class Entries:
     def shard(self, head: ShardHead) -> Shard:
         """Returns a shard with its members (see `read_shard`)."""
         members = tuple(entries_of(self.read_shard(head)))
-        return Shard(head.index, head.fold, members, head.cells, head.origins)
+        return Shard(head.index, head.fold, members, head.cells, head.origins, head.runs)
 
     def read_shards(self, heads: Iterable[ShardHead]) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Reads the members of many shards; neighbours in a file are read in one piece.
@@ -291,7 +291,13 @@ def _ended(stored: Future[None]) -> bool:
     return True
 
 
-def describe_shard(index: int, fold: int, rows: pa.Table, cells: tuple[int, ...] = ()) -> ShardHead:
+def describe_shard(
+    index: int,
+    fold: int,
+    rows: pa.Table,
+    cells: tuple[int, ...] = (),
+    runs: tuple[int, ...] = (),
+) -> ShardHead:
     """Returns the description of a shard, without an address and origins.
 
     Args:
@@ -299,11 +305,13 @@ def describe_shard(index: int, fold: int, rows: pa.Table, cells: tuple[int, ...]
         fold: The shard's fold.
         rows: Its members, with the columns of `ENTRY_SCHEMA` and the labels.
         cells: How many members each cell has; empty if the shard is one cell.
+        runs: How many members each run has; empty if each cell is one run.
     """
     labels = label_names(rows.column_names)
     belongs = table_digest("belongs", rows.select(["group", *labels]))
     values = tuple(_common_value(rows[label]) for label in labels)
-    return ShardHead(index, fold, rows.num_rows, members_digest(rows), belongs, values, cells)
+    digest = members_digest(rows)
+    return ShardHead(index, fold, rows.num_rows, digest, belongs, values, cells, runs=runs)
 
 
 def _common_value(column: pa.ChunkedArray) -> str | None:
@@ -324,7 +332,7 @@ def _checked_rows(file: SealedFile, head: ShardHead) -> pa.Table:
         table.validate(full=True)  # finds text that is not UTF-8 now and not when it is used
         if any(table[name].null_count for name in ENTRY_SCHEMA.names):
             raise CorruptFile(f"{about} lacks a value")
-        found = describe_shard(head.index, head.fold, table, head.cells)
+        found = describe_shard(head.index, head.fold, table, head.cells, head.runs)
     if found != head:
         raise CorruptFile(f"{about} is not what its manifest describes: {found}, not {head}")
     return table

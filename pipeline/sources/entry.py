@@ -5,7 +5,9 @@
 
 A shard is counted as a whole, and its result is stored under the shard's key. A large shard is cut
 into cells, runs of neighbours whose sums are kept apart: when some members change later, only their
-cells are counted again.
+cells are counted again. Cells that have become small are joined. A joined cell states its runs:
+each is counted by itself, and their sums are added in order. So its sum is the same, whether those
+of the former cells are added up or its images are counted.
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class ShardHead:
             one was before its members changed, and `MERGED` for the partials of shards that were
             put together.
         address: Where the members are.
+        runs: How many members each run has; empty if each cell is one run.
     """
 
     index: int
@@ -111,10 +114,16 @@ class ShardHead:
     cells: tuple[int, ...] = ()
     origins: tuple[str, ...] = field(default=(), compare=False)
     address: Address = field(default=Address("", 0, 0, 0), compare=False)
+    runs: tuple[int, ...] = ()
 
     @property
     def content(self) -> str:
-        """The digest of what is counted, and in which cells: float sums depend on their order."""
+        """The digest of what is counted, and in which cells and runs.
+
+        Float sums depend on the order in which they are added.
+        """
+        if self.runs:
+            return digest_of("runs", self.digest, list(self.cells), list(self.runs))
         return digest_of("cells", self.digest, list(self.cells)) if self.cells else self.digest
 
     @property
@@ -142,6 +151,7 @@ class Shard:
         members: The candidates, in the order in which they are counted.
         cells: How many members each cell has; empty if the shard is one cell.
         origins: See `ShardHead`.
+        runs: How many members each run has; empty if each cell is one run.
     """
 
     index: int
@@ -149,6 +159,7 @@ class Shard:
     members: tuple[Entry, ...]
     cells: tuple[int, ...] = ()
     origins: tuple[str, ...] = field(default=(), compare=False)
+    runs: tuple[int, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -166,18 +177,54 @@ class Shard:
             self.digest,
             cells=self.cells,
             origins=self.origins,
+            runs=self.runs,
         )
 
     def cell_runs(self) -> Iterator[Shard]:
-        """Yields the members of each cell as a shard of their own."""
+        """Yields the members of each cell, with its runs, as a shard of their own."""
         start = 0
-        for size in self.cells or (len(self.members),):
-            yield Shard(self.index, self.fold, self.members[start : start + size])
-            start += size
+        for runs in runs_by_cell(self.cells or (len(self.members),), self.runs):
+            yield self._stretch(start, runs)
+            start += sum(runs)
+
+    def first_runs(self, count: int) -> Shard:
+        """Returns the members of the first runs of a cell as a cell of their own.
+
+        Args:
+            count: How many runs; at most as many as the cell has.
+        """
+        return self._stretch(0, (self.runs or (len(self.members),))[:count])
+
+    def each_run(self) -> Iterator[Shard]:
+        """Yields the members of each run of a cell as a cell of their own."""
+        start = 0
+        for run in self.runs or (len(self.members),):
+            yield self._stretch(start, (run,))
+            start += run
+
+    def _stretch(self, start: int, runs: tuple[int, ...]) -> Shard:
+        members = self.members[start : start + sum(runs)]
+        return Shard(self.index, self.fold, members, runs=runs if len(runs) > 1 else ())
 
     def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
         """Returns the name of the shard's partial result (see `ShardHead.key`)."""
         return self.head.key(spec_digest, products)
+
+
+def runs_by_cell(cells: Sequence[int], runs: Sequence[int]) -> list[tuple[int, ...]]:
+    """Returns how many members each run of each cell has.
+
+    Args:
+        cells: How many members each cell has.
+        runs: How many members each run has; nothing if each cell is one run.
+    """
+    its: list[list[int]] = []
+    rest = iter(runs or cells)
+    for size in cells:
+        its.append([])
+        while sum(its[-1]) < size:
+            its[-1].append(next(rest))
+    return [tuple(of_cell) for of_cell in its]
 
 
 def shard_key(content: str, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:

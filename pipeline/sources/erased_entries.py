@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.dna import SealedFile, corrupt_if_unreadable
 from pipeline.errors import UsageError
-from pipeline.sources.cell_cuts import cells_left
+from pipeline.sources.cell_joining import cells_left, stated
 from pipeline.sources.entries_file import (
     ENTRIES,
     Entries,
@@ -32,7 +32,7 @@ from pipeline.sources.entries_file import (
 )
 from pipeline.sources.entry import MERGED, ShardHead
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.sharding import MOST_ORIGINS
+from pipeline.sources.sharding import origins_of
 
 MEMBER_MARK = "::"
 """What stands between the name of an archive and that of an image in it."""
@@ -173,12 +173,13 @@ class RewrittenEntries:
                     continue
                 now = replace(head, address=found.head.address)
                 if not found.whole:
-                    content = (head.content,) if head.cells else ()
+                    cells, runs = stated(cells_left(head, found.places))
                     now = replace(
                         found.head,
                         fold=head.fold,
-                        cells=cells_left(head, found.places) if head.cells else (),
-                        origins=(*content, *head.origins)[:MOST_ORIGINS],
+                        cells=cells,
+                        origins=origins_of(head),
+                        runs=runs,
                     )
             heads.append(replace(now, index=len(heads)))
         return replace(manifest, heads=tuple(heads))

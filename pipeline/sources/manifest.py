@@ -212,7 +212,7 @@ class Manifest:
             for shard in shards:
                 columns = {n: [getattr(e, n) for e in shard.members] for n in ENTRY_SCHEMA.names}
                 rows = pa.table(columns, ENTRY_SCHEMA)
-                writer.add(shard.fold, rows, cells=shard.cells, origins=shard.origins)
+                writer.add(shard.fold, rows, None, shard.cells, shard.origins, shard.runs)
         return writer.manifest(shard_images, source, ignored, duplicates)
 
     @classmethod
@@ -294,6 +294,7 @@ class ManifestWriter:
         kept: ShardHead | None = None,
         cells: tuple[int, ...] = (),
         origins: tuple[str, ...] = (),
+        runs: tuple[int, ...] = (),
     ) -> None:
         """Adds the next shard.
 
@@ -305,9 +306,10 @@ class ManifestWriter:
                 nothing has changed, its rows are not written again.
             cells: How many members each cell has; empty if the shard is one cell.
             origins: See `ShardHead`.
+            runs: How many members each run has; empty if each cell is one run.
         """
         rows = rows.select(self._writer.schema.names).cast(self._writer.schema)
-        head = describe_shard(self._count, fold, rows, cells)
+        head = describe_shard(self._count, fold, rows, cells, runs)
         self._count += 1
         if kept is not None and replace(kept, index=head.index) == head:
             self._heads[head.index] = replace(kept, index=head.index)

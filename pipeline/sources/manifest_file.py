@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -36,9 +37,11 @@ MANIFEST_SCHEMA = pa.schema(
         ("footer", pa.int64()),
         ("size", pa.int64()),
         ("row_group", pa.int32()),
+        ("runs", pa.list_(pa.int32())),
     ]
 )
-"""The columns of a manifest: the fields of `ShardHead` and of its `Address`."""
+"""The columns of a manifest: the fields of `ShardHead` and of its `Address`. A file has no `runs`
+unless a cell has several."""
 
 HEADS_A_GROUP = 1024
 """How many shards a row group describes."""
@@ -69,16 +72,19 @@ def encode_manifest(heads: Sequence[ShardHead], notes: Mapping[str, Any]) -> byt
         The bytes of the file.
     """
     sink = io.BytesIO()
-    with SealedWriter(sink, MANIFEST, MANIFEST_SCHEMA, write_statistics=False) as writer:
+    schema = MANIFEST_SCHEMA
+    if not any(head.runs for head in heads):
+        schema = schema.remove(schema.get_field_index("runs"))
+    with SealedWriter(sink, MANIFEST, schema, write_statistics=False) as writer:
         for first in range(0, len(heads), HEADS_A_GROUP):
             some = heads[first : first + HEADS_A_GROUP]
             columns: dict[str, list[Any]] = {
                 name: [
                     getattr(head if hasattr(head, name) else head.address, name) for head in some
                 ]
-                for name in MANIFEST_SCHEMA.names
+                for name in schema.names
             }
-            writer.write(pa.table(columns, MANIFEST_SCHEMA))
+            writer.write(pa.table(columns, schema))
         writer.seal(notes)
     return sink.getvalue()
 
@@ -96,14 +102,18 @@ def heads_in(file: SealedFile, row_group: int) -> Iterator[ShardHead]:
     about = f"row group {row_group}"
     with corrupt_if_unreadable(f"{file.name}: {about} cannot be read"):
         file.check({row_group: about})
-        table = file.parquet.read_row_group(row_group).cast(MANIFEST_SCHEMA)
+        table = file.parquet.read_row_group(row_group)
+        if "runs" not in table.column_names:
+            none = pa.array([[]] * table.num_rows, MANIFEST_SCHEMA.field("runs").type)
+            table = table.append_column("runs", none)
+        table = table.cast(MANIFEST_SCHEMA)
         table.validate(full=True)
         if any(column.null_count for column in table.columns):
             raise CorruptFile(f"{file.name}: {about} lacks a value")
         columns = [table[name].to_pylist() for name in MANIFEST_SCHEMA.names]
     first = row_group * HEADS_A_GROUP
     for at, row in enumerate(zip(*columns, strict=True), first):
-        fold, candidates, digest, belongs, values, cells, origins, *address = row
+        fold, candidates, digest, belongs, values, cells, origins, *address, runs = row
         head = ShardHead(
             at,
             fold,
@@ -114,10 +124,17 @@ def heads_in(file: SealedFile, row_group: int) -> Iterator[ShardHead]:
             tuple(cells),
             tuple(origins),
             Address(*address),
+            tuple(runs),
         )
         if cells and (sum(cells) != head.candidates or min(cells) < 1):
             raise CorruptFile(
                 f"{file.name}: shard {at} has {head.candidates} members, and cells of {cells}"
+            )
+        ends = set(accumulate(cells or [head.candidates]))
+        if runs and (min(runs) < 1 or max(ends) < sum(runs) or not ends <= {*accumulate(runs)}):
+            raise CorruptFile(
+                f"{file.name}: shard {at} has {head.candidates} members in cells of {cells}, and "
+                f"runs of {runs}"
             )
         yield head
 

@@ -5,8 +5,9 @@
 
 Each refresh that adds images adds a shard to each fold that gets some. A shard that is one cell,
 and at most half as large as a new one, waits until `TOGETHER` of its fold and value are there, or
-as many as make a new shard. They become one shard, in which each is a cell. So every image is
-counted as before, and the new partial is a sum of those that are kept. A shard is merged once.
+as many as make a new shard. They become one shard, in which each is a cell, or a run of a cell if
+they are very small (see `cell_joining`). So every image is counted as before, and the new partial
+is a sum of those that are kept. A shard is merged once.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def merge_groups(
     for head in heads:
         if len(groups) == MOST_MERGES:
             break
-        if head.cells or 2 * head.candidates > size:
+        if head.cells or head.runs or 2 * head.candidates > size:
             continue
         of = head.fold, value_of(head)
         if sum(each.candidates for each in waiting[of]) + head.candidates > size:

@@ -48,6 +48,11 @@ class NewShardSizes:
         most = self.most_shard_images or MAX_SHARD_IMAGES
         return self.shard_images or min(most, default_shard_images(candidates))
 
+    @property
+    def makes_cells(self) -> bool:
+        """Whether the sums of cells are kept at all."""
+        return self.cell_images is not None or self.cell_bytes is not None
+
     def cell(self, shard: int, image_bytes: float) -> int:
         """Returns the size of cells.
 

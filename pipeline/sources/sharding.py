@@ -38,7 +38,8 @@ from pipeline import storage
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources import blocks
 from pipeline.sources.blocks import block_ends, block_number, even_pieces
-from pipeline.sources.cell_cuts import cells_left, new_cells
+from pipeline.sources.cell_cuts import new_cells
+from pipeline.sources.cell_joining import LeftCell, cells_left, join_cells, stated
 from pipeline.sources.database import connect, quoted_column, quoted_text
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
 from pipeline.sources.entry import MERGED, Entry, ShardHead, members_digest
@@ -323,14 +324,19 @@ class _ShardPlanner:
         with ManifestWriter(entries, self._listing.labels) as writer:
 
             def add(kept: ShardHead, rows: pa.Table) -> None:
-                cells = cells_left(kept, rows["place"].to_numpy())
-                content = (kept.content,) if kept.cells else ()
+                left = cells_left(kept, rows["place"].to_numpy())
+                joined = self._join(left)
+                # A shard that nothing else touches is left alone.
+                if joined != left and members_digest(rows) == kept.digest:
+                    joined = left
+                cells, runs = stated(joined)
                 writer.add(
                     kept.fold,
                     rows.select(self._columns).rename_columns(names),
                     kept if stays else None,
                     cells,
-                    (*content, *kept.origins)[:MOST_ORIGINS],
+                    origins_of(kept),
+                    runs,
                 )
 
             groups = {each.index: group for group in self._merge_groups() for each in group}
@@ -345,11 +351,15 @@ class _ShardPlanner:
                 held[kept.index] = rows
                 if all(each.index in held for each in group):
                     tables = [held.pop(each.index) for each in group]
+                    cells, runs = stated(
+                        self._join([LeftCell((rows.num_rows,)) for rows in tables])
+                    )
                     writer.add(
                         kept.fold,
                         pa.concat_tables(tables).select(self._columns).rename_columns(names),
-                        cells=tuple(rows.num_rows for rows in tables),
+                        cells=cells,
                         origins=(MERGED,),
+                        runs=runs,
                     )
             for kept in chain.from_iterable(self._merge_groups() if held else ()):
                 if kept.index in held:  # another one of its group has changed
@@ -360,6 +370,10 @@ class _ShardPlanner:
         listing = self._listing
         made = writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
         return replace(made, pairing=self._pairing)
+
+    def _join(self, cells: list[LeftCell]) -> list[LeftCell]:
+        """Joins small cells of a shard, if the sums of cells are kept."""
+        return join_cells(cells, self._cell) if self._sizes.makes_cells else cells
 
     def _merge_groups(self) -> list[list[ShardHead]]:
         """Finds the kept shards that are put together: some only if there are new candidates."""
@@ -591,6 +605,16 @@ class _ShardPlanner:
 
     def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
         yield from self._db.sql(query).to_arrow_reader(BATCH_ROWS)
+
+
+def origins_of(kept: ShardHead) -> tuple[str, ...]:
+    """Returns the origins of a shard that has changed.
+
+    Args:
+        kept: The shard as it was. Of one cell of one run, nothing is kept that could be taken.
+    """
+    content = (kept.content,) if kept.cells or kept.runs else ()
+    return (*content, *kept.origins)[:MOST_ORIGINS]
 
 
 def _cut_at_changes(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[pa.RecordBatch]:

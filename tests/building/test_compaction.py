@@ -1,10 +1,14 @@
-"""Small shards that are put together change no count, read no image, and survive any death."""
+"""Small shards that are put together, and small cells that are joined, survive any death.
+
+No count changes, and no image is read for it.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections import Counter as Tally
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from pipeline.building import Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue, collect, recount, verify
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
-from pipeline.sources import shard_merging
+from pipeline.sources import ShardHead, shard_merging
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, same_counts_and_failures, write_photos
@@ -54,17 +58,28 @@ def build(place: Catalogue, source: Path, said: list[str] | None = None, **more:
     return result
 
 
-def grow(place: Catalogue, source: Path, steps: int, first: int = 0) -> None:
+def grow(place: Catalogue, source: Path, steps: int, **more: Any) -> None:
     """Adds images to one group, a few at a time, and builds after each step."""
-    for step in range(first, first + steps):
+    for step in range(steps):
         write_photos(source / "a", step % 2 + 1, first_seed=100 * step)
-        build(place, source)
+        build(place, source, **more)
+
+
+def thin(source: Path, *left: int) -> None:
+    """Leaves these images of a group of 12, which is three cells of four."""
+    if not (source / "b").exists():
+        write_photos(source / "b", 12)
+    for at in set(range(12)) - set(left):
+        (source / "b" / f"photo-{at:04}.jpg").unlink(missing_ok=True)
 
 
 def merged_in(place: Catalogue) -> int:
     """Returns how many shards of the current version were put together."""
-    heads = place.manifest("photos", place.find("photos")).heads
-    return sum(len(head.cells) > 1 for head in heads)
+    return sum(len(head.cells) > 1 or len(head.runs) > 1 for head in heads_of(place))
+
+
+def heads_of(place: Catalogue) -> Sequence[ShardHead]:
+    return place.manifest("photos", place.find("photos")).heads
 
 
 def holds(place: Catalogue, source: Path) -> None:
@@ -75,25 +90,37 @@ def holds(place: Catalogue, source: Path) -> None:
     assert [finding for finding in verify(place) if not finding.ok] == []
 
 
+STEPS = ["add", "add", "change", "remove", "remove", "remove"]
+
+
 @settings(max_examples=4)
-@given(st.lists(st.sampled_from(["add", "add", "change", "remove"]), min_size=4, max_size=7))
+@given(st.lists(st.sampled_from(STEPS), min_size=4, max_size=7), st.sampled_from([2, 4, 8, None]))
 def test_random_histories_equal_a_clean_pass(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[str]
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], cell: int | None
 ) -> None:
     base = tmp_path_factory.mktemp("history")
     place, source = Catalogue(str(base / "catalogue")), base / "source"
-    grow(place, source, 3)
-    assert merged_in(place) == 1
+    thin(source, *range(12))
+    grow(place, source, 3, cell_images=cell)
     for number, step in enumerate(steps, 10):
-        images = sorted((source / "a").glob("*.jpg"))
-        if step == "remove" and len(images) > 2:
-            images[number % len(images)].unlink()
+        images = sorted(source.glob("?/*.jpg"))
+        if step == "remove" and len(images) > 4:
+            for image in {images[7 * number % len(images)], images[-number % len(images)]}:
+                image.unlink()
         elif step == "change":
             photo(7 * number).save(images[number % len(images)])
         else:
             write_photos(source / "a", 1, first_seed=100 * number)
-        build(place, source)
+        build(place, source, cell_images=cell)
     holds(place, source)
+    counts_again_to_the_bit(place)
+
+
+def counts_again_to_the_bit(place: Catalogue) -> None:
+    weights = NETWORK["weights"]
+    findings = list(recount(place, ["photos"], engine=InProcess(), sample=None, weights=weights))
+    assert all(finding.ok for finding in findings), findings
+    assert not any("moved" in finding.detail for finding in findings), findings
 
 
 def test_shards_are_put_together_without_an_image_and_counted_again_to_the_bit(
@@ -124,10 +151,29 @@ def test_shards_are_put_together_without_an_image_and_counted_again_to_the_bit(
     assert any("photos: 2 small shards become 1, by adding up" in line for line in said)
     assert any("up to 1 image of 4 to read" in line for line in said)
     assert merged_in(place) == 1
-    findings = list(
-        recount(place, ["photos"], engine=InProcess(), sample=None, weights=NETWORK["weights"])
-    )
-    assert all(finding.ok for finding in findings), findings
+    counts_again_to_the_bit(place)
+    holds(place, source)
+
+
+def test_small_cells_are_joined_without_an_image_and_counted_again_to_the_bit(
+    place: Catalogue, tmp_path: Path
+) -> None:
+    """The cell that is joined is of a sum that is kept and of an image that is read in any case."""
+    source = tmp_path / "source"
+    thin(source, *range(12))
+    build(place, source, cell_images=4)
+    (head,) = heads_of(place)
+    assert (head.cells, head.runs) == ((4, 4, 4), ())
+    for left, read, cells, runs in (
+        ([0, *range(4, 12)], 1, (1, 4, 4), ()),
+        ([0, 4, *range(8, 12)], 1, (2, 4), (1, 1, 4)),
+        ([0, 4, *range(9, 12)], 3, (2, 3), (1, 1, 3)),
+    ):
+        thin(source, *left)
+        assert build(place, source, cell_images=4).read == read
+        (head,) = heads_of(place)
+        assert (head.cells, head.runs) == (cells, runs)
+    counts_again_to_the_bit(place)
     holds(place, source)
 
 
@@ -145,37 +191,44 @@ def test_a_lost_sum_is_counted_from_its_images(place: Catalogue, tmp_path: Path)
 
 def test_gc_keeps_what_is_put_together_later(place: Catalogue, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    grow(place, source, 3)
+    grow(place, source, 3, cell_images=2)
     collect(place, keep=1, grace=timedelta(0))
     write_photos(source / "a", 1, first_seed=900)
-    assert build(place, source).read == 1
+    assert build(place, source, cell_images=2).read == 1
     image = sorted((source / "a").glob("*.jpg"))[0]
     photo(901).save(image)
     os.utime(image, (1, 1))
-    assert build(place, source).read <= 2  # the other cells of its shard are kept
+    assert build(place, source, cell_images=2).read <= 2  # the other cells of its shard are kept
     holds(place, source)
 
 
 @pytest.mark.soak
-def test_a_build_that_puts_shards_together_and_dies_at_any_write_is_completed(
+def test_a_build_that_puts_shards_together_joins_cells_and_dies_at_any_write_is_completed(
     tmp_path: Path, killer: Killer
 ) -> None:
     first, source = tmp_path / "first", tmp_path / "source"
-    grow(Catalogue(str(first)), source, 2)
+    thin(source, *range(12))
+    build(Catalogue(str(first)), source, cell_images=4)
+    thin(source, 0, *range(4, 12))
+    grow(Catalogue(str(first)), source, 2, cell_images=4)
     write_photos(source / "a", 1, first_seed=900)
+    thin(source, 0, 4, *range(8, 12))
     shutil.copytree(first, tmp_path / "clean")
     writes = killer(None, False)
     clean = Catalogue(str(tmp_path / "clean"))
-    build(clean, source)
+    build(clean, source, cell_images=4)
     truth, total = clean.load("photos"), len(writes)
     for at in range(1, total + 1):
         place = Catalogue(str(shutil.copytree(first, tmp_path / f"at-{at}")))
         killer(at, at % 2 == 0)
         with pytest.raises(Killed):
-            build(place, source)
+            build(place, source, cell_images=4)
         killer(None, False)
-        build(place, source)
+        build(place, source, cell_images=4)
         assert place.load("photos").identical(truth)
-        assert merged_in(place) == 1
+        assert merged_in(place) == 2
+        assert any(len(head.runs) > len(head.cells) > 1 for head in heads_of(place))
         assert [finding for finding in verify(place) if not finding.ok] == []
+        if at == 1:
+            counts_again_to_the_bit(place)
         shutil.rmtree(tmp_path / f"at-{at}")

@@ -32,7 +32,7 @@ from pipeline.counting.stream import Stream
 from pipeline.dna import ExemplarSettings, Failure, Partial
 from pipeline.errors import ConservationError, CorruptFile, OverlapError
 from pipeline.networks import find_ranges
-from pipeline.sources import Entries, Entry, Manifest, Shard, list_source, plan
+from pipeline.sources import Entries, Entry, Manifest, Shard, ShardHead, list_source, plan
 from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, PRODUCTS, Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import same_counts
@@ -176,6 +176,62 @@ def test_only_cells_that_changed_are_read_again(
     assert (made.data, made.cells) == (clean.data, clean.cells)
 
 
+JOINED = (((13, 1, 6), SIZES), ((5, 15), (5, 8, 1, 6)), ((), SIZES))
+"""Cells that are joined of those of `SIZES`, and their runs."""
+
+
+@pytest.mark.parametrize(("cells", "runs"), JOINED, ids=str)
+def test_a_joined_cell_is_the_sum_of_its_runs_whether_they_are_kept_or_counted(
+    new_counter: Callable[..., Counter],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cells: Sequence[int],
+    runs: Sequence[int],
+) -> None:
+    counter = new_counter()
+    before = shard_of(folder)
+    kept = decode_cells(counter.make(before, "before", isolated=False).cells, "cells")
+    joined = replace(before, cells=tuple(cells), runs=tuple(runs))
+    assert len({before.key("s"), joined.key("s"), replace(joined, runs=()).key("s")}) == 3
+    clean = counter.make(joined, "after", isolated=False)
+    seen = seen_by(monkeypatch)
+    made = counter.make(joined, "after", isolated=False, kept=kept)
+    assert (seen, made.images, made.failures, made.reused) == ([], 0, 0, 20)
+    assert (made.data, made.cells) == (clean.data, clean.cells)
+    whole = counter.count(shard_of(folder, ()), "after")
+    total = Partial.decode(made.data, "partial")
+    assert same_counts(total.dna, whole.dna)
+    for kept_beside in ("failures", "exemplars", "image_hashes"):
+        assert getattr(total, kept_beside) == getattr(whole, kept_beside)
+    assert total.identical(counter.count(joined, "after"))
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (1,), (2, 3)], ids=str)
+def test_a_joined_cell_that_is_joined_again_is_added_to_as_it_is(
+    new_counter: Callable[..., Counter],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lost: Sequence[int],
+) -> None:
+    """Only the images of what is lost are read again. The first two runs are kept as one."""
+    counter = new_counter()
+    before = shard_of(folder, (13, 1, 6))
+    before = replace(before, runs=SIZES)
+    kept = decode_cells(counter.make(before, "before", isolated=False).cells, "cells")
+    torn = [list(kept)[at] for at in (0, 0, 1, 2)]
+    kept |= {torn[at]: kept[torn[at]][:-1] for at in lost}
+    after = replace(before, cells=(14, 6))
+    clean = counter.make(after, "after", isolated=False)
+    ends = {0: (0, 13), 1: (0, 13), 2: (13, 14), 3: (14, 20)}
+    expected = [e for at in lost for e in after.members[slice(*ends[at])]]
+    seen = seen_by(monkeypatch)
+    made = counter.make(after, "after", isolated=False, kept=kept)
+    assert (seen, made.reused) == (expected, 20 - len(expected))
+    assert (made.data, made.cells) == (clean.data, clean.cells)
+    assert ("its images are counted again" in caplog.text) == bool(lost)
+
+
 def test_bytes_are_those_of_images_whose_size_is_known(
     new_counter: Callable[..., Counter], folder: Path
 ) -> None:
@@ -269,6 +325,11 @@ class Job:
         (key,) = (manifest or self.manifest).keys(self.recipe.spec.digest, self.recipe.products)  # type: ignore[union-attr]  # planned
         return key
 
+    @property
+    def head(self) -> ShardHead:
+        (head,) = self.manifest.heads  # type: ignore[union-attr]  # planned
+        return head
+
     def clean(self, counter: Counter) -> bytes:
         (shard,) = self.manifest.shards  # type: ignore[union-attr]  # planned
         return counter.make(shard, self.key(), isolated=False).data
@@ -302,6 +363,31 @@ def test_a_worker_reads_only_the_cells_that_changed(
     assert job.count(worker) == (0, 5), "what is left is one cell"
     assert job.partial == job.clean(counter)
     assert not storage.exists(cells_uri(job.work, job.key()))
+
+
+def test_a_worker_joins_what_is_kept_of_small_cells_and_reads_none_of_their_images(
+    job: Job, folder: Path, worker: Worker, new_counter: Callable[..., Counter]
+) -> None:
+    """Cells of 5 are joined while they have less than 4 images together."""
+    counter = new_counter()
+    assert job.count(worker) == (20, 0)
+    for at in (0, 1, 2, 3, 5, 6, 7):
+        (folder / f"{at:02d}.png").unlink()
+    assert job.count(worker) == (3, 10), "what is left of two cells is one that is counted"
+    assert (job.head.cells, job.head.runs) == ((3, 5, 5), ())
+    for at in (10, 11, 12, 13):
+        (folder / f"{at:02d}.png").unlink()
+    write(folder, 19, tiny.Picture("good", 119))
+    assert job.count(worker) == (1 + 5, 3)
+    assert job.head.cells == (3, 1, 5), "together they have no less than a cell has at least"
+    (folder / "04.png").unlink()
+    (folder / "18.png").unlink()
+    assert job.count(worker) == (2 + 4, 1)
+    assert (job.head.cells, job.head.runs) == ((3, 4), (2, 1, 4)), "one of two runs is kept"
+    assert job.partial == job.clean(counter)
+    write(folder, 17, tiny.Picture("good", 117))
+    assert job.count(worker) == (4, 3)
+    assert job.partial == job.clean(counter)
 
 
 def test_a_plan_that_was_never_counted_loses_no_cell(
@@ -394,7 +480,7 @@ def test_a_sum_that_is_not_of_all_members_is_refused(
     with pytest.raises(OverlapError, match="would count twice"):
         counter.make(shard, "key", isolated=False, kept=cells)
     one = replace(shard, members=shard.members[:5], cells=())
-    (first,) = counter._cells(one)
+    ((first, _),) = counter._cells(one, {})
     with pytest.raises(ConservationError, match="shard 0: 0 counted and 1 failed of 5 candidates"):
         counter.make(one, "key", isolated=False, kept={first: small})
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CorruptFile, UsageError
@@ -29,16 +31,34 @@ def image(name: str, identity: str = "1") -> Entry:
 
 
 def cells_of(manifest: Manifest) -> dict[str, int]:
-    """Returns how many members each cell of a plan has, by the digest of the members."""
+    """Returns how many members each cell of a plan has, by its content."""
     return {
-        cell.digest: len(cell.members) for shard in manifest.shards for cell in shard.cell_runs()
+        cell.head.content: len(cell.members)
+        for shard in manifest.shards
+        for cell in shard.cell_runs()
     }
 
 
-def counted_again(before: Manifest, after: Manifest) -> int:
-    """Returns how many images are in cells that the plan before did not have."""
+def read_again(before: Manifest, after: Manifest) -> list[str]:
+    """Returns the images in runs that are in no cell of the plan before, nor were one.
+
+    Of a joined cell, as many runs from the first on as were a cell are kept.
+    """
     kept = cells_of(before).keys()
-    return sum(size for digest, size in cells_of(after).items() if digest not in kept)
+    read = []
+    for cell in (cell for shard in after.shards for cell in shard.cell_runs()):
+        runs = list(cell.each_run())
+        assert cell.members == tuple(entry for run in runs for entry in run.members)
+        whole = [n for n in range(1, len(runs) + 1) if cell.first_runs(n).head.content in kept]
+        for run in runs[max(whole, default=0) :]:
+            if run.digest not in kept:
+                read += [entry.uri for entry in run.members]
+    return read
+
+
+def counted_again(before: Manifest, after: Manifest) -> int:
+    """Returns how many images are read again."""
+    return len(read_again(before, after))
 
 
 def days(days: int, images: int) -> list[Entry]:
@@ -92,38 +112,124 @@ def test_the_size_of_cells_is_checked() -> None:
         plan([image("a")], cell_images=0)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(CHANGES, max_size=9), st.integers(1, 7))
-def test_only_cells_with_a_member_that_changed_are_new(
-    changes: list[tuple[str, int]], size: int
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.lists(CHANGES, max_size=25), min_size=1, max_size=3), st.sampled_from([1, 4, 9]))
+@example([[("remove", 3)] * 5 + [("remove", 40)], [("change", 0)], [("remove", 0)]], 9)
+def test_only_images_of_cells_with_a_member_that_changed_are_read(
+    refreshes: list[list[tuple[str, int]]], size: int
 ) -> None:
-    entries = {f"{n // 10}/{n}": image(f"{n // 10}/{n}") for n in range(60)}
+    """Also where cells are joined, and one that was joined changes. No small ones are left."""
+    entries = {f"{n // 10}/{n}": member(f"{n // 10}/{n}") for n in range(60)}
     options = {"shard_images": 20, "cell_images": size}
     before = plan(list(entries.values()), **options)  # type: ignore[arg-type]  # by name
+    for number, changes in enumerate(refreshes):
+        touched = changed_by(changes, entries, str(number + 2))
+        if not entries:
+            return
+        after = plan(list(entries.values()), previous=before, **options)  # type: ignore[arg-type]
+        assert now(after) == sorted(entry.uri for entry in entries.values())
+        cell_of = {e.uri: c.digest for s in before.shards for c in s.cell_runs() for e in c.members}
+        hit = {cell_of[uri] for uri in touched if uri in cell_of} | {"added"}
+        again = {uri for uri in now(after) if cell_of.get(uri, "added") in hit}
+        assert set(read_again(before, after)) == again
+        contents = {head.content for head in before.heads}
+        for shard in (shard for shard in after.shards if shard.head.content not in contents):
+            for one, two in pairwise(shard.cell_runs()):
+                assert two.runs or len(one.members) + len(two.members) >= size - size // 4
+        before = after
+    again_planned = plan(list(entries.values()), previous=before, **options)  # type: ignore[arg-type]
+    assert again_planned.digest == before.digest
+
+
+def member(name: str, identity: str = "1") -> Entry:
+    return replace(image(name, identity), group="g")
+
+
+def now(manifest: Manifest) -> list[str]:
+    """Returns the images of a plan."""
+    return sorted(entry.uri for shard in manifest.shards for entry in shard.members)
+
+
+def changed_by(
+    changes: Iterable[tuple[str, int]], entries: dict[str, Entry], identity: str
+) -> set[str]:
+    """Adds, removes and changes images; returns which were removed and changed."""
     touched: set[str] = set()
     for what, at in changes:
         names = sorted(entries)
         if what == "add":
-            entries.setdefault(name := f"{at // 10}/new{at}", image(name))
+            entries.setdefault(name := f"{at // 10}/new{at}", member(name, identity))
         elif names:
             name = names[at % len(names)]
             touched.add(entries[name].uri)
             if what == "remove":
                 del entries[name]
             else:
-                entries[name] = image(name, "2")
-    if not entries:
-        return
-    after = plan(list(entries.values()), previous=before, **options)  # type: ignore[arg-type]
-    cell_of = {e.uri: c.digest for s in before.shards for c in s.cell_runs() for e in c.members}
-    hit = {cell_of[uri] for uri in touched if uri in cell_of}
-    assert set(cell_of.values()) - hit <= cells_of(after).keys()
-    for shard in after.shards:
-        for cell in shard.cell_runs():
-            was = {cell_of.get(entry.uri, "added") for entry in cell.members}
-            assert was == {cell.digest} or was <= hit or was == {"added"}
-    members = sorted(e.uri for shard in after.shards for e in shard.members)
-    assert members == sorted(entry.uri for entry in entries.values())
+                entries[name] = member(name, identity)
+    return touched
+
+
+def grouped(names: Iterable[int], identity: str = "1") -> list[Entry]:
+    """Returns images of one shard."""
+    return [Entry(f"s3://b/{n:03}.jpg", "", 9, identity, "g") for n in names]
+
+
+def shrinking(*lefts: Iterable[int], cell: int = 16) -> list[Manifest]:
+    """Plans 64 images in cells of that size, and then what is left of them, again and again."""
+    options = {"shard_images": 100, "cell_images": cell}
+    plans = [plan(grouped(range(64)), **options)]  # type: ignore[arg-type]  # by name
+    for left in lefts:
+        plans.append(plan(grouped(left), previous=plans[-1], **options))  # type: ignore[arg-type]
+    return plans
+
+
+def test_neighbours_that_have_less_than_a_new_cell_at_least_are_joined() -> None:
+    """A new cell of 16 has 12 at least."""
+    last = range(16, 64)
+    for left, wanted in ((range(10, 22), (6, 6)), (range(10, 21), (11,))):
+        _, after = shrinking([*left, *range(32, 64)])
+        assert (after.heads[0].cells, after.heads[0].runs) == ((*wanted, 16, 16), ())
+    _, one, two = shrinking([*range(5), *last], [*range(5), 16, 17, *last[16:]])
+    assert (one.heads[0].cells, one.heads[0].runs) == ((5, 16, 16, 16), ())
+    assert (two.heads[0].cells, two.heads[0].runs) == ((7, 16, 16), (5, 2, 16, 16))
+    assert len(read_again(one, two)) == 2
+
+
+def test_a_shard_that_nothing_else_touches_is_not_changed_to_join_its_cells() -> None:
+    """As of a plan under which cells were not joined yet: they are, when an image changes."""
+    options = {"shard_images": 100, "cell_images": 1}
+    small = plan(grouped(range(9)), **options)  # type: ignore[arg-type]  # by name
+    assert plan(grouped(range(9)), previous=small, cell_images=40).digest == small.digest
+    after = plan(grouped([*range(8), 9]), previous=small, cell_images=40)
+    assert [(head.cells, head.runs) for head in after.heads] == [((), (1,) * 8), ((), ())]
+    assert len(read_again(small, after)) == 1
+    unasked = plan(grouped(range(8)), previous=small)
+    assert unasked.heads[0].cells == (1,) * 8, "nobody says how large a cell should be"
+
+
+def test_a_joined_cell_that_loses_an_image_is_counted_in_one_run() -> None:
+    left = [*range(5), *range(16, 64)]
+    *_, joined, then = shrinking(left, [*left[:5], 16, 17, *range(32, 64)], [*left[1:5], 16, 17])
+    assert joined.heads[0].runs == (5, 2, 16, 16)
+    assert (then.heads[0].cells, then.heads[0].runs) == ((), ())
+    assert len(read_again(joined, then)) == 6
+
+
+def test_a_joined_cell_is_joined_again_with_what_follows_it_only() -> None:
+    ends = [*range(5), *range(16, 18)], [*range(48, 64)]
+    first, last = ends
+    *_, before, after = shrinking(
+        [*range(5), *range(16, 64)], [*first, *range(32, 64)], [*first, 32, 33, 34, *last]
+    )
+    assert (after.heads[0].cells, after.heads[0].runs) == ((10, 16), (5, 2, 3, 16))
+    assert len(read_again(before, after)) == 3
+    *_, before, after = shrinking(
+        [*range(16), *range(16, 20), *range(32, 64)],
+        [*range(16), *range(16, 20), 32, 33, *last],
+        [*range(3), *range(16, 20), 32, 33, *last],
+    )
+    assert before.heads[0].runs == (16, 4, 2, 16)
+    assert (after.heads[0].cells, after.heads[0].runs) == ((3, 6, 16), (3, 4, 2, 16))
 
 
 def test_a_changed_shard_knows_what_it_was_though_it_was_never_counted() -> None:
@@ -151,6 +257,11 @@ def test_a_manifest_keeps_cells_and_origins() -> None:
     assert read.heads[0].cells == (3, 4, 4)
     assert read.heads[0].origins == (first.heads[0].content,)
     assert read.shards[0].origins == (first.heads[0].content,)
+    assert b"runs" not in then.data, "as it was before cells were joined"
+    joined = plan(group[2:], previous=then, cell_images=11, entries=entries)
+    read = Manifest.decode(joined.data, "m", entries)
+    for of in (read.heads[0], read.shards[0]):
+        assert (of.cells, of.runs) == ((6, 4), (2, 4, 4))
 
 
 def test_cells_that_are_not_all_members_are_refused() -> None:
@@ -159,6 +270,19 @@ def test_cells_that_are_not_all_members_are_refused() -> None:
     object.__setattr__(manifest.heads[0], "cells", (4, 4, 3))
     with pytest.raises(CorruptFile, match=r"shard 0 has 12 members, and cells of \[4, 4, 3\]"):
         Manifest.decode(manifest.data, "m", manifest.entries)
+
+
+@pytest.mark.parametrize("runs", [(4, 4, 4), (6, 6), (5, 7, 1), (5, 2), (5, 0, 7), (5, 8, -1)])
+def test_runs_that_do_not_make_the_cells_are_refused(runs: tuple[int, ...]) -> None:
+    def stated(runs: tuple[int, ...]) -> Manifest:
+        made = plan(grouped(range(12)), shard_images=100)
+        object.__setattr__(made.heads[0], "cells", (5, 7))
+        object.__setattr__(made.heads[0], "runs", runs)
+        return Manifest.decode(made.data, "m", made.entries)
+
+    assert stated((2, 3, 7)).heads[0].runs == (2, 3, 7)
+    with pytest.raises(CorruptFile, match=r"12 members in cells of \[5, 7\], and runs of "):
+        stated(runs)
 
 
 def test_the_same_members_in_other_cells_are_another_shard() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,18 +34,19 @@ def most_shards(first: int, refreshes: int, images: int, size: int, together: in
 @given(
     st.integers(2, 5),
     st.lists(st.tuples(st.integers(0, 40), st.booleans(), st.booleans()), max_size=5),
+    st.sampled_from([None, 8, 64]),
 )
 def test_every_history_keeps_images_folds_and_cells(
-    together: int, steps: list[tuple[int, bool, bool]]
+    together: int, steps: list[tuple[int, bool, bool]], cell: int | None
 ) -> None:
     """A plan that puts shards together reads the images that are new or have changed, and no other.
 
-    Each step adds images; it may remove one, and change another.
+    Each step adds images; it may remove one, and change another. Very small shards become one cell.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_merging, "TOGETHER", together)
         images = {f"first/{at}": "1" for at in range(150)}
-        before = plan([image(*each) for each in images.items()])
+        before = plan([image(*each) for each in images.items()], cell_images=cell)
         first, added = len(before.heads), 0
         for number, (more, removes, changes) in enumerate(steps):
             fresh = {f"step-{number}/{at}": "1" for at in range(more)}
@@ -52,15 +55,14 @@ def test_every_history_keeps_images_folds_and_cells(
             images |= fresh | changed
             if removes:
                 images.pop(sorted(images)[-1], None)
-            after = plan([image(*each) for each in images.items()], previous=before)
+            entries = [image(*each) for each in images.items()]
+            after = plan(entries, previous=before, cell_images=cell)
             old, now = places_of(before), places_of(after)
             assert now.keys() == {image(name).uri for name in images}
             assert all(old.get(uri, fold) == fold for uri, fold in now.items())
             touched = 64 * (len(changed) + removes)
             assert counted_again(before, after) <= len(fresh) + touched
-            assert plan([image(*each) for each in images.items()], previous=after).digest == (
-                after.digest
-            )
+            assert plan(entries, previous=after, cell_images=cell).digest == after.digest
             size = after.shard_images
             assert len(after.heads) <= most_shards(first, number + 1, added, size, together)
             before = after
@@ -81,6 +83,22 @@ def test_shards_that_are_put_together_are_the_cells_of_one(monkeypatch: pytest.M
     cells = [cell.digest for shard in plans[-1].shards for cell in shard.cell_runs()]
     assert set(cells) <= known | {head.digest for head in plans[-1].heads}
     assert len(cells) == len(set(cells))
+
+
+def test_very_small_shards_become_runs_of_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not put together again: runs are added from left to right."""
+    monkeypatch.setattr(shard_merging, "TOGETHER", 3)
+    images = [replace(image("step-0"), group="g")]
+    plans = [plan(images, cell_images=10)]
+    for number in range(1, 7):
+        images += [replace(image(f"step-{number}/{at}"), group="g") for at in range(number + 1)]
+        plans.append(plan(images, previous=plans[-1], cell_images=10))
+        assert counted_again(*plans[-2:]) == number + 1
+    heads = [[(head.candidates, head.cells, head.runs) for head in made.heads] for made in plans]
+    first = (6, (), (1, 2, 3))
+    assert heads[3] == [first, (4, (), ())]
+    assert heads[6] == [first, (15, (4, 5, 6), ()), (7, (), ())]
+    assert [head.is_merged for head in plans[6].heads] == [True, True, False]
 
 
 def test_a_source_that_has_not_changed_or_has_lost_images_keeps_its_shards(

@@ -38,6 +38,7 @@ from pipeline.counting import reduction as reduce_module
 from pipeline.dna import DNA, Exemplars, Failure
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, GateError, SourceError, TransientError
+from pipeline.sources import shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from pipeline.storage import objects, store_checks
 from tests.support import tiny_network as tiny
@@ -196,6 +197,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", inherit)
     monkeypatch.setattr(images, "load_isolated", isolated)  # a process of its own takes a second
+    monkeypatch.setattr(shard_merging, "TOGETHER", 2)
     monkeypatch.setattr(reduce_module, "FAN_IN", 2)  # small sets have trees too
     monkeypatch.setattr(reduce_module, "LAST_SUMMANDS", 2)
 
@@ -300,6 +302,9 @@ class Schedule:
             "layer_gaussian": self.chance.random() < 0.3,
             "by": self.chance.choice([None, None, "1"]),
         }
+        self.joins = not self.static and self.chance.random() < 0.4
+        if self.joins:
+            self.usual |= {"group_by": "1", "shard_images": None, "cell_images": 2}
         self.seen = 0
         self.truths: dict[tuple[str, str], Truth] = {}
         self.told: list[tuple[str, Version]] = []
@@ -320,6 +325,8 @@ class Schedule:
         if kind == "change":
             for _ in range(self.chance.randint(1, 3)):
                 self.sources[self.chance.choice(NAMES)].change()
+            if self.joins:  # cells that were cut before are small now
+                self.usual["cell_images"] = self.chance.choice([2, 12])
         elif kind == "gc":
             self._collect()
         elif kind == "beside gc":
@@ -508,7 +515,9 @@ class Schedule:
             self.told += [of for of in after if of not in before]
             names = {name for name, _ in after}
             assert _layerwise(before) & names <= _layerwise(after), "layer Gaussians were dropped"
-            FIGURES["versions committed"] += len([of for of in after if of not in before])
+            new = [of for of in after if of not in before]
+            FIGURES["versions committed"] += len(new)
+            FIGURES["versions with joined cells"] += sum(self._joins_cells(*of) for of in new)
         for state in states:
             _require_parts(dict(state))
         for name, version in self.told:
@@ -524,6 +533,11 @@ class Schedule:
             assert not wrong, f"{name} {version.dna}: {wrong} are not what was committed"
         if head.number and self.chance.random() < 0.2:
             assert [f for f in verify(self.catalogue) if not f.ok] == []
+
+    def _joins_cells(self, name: str, version: Version) -> bool:
+        if version.part_of:
+            return False
+        return any(head.runs for head in self.catalogue.manifest(name, version).heads)
 
     def _versions(self, number: int) -> list[tuple[str, Version]]:
         datasets = self.catalogue.commit(number).datasets if number else {}
