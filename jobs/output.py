@@ -25,7 +25,7 @@ from pipeline.errors import (
     known_error,
     printable,
 )
-from pipeline.events import Listener, LogFormat, ignore
+from pipeline.events import Listener, LogFormat, heard_by, ignore
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Version
@@ -134,7 +134,7 @@ def shown_progress(log_format: LogFormat | None) -> Iterator[Listener]:
         return
     from pipeline.reporting import show_progress
 
-    with show_progress(log_format) as listener:
+    with show_progress(log_format) as listener, heard_by(listener):
         before = _log_format.set(log_format)
         try:
             yield listener

@@ -21,7 +21,7 @@ from pipeline.building import EraseOptions, MemoryOptions, Request
 from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
 from pipeline.comparing import CompareOptions, NearestOptions
 from pipeline.errors import UsageError
-from pipeline.events import Listener, Said, ignore
+from pipeline.events import Listener, Said, heard_by, ignore
 from pipeline.explaining import DriftOptions, ExplainOptions, FitOptions, SuggestOptions
 from pipeline.options import takes_options
 from pipeline.reporting import EXPLAINED_PAIRS, ReportOptions
@@ -485,8 +485,8 @@ def find_repeats(
         NotFound: There is no such dataset, or its build has kept no hashes.
     """
     place, chosen = _at(catalogue), SnapshotOptions(**options)
-    version = place.find(name, chosen.at, chosen.spec)
     with _shown(progress) as listener:
+        version = place.find(name, chosen.at, chosen.spec)
         return explaining.find_repeats(place, name, version, listed, progress=listener)
 
 
@@ -557,10 +557,10 @@ def rank(
     place = _at(catalogue)
     chosen = SnapshotOptions(**options)
     number = place.at(chosen.at).number  # all is read from one commit
-    counted = place.spec(place.find(request.to, number, chosen.spec).spec)
-    if isinstance(lens, str):
-        lens = catalogues.find_lens(place, lens, counted)
     with _shown(progress) as listener, _opened(engine) as opened:
+        counted = place.spec(place.find(request.to, number, chosen.spec).spec)
+        if isinstance(lens, str):
+            lens = catalogues.find_lens(place, lens, counted)
         return explaining.rank(
             place,
             request,
@@ -912,10 +912,13 @@ def _lens_under(place: Catalogue, lens: Lens | str | None, spec: str) -> Lens | 
 @contextmanager
 def _shown(progress: Progress) -> Iterator[Listener]:
     if progress is True:
-        with reporting.show_progress() as listener:
+        with reporting.show_progress() as listener, heard_by(listener):
             yield listener
+    elif progress:
+        with heard_by(progress):
+            yield progress
     else:
-        yield progress or ignore
+        yield ignore
 
 
 def _opened(engine: Engine | None) -> AbstractContextManager[Engine]:

@@ -6,13 +6,15 @@
     >>> listen(Said("listing photos"))
     listing photos
 
-A job that has no listener sends its events to `ignore`.
+A job that has no listener sends its events to `ignore`. What a name leads to, such as a window of
+days that has to be added up, is given no listener; it tells the one that listens around it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,6 +157,32 @@ def ignore(event: Event) -> None:
     """Listens to nothing."""
 
 
+_around: ContextVar[Listener] = ContextVar("around", default=ignore)
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Lets work of the block that is given no listener tell this one.
+
+    Args:
+        listener: Who is told. Threads that the block starts do not tell it.
+
+    Yields:
+        Nothing.
+    """
+    before = _around.get()
+    _around.set(listener)
+    try:
+        yield
+    finally:
+        _around.set(before)  # and no reset, as a generator may end in another context
+
+
+def listener_around() -> Listener:
+    """Returns who listens here to work that is given no listener: nobody inside a stage."""
+    return _around.get()
+
+
 @contextmanager
 def stage(listener: Listener, started: Started) -> Iterator[None]:
     """Sends `started` when the block begins, and `Finished` when it ends, however it ends.
@@ -169,7 +197,8 @@ def stage(listener: Listener, started: Started) -> Iterator[None]:
     listener(started)
     ok = False
     try:
-        yield
+        with heard_by(ignore):  # a listener knows one stage at a time
+            yield
         ok = True
     finally:
         listener(Finished(ok))

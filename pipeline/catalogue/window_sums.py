@@ -28,6 +28,7 @@ from pipeline.catalogue.version_names import VersionName, dataset_of
 from pipeline.counting import add_up, compose, plan_folds
 from pipeline.dna import encode_failures
 from pipeline.errors import NotFound, SourceError, UsageError
+from pipeline.events import Said, Started, StepDone, listener_around, stage
 from pipeline.mapper import map_in_order
 from pipeline.sources import Manifest, label_of
 from pipeline.spec import available_cpus, digest_of
@@ -229,11 +230,14 @@ def _made(catalogue: VersionFiles, name: str, whole: Version, manifest: Manifest
     dataset, spec, products = VersionName.parse(name).dataset, whole.spec, whole.products
     work = catalogue.partials_uri(dataset, whole)
     levels, folds = plan_folds(manifest, work, spec, products)
+    sums, progress = sum(map(len, levels)) + len(catalogue.spec(spec).layers), listener_around()
+    progress(Said(f"{name}: adding up {count_of(len(manifest.heads), 'shard')}"))
     try:
-        for level in levels:
-            for _ in map_in_order(add_up, level, available_cpus()):
-                pass
-        composed = compose(folds, manifest, products, dataset)
+        with stage(progress, Started(sums, sums, unit="sums", step="sums")):
+            for level in levels:
+                for _ in map_in_order(add_up, level, available_cpus()):
+                    progress(StepDone(1))
+            composed = compose(folds, manifest, products, dataset, progress=progress)
     except SourceError as error:
         raise SourceError(
             f"{name}: some sums of its days are gone ({error}); a build of {dataset} counts them "

@@ -44,6 +44,7 @@ from pipeline.dna import (
     to_table,
 )
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
+from pipeline.events import Listener, StepDone, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources import Manifest, pairs_of
 from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, Spec, available_cpus, digest_of
@@ -245,6 +246,7 @@ def compose(
     products: Sequence[str],
     dataset: str,
     mapper: Mapper | None = None,
+    progress: Listener = ignore,
 ) -> Composed:
     """Adds the folds' parts up to the files of a dataset version.
 
@@ -258,6 +260,7 @@ def compose(
         products: What is kept of each shard.
         dataset: The name of the dataset.
         mapper: Where the names of a large dataset's images are read. None reads them here.
+        progress: Told of each layer that is summed, as a step.
 
     Returns:
         The files and their digest.
@@ -302,6 +305,7 @@ def compose(
             if written:  # no more than two layers are in memory
                 written.result()
             written = encoder.submit(write, summed, parts)
+            progress(StepDone(1, name=layer))
         if written:
             written.result()
     digest = dna_digest(content, manifest.digest, products)

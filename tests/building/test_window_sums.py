@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -33,9 +34,10 @@ from pipeline.catalogue import (
     window_sums,
 )
 from pipeline.comparing import compare
-from pipeline.counting import Counter
+from pipeline.counting import Counter, plan_folds, reduction
 from pipeline.engine import InProcess
 from pipeline.errors import NotFound, SourceError, UsageError
+from pipeline.events import Event, Finished, Said, Started, StepDone, heard_by, ignore, stage
 from pipeline.explaining import RankRequest, difference, drift, rank, read_ranking
 from pipeline.reporting.dataset_words import division_of
 from pipeline.spec import Resources
@@ -187,9 +189,32 @@ def test_a_window_reads_no_image_and_is_made_once(
     assert place.find("cams@last:2") == first
     monkeypatch.undo()
     storage.delete(place.uri("folds", first.spec, "cams@last:2d", first.dna))
-    again = place.find("cams@last:2d")
+    told: list[Event] = []
+    with heard_by(told.append), stage(ignore, Started(1, 1)):
+        again = place.find("cams@last:2d")
+    assert told == []  # a listener knows one stage at a time
     assert again.sha256 == first.sha256
     assert place.load("cams@last:2d", folds=True).images == 7
+
+
+def test_how_far_the_sums_of_a_window_are_is_told(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduction, "FAN_IN", 2)  # a small window has a tree, too
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    told: list[Event] = []
+    with heard_by(told.append):
+        version = place.find("cams@last:4")
+        assert place.find("cams@last:4") == version  # it is kept, which takes no time
+    said, started, *steps, finished = told
+    manifest = place.manifest("cams@last:4", version)
+    levels, _ = plan_folds(manifest, "memory://x", version.spec, version.products)
+    assert levels
+    sums = sum(map(len, levels)) + len(place.spec(version.spec).layers)
+    assert said == Said(f"cams@last:4: adding up {len(manifest.heads)} shards")
+    assert started == Started(sums, sums, unit="sums", step="sums")
+    assert [type(step) for step in steps] == [StepDone] * sums
+    assert finished == Finished()
 
 
 def test_windows_are_named_wherever_a_dataset_is(place: Catalogue, source: Path) -> None:
@@ -240,6 +265,8 @@ def test_images_are_ranked_by_their_distance_to_a_window(
 def test_a_window_is_said_to_be_one(place: Catalogue, source: Path, name: str, said: str) -> None:
     shown = CliRunner().invoke(app, ["show", f"cams@{name}", "-c", place.root])
     assert f"\n  window of  cams, {said}\n" in shown.stdout
+    told = rf"cams@{re.escape(name)}: adding up \d shards\n(\d)/\1 sums  .*/s  in 0:00:00\n"
+    assert re.fullmatch(told, shown.stderr)
     assert division_of(place.find(f"cams@{name}")) == f"It is a window of cams: {said}."
 
 
