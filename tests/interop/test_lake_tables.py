@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -135,10 +138,67 @@ def test_all_that_the_catalogue_knows_comes_back(place: Catalogue, lake: Lake) -
     assert lake.by_duckdb("datasets", sql) == [(*row, SPEC.digest) for row in rows]
     keys = ["a", "b", "layer"]
     assert_frame_equal(lake.by_polars("matrix").sort(keys), compare(place).to_polars().sort(keys))
+    sql = "select a, b, layer, emd, se from matrix order by a, b, layer"
+    rows = compare(place).to_polars().sort(keys).select("a", "b", "layer", "emd", "se").rows()
+    assert lake.by_duckdb("matrix", sql) == rows
+    sql = "select dataset, commit, reference from drift order by commit"
+    assert lake.by_duckdb("drift", sql) == [("a", 1, "a@1"), ("a", 5, "a@1")]
     drifted = lake.by_polars("drift").sort("commit")
     assert drifted["dataset"].to_list() == ["a", "a"]
     assert drifted["reference"].to_list() == ["a@1", "a@1"]
     assert_frame_equal(drifted.drop("dataset", "reference"), drift(place, "a").to_polars())
+
+
+NATIVE = "1.5.5"
+"""The newest DuckDB whose extensions are on PyPI. It lies beside the one that is installed here."""
+
+READ_NATIVELY = """
+import duckdb, glob, importlib, json, os, sys
+folder, home = sys.argv[1:]
+found = {}
+with duckdb.connect(config={"extension_directory": home}) as here:
+    for name in ("avro", "iceberg", "delta"):
+        (place,) = importlib.import_module(f"duckdb_extension_{name}").__path__
+        (file,) = glob.glob(f"{place}/extensions/*/{name}.duckdb_extension")
+        here.execute(f"install '{file}'")
+        here.execute(f"load {name}")
+    for name in ("datasets", "matrix", "drift"):
+        newest = max(glob.glob(f"{folder}/iceberg/vdna/{name}/metadata/*.metadata.json"))
+        for scan in (f"delta_scan('{folder}/delta/{name}')", f"iceberg_scan('{newest}')"):
+            rows = here.execute(f"select * from {scan} order by all").fetchall()
+            found.setdefault(name, []).append(rows)
+print(json.dumps([duckdb.__version__, found]))
+"""
+
+
+@pytest.mark.soak  # it takes 230 MB from the package index
+def test_duckdb_reads_tables_by_its_own_extensions(place: Catalogue, tmp_path: Path) -> None:
+    """Without deltalake and pyiceberg, which have written them."""
+    packages = [f"duckdb=={NATIVE}"]
+    packages += [f"duckdb-extension-{name}=={NATIVE}" for name in ("avro", "delta", "iceberg")]
+    target = str(tmp_path / "packages")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", target, *packages]
+    subprocess.run(pip, check=True)
+    for form in FORMATS:
+        for at in (2, 8):
+            export_tables(place, f"{tmp_path}/{form}", form, drift=True, at=at)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_NATIVELY, str(tmp_path), str(tmp_path / "home")],
+        env={**os.environ, "PYTHONPATH": target},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    version, found = json.loads(done.stdout.splitlines()[-1])  # after a bar
+    assert version == NATIVE
+    for name in ("datasets", "matrix", "drift"):
+        truth = Lake("delta", f"{tmp_path}/delta").by_duckdb(
+            name, f"select * from {name} order by all"
+        )
+        expected = json.loads(json.dumps(truth))
+        assert expected
+        delta, iceberg = found[name]
+        assert str(delta) == str(iceberg) == str(expected), name  # as texts, as nan is not nan
 
 
 def test_what_is_said_of_a_version_is_what_the_catalogue_says(place: Catalogue, lake: Lake) -> None:
