@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,7 +78,10 @@ def compare(
     ] = "cpu",
     overlaps: Annotated[
         bool,
-        typer.Option("--overlaps", help="Also count the images that datasets have in common."),
+        typer.Option(
+            "--overlaps",
+            help="Also count the images that datasets have in common, for --out and --html, too.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +97,6 @@ def compare(
         overlap_lines,
         pair_rows,
         require_html,
-        with_overlaps,
     )
 
     layers = options.layers or [ALL]
@@ -138,6 +141,9 @@ def compare(
         return
     matrix = api.compare(place, names or (), lens=through, effort=effort, **vars(options))
     apart = left_out(place, names or (), options)
+    if overlaps:
+        common = api.find_overlaps(place, matrix.names, at=options.at, spec=matrix.spec_digest)
+        matrix = replace(matrix, overlaps=common)
     if out:
         matrix.save(out)
     if figure and kind:
@@ -148,9 +154,6 @@ def compare(
         )
         page.save(html)
     versions = place.find_all(matrix.names, options.at, matrix.spec_digest)
-    common = None
-    if overlaps:
-        common = api.find_overlaps(place, matrix.names, at=options.at, spec=matrix.spec_digest)
     notes = partial(
         print_notes,
         versions,
@@ -160,7 +163,7 @@ def compare(
         paired=matrix.paired(),
     )
     if as_json:
-        print_json(Rows(with_overlaps(pair_rows(matrix, layers, near), common)))
+        print_json(Rows(pair_rows(matrix, layers, near)))
         notes(to=sys.stderr)
         return
     for layer in layers:
@@ -168,7 +171,7 @@ def compare(
             print_neighbours(matrix, near, layer, through)
         else:
             print_all(matrix, layer, through, fd=options.fd)
-    say(*overlap_lines(common) if common is not None else ())
+    say(*overlap_lines(matrix.overlaps) if matrix.overlaps is not None else ())
     notes()
     for written in filter(None, (out, html, figure)):
         say(f"written to {written}")

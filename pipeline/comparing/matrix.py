@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
 
+    from pipeline.comparing.overlaps import Overlaps
+
 ALL = "all"
 """Name of the plane that holds the means over all neurons."""
 
@@ -82,6 +84,8 @@ class Matrix:
         estimates: What error bars and tests say, of the same shape as the distances.
         lens_digest: Digest of the lens, or empty.
         method: Version of the estimates.
+        overlaps: What the datasets have in common, as `find_overlaps` returns it, for the table and
+            the page. None unless it was asked for; it is not read back from a file.
     """
 
     names: tuple[str, ...]
@@ -96,6 +100,7 @@ class Matrix:
     estimates: Mapping[Estimate, Floats] = field(default_factory=dict)
     lens_digest: str = ""
     method: str = ""
+    overlaps: Overlaps | None = None
 
     @property
     def planes(self) -> tuple[str, ...]:
@@ -228,7 +233,11 @@ class Matrix:
         ]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Returns one row for each ordered pair and plane, with the columns `MATRIX_SCHEMA`."""
+        """Returns one row for each ordered pair and plane, with the columns `MATRIX_SCHEMA`.
+
+        If `overlaps` is known, there are also `a_in_b` and `b_in_a`: how many images of the one
+        have a file that the other has, too.
+        """
         return arrow_data_frame(self.table)
 
     def to_polars(self) -> pl.DataFrame:
@@ -269,8 +278,17 @@ class Matrix:
 
     @property
     def table(self) -> pa.Table:
-        """All numbers as an Arrow table with the columns `MATRIX_SCHEMA`; unknown ones are null."""
-        return pa.concat_tables([self._table_of(plane) for plane in range(len(self.planes))])
+        """All numbers as an Arrow table, with the columns of `to_pandas`; unknown ones are null."""
+        return pa.concat_tables([self._written(plane) for plane in range(len(self.planes))])
+
+    def _written(self, plane: int) -> pa.Table:
+        """Returns the rows of a plane with the numbers of `overlaps`, if these are known."""
+        table = self._table_of(plane)
+        if self.overlaps is not None:
+            common = self.overlaps.in_matrix(self.names)
+            for name in common.column_names:
+                table = table.append_column(name, common[name])
+        return table
 
     def _table_of(self, plane: int) -> pa.Table:
         size = len(self.names)
@@ -309,9 +327,8 @@ class Matrix:
             "method": self.method,
         }
         planes = range(len(self.planes))
-        return encode_sealed(
-            MATRIX, metadata, (self._table_of(plane) for plane in planes), MATRIX_SCHEMA
-        )
+        schema = self._written(0).schema
+        return encode_sealed(MATRIX, metadata, map(self._written, planes), schema)
 
     def save(self, out: str) -> None:
         """Writes the matrix as Parquet, which every reader of tables opens.
@@ -339,8 +356,9 @@ class Matrix:
             CorruptFile: The file is torn, or not what was written.
         """
         file = SealedFile(data, MATRIX, name)
-        metadata, table = file.metadata, file.read(MATRIX_SCHEMA)
+        metadata, table = file.metadata, file.read()
         with corrupt_if_unreadable(f"{name}: torn, or not a matrix"):
+            table = table.select(MATRIX_SCHEMA.names).cast(MATRIX_SCHEMA)
             names = tuple(metadata["names"])
             shape = (-1, len(names), len(names))
 

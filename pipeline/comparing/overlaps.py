@@ -99,6 +99,27 @@ class Overlaps:
         i, j = self.names.index(a), self.names.index(b)
         return int(self.shared[i, j]), float(self.shared[i, j] / self.images[i])
 
+    def in_matrix(self, names: Sequence[str]) -> pa.Table:
+        """Makes the columns that these numbers are in the table of a matrix.
+
+        Args:
+            names: The datasets of the matrix.
+
+        Returns:
+            One row for each ordered pair and the diagonal, as in a plane of the matrix: `a_in_b`,
+            how many images of `a` have a file that `b` has, too, and `b_in_a`. Null where that is
+            not known.
+        """
+        at = {name: place for place, name in enumerate(self.names)}
+        places = [at.get(name, -1) for name in names]
+        known = np.array(places) >= 0
+        there = np.where(known[:, None] & known, self.shared[np.ix_(places, places)], -1)
+        columns = {}
+        for column, counts in (("a_in_b", there), ("b_in_a", there.T)):
+            flat = counts.reshape(-1)
+            columns[column] = pa.array(flat, pa.int64(), mask=flat < 0)
+        return pa.table(columns)
+
     def __repr__(self) -> str:
         return f"<Overlaps of {count_of(len(self.names), 'dataset')}: {len(self.pairs())} pairs>"
 

@@ -70,7 +70,6 @@ from .outcomes import ranking_lines as ranking_lines
 from .outcomes import replacement_lines as replacement_lines
 from .outcomes import work_lines as work_lines
 from .overlap_words import overlap_lines as overlap_lines
-from .overlap_words import with_overlaps as with_overlaps
 from .page import HtmlPage as HtmlPage
 from .page import Report as Report
 from .repeat_words import repeat_lines as repeat_lines

@@ -1,13 +1,10 @@
-r"""Says which datasets have images in common: as lines, and in the rows of a matrix.
+r"""Says which datasets have images in common.
 
 >>> print(*overlap_lines(find_overlaps(catalogue)), sep="\n")        # doctest: +SKIP
 31 of 1,204 images of test are in train, too (2.57%), and 31 of 9,800 of train in test (0.32%)
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 from pipeline.comparing import Overlaps
 from pipeline.spec import IMAGE_HASHES
@@ -44,28 +41,3 @@ def overlap_lines(found: Overlaps) -> list[str]:
             f"with {option(IMAGE_HASHES, True)}, which counts its images again"
         )
     return lines
-
-
-def with_overlaps(
-    rows: Iterable[dict[str, Any]], found: Overlaps | None
-) -> Iterator[dict[str, Any]]:
-    """Adds to the rows of a matrix how many images the two datasets have in common.
-
-    Args:
-        rows: The rows, with `a` and `b`.
-        found: What was counted; None adds nothing.
-
-    Yields:
-        The rows with `a_in_b`, how many images of `a` have a file that `b` has, and `b_in_a`. They
-        are None where that is not known.
-    """
-    places = {} if found is None else {name: at for at, name in enumerate(found.names)}
-    for row in rows:
-        if found is None:
-            yield row
-            continue
-        a, b = places.get(row["a"]), places.get(row["b"])
-        numbers: tuple[int | None, int | None] = (None, None)
-        if a is not None and b is not None:
-            numbers = int(found.shared[a, b]), int(found.shared[b, a])
-        yield row | dict(zip(("a_in_b", "b_in_a"), numbers, strict=True))

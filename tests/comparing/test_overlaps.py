@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ import pipeline
 from jobs.app import app
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
+from pipeline.comparing import Matrix
+from pipeline.comparing.matrix import MATRIX_SCHEMA
 from pipeline.comparing.overlaps import Overlaps, _shared
 from pipeline.engine import InProcess
 from pipeline.errors import UsageError
@@ -90,6 +93,16 @@ def test_compare_counts_them_if_asked(place: Catalogue, tmp_path: Path) -> None:
     assert (rows["a", "b"]["a_in_b"], rows["a", "b"]["b_in_a"]) == (4, 3)
     assert [row["a_in_b"] for pair, row in rows.items() if "bare" in pair] == [None] * 3
     assert "a_in_b" not in json.loads(told("--json"))[0]
+    table, page = tmp_path / "matrix.parquet", tmp_path / "page.html"
+    told("--overlaps", "--out", str(table), "--html", str(page))
+    written = {(row["a"], row["b"]): row for row in pq.read_table(table).to_pylist()}
+    assert [written["a", b]["a_in_b"] for b in "abc"] == [7, 4, 0]
+    assert [written["a", b]["b_in_a"] for b in "abc"] == [7, 3, 0]
+    assert {row["b_in_a"] for pair, row in written.items() if "bare" in pair} == {None}
+    assert "3 of 5 images of b are in a, too (60.00%), and 4 of 7 of a in b" in page.read_text()
+    again = Matrix.decode(table.read_bytes(), "again")
+    assert (again.names, again.overlaps) == (("a", "b", "bare", "c"), None)
+    assert again.table.column_names == MATRIX_SCHEMA.names
     result = CliRunner().invoke(app, ["compare", "--overlaps", "--top", "1", "-c", place.root])
     assert result.exit_code == 2
     assert "--overlaps" in result.stderr

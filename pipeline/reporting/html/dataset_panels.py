@@ -36,6 +36,7 @@ from pipeline.reporting.html.thumbnails import (
     small_pixels,
 )
 from pipeline.reporting.noted_images import image_notes
+from pipeline.reporting.overlap_words import overlap_lines
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.spec import Spec, flat_numerics
 from pipeline.wording import count_of
@@ -102,6 +103,8 @@ def gather_matrix_page(
     seen = _seen(catalogue, matrices, lenses, versions, pairs, progress, keep=keep)
     barred = any(of.estimates for of in matrices)
     notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred, paired=matrix.paired())
+    if matrix.overlaps is not None:
+        notes += [f"{line}." for line in overlap_lines(matrix.overlaps)]
     if some < samples:
         notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
     about = (
