@@ -27,10 +27,10 @@ from pipeline.catalogue.listed_once import HASH, SORTED_AT_ONCE
 from pipeline.catalogue.partial_sums import READ_AHEAD
 from pipeline.catalogue.verification import LARGE
 from pipeline.counting import OVERLAP
-from pipeline.counting.cells import LEAST_CELL_IMAGES
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.counting.preparing import FETCH_THREADS
 from pipeline.counting.reduction import FAN_IN
+from pipeline.counting.shard import encoding_threads
 from pipeline.sources.blocks import BLOCK_IMAGES, MANY
 from pipeline.sources.entries_file import FILE_BYTES, FILE_ROWS
 from pipeline.sources.listing import PART_ENTRIES
@@ -68,14 +68,15 @@ class Model:
         points = parts.decode_for_gpu if case.gpus else parts.decode_for_cpu
         each = parts.get_seconds + interpolated(points, case.megapixels)
         fetchers = FETCH_THREADS
+        own = Resources().with_cpus(int(case.cores)).threads or 1
         if case.gpus:  # free cores decode ahead, in tasks that fetch for themselves
-            own = Resources().with_cpus(int(case.cores)).threads or 1
             fetchers *= 1 + max(0, int(case.cores) - own)
         else:
             each += parts.network_seconds
-        fixed = parts.shard_seconds + self.cells_of(images) * parts.encode_seconds
+        encoding = self.cells_of(images) * parts.encode_seconds
         work = {
-            "cores": (images * each + fixed) / case.cores,
+            "cores": (images * each + parts.shard_seconds + encoding) / case.cores,
+            "encoding": encoding / encoding_threads(own),
             "latency": images * case.request_seconds / fetchers,
         }
         if case.gpus:
@@ -115,9 +116,8 @@ class Model:
 
     def cells_of(self, images: float) -> int:
         """How many cells a shard keeps beside its partial; 0 if it is small, or its images are."""
-        least = LEAST_CELL_IMAGES["cuda" if self.case.gpus else "cpu"]
         bytes_of_one = int(self.size_of(USUAL_CELL_IMAGES))
-        cells = round(images / default_cell_images(bytes_of_one, self.case.image_bytes, least))
+        cells = round(images / default_cell_images(bytes_of_one, self.case.image_bytes))
         return cells if cells > 1 else 0
 
     @cached_property

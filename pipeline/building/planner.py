@@ -38,7 +38,6 @@ from pipeline.catalogue import (
     require_own,
 )
 from pipeline.counting import (
-    LEAST_CELL_IMAGES,
     Recipe,
     ShardJob,
     choose_backend,
@@ -341,13 +340,11 @@ class Planner:
             ) from error
 
     def _sizes(self, request: Request, recipe: Recipe) -> NewShardSizes:
-        device = device_kind(self.resources)
         return NewShardSizes(
             request.shard_images,
-            most_shard_images(self.catalogue, recipe.spec.digest, device),
+            most_shard_images(self.catalogue, recipe.spec.digest, device_kind(self.resources)),
             request.cell_images,
             expected_bytes(recipe.spec, recipe.products),
-            LEAST_CELL_IMAGES[device],
         )
 
     def _find_plan(

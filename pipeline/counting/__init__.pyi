@@ -3,7 +3,6 @@ from .allocator import collect_rarely as collect_rarely
 from .allocator import keep_memory as keep_memory
 from .backends import choose_backend as choose_backend
 from .backends import counted_by as counted_by
-from .cells import LEAST_CELL_IMAGES as LEAST_CELL_IMAGES
 from .cells import cells_uri as cells_uri
 from .cells import expected_bytes as expected_bytes
 from .deaths import Note as Note

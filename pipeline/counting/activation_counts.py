@@ -2,7 +2,7 @@
 
 >>> counts = CpuCounts(spec, ranges)                             # doctest: +SKIP
 >>> means = counts.count(extractor, pixels)()                    # (images, neurons)
->>> table, minimum, maximum = counts.read()
+>>> table, minimum, maximum = counts.sent()()
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
+from pipeline.counting.device_counts import Counted, DeviceCounts, DeviceRanges
+from pipeline.counting.device_order import Order, order_of
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
 from pipeline.counting.histogram import LayerCounts
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 Means = Callable[[], Floats]
 """Gives the spatial means of a micro-batch, and waits for them if they are on their way."""
-
-Counted = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
-"""A table (neurons, bins + 3) as `LayerCounts` has it, minimum and maximum (neurons,)."""
 
 
 class CpuCounts:
@@ -61,6 +58,10 @@ class CpuCounts:
         extractor.observe(pixels, visit)
         return lambda: means
 
+    def sent(self) -> Callable[[], Counted]:
+        """Returns what adds up the tables of all threads; none may be counting any more."""
+        return self.read
+
     def read(self) -> Counted:
         """Returns what all threads have counted; none may be counting any more."""
         first, *others = self._all or [self._new()]
@@ -89,9 +90,17 @@ class CpuCounts:
 class GpuCounts:
     """Counts the activations of a shard on the GPU that computes them; see `DeviceCounts`."""
 
-    def __init__(self, spec: Spec, ranges: DeviceRanges) -> None:
+    def __init__(self, spec: Spec, ranges: DeviceRanges, order: Order | None = None) -> None:
+        """Starts at zero.
+
+        Args:
+            spec: What is counted.
+            ranges: The ranges that the spec names, on the device.
+            order: How tables are copied to the host; None makes an order.
+        """
         self._spec = spec
         self._counts = DeviceCounts(ranges, spec.bins)
+        self._order = order or order_of(ranges.least.device)
 
     def count(self, extractor: Extractor, pixels: Prepared) -> Means:
         """Sends a micro-batch to the GPU, and does not wait until it is counted.
@@ -115,9 +124,9 @@ class GpuCounts:
         extractor.observe(pixels, visit)
         return _on_the_way_to_the_host(means)
 
-    def read(self) -> Counted:
-        """Waits for the GPU, and returns what it has counted."""
-        return self._counts.read()
+    def sent(self) -> Callable[[], Counted]:
+        """Starts to copy what the GPU has counted, while it goes on; see `DeviceCounts.sent`."""
+        return self._counts.sent(self._order)
 
 
 def _on_the_way_to_the_host(means: torch.Tensor) -> Means:

@@ -28,7 +28,7 @@ from pipeline.dna import (
     packed_scatter_size,
 )
 from pipeline.errors import ConservationError, CorruptFile, SourceError
-from pipeline.sources import MERGED, USUAL_CELL_IMAGES, Shard, shard_key
+from pipeline.sources import MERGED, Shard, shard_key
 from pipeline.spec import LAYER_GAUSSIAN, Numerics, Spec, digest_of
 
 CELLS = FileKind("cells")
@@ -39,10 +39,6 @@ CELLS_SCHEMA = pa.schema([("key", pa.string()), ("partial", pa.binary())])
 BYTES_A_BIN = 0.6
 """About what a bin of a cell's histogram takes in its file: 1.7 MB for 3.1 million bins. It grows
 slowly with the images: twice as many take a seventh more."""
-
-LEAST_CELL_IMAGES: Mapping[str, int] = {"cpu": USUAL_CELL_IMAGES, "cuda": 1024}
-"""How many images a new shard's cell has on a kind of device, if they are not small. A GPU counts
-an image in less time than its share of a cell's file takes to be made."""
 
 logger = logging.getLogger(__name__)
 

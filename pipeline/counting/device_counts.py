@@ -3,12 +3,12 @@
     >>> on_gpu = DeviceRanges.on("cuda", ranges.low, ranges.high, 1000)           # doctest: +SKIP
     >>> counts = DeviceCounts(on_gpu, 1000)                                       # doctest: +SKIP
     >>> counts.add(activations, slice(0, 768), means[:, 0:768])  # returns at once  # doctest: +SKIP
-    >>> table, minimum, maximum = counts.read()                                   # doctest: +SKIP
+    >>> table, minimum, maximum = counts.sent(order)()                            # doctest: +SKIP
 
 The counting rule is that of `histogram`, to the last count. The tables stay on the device: nothing
-is copied, and nobody waits for the device, before `read`. Counts are int64, so that none can wrap.
-On CUDA with Triton, a layer is counted by one launch of a kernel; elsewhere by the operations of
-torch.
+is copied, and nobody waits for the device, before `read` or `sent`. Counts are int64, so that none
+can wrap. On CUDA with Triton, a layer is counted by one launch of a kernel; elsewhere by the
+operations of torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counting.device_order import Order
 from pipeline.counting.histogram import (
     NONFINITE,
     OVERFLOW,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     import torch
 
 Kernel = Literal["triton", "torch"]
+
+Counted = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+"""A table (neurons, bins + 3) as `LayerCounts` has it, minimum and maximum (neurons,)."""
 
 GROUP_ACTIVATIONS = 8192
 """How many activations of a neuron one program of the kernel counts, in whole images. With more,
@@ -146,7 +150,42 @@ class DeviceCounts:
             means,
         )
 
-    def read(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    def sent(self, order: Order) -> Callable[[], Counted]:
+        """Starts to copy what was counted to pinned memory; nothing may be added any more.
+
+        Args:
+            order: How copies and computation are put in order. What is computed meanwhile does not
+                wait for the copy.
+
+        Returns:
+            Waits for the copy, in any thread, and returns what `read` does. The tables stay on the
+            device until it is dropped.
+        """
+        import torch
+
+        tables = self._table, self._minimum, self._maximum
+        pinned = self._table.device.type == "cuda"
+        copies = [
+            (torch.empty(there.shape, dtype=there.dtype, pin_memory=pinned), there)
+            for there in tables
+        ]
+        counted, copied = order.mark(), order.mark()
+        counted.record()
+        with order.copying():
+            counted.wait()
+            for here, there in copies:
+                here.copy_(there, non_blocking=True)
+            copied.record()
+
+        def wait() -> Counted:
+            """Holds the tables, too, so that nothing else takes their memory before."""
+            copied.synchronize()
+            table, minimum, maximum = (here.numpy() for here, _ in copies)
+            return table, minimum, maximum
+
+        return wait
+
+    def read(self) -> Counted:
         """Waits for the device, and copies what it has counted.
 
         Returns:

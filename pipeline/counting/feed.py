@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import images
+from pipeline.counting.device_order import Order, order_of
 from pipeline.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -41,67 +41,6 @@ ALIGNMENT = 512
 
 GREY = 128
 """Sums about mid-grey stay small, and float32 rounds small ones more finely."""
-
-
-class Mark(Protocol):
-    """A place in a stream, as `torch.cuda.Event` is."""
-
-    def record(self) -> None:
-        """Marks the end of what the current stream has been given so far."""
-
-    def wait(self) -> None:
-        """Makes the current stream wait for the mark. The caller goes on."""
-
-    def synchronize(self) -> None:
-        """Waits for the mark."""
-
-
-class Order(Protocol):
-    """How work on a device is put in order."""
-
-    def mark(self) -> Mark:
-        """Makes a mark; nobody waits for one that was never recorded."""
-
-    def copying(self) -> AbstractContextManager[Any]:
-        """Makes the stream of copies the current one."""
-
-
-class _CudaOrder:
-    def __init__(self, device: torch.device) -> None:
-        import torch
-
-        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no type
-
-    def mark(self) -> Mark:
-        import torch
-
-        # While a thread waits, others have its core.
-        made: Mark = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # as above
-        return made
-
-    def copying(self) -> AbstractContextManager[Any]:
-        import torch
-
-        return torch.cuda.stream(self._copies)
-
-
-class _InOrder:
-    """A CPU ends one thing before it begins the next."""
-
-    def mark(self) -> Mark:
-        return self
-
-    def copying(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def record(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
 
 
 class _Slot:
@@ -145,7 +84,7 @@ class Feed:
 
         self._device = device
         self._size = rule.height, rule.width
-        self._order = order or (_CudaOrder(device) if device.type == "cuda" else _InOrder())
+        self._order = order or order_of(device)
         self._slots = [_Slot(device, self._order) for _ in range(SLOTS)]
         scale, shift = images.normalisation(rule)
         self._scale = torch.from_numpy(scale).to(device)

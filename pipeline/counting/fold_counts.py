@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.counting.activation_counts import Counted
-from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
+from pipeline.counting.device_counts import Counted, DeviceCounts, DeviceRanges
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
 from pipeline.counting.histogram import LayerCounts

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.sources.text_columns import text_bytes
 
 CELL_SLACK = 4
-"""A cell may have this part of its size more or less, to end where a folder does."""
+"""A cell may have this part of its size less, to end where a folder does, and the last one more."""
 
 
 def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
@@ -23,8 +23,9 @@ def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
 
     Args:
         rows: The members of the shard.
-        size: How many members a cell should have. It has a quarter less or more to end where a
-            folder does, so that a folder that is deleted touches few cells.
+        size: How many members a cell should have. It has up to a quarter less to end where a
+            folder does, so that a folder that is deleted touches few cells. It has no more, as a
+            GPU would take another micro-batch for what is beyond.
 
     Returns:
         How many members each cell has; nothing if it is one cell.
@@ -39,8 +40,8 @@ def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
     while rows.num_rows - start > size + slack:
         wanted = start + size
         first = bisect_left(ends, wanted - slack, first)
-        near = ends[first : bisect_right(ends, wanted + slack, first)]
-        end = min(near, key=lambda end: abs(end - wanted), default=wanted)
+        near = ends[first : bisect_right(ends, wanted, first)]
+        end = near[-1] if near else wanted
         cells.append(end - start)
         start = end
     return (*cells, rows.num_rows - start)

@@ -19,7 +19,7 @@ SHARD_IMAGES = Option(
 
 CELL_IMAGES = Option(
     "Number of images whose sums are kept apart in a new shard, so that a later change has few "
-    "images counted again (default: 128, on a GPU 1,024; more where images are small for the "
+    "images counted again (default: 128; more where images are small for the "
     "network's sums).",
     least=1,
 )

@@ -34,14 +34,12 @@ class NewShardSizes:
         cell_images: The size of their cells. None takes `default_cell_images`.
         cell_bytes: About how many bytes the sums of a cell take. None makes no cells, unless
             `cell_images` is stated.
-        least_cell_images: The size of cells whose images are not small.
     """
 
     shard_images: int | None = None
     most_shard_images: int | None = None
     cell_images: int | None = None
     cell_bytes: int | None = None
-    least_cell_images: int = USUAL_CELL_IMAGES
 
     def shard(self, candidates: int) -> int:
         """Returns the size of new shards, for a number of candidates of the whole source."""
@@ -64,7 +62,7 @@ class NewShardSizes:
             return self.cell_images
         if self.cell_bytes is None:
             return shard
-        return default_cell_images(self.cell_bytes, image_bytes, self.least_cell_images)
+        return default_cell_images(self.cell_bytes, image_bytes)
 
 
 def default_shard_images(candidates: int) -> int:
@@ -77,15 +75,14 @@ def default_shard_images(candidates: int) -> int:
     return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
 
 
-def default_cell_images(cell_bytes: int, image_bytes: float, least: int) -> int:
+def default_cell_images(cell_bytes: int, image_bytes: float) -> int:
     """Returns the size of cells whose sums take at most `CELL_SHARE` of their images' bytes.
 
     Args:
         cell_bytes: About how many bytes the sums of a cell take, however many images it has.
         image_bytes: The size of an image in bytes, on average.
-        least: The size of cells whose images are not small.
     """
-    images = least
+    images = USUAL_CELL_IMAGES
     while images < MAX_SHARD_IMAGES and cell_bytes > CELL_SHARE * images * image_bytes:
         images *= 2
     return images

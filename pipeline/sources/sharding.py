@@ -49,7 +49,7 @@ from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.pair_names import name_number
 from pipeline.sources.plan_options import CELL_IMAGES, LIMIT, SHARD_IMAGES
 from pipeline.sources.shard_merging import merge_groups
-from pipeline.sources.shard_sizes import SHARD_MULTIPLE, USUAL_CELL_IMAGES, NewShardSizes
+from pipeline.sources.shard_sizes import SHARD_MULTIPLE, NewShardSizes
 from pipeline.spec import FOLDS
 
 MOST_ORIGINS = 4
@@ -82,7 +82,6 @@ def plan(
     most_shard_images: int | None = None,
     cell_images: int | None = None,
     cell_bytes: int | None = None,
-    least_cell_images: int = USUAL_CELL_IMAGES,
 ) -> Manifest:
     """Cuts candidates into shards and folds.
 
@@ -103,7 +102,6 @@ def plan(
         cell_images: The size of the cells of new shards. None takes `default_cell_images`.
         cell_bytes: About how many bytes the sums of a cell take. None makes no cells, unless
             `cell_images` is stated.
-        least_cell_images: The size of cells whose images are not small.
 
     Returns:
         The plan.
@@ -128,9 +126,7 @@ def plan(
         pa.default_memory_pool().release_unused()
     if entries is None:
         entries = previous.entries if previous is not None else Entries()
-    sizes = NewShardSizes(
-        shard_images, most_shard_images, cell_images, cell_bytes, least_cell_images
-    )
+    sizes = NewShardSizes(shard_images, most_shard_images, cell_images, cell_bytes)
     with _planning() as (folder, database):
         planner = _ShardPlanner(database, folder, listing, by, sizes)
         planner.load_listing(limit=limit)

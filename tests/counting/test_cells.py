@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -15,7 +18,6 @@ import pytest
 from pipeline import storage
 from pipeline.building import Request, make_spec
 from pipeline.counting import (
-    LEAST_CELL_IMAGES,
     Counter,
     DeviceRanges,
     Extractor,
@@ -23,11 +25,12 @@ from pipeline.counting import (
     ShardJob,
     Worker,
     cells_uri,
-    device_kind,
     expected_bytes,
     partial_uri,
 )
+from pipeline.counting.activation_counts import CpuCounts
 from pipeline.counting.cells import BYTES_A_BIN, cell_key, decode_cells, encode_cells
+from pipeline.counting.shard import encoding_threads
 from pipeline.counting.stream import Stream
 from pipeline.dna import ExemplarSettings, Failure, Partial
 from pipeline.errors import ConservationError, CorruptFile, OverlapError
@@ -132,10 +135,12 @@ def test_cells_that_are_counted_as_on_a_gpu_have_the_same_counts(
     """Each cell has tables of its own on the device."""
     shard = shard_of(folder)
     whole = new_counter().count(shard, "key")
-    counter = new_counter(1)
-    ranges = counter._ranges
-    counter._on_gpu = DeviceRanges.on("cpu", ranges.low, ranges.high, tiny.BINS)
-    assert same_counts(counter.count(shard, "key").dna, whole.dna)
+    for threads in (1, 4):
+        counter = new_counter(threads)
+        counter._stream._networks = ThreadPoolExecutor(1)  # a GPU takes its work in one queue
+        ranges = counter._ranges
+        counter._on_gpu = DeviceRanges.on("cpu", ranges.low, ranges.high, tiny.BINS)
+        assert same_counts(counter.count(shard, "key").dna, whole.dna)
 
 
 def seen_by(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
@@ -276,10 +281,43 @@ def test_what_a_cell_takes_is_estimated_with_its_scatter(place: tiny.Place) -> N
     assert scatter - plain == 8 * (4 * 5 // 2 + 3 * 4 // 2)
 
 
-def test_each_kind_of_device_has_a_size_of_cells() -> None:
-    """A GPU counts more images in the time that a cell's file takes."""
-    cpu, gpu = (LEAST_CELL_IMAGES[device_kind(Resources(gpus_per_worker=n))] for n in (0, 1))
-    assert cpu < gpu
+def test_a_worker_has_half_as_many_threads_that_encode_as_others() -> None:
+    assert [encoding_threads(threads) for threads in (1, 2, 3, 4, 9)] == [1, 1, 1, 2, 4]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_few_cells_wait_to_be_encoded(
+    new_counter: Callable[..., Counter],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+) -> None:
+    """Each has its tables. While none is encoded, no more are counted."""
+    counter, sent, may_go = new_counter(threads), [], threading.Event()
+    real, send = Counter._partial_of, CpuCounts.sent
+
+    def partial_of(self: Counter, *args: Any) -> Partial:
+        assert may_go.wait(60)
+        return real(self, *args)
+
+    def spy(self: CpuCounts) -> Any:
+        sent.append(self)
+        return send(self)
+
+    monkeypatch.setattr(Counter, "_partial_of", partial_of)
+    monkeypatch.setattr(CpuCounts, "sent", spy)
+    most = encoding_threads(threads) + 2
+    shard = shard_of(folder, [1] * 20)
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(counter.make, shard, "key", isolated=False)
+        until = time.monotonic() + 60
+        while len(sent) < most and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        stopped = len(sent)
+        may_go.set()
+        assert made.result().images == 17
+    assert (stopped, len(sent)) == (most, 20)
 
 
 # A worker finds the cells of what a shard was.

@@ -9,6 +9,10 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +20,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.counting import DeviceRanges, LayerCounts, device_counts, tables_of_images
 from pipeline.counting.device_counts import KERNELS, DeviceCounts, Kernel
+from pipeline.counting.device_order import Mark
 from pipeline.errors import UsageError
 from tests.counting.test_histogram import activations, cases, oracle
 
@@ -134,6 +140,56 @@ def test_layers_and_batches_add_up_in_one_table(kernel: Kernel) -> None:
         expected[neurons] += oracle(x, low[neurons], high[neurons], 50)
         np.testing.assert_allclose(means[:, neurons], x.astype(np.float64).mean(axis=1), rtol=1e-9)
     assert np.array_equal(counts.read()[0], expected)
+
+
+class Log(TorchDispatchMode):
+    """An order that notes what is done, and by which stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[str] = []
+        self.stream = "compute"
+        self.marks = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if (name := func.overloadpacket.__name__) == "copy_":
+            self.done.append(f"{self.stream}: {name}")
+        return func(*args, **(kwargs or {}))
+
+    def mark(self) -> Any:
+        self.marks += 1
+        return SimpleNamespace(
+            **{
+                name: partial(self.note, name, self.marks)
+                for name in Mark.__dict__
+                if name[0] != "_"
+            }
+        )
+
+    def note(self, name: str, mark: int) -> None:
+        self.done.append(f"{self.stream}: {name} {mark}")
+
+    @contextmanager
+    def copying(self) -> Iterator[None]:
+        self.stream = "copies"
+        yield
+        self.stream = "compute"
+
+
+def test_tables_travel_beside_the_computation_and_are_waited_for_where_they_are_read() -> None:
+    counts = DeviceCounts(DeviceRanges.on("cpu", np.zeros(1), np.ones(1), 2), 2)
+    counts.add(torch.full((2, 3, 1), 0.5), slice(0, 1), torch.empty((2, 1), dtype=torch.float64))
+    with Log() as order:
+        wait = counts.sent(order)
+        copies = ["copies: wait 1", *["copies: copy_"] * 3, "copies: record 2"]
+        assert order.done == ["compute: record 1", *copies]
+        found = wait()
+    assert order.done[len(copies) + 1 :] == ["compute: synchronize 2"]
+    assert all(map(np.array_equal, found, counts.read()))
+    assert [each.dtype for each in found] == [np.int64, np.float32, np.float32]
+    assert found[0].tolist() == [[0, 6, 0, 0, 0]]
 
 
 @EVERY_KERNEL

@@ -16,6 +16,7 @@ from pipeline.sources import (
     Listing,
     NewShardSizes,
     plan,
+    shard_sizes,
 )
 from pipeline.sources.block_plan import plan_block
 from pipeline.sources.blocks import block_ends
@@ -37,13 +38,13 @@ SIZES = st.builds(
     shard_images=st.sampled_from([None, 5, 8, 24]),
     cell_images=st.sampled_from([None, 3]),
     cell_bytes=st.sampled_from([None, 50]),
-    least_cell_images=st.just(2),
 )
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink_plans(monkeypatch, block=BLOCK, many=40)
+    monkeypatch.setattr(shard_sizes, "USUAL_CELL_IMAGES", 2)
 
 
 def ends_of(uris: list[str]) -> list[str]:

@@ -90,11 +90,13 @@ def test_a_cell_ends_where_a_folder_does_if_one_ends_near() -> None:
     assert shard.cells == (9, 9, 9, 9, 9)
     (shard,) = plan(group, shard_images=100, cell_images=14).shards
     assert shard.cells == (14, 13, 14, 4)
+    (shard,) = plan(group, shard_images=100, cell_images=8).shards
+    assert shard.cells == (8, 8, 8, 8, 8, 5), "none is larger, so that it is no more micro-batches"
 
 
 @given(st.integers(1, 2**34), st.one_of(st.just(0.0), st.floats(1, 1e9)))
 def test_the_sums_of_cells_take_a_share_of_the_images_bytes(cell: int, size: float) -> None:
-    images = default_cell_images(cell, size, USUAL_CELL_IMAGES)
+    images = default_cell_images(cell, size)
     assert images >= USUAL_CELL_IMAGES
     if images < MAX_SHARD_IMAGES:
         assert cell <= CELL_SHARE * images * size
@@ -205,6 +207,14 @@ def test_a_shard_that_nothing_else_touches_is_not_changed_to_join_its_cells() ->
     assert len(read_again(small, after)) == 1
     unasked = plan(grouped(range(8)), previous=small)
     assert unasked.heads[0].cells == (1,) * 8, "nobody says how large a cell should be"
+
+
+def test_a_shard_keeps_its_cells_if_others_are_wanted_of_new_ones() -> None:
+    """As of an earlier version, under which those of a GPU had 1,024 images."""
+    _, before = shrinking(range(1, 64), cell=32)
+    after = plan(grouped([*range(2, 64)]), previous=before, shard_images=100, cell_images=4)
+    assert [each.heads[0].cells for each in (before, after)] == [(31, 32), (30, 32)]
+    assert len(read_again(before, after)) == 30
 
 
 def test_a_joined_cell_that_loses_an_image_is_counted_in_one_run() -> None:

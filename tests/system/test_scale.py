@@ -123,6 +123,7 @@ def test_all_that_a_gpu_takes_is_what_a_large_build_takes_if_nothing_else_limits
     [
         ("GPU", 10**8, 8, {"gpu_images_per_second": 100.0}),
         ("cores", 10**8, 8, {"cores_per_gpu": 1}),
+        ("encoding", 10**8, 8, {"gpu_images_per_second": 1e5, "node_bytes_per_second": 1e11}),
         ("store", 10**8, 8, {"store_requests_per_second": 10.0}),
         ("network", 10**8, 8, {"node_bytes_per_second": 1e6}),
         ("latency", 10**8, 8, {"request_seconds": 5.0}),
