@@ -576,20 +576,39 @@ class _ShardPlanner:
     def _by_name(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Sorts the rows of a fold by value, and then by name.
 
+        A fold of few rows is sorted here: DuckDB would take milliseconds to be asked.
+
         Yields:
             Batches of one value each.
         """
+        batches, held = iter(batches), list[pa.RecordBatch]()
+        while sum(rows.num_rows for rows in held) <= BATCH_ROWS:
+            if (batch := next(batches, None)) is None:
+                yield from _cut_at_changes(self._few_by_name(held), "value")
+                return
+            held.append(batch)
         fields = [
             (n, ENTRY_SCHEMA.field(n).type if n in ENTRY_SCHEMA.names else pa.string())
             for n in self._columns
         ]
-        reader = pa.RecordBatchReader.from_batches(pa.schema(fields), iter(batches))
+        reader = pa.RecordBatchReader.from_batches(pa.schema(fields), chain(held, batches))
         self._db.register("fold_rows", reader)
         query = (
             f"select *, {self._value} as value from fold_rows order by value, uri, position, member"
         )
         yield from _cut_at_changes(self._batches(query), "value")
         self._db.unregister("fold_rows")
+
+    def _few_by_name(self, batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        """Sorts rows in memory as `_by_name` does, and adds their value as a column."""
+        if not batches:
+            return []
+        rows = pa.Table.from_batches(batches)
+        values = (
+            pa.array([""] * rows.num_rows) if self._by is None else pc.fill_null(rows[self._by], "")
+        )
+        order = [(name, "ascending") for name in ("value", "uri", "position", "member")]
+        return rows.append_column("value", values).sort_by(order).combine_chunks().to_batches()
 
     def _value_of(self, rows: pa.Table | pa.RecordBatch) -> str:
         """Returns the value that the rows share; empty if no parts are made."""

@@ -30,6 +30,7 @@ from pipeline.sources import (
     head_at,
     pairs_of,
     plan,
+    sharding,
 )
 from pipeline.sources.entries_file import ENTRIES
 from pipeline.sources.fold_assignment import HASHED_GROUPS
@@ -240,6 +241,26 @@ def test_images_are_paired_by_a_column_and_those_without_a_value_by_their_path()
     assert one is not None
     assert other is not None
     assert one.shared(other) == (1, 1)
+
+
+@pytest.mark.parametrize("by", [None, "place"])
+def test_few_images_of_a_fold_are_sorted_as_many_are(
+    by: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB sorts them where they are too many to be sorted in memory."""
+    writer = ListingWriter(["place"])
+    for i in range(150):
+        member = (f"{i % 7}/{i}.jpg", "", 200 - i, "tar") if i % 3 else ("", "", 0, "")
+        name, group, position, access = member
+        uri = f"s3://b/{'é' if i % 2 else 'Z'}{i if not access else i % 2}"
+        labels = [("", None, "here", "Über")[i % 4]]
+        writer.add(uri, name, i, "e", group, position, access, labels=labels)
+    listing = writer.listing("s3://b")
+    few = plan(listing, shard_images=3, by=by)
+    monkeypatch.setattr(sharding, "BATCH_ROWS", 1)
+    many = plan(listing, shard_images=3, by=by)
+    assert shards_of(many) == shards_of(few)
+    assert many.data == few.data
 
 
 def test_a_manifest_of_a_file_says_how_its_images_are_named(folder: Entries) -> None:
