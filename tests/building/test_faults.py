@@ -2,7 +2,8 @@
 
 A row is a fault and where it strikes. Either the build repairs it by itself, or the build ends
 with an error that names the object and commits nothing. The same call without the fault then
-commits exactly what a build without faults commits. Totals are printed at the end:
+commits exactly what a build without faults commits. What a build repairs strikes many places of
+one build: each must be struck as often as its row says. Totals are printed at the end:
 `pytest -m soak tests/building/test_faults.py`.
 """
 
@@ -13,17 +14,16 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import boto3
 import fsspec
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
@@ -35,15 +35,13 @@ from pipeline.comparing import (
     compare,
     tile_files,
 )
-from pipeline.counting import Extractor, worker
-from pipeline.counting.forward_graph import Visit
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, SourceError, StorageError, TransientError, VdnaError
-from pipeline.networks import Network
 from pipeline.sources import plan
-from pipeline.spec import Backend, Precision, Resources
+from pipeline.spec import Resources
 from tests.golden.handmade import commit_dataset, entries, hand_made
+from tests.support import tiny_network as tiny
 from tests.support.builders import jpeg, same_counts_and_failures
 from tests.support.chaos import (
     Action,
@@ -70,6 +68,9 @@ SETTINGS = {
     "BYTES_PER_SECOND": 100_000,
 }
 """Three faults in a row are repaired, four are not."""
+
+COUNTING: dict[str, Any] = {}
+"""Fields of a request that say how images are counted here; the fixture `network` fills it."""
 
 PATIENT = 30
 """Seconds without an answer that are allowed if the fault is another: a machine may be busy."""
@@ -106,42 +107,9 @@ class Totals:
         )
 
 
-class PixelsAgain(Extractor):
-    """Replaces the network: its activations are the repeated pixels of each image, at no cost.
-
-    Everything else of a build is real.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        precision: Precision = "fp32",
-        device: str = "cpu",
-        backend: Backend = "torch",
-        threads: int = 1,
-        *,
-        micro_batch: int | None = None,
-        graphs: bool = True,
-    ) -> None:
-        self._backend = backend
-        self._precision = precision
-        self.micro_batch = micro_batch or 8
-        self.on_device = False
-        self.network = network
-        self.device = torch.device(device)
-
-    def observe(self, pixels: NDArray[np.float32], visit: Visit) -> None:
-        for index, tap in enumerate(self.network.taps):
-            shape = (tap.positions, tap.neurons)
-            activations = np.stack([np.resize(image, shape) for image in pixels])
-            visit(index, torch.from_numpy(activations))
-
-
 @pytest.fixture(scope="module", autouse=True)
-def cheap_network() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "Extractor", PixelsAgain)
-        yield
+def network(tmp_path_factory: pytest.TempPathFactory) -> None:
+    COUNTING.update(tiny.install(tmp_path_factory.mktemp("tiny")).options)
 
 
 @pytest.fixture(scope="module")
@@ -180,13 +148,10 @@ def images(bucket: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def clean(bucket: str, images: str, cheap_network: None, totals: Totals) -> DNA:
+def clean(bucket: str, images: str, network: None, totals: Totals) -> DNA:
     """Returns what a build without faults counts."""
-    for _ in range(3):
-        place = Catalogue(f"{bucket}/{uuid.uuid4().hex}/catalogue")
-        began = time.monotonic()
-        build(place, images)
-        totals.clean.append(time.monotonic() - began)
+    place = Catalogue(f"{bucket}/{uuid.uuid4().hex}/catalogue")
+    timed(totals.clean, lambda: build(place, images))
     return place.load("photos")
 
 
@@ -196,11 +161,8 @@ def place(root: str) -> Catalogue:
 
 
 def build(place: Catalogue, source: str) -> Result:
-    """Builds with few bins, which is faster; their number does not matter here.
-
-    Each build has a new worker, since a worker that has read the ranges does not read them again.
-    """
-    request = Request("photos", source, bins=16)
+    """Builds with a new worker, since one that has read the ranges does not read them again."""
+    request = Request("photos", source, **COUNTING)
     with contextlib.closing(InProcess()) as engine:
         (result,) = build_datasets(place, [request], engine, RESOURCES)
     return result
@@ -243,21 +205,27 @@ PARTIAL = r"/partials/\w+\.parquet"
 LISTING = r"list-type=2.*images"
 COMMIT = r"/_log/0+1\.json"
 
-QUICK = {
-    "image-reset": Row(reset, "GET", IMAGE, 3),
-    "image-cut": Row(cut(500), "GET", IMAGE, 3),
-    "image-ends-early": Row(short(100), "GET", IMAGE, 3),
-    "image-slow-down": Row(slow_down, "GET", IMAGE, 3),
-    "image-trickles": Row(trickles, "GET", IMAGE),
-    "image-black-hole": Row(black_hole, "GET", IMAGE),
+QUICK_REPAIRED = {
+    "broken": {
+        "image-reset": Row(reset, "GET", r"photo-0000\.jpg", 3),
+        "image-cut": Row(cut(500), "GET", r"photo-0001\.jpg", 3),
+        "image-ends-early": Row(short(100), "GET", r"photo-0002\.jpg", 3),
+        "image-slow-down": Row(slow_down, "GET", r"photo-0003\.jpg", 3),
+        "listing-fails": Row(internal, "GET", LISTING, 3),
+        "partial-answer-lost": Row(answer_lost, "PUT", PARTIAL, 2),
+        "commit-conflict": Row(conflict, "PUT", COMMIT, 3),
+    },
+    "never-ends": {
+        "image-trickles": Row(trickles, "GET", r"photo-0000\.jpg"),
+        "image-black-hole": Row(black_hole, "GET", r"photo-0001\.jpg"),
+        "commit-answer-lost": Row(answer_lost, "PUT", COMMIT),
+    },
+}
+QUICK_LASTING = {
     "image-denied": Row(denied, "GET", r"photo-0002\.jpg", None, r"photo-0002\.jpg: access denied"),
     "image-never-comes": Row(
         *(reset, "GET", r"photo-0001\.jpg", None, r"photo-0001\.jpg: no answer after 4 tries")
     ),
-    "listing-fails": Row(internal, "GET", LISTING, 3),
-    "partial-answer-lost": Row(answer_lost, "PUT", PARTIAL, 2),
-    "commit-answer-lost": Row(answer_lost, "PUT", COMMIT),
-    "commit-conflict": Row(conflict, "PUT", COMMIT, 3),
 }
 
 PLACES = {
@@ -294,50 +262,75 @@ READ_IN_PART = {"image", "listing", "manifest-read", "partial-read"}
 WRITTEN_ONCE = {"manifest-write", "partial-write", "dna-write", "commit-write"}
 
 
-def rows() -> Iterator[tuple[str, Row]]:
+def rows() -> Iterator[tuple[str, str, Row]]:
+    """Yields each fault, the place that it strikes, and its row."""
     for where, (method, path) in PLACES.items():
         faults = ANYWHERE | (MORE if where in WITH_MORE else {})
         faults |= READS if where in READ_IN_PART else {}
         faults |= WRITES if where in WRITTEN_ONCE else {}
         for fault, (action, times) in faults.items():
-            yield f"{where}-{fault}", Row(action, method, path, times)
+            yield fault, where, Row(action, method, path, times)
         # What is left of an attempt does not matter once the shard is counted.
         ends = "" if where == "attempt-delete" else "no answer after 4 tries"
-        yield f"{where}-gone", Row(reset, method, path, None, ends)
+        yield "gone", where, Row(reset, method, path, None, ends)
         if where in WITH_MORE:
-            yield f"{where}-denied", Row(denied, method, path, None, "access denied")
+            yield "denied", where, Row(denied, method, path, None, "access denied")
 
 
-EVERY = dict(rows())
+REPAIRED = {
+    fault: {where: row for of, where, row in rows() if of == fault}
+    for fault in ANYWHERE | READS | WRITES | MORE
+}
+"""Of each fault that a build repairs, the places that it strikes."""
+
+LASTING = {f"{where}-{fault}": row for fault, where, row in rows() if row.times is None}
 
 
-def run(row: Row, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals) -> None:
-    if row.fault not in (black_hole, trickles):
+def run(
+    all_rows: Mapping[str, Row],
+    chaos: Chaos,
+    place: Catalogue,
+    images: str,
+    clean: DNA,
+    totals: Totals,
+) -> None:
+    """Builds under faults that are all repaired, or under one that is not."""
+    if not {row.fault for row in all_rows.values()} & {black_hole, trickles}:
         os.environ["VDNA_STORAGE_READ_SECONDS"] = str(PATIENT)  # until the end of this test
-    chaos.on(row.fault, row.method, row.path, times=row.times)
-    if row.ends:
-        with pytest.raises(VdnaError, match=row.ends) as caught:
+    rules = {
+        name: chaos.on(row.fault, row.method, row.path, times=row.times)
+        for name, row in all_rows.items()
+    }
+    (ends,) = {row.ends for row in all_rows.values()}
+    if ends:
+        with pytest.raises(VdnaError, match=ends) as caught:
             timed(totals.faulty, lambda: build(place, images))
         assert "s3://" in str(caught.value)
         assert isinstance(caught.value, StorageError) or "StorageError" in str(caught.value)
-        faults = chaos.injected
-        chaos.calm()
-        result = timed(totals.reruns, lambda: build(place, images))
+        result = None
     else:
         result = timed(totals.faulty, lambda: build(place, images))
-        faults = chaos.injected
-        assert row.times in (None, faults)
-        chaos.calm()
-    assert faults > 0
-    totals.faults += faults
+    struck = {name: rule.struck for name, rule in rules.items()}
+    assert struck == {name: row.times or struck[name] for name, row in all_rows.items()}
+    assert 0 not in struck.values()
+    totals.faults += sum(struck.values())
+    chaos.calm()
+    result = result or timed(totals.reruns, lambda: build(place, images))
     check(place, result, clean, totals)
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_the_counts_are_exact_or_the_error_is_clean(
+@pytest.mark.parametrize("kind", QUICK_REPAIRED)
+def test_faults_that_pass_leave_the_counts_exact(
+    kind: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
+) -> None:
+    run(QUICK_REPAIRED[kind], chaos, place, images, clean, totals)
+
+
+@pytest.mark.parametrize("name", QUICK_LASTING)
+def test_a_fault_that_stays_ends_the_build_with_a_clean_error(
     name: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
 ) -> None:
-    run(QUICK[name], chaos, place, images, clean, totals)
+    run({name: QUICK_LASTING[name]}, chaos, place, images, clean, totals)
 
 
 @pytest.mark.parametrize("fault", [reset, slow_down, internal, cut(10)])
@@ -363,15 +356,23 @@ def test_an_answer_that_never_ends_is_given_up_in_time(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", EVERY)
-def test_every_fault_at_every_place_gives_exact_counts_or_a_clean_error(
-    name: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
+@pytest.mark.parametrize("fault", REPAIRED)
+def test_a_fault_that_passes_leaves_the_counts_exact_at_all_places_at_once(
+    fault: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
 ) -> None:
-    run(EVERY[name], chaos, place, images, clean, totals)
+    run(REPAIRED[fault], chaos, place, images, clean, totals)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("name", LASTING)
+def test_a_fault_that_stays_ends_the_build_with_a_clean_error_at_every_place(
+    name: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
+) -> None:
+    run({name: LASTING[name]}, chaos, place, images, clean, totals)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(4))
 def test_a_build_succeeds_though_a_quarter_of_all_requests_fail(
     seed: int, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
 ) -> None:
@@ -489,20 +490,30 @@ COMPARING = {
 }
 
 
-def comparisons() -> Iterator[tuple[str, Row]]:
-    for where, (method, path) in COMPARING.items():
-        faults = {"reset": reset, "slow-down": slow_down}
-        if where in ("dna-read", "folds-read", "points-read", "tile-read"):
-            faults |= {"cut": cut(40), "ends-early": short(10)}
-        if method == "PUT":
-            faults |= {"answer-lost": answer_lost, "conflict": conflict}
-        for fault, action in faults.items():
-            yield f"{where}-{fault}", Row(action, method, path, 3)
-        yield f"{where}-gone", Row(reset, method, path, None, "no answer after 4 tries")
-
-
-COMPARISONS = dict(comparisons())
-QUICKEST = {"dna-read-cut", "folds-read-reset", "tile-write-answer-lost", "matrix-write-gone"}
+REPAIRED_COMPARISONS = {
+    "reset": (reset, COMPARING),
+    "slow-down": (slow_down, COMPARING),
+    "cut": (cut(40), ("dna-read", "folds-read", "points-read", "tile-read")),
+    "ends-early": (short(10), ("dna-read", "folds-read", "points-read", "tile-read")),
+    "answer-lost": (answer_lost, ("points-write", "tile-write", "matrix-write")),
+    "conflict": (conflict, ("points-write", "tile-write", "matrix-write")),
+}
+COMPARISONS = {
+    "mixed": {
+        "dna-read": Row(cut(40), *COMPARING["dna-read"], 3),
+        "folds-read": Row(reset, *COMPARING["folds-read"], 3),
+        "tile-write": Row(answer_lost, *COMPARING["tile-write"], 3),
+    },
+    **{
+        fault: {where: Row(action, *COMPARING[where], 3) for where in places}
+        for fault, (action, places) in REPAIRED_COMPARISONS.items()
+    },
+    **{
+        f"{where}-gone": {where: Row(reset, *struck, None, "no answer after 4 tries")}
+        for where, struck in COMPARING.items()
+    },
+}
+QUICKEST = {"mixed", "matrix-write-gone"}
 
 
 @pytest.mark.parametrize(
@@ -520,25 +531,30 @@ def test_a_comparison_is_exact_or_its_error_is_clean(
     """Tiles that were committed before an error are not computed again."""
     monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
     monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
-    row, place = COMPARISONS[name], Catalogue(compared)
+    rows, place = COMPARISONS[name], Catalogue(compared)
     for left in ("matrix", "_work/_tiles", "_work/_fold_points"):
         storage.delete_tree(storage.join(compared, left))
-    chaos.on(row.fault, row.method, row.path, times=row.times)
+    rules = {
+        where: chaos.on(row.fault, row.method, row.path, times=row.times)
+        for where, row in rows.items()
+    }
+    (ends,) = {row.ends for row in rows.values()}
 
     def compare_all() -> Matrix:
         return compare(place, effort=Effort(memory=1))
 
-    if row.ends:
-        with pytest.raises(TransientError, match=row.ends) as caught:
+    if ends:
+        with pytest.raises(TransientError, match=ends) as caught:
             compare_all()
         assert "s3://" in str(caught.value)
     else:
         found = compare_all()
-    faults = chaos.injected
-    assert faults >= (row.times or 1)
-    totals.faults += faults
+    struck = {where: rule.struck for where, rule in rules.items()}
+    assert struck == {where: row.times or struck[where] for where, row in rows.items()}
+    assert 0 not in struck.values()
+    totals.faults += sum(struck.values())
     chaos.calm()
-    if row.ends:
+    if ends:
         with contextlib.suppress(SourceError):
             for item in storage.walk(storage.join(compared, "matrix")):
                 Matrix.decode(storage.read(item.uri), item.uri)

@@ -189,6 +189,12 @@ class Rule:
         self.seen += 1
         return self.seen > self.skip and (self.times is None or self.seen <= self.skip + self.times)
 
+    @property
+    def struck(self) -> int:
+        """How many requests were spoiled."""
+        struck = max(0, self.seen - self.skip)
+        return struck if self.times is None else min(struck, self.times)
+
 
 class Chaos:
     def __init__(self, upstream: str) -> None:
@@ -214,15 +220,18 @@ class Chaos:
         skip: int = 0,
         times: int | None = 1,
         share: float = 1.0,
-    ) -> None:
+    ) -> Rule:
         """Spoils requests of this method whose path or query matches the pattern.
 
         Only a `share` of them is chosen, by chance. Of those the first `skip` pass, and the next
         `times` are spoiled (all of them if None). The first rule that fits a request is applied.
+
+        Returns:
+            The rule, which tells how many requests it has spoiled.
         """
-        self._rules.append(
-            Rule(action, method, path, skip, times, lambda: self.random.random() < share)
-        )
+        rule = Rule(action, method, path, skip, times, lambda: self.random.random() < share)
+        self._rules.append(rule)
+        return rule
 
     def calm(self, seed: int = 0) -> None:
         """Removes all rules, and starts the counters and the random numbers again."""
