@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import json
@@ -77,8 +78,8 @@ clock = itertools.count(10**6)  # of so many digits that no time is the beginnin
 class Home:
     """A folder of pictures, a catalogue, and what each commit of a dataset should hold."""
 
-    def __init__(self, there: Path, network: tiny.Place) -> None:
-        self.images = there / "images"
+    def __init__(self, there: Path, network: tiny.Place, images: Path | None = None) -> None:
+        self.images = images or there / "images"
         self.images.mkdir(parents=True)
         self.catalogue = Catalogue(str(there / "catalogue"))
         self.network = network
@@ -152,15 +153,39 @@ def oracle(network: tiny.Place) -> Oracle:
     return Oracle(network)
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of each test's pictures: it is one, for a catalogue names them by their paths."""
+    return tmp_path_factory.mktemp("home") / "images"
+
+
 @pytest.fixture
-def home(tmp_path: Path, network: tiny.Place) -> Home:
-    return Home(tmp_path, network)
+def home(tmp_path: Path, network: tiny.Place, images: Path) -> Home:
+    shutil.rmtree(images, ignore_errors=True)
+    return Home(tmp_path, network, images)
+
+
+NOTED = ("now", "held", "stated", "shards", "identities")
+FILLED: dict[tuple[Path, int], dict[str, Any]] = {}
+"""What was noted of homes that are kept, by the place of their pictures and their number."""
 
 
 def filled(home: Home, count: int = 24) -> Home:
-    for number in range(count):
-        home.write(f"{number % 3}/{number:02}.png", number)
-    home.build()
+    """Fills a home with so many pictures and builds it. The first one is kept, and then copied."""
+    root = Path(storage.local_path(home.catalogue.root))
+    kept = home.images.with_name(f"filled-{count}")
+    if (home.images, count) not in FILLED:
+        for number in range(count):
+            home.write(f"{number % 3}/{number:02}.png", number)
+        home.build()
+        shutil.copytree(home.images, kept / "images")
+        shutil.copytree(root, kept / "catalogue")
+        FILLED[home.images, count] = copy.deepcopy({name: getattr(home, name) for name in NOTED})
+    else:
+        shutil.copytree(kept / "images", home.images, dirs_exist_ok=True)
+        shutil.copytree(kept / "catalogue", root)
+        for name, noted in copy.deepcopy(FILLED[home.images, count]).items():
+            setattr(home, name, noted)
     return home
 
 
