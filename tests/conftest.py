@@ -86,11 +86,12 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collects no garbage while all tests are imported, for what is imported stays to the end."""
+    """Collects no garbage of what is imported, now or later, for it stays to the end."""
     gc.disable()
     try:
         return (yield)
     finally:
+        gc.freeze()
         gc.enable()
 
 
