@@ -95,7 +95,7 @@ JOBS = dict(
 )
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(**JOBS)
 @example(0, [1], [(0.0, WHILE_IT_COUNTS), (0.0, WHILE_IT_COUNTS), (0.0, NEVER), (0.0, NEVER)])
 def test_jobs_count_each_shard_once_whoever_dies_when(
@@ -105,7 +105,7 @@ def test_jobs_count_each_shard_once_whoever_dies_when(
 
 
 @pytest.mark.soak
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(**JOBS)
 def test_jobs_count_each_shard_once_in_many_runs(
     seed: int, shards: list[int], jobs: list[tuple[float, float]]
@@ -130,7 +130,7 @@ def count_together(seed: int, shards: list[int], jobs: list[tuple[float, float]]
         assert by_the_living == number_of(work)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 8),

@@ -168,10 +168,10 @@ def follow(
             assert all(len(of) == 1 for of in folds.values()), "a group is in two folds"
 
 
-MANY = [pytest.param(seed, marks=pytest.mark.soak) for seed in range(10) if seed != 7]
+MANY = [pytest.param(seed, marks=pytest.mark.soak) for seed in (101, *range(5))]
 
 
-@pytest.mark.parametrize("seed", [7, 101, *MANY])
+@pytest.mark.parametrize("seed", [7, *MANY])
 def test_each_version_is_a_build_from_nothing(
     base: Path, network: tiny.Place, oracle: Oracle, engine: InProcess, seed: int
 ) -> None:

@@ -102,7 +102,7 @@ def source(four_days: tuple[Path, Path]) -> Iterator[Path]:
         shutil.rmtree(source / day(number), ignore_errors=True)
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(data=st.data())
 def test_a_window_equals_a_build_of_its_days_alone(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
