@@ -40,7 +40,7 @@ from tests.support.killer import Killed
 from tests.support.s3 import put
 from tests.support.small_sources import shrink, shrink_plans
 
-IMAGES = 120
+IMAGES = 60
 RESOURCES = Resources(workers=0, threads=1)
 COUNTING: dict[str, Any] = {}
 
@@ -54,12 +54,13 @@ class TaskEngine(InProcess):
 
 @pytest.fixture(scope="module", autouse=True)
 def network(tmp_path_factory: pytest.TempPathFactory) -> None:
-    COUNTING.update(tiny.install(tmp_path_factory.mktemp("tiny")).options, shard_images=8)
+    options = tiny.install(tmp_path_factory.mktemp("tiny")).options
+    COUNTING.update(options, shard_images=4, max_failures=1)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink(monkeypatch, block=20, many=40, keys=20, alone=20)
+    shrink(monkeypatch, block=10, many=20, keys=10, alone=10)
     real = storage.list_page
 
     def list_page(uri: str, after: str) -> tuple[list[Any], str, bool]:
@@ -75,7 +76,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def images(bucket: str) -> str:
     source = f"{bucket}/counting-ahead/images"
     for i in range(IMAGES):
-        data = b"no image" if i == 77 else jpeg(i, 24, 16)
+        data = b"no image" if i == 37 else jpeg(i, 24, 16)
         put(f"{source}/day{i % 5}/{i:03}.jpg", data)
     return source
 
@@ -90,7 +91,7 @@ def build(root: str, images: str, engine: InProcess, listen: Any = None) -> Any:
 def alone(bucket: str, images: str) -> Iterator[Any]:
     """The same dataset, listed and counted by one process, and planned in the same blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        shrink_plans(patch, block=20, many=40)
+        shrink_plans(patch, block=10, many=20)
         root = f"{bucket}/counting-ahead/alone"
         result = build(root, images, InProcess())
         yield Catalogue(root), result
