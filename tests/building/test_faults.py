@@ -281,7 +281,7 @@ REPAIRED = {
     fault: {where: row for of, where, row in rows() if of == fault}
     for fault in ANYWHERE | READS | WRITES | MORE
 }
-"""Of each fault that a build repairs, the places that it strikes."""
+"""The places that each fault strikes which a build repairs."""
 
 LASTING = {f"{where}-{fault}": row for fault, where, row in rows() if row.times is None}
 
