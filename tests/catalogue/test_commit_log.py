@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, commit, commit_log
 from pipeline.catalogue.commit import base_number
 from pipeline.errors import CorruptFile
+from tests.golden.handmade import catalogue_of, contents
 from tests.support.builders import sealed
 from tests.support.builders import version_without_files as version
 from tests.support.killer import Killed
@@ -140,13 +141,14 @@ def test_writers_that_die_before_or_after_a_write_leave_a_sound_log(
         require_history(place, states)
 
 
-def test_writers_at_once_each_build_upon_the_others() -> None:
+def test_writers_at_once_each_build_upon_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "SPANS", (3, 12))
     root, barrier = new_place().root, threading.Barrier(4)
 
     def write(writer: int) -> None:
         barrier.wait()
-        for i in range(28):
-            append(Catalogue(root), setting(f"d{writer}-{i % 9}", "s", f"n{writer}x{i}"))
+        for i in range(8):
+            append(Catalogue(root), setting(f"d{writer}-{i % 3}", "s", f"n{writer}x{i}"))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
@@ -156,17 +158,22 @@ def test_writers_at_once_each_build_upon_the_others() -> None:
         differing = [name for name in state if state[name] != older.get(name)]
         assert len(differing) == 1
         older = state
-    assert older == {f"d{w}-{i % 9}": {"s": f"n{w}x{i}"} for w in range(4) for i in range(28)}
-    assert Catalogue(root).head().number == 112
+    assert older == {f"d{w}-{i % 3}": {"s": f"n{w}x{i}"} for w in range(4) for i in range(8)}
+    assert Catalogue(root).head().number == 32
 
 
-def grown(commits: int, datasets: int = 3) -> Catalogue:
-    """Makes a log whose first commit has many datasets, and whose others change one."""
+@cache
+def grown_objects(commits: int, datasets: int) -> dict[str, bytes]:
     place = new_place()
     append(place, lambda state: {f"d{i}": {"s": "first"} for i in range(datasets)})
     for number in range(2, commits + 1):
         append(place, setting(f"d{number % datasets}", "s", f"n{number}"))
-    return place
+    return contents(place)
+
+
+def grown(commits: int, datasets: int = 3) -> Catalogue:
+    """Makes a log whose first commit has many datasets, and whose others change one."""
+    return catalogue_of(grown_objects(commits, datasets))
 
 
 def stored(place: Catalogue, number: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -25,9 +26,8 @@ from pipeline.catalogue import (
     remove,
     verify,
 )
-from pipeline.catalogue.garbage_collection import REMOVED_AT_ONCE
 from pipeline.comparing import compare
-from pipeline.counting import partial_uri
+from pipeline.counting import partial_uri, reduction
 from pipeline.errors import SourceError, UsageError
 from pipeline.events import Event, Finished, Started, StepDone
 from pipeline.sources import plan
@@ -53,6 +53,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
     )
     return Place(tmp_path)
+
+
+@pytest.fixture
+def trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets two shards of a fold make a node of a tree; 18 shards in 16 folds have some."""
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
 
 
 def age(uris: Iterable[str], days: float) -> None:
@@ -108,10 +115,10 @@ def orphans(place: Place) -> set[str]:
     }
 
 
-def test_nothing_young_is_removed(place: Place) -> None:
-    place.photos("a", 85)
+def test_nothing_young_is_removed(place: Place, trees: None) -> None:
+    place.photos("a", 18)
     place.build("a", shard_images=1)
-    place.photos("a", 88)
+    place.photos("a", 20)
     place.build("a", shard_images=1)
     orphans(place)
     before = everything(place)
@@ -128,7 +135,7 @@ def test_an_empty_catalogue_has_no_garbage(place: Place) -> None:
 
 
 def test_orphans_are_removed_only_when_they_are_old(place: Place) -> None:
-    place.photos("a", 20)
+    place.photos("a", 3)
     place.build("a")
     lost = orphans(place)
     age_all(place)
@@ -148,7 +155,7 @@ def test_ages_are_measured_by_the_clock_of_the_store(
     days: int, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock of the store may be far behind or far ahead of this machine's."""
-    place.photos("a", 20)
+    place.photos("a", 3)
     place.build("a")
     lost = orphans(place)
     real = local.entry_of
@@ -194,10 +201,10 @@ def test_the_grace_period_is_exact_to_the_second(place: Place) -> None:
     assert uri in old_garbage(place, now=made + week + timedelta(seconds=1))
 
 
-def test_gc_removes_exactly_what_it_lists(place: Place) -> None:
-    place.photos("a", 85)
+def test_gc_removes_exactly_what_it_lists(place: Place, trees: None) -> None:
+    place.photos("a", 18)
     place.build("a", shard_images=1)
-    place.photos("a", 88)
+    place.photos("a", 20)
     place.build("a", shard_images=1)
     orphans(place)
     age_all(place)
@@ -215,9 +222,9 @@ def test_gc_removes_exactly_what_it_lists(place: Place) -> None:
 
 
 def test_all_versions_are_kept_unless_told_otherwise(place: Place) -> None:
-    place.photos("a", 20)
+    place.photos("a", 3)
     first = place.build("a").version
-    place.photos("a", 25, bad=1)
+    place.photos("a", 5, bad=1)
     second = place.build("a").version
     age_all(place)
     assert old_garbage(place) == set()
@@ -226,17 +233,17 @@ def test_all_versions_are_kept_unless_told_otherwise(place: Place) -> None:
 
 
 def test_keep_one_removes_what_only_older_versions_need(place: Place) -> None:
-    place.photos("a", 20)
+    place.photos("a", 6)
     first = place.build("a", shard_images=1)
-    for path in (place.folder / "a").glob("photo-00[0-4].jpg"):
+    for path in (place.folder / "a").glob("photo-00[01].jpg"):
         path.unlink()
-    place.photos("b/c", 5)
+    place.photos("b/c", 2)
     other = place.build("b/c")
     second = place.build("a", shard_images=1)
-    assert (first.version.images, second.version.images) == (20, 15)
+    assert (first.version.images, second.version.images) == (6, 4)
     old, new = (files_of(place, "a", r.version) for r in (first, second))
     assert old & new
-    assert len(old - new) == 4 + 5
+    assert len(old - new) == 4 + 2
     age_all(place)
     expected = old - new
     assert old_garbage(place) == set()  # an older version that is kept keeps its partials too
@@ -251,9 +258,9 @@ def test_keep_one_removes_what_only_older_versions_need(place: Place) -> None:
 
 def test_a_later_run_without_keep_still_works(place: Place) -> None:
     """The log names versions whose files were removed; that must not make a run fail."""
-    place.photos("a", 20)
+    place.photos("a", 3)
     place.build("a")
-    place.photos("a", 25)
+    place.photos("a", 4)
     newest = place.build("a").version
     age_all(place)
     collect(place.catalogue, keep=1)
@@ -265,12 +272,11 @@ def test_a_later_run_without_keep_still_works(place: Place) -> None:
 
 
 def test_going_back_to_an_older_version_makes_it_the_newest(place: Place) -> None:
-    place.photos("a", 20)
+    place.photos("a", 3)
     first = place.build("a").version
-    place.photos("a", 25)
+    place.photos("a", 4)
     second = place.build("a").version
-    for i in range(20, 25):
-        (place.folder / "a" / f"photo-{i:03d}.jpg").unlink()
+    (place.folder / "a" / "photo-003.jpg").unlink()
     third = place.build("a").version
     assert third.dna == first.dna
     assert place.catalogue.head().number == 3
@@ -288,12 +294,11 @@ def test_a_version_that_is_committed_again_is_safe_from_a_concurrent_gc(
     Storing them again does not make them younger, and a collection just before the commit removes
     them.
     """
-    place.photos("a", 20)
+    place.photos("a", 3)
     place.build("a")
-    place.photos("a", 25)
+    place.photos("a", 4)
     place.build("a")
-    for i in range(20, 25):
-        (place.folder / "a" / f"photo-{i:03d}.jpg").unlink()
+    (place.folder / "a" / "photo-003.jpg").unlink()
     age_all(place)
     real = Catalogue.put_version
 
@@ -302,7 +307,7 @@ def test_a_version_that_is_committed_again_is_safe_from_a_concurrent_gc(
         return real(catalogue, *arguments, **options)
 
     monkeypatch.setattr(Catalogue, "put_version", collect_first)
-    assert place.build("a").version.images == 20
+    assert place.build("a").version.images == 3
     assert [finding for finding in verify(place.catalogue) if not finding.ok] == []
 
 
@@ -341,7 +346,8 @@ def test_an_object_that_is_gone_since_it_was_listed_is_not_counted(
 def test_garbage_is_removed_in_batches_and_progress_is_told(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = {put(place, "_work", f"probe-{number}") for number in range(REMOVED_AT_ONCE + 3)}
+    monkeypatch.setattr(garbage_collection, "REMOVED_AT_ONCE", 20)
+    lost = {put(place, "_work", f"probe-{number}") for number in range(23)}
     age_all(place)
     asked: list[list[str]] = []
     real = storage.delete_all
@@ -349,10 +355,10 @@ def test_garbage_is_removed_in_batches_and_progress_is_told(
     told: list[Event] = []
     assert collect(place.catalogue, progress=told.append) == (len(lost), 6 * len(lost))
     assert {uri for batch in asked for uri in batch} == lost
-    assert [len(batch) for batch in asked] == [REMOVED_AT_ONCE, 3]
+    assert [len(batch) for batch in asked] == [20, 3]
     assert told[-4:] == [
         Started(len(lost), 2, unit="objects", step="batches"),
-        *(StepDone(REMOVED_AT_ONCE), StepDone(3), Finished()),
+        *(StepDone(20), StepDone(3), Finished()),
     ]
     assert everything(place) == set()
 
@@ -419,10 +425,10 @@ def test_an_imported_version_keeps_its_file_and_has_no_manifest(place: Place) ->
 
 
 def test_the_newest_version_of_each_spec_is_kept(place: Place) -> None:
-    place.photos("a", 6)
+    place.photos("a", 3)
     mine = place.build("a").version
     spec, ranges = tiny_spec(bins=9)
-    manifest = plan(entries("a", 4))
+    manifest = plan(entries("a", 2))
     partials = [hand_made(shard, spec, ranges) for shard in manifest.shards]
     other = commit_dataset(place.catalogue, "a", manifest, partials, spec, ranges)
     age_all(place)
@@ -430,12 +436,12 @@ def test_the_newest_version_of_each_spec_is_kept(place: Place) -> None:
     assert files_of(place, "a", mine) | files_of(place, "a", other) <= everything(place)
 
 
-def test_tree_nodes_and_notes_of_attempts_are_removed(place: Place) -> None:
-    place.photos("a", 85)
+def test_tree_nodes_and_notes_of_attempts_are_removed(place: Place, trees: None) -> None:
+    place.photos("a", 20)
     version = place.build("a", shard_images=1).version
     work = place.catalogue.work_uri("a", version.spec)
     nodes = {item.uri for item in storage.walk(storage.join(work, "nodes"))}
-    assert len(nodes) == 16
+    assert len(nodes) == 4
     note = put(place, "_work", "a", version.spec, "attempts", "0123-1.json")
     age_all(place)
     assert old_garbage(place) == nodes | {note}
@@ -443,46 +449,46 @@ def test_tree_nodes_and_notes_of_attempts_are_removed(place: Place) -> None:
 
 def test_a_plan_that_has_begun_is_protected(place: Place) -> None:
     """A build that died after days is rerun days later, and counts nothing again."""
-    place.photos("a", 20)
+    place.photos("a", 5)
     with pytest.raises(InterruptedError):
-        place.build("a", HandMade(stop_after=9), shard_images=1)
+        place.build("a", HandMade(stop_after=2), shard_images=1)
     assert place.catalogue.head().number == 0
     age_all(place)
     assert old_garbage(place, keep=1) == set()
     collect(place.catalogue, keep=1)
-    assert place.build("a", shard_images=1).counted_shards == 11
+    assert place.build("a", shard_images=1).counted_shards == 3
 
 
 def test_a_plan_that_follows_a_version_is_protected_beside_it(place: Place) -> None:
-    place.photos("group/a", 20)
+    place.photos("group/a", 4)
     first = place.build("group/a", shard_images=1).version
-    place.photos("group/a", 30)
+    place.photos("group/a", 7)
     with pytest.raises(InterruptedError):
-        place.build("group/a", HandMade(stop_after=4), shard_images=1)
+        place.build("group/a", HandMade(stop_after=2), shard_images=1)
     age_all(place)
     assert old_garbage(place, keep=1) == set()
     collect(place.catalogue, keep=1)
     assert files_of(place, "group/a", first) <= everything(place)
     result = place.build("group/a", shard_images=1)
-    assert (result.counted_shards, result.version.images) == (6, 30)
+    assert (result.counted_shards, result.version.images) == (1, 7)
 
 
 def test_a_plan_that_was_replaced_by_another_is_garbage(place: Place) -> None:
-    place.photos("a", 20)
+    place.photos("a", 5)
     with pytest.raises(InterruptedError):
-        place.build("a", HandMade(stop_after=9), shard_images=1)
-    for i in range(20):
+        place.build("a", HandMade(stop_after=3), shard_images=1)
+    for i in range(5):
         (place.folder / "a" / f"photo-{i:03d}.jpg").write_bytes(b"another photo")
     version = place.build("a", shard_images=1).version
     age_all(place)
     removed = old_garbage(place)
-    assert len(removed) == 9 + 2  # partials, and the manifest with its entries
+    assert len(removed) == 3 + 2  # partials, and the manifest with its entries
     assert not removed & files_of(place, "a", version)
 
 
 @pytest.mark.parametrize("hint", [b"", b"0123456789abcdef", b"../../x", b"\xff\xfe"])
 def test_a_plan_hint_that_names_no_plan_does_not_stop_gc(place: Place, hint: bytes) -> None:
-    place.photos("a", 20)
+    place.photos("a", 2)
     version = place.build("a").version
     storage.replace(storage.join(place.catalogue.work_uri("a", version.spec), "_plan"), hint)
     lost = put(place, "_work", "probe-0123")
@@ -490,12 +496,12 @@ def test_a_plan_hint_that_names_no_plan_does_not_stop_gc(place: Place, hint: byt
     assert old_garbage(place) == {lost}
 
 
-def test_a_catalogue_passes_verify_after_gc(place: Place) -> None:
-    place.photos("a", 85, bad=2)
+def test_a_catalogue_passes_verify_after_gc(place: Place, trees: None) -> None:
+    place.photos("a", 18, bad=2)
     place.build("a", shard_images=1)
-    place.photos("b", 20)
+    place.photos("b", 3)
     place.build("b")
-    place.photos("a", 90, bad=2)
+    place.photos("a", 20, bad=2)
     place.build("a", shard_images=1)
     compare(place.catalogue)
     age_all(place)
@@ -513,14 +519,14 @@ def test_a_catalogue_passes_verify_after_gc(place: Place) -> None:
         assert (result.changed, result.counted_shards) == (False, 0)
     assert place.catalogue.head() == head
     assert everything(place) == before
-    place.photos("a", 91, bad=2)
+    place.photos("a", 21, bad=2)
     assert place.build("a", shard_images=1).counted_shards == 1
 
 
 def test_matrices_are_removed_once_no_kept_version_uses_their_pairs(place: Place) -> None:
     c = place.catalogue
     for count, name in enumerate("abc"):
-        place.photos(name, 20 + count)
+        place.photos(name, 2 + count)
         place.build(name)
 
     def matrices() -> set[str]:
@@ -528,7 +534,7 @@ def test_matrices_are_removed_once_no_kept_version_uses_their_pairs(place: Place
 
     compare(c)
     (first,) = matrices()
-    place.photos("a", 30)
+    place.photos("a", 6)
     place.build("a")
     age_all(place)
     assert first not in old_garbage(place, keep=1)  # b and c are compared there, and nowhere else
@@ -547,7 +553,7 @@ def test_matrices_are_removed_once_no_kept_version_uses_their_pairs(place: Place
     age_all(place)
     assert old_garbage(place, keep=1) & matrices() == set()
     for name in "bc":
-        place.photos(name, 40)
+        place.photos(name, 7)
         place.build(name)
     age_all(place)
     assert old_garbage(place, keep=1) & matrices() == {first, small}
@@ -568,14 +574,25 @@ MATRICES: dict[str, tuple[dict[str, tuple[str, str, str]], str]] = {
 kinds and methods; and what is removed."""
 
 
-def put_matrices(
-    place: Place, monkeypatch: pytest.MonkeyPatch, told: dict[str, tuple[str, str, str]]
-) -> dict[str, str]:
-    versions = {"a": "of a version that is no more"}
+@pytest.fixture(scope="module")
+def three_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built") / "catalogue"
     for name in "bcd":
         manifest = plan(entries(name, 2))
         partials = [hand_made(shard) for shard in manifest.shards]
-        versions[name] = commit_dataset(place.catalogue, name, manifest, partials).dna
+        commit_dataset(Catalogue(str(folder)), name, manifest, partials)
+    return folder
+
+
+def put_matrices(
+    place: Place,
+    three_datasets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, tuple[str, str, str]],
+) -> dict[str, str]:
+    shutil.copytree(three_datasets, storage.local_path(place.catalogue.root))
+    versions = {"a": "of a version that is no more"}
+    versions |= {name: place.catalogue.find(name).dna for name in "bcd"}
     age_all(place)
     stated, uris = {}, {}
     for older, (number, (names, kind, method)) in enumerate(told.items()):
@@ -590,18 +607,18 @@ def put_matrices(
 
 @pytest.mark.parametrize("law", MATRICES)
 def test_of_two_matrices_there_stays(
-    law: str, place: Place, monkeypatch: pytest.MonkeyPatch
+    law: str, place: Place, three_datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, removed = MATRICES[law]
-    uris = put_matrices(place, monkeypatch, told)
+    uris = put_matrices(place, three_datasets, monkeypatch, told)
     assert old_garbage(place) == {uris[number] for number in removed}
 
 
 @pytest.mark.parametrize("unknown", ["1", "2"])
 def test_of_two_matrices_there_stays_the_one_of_unknown_age(
-    unknown: str, place: Place, monkeypatch: pytest.MonkeyPatch
+    unknown: str, place: Place, three_datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uris = put_matrices(place, monkeypatch, dict.fromkeys("12", ("abc", "u", "m")))
+    uris = put_matrices(place, three_datasets, monkeypatch, dict.fromkeys("12", ("abc", "u", "m")))
     without_age(monkeypatch, uris[unknown])
     assert old_garbage(place) == {*uris.values()} - {uris[unknown]}
 
@@ -609,12 +626,12 @@ def test_of_two_matrices_there_stays_the_one_of_unknown_age(
 def test_versions_stay_for_so_many_days_after_another_took_their_place(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place.photos("a", 20)
+    place.photos("a", 3)
     first = place.build("a").version
-    place.photos("a", 25)
+    place.photos("a", 4)
     second = place.build("a").version
     remove(place.catalogue, ["a"])
-    place.photos("b", 3)
+    place.photos("b", 1)
     place.build("b")
     age_all(place)
     both = files_of(place, "a", first) | files_of(place, "a", second)
@@ -628,19 +645,19 @@ def test_versions_stay_for_so_many_days_after_another_took_their_place(
     told = leaving_versions(place.catalogue, items, rules, then)
     why = "a is not in the catalogue any more, and that is more than 2 days ago"
     assert [(v.name, v.commit, v.images, v.why) for v in told] == [
-        ("a", 2, 25, why),
-        ("a", 1, 20, why),
+        ("a", 2, 4, why),
+        ("a", 1, 3, why),
     ]
     assert [v.until for v in told] == [place.catalogue.commit(n).time for n in (3, 2)]
     day = place.catalogue.commit(3).time[:10]
-    assert str(told[0]) == f"a@2: 25 images, current until {day}; {why}"
+    assert str(told[0]) == f"a@2: 4 images, current until {day}; {why}"
     assert collect(place.catalogue, keep=1, days=1) == (0, 0)
     assert collect(place.catalogue, keep=1)[0] == len(items)
     assert leaving_versions(place.catalogue, garbage(place.catalogue, keep=1), rules, then) == []
 
 
 def test_the_parts_of_a_version_that_leaves_are_not_told(place: Place) -> None:
-    place.photos("a", 20)
+    place.photos("a", 2)
     first = place.build("a").version
     part = replace(first, by="1", part_of="a", value="x")
     place.catalogue.put_version("a", replace(first, by="1"), first, parts={"a/x": part})
@@ -661,7 +678,7 @@ def test_a_negative_number_of_days_is_refused(place: Place, days: float) -> None
 
 
 def test_any_number_of_days_may_be_kept(place: Place) -> None:
-    place.photos("a", 20)
+    place.photos("a", 2)
     place.build("a")
     assert old_garbage(place, days=float("inf")) == set()
 
@@ -674,7 +691,7 @@ def test_keeping_nothing_is_refused(place: Place, keep: int) -> None:
 
 def test_gc_removes_nothing_if_a_kept_version_lacks_its_manifest(place: Place) -> None:
     """What the newest version needs is unknown then, so nothing is removed."""
-    place.photos("a", 20)
+    place.photos("a", 2)
     version = place.build("a").version
     storage.delete(place.catalogue.uri("manifests", version.spec, "a", version.manifest))
     storage.delete(storage.join(place.catalogue.work_uri("a", version.spec), "_plan"))

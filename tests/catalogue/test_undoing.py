@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,19 +30,31 @@ from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
 from pipeline.sources import Entries
 from tests.catalogue.test_kept_versions import found, log, version
 from tests.catalogue.test_version_history import found as history
-from tests.golden.handmade import NETWORK, Place
+from tests.golden.handmade import NETWORK, Original, Place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, network: None) -> Original:
+    def fill(place: Place) -> None:
+        for name in ("a", "b"):
+            place.photos(name, 3)
+            place.build(name)
+
+    return Original(tmp_path_factory.mktemp("original"), fill)
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(
-        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
-    )
-    made = Place(tmp_path)
-    for name in ("a", "b"):
-        made.photos(name, 6)
-        made.build(name)
-    return made
+def place(original: Original) -> Place:
+    return original.again()
 
 
 def everything(catalogue: Catalogue) -> set[str]:
@@ -74,7 +85,7 @@ def test_what_was_taken_out_comes_back_as_it_was(place: Place) -> None:
 
 def test_a_former_version_comes_back_and_the_source_is_looked_at_again(place: Place) -> None:
     first = place.catalogue.head()
-    place.photos("a", 9)
+    place.photos("a", 4)
     second = place.build("a").version
     back = roll_back(place.catalogue, "a", first.number)
     assert back.datasets == first.datasets

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import uuid
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -46,7 +46,16 @@ from pipeline.events import Event, Said
 from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.comparing.test_emd_kernel import pairwise_emd
-from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+from tests.golden.handmade import (
+    SPEC,
+    catalogue_of,
+    commit_dataset,
+    contents,
+    empty_catalogue,
+    entries,
+    hand_made,
+    planned,
+)
 from tests.support.builders import NUMERICS, random_dna, tiny_spec
 from tests.support.fold_noise import brute_noise
 
@@ -57,17 +66,21 @@ NAMED_COLUMNS = [
 
 
 def put(catalogue: Catalogue, name: str, images: int, first: int = 0) -> Version:
-    manifest = plan(entries(name, images, first))
-    return commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+    return commit_dataset(catalogue, name, *planned(name, images, first))
+
+
+@functools.cache
+def three_datasets() -> dict[str, bytes]:
+    catalogue = empty_catalogue()
+    for name, images in (("photos", 7), ("group/paintings", 4), ("single", 1)):
+        put(catalogue, name, images)
+    return contents(catalogue)
 
 
 @pytest.fixture
 def place() -> Catalogue:
     """Makes three datasets, of which `single` has one image."""
-    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
-    for name, images in (("photos", 7), ("group/paintings", 4), ("single", 1)):
-        put(catalogue, name, images)
-    return catalogue
+    return catalogue_of(three_datasets())
 
 
 # The kernel.
@@ -272,20 +285,24 @@ def test_the_table_has_the_named_columns_for_every_ordered_pair(place: Catalogue
             assert [row[column] for column in ESTIMATES] == [None] * len(ESTIMATES)
 
 
+@functools.cache
+def two_finite_datasets() -> dict[str, bytes]:
+    catalogue = empty_catalogue()
+    for name, images in (("photos", 40), ("group/paintings", 9)):
+        put_finite(catalogue, name, name, images)
+    return contents(catalogue)
+
+
 @pytest.fixture
 def finite() -> Catalogue:
     """Makes datasets of sixteen and of nine folds, whose activations are all finite."""
-    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
-    for name, images in (("photos", 40), ("group/paintings", 9)):
-        put_finite(catalogue, name, name, images)
-    return catalogue
+    return catalogue_of(two_finite_datasets())
 
 
 def put_finite(catalogue: Catalogue, name: str, of: str, images: int) -> None:
-    manifest = plan(entries(of, images))
+    manifest, made = planned(of, images)
     partials = []
-    for shard in manifest.shards:
-        partial = hand_made(shard)
+    for partial in made:
         dna = partial.dna
         high = dna.overflow + dna.nonfinite
         dna = replace(dna, overflow=high, nonfinite=np.zeros_like(high))
@@ -434,7 +451,7 @@ def test_names_that_are_not_there_are_refused(place: Catalogue) -> None:
     with pytest.raises(UsageError, match="no layer 'tail' in tiny; it has stem, head"):
         compare(place, layers=["tail"])
     with pytest.raises(NotFound):
-        compare(Catalogue(f"memory://{uuid.uuid4().hex}"))
+        compare(empty_catalogue())
 
 
 @pytest.mark.parametrize("names", [["photos"], ["photos", "photos"]])

@@ -48,7 +48,14 @@ from pipeline.reporting import found_lines, found_sentences, neighbours_json
 from pipeline.reporting.conclusions import ALIKE_TEXT
 from pipeline.sources import Shard, plan
 from pipeline.spec import Tap
-from tests.golden.handmade import commit_dataset, entries, hand_made, with_failures
+from tests.golden.handmade import (
+    catalogue_of,
+    commit_dataset,
+    contents,
+    entries,
+    hand_made,
+    with_failures,
+)
 from tests.support.builders import random_dna, tiny_spec
 
 SPEC, RANGES = tiny_spec(40, (Tap("stem", 3, 4), Tap("head", 2, 1)))
@@ -223,20 +230,17 @@ def place() -> Catalogue:
 @pytest.fixture(scope="module")
 def stored_objects(place: Catalogue) -> dict[str, bytes]:
     """Returns the objects of a catalogue that nothing has searched yet, by their path in it."""
-    found = {}
-    for item in storage.walk(place.root):
-        path = item.uri.removeprefix(place.root)
-        if "/_coarse_curves/" not in path and "/_fold_points/" not in path:
-            found[path] = storage.read(item.uri)
-    return found
+    searched = ("/_coarse_curves/", "/_fold_points/")
+    return {
+        path: data
+        for path, data in contents(place).items()
+        if not any(folder in path for folder in searched)
+    }
 
 
 @pytest.fixture
 def fresh(stored_objects: dict[str, bytes]) -> Catalogue:
-    root = f"memory://{uuid.uuid4().hex}"
-    for name, data in stored_objects.items():
-        storage.create(root + name, data)
-    return Catalogue(root)
+    return catalogue_of(stored_objects)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -43,10 +43,16 @@ from pipeline.comparing.tiles import Tile
 from pipeline.dna import FileKind, Lens, SealedFile, sealed
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
 from pipeline.reporting.progress import Lines
-from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.comparing.test_matrix import computed, stored
-from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+from tests.golden.handmade import (
+    SPEC,
+    catalogue_of,
+    commit_dataset,
+    contents,
+    empty_catalogue,
+    planned,
+)
 
 __all__ = ["computed"]  # a fixture
 
@@ -56,35 +62,38 @@ SMALL = Effort(memory=1)
 
 
 def put(catalogue: Catalogue, name: str, images: int, first: int = 0) -> Version:
-    manifest = plan(entries(name, images, first), shard_images=1)
-    return commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+    return commit_dataset(catalogue, name, *planned(name, images, first, shard_images=1))
 
 
-def filled(root: str, count: int = 6) -> Catalogue:
-    catalogue = Catalogue(root)
+@functools.cache
+def filled_objects(count: int) -> dict[str, bytes]:
+    """Makes datasets of 8 images and more, once, and returns the objects of their catalogue."""
+    catalogue = empty_catalogue()
     for n in range(count):
         put(catalogue, f"set/{n}", 8 + n)
-    return catalogue
+    return contents(catalogue)
+
+
+def filled(count: int = 6) -> Catalogue:
+    return catalogue_of(filled_objects(count))
 
 
 @pytest.fixture(scope="module")
 def six_datasets() -> Catalogue:
-    return filled(f"memory://{uuid.uuid4().hex}")
-
-
-@pytest.fixture(scope="module")
-def stored_objects() -> dict[str, bytes]:
-    """Returns the objects of such a catalogue, by their path in it."""
-    root = filled(f"memory://{uuid.uuid4().hex}").root
-    return {item.uri.removeprefix(root): storage.read(item.uri) for item in storage.walk(root)}
+    return filled()
 
 
 @pytest.fixture
-def place(stored_objects: dict[str, bytes]) -> Catalogue:
-    root = f"memory://{uuid.uuid4().hex}"
-    for name, data in stored_objects.items():
-        storage.create(root + name, data)
-    return Catalogue(root)
+def place() -> Catalogue:
+    return filled()
+
+
+def on_disk(folder: Path, count: int) -> Catalogue:
+    """Makes the same in a folder, for another process or a command."""
+    catalogue = Catalogue(str(folder))
+    for path, data in filled_objects(count).items():
+        storage.create(catalogue.root + path, data)
+    return catalogue
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +127,7 @@ def same(a: Matrix, b: Matrix) -> None:
 # Any division gives the same.
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     names=st.lists(st.integers(0, 5), min_size=2, max_size=6, unique=True),
     memory=st.sampled_from([1, 4000, 10**9]),
@@ -323,18 +332,20 @@ def test_of_many_kept_matrices_the_newest_and_largest_are_read(
     assert sum(computed) == 15 - 6
 
 
-def test_small_comparisons_do_not_hide_the_large_kept_matrix(computed: list[int]) -> None:
-    place = filled(f"memory://{uuid.uuid4().hex}", 20)
+def test_small_comparisons_do_not_hide_the_large_kept_matrix(
+    place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_matrices, "RECENT", 4)
     compare(place)
-    assert sum(computed) == 190
-    for n in range(kept_matrices.RECENT):
+    assert sum(computed) == 15
+    for n in range(5):
         compare(place, [f"set/{n}", f"set/{n + 1}"])
-    assert sum(computed) == 190
+    assert sum(computed) == 15
     assert len(stored(place)) == 1  # nothing was computed, so nothing is kept
     put(place, "set/3", 40)
     computed.clear()
     compare(place)
-    assert sum(computed) == 19
+    assert sum(computed) == 5
 
 
 def test_single_layers_are_taken_from_a_kept_matrix_of_all_layers(
@@ -365,8 +376,7 @@ def test_two_datasets_of_the_same_images_are_compared_as_a_pair(
     place: Catalogue, computed: list[int], memory: int
 ) -> None:
     def build_same_images(name: str, of: str, images: int) -> None:
-        manifest = plan(entries(of, images), shard_images=1)
-        commit_dataset(place, name, manifest, [hand_made(s) for s in manifest.shards])
+        commit_dataset(place, name, *planned(of, images, shard_images=1))
         assert place.find(name).dna == place.find(of).dna
 
     effort = Effort(memory=memory)
@@ -481,7 +491,7 @@ def test_a_comparison_killed_at_any_write_is_completed_by_a_rerun(
     tmp_path: Path, at: int, computed: list[int]
 ) -> None:
     """The writes are six tiles, the matrix, and six removals."""
-    place = filled(str(tmp_path / "dnas"), 3)
+    place = on_disk(tmp_path / "dnas", 3)
     code = subprocess.run(
         [sys.executable, "-c", KILLED, place.root, str(at)], capture_output=True, check=False
     )
@@ -686,7 +696,7 @@ def test_a_ray_cluster_computes_the_same_matrix(tmp_path: Path) -> None:
     from pipeline.engine import RayEngine
     from pipeline.spec import Resources
 
-    place = filled(str(tmp_path / "dnas"), 4)
+    place = on_disk(tmp_path / "dnas", 4)
     alone = compare(place)
     without_kept(place)
     with RayEngine(Resources(workers=1)) as engine:
@@ -749,7 +759,7 @@ def test_a_lens_is_read_from_the_catalogue_or_a_file(place: Catalogue, tmp_path:
 
 
 def test_the_compare_command_uses_a_lens(tmp_path: Path) -> None:
-    place = filled(str(tmp_path / "dnas"), 3)
+    place = on_disk(tmp_path / "dnas", 3)
     lens = Lens.chosen(SPEC, ["stem:0"])
     path = tmp_path / "mine.parquet"
     path.write_bytes(lens.encode())
@@ -773,7 +783,7 @@ def test_the_device_option_reaches_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No GPU is needed here: the kernels have their own tests of torch."""
-    place = filled(str(tmp_path / "dnas"), 2)
+    place = on_disk(tmp_path / "dnas", 2)
     asked: list[str] = []
     real = tile_sums.distances
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from pipeline.counting import (
 from pipeline.dna import DNA, Failure, Partial, Ranges, encode_failures
 from pipeline.mapper import SerialMapper
 from pipeline.networks import Network, encode_ranges
-from pipeline.sources import Entries, Entry, Manifest, Shard
+from pipeline.sources import Entries, Entry, Manifest, Shard, plan
 from pipeline.spec import PRODUCTS, Spec
 from tests.support.builders import RULE, random_dna, tiny_spec
 
@@ -127,6 +130,34 @@ def commit_dataset(
     return version
 
 
+@functools.cache
+def planned(
+    name: str, count: int, first: int = 0, shard_images: int | None = None
+) -> tuple[Manifest, tuple[Partial, ...]]:
+    """Plans a dataset of `entries`, with its hand-made partials; the same ones are made once."""
+    manifest = plan(entries(name, count, first), shard_images=shard_images)
+    return manifest, tuple(hand_made(shard) for shard in manifest.shards)
+
+
+def empty_catalogue() -> Catalogue:
+    """Makes a catalogue in memory."""
+    return Catalogue(f"memory://{uuid.uuid4().hex}")
+
+
+def contents(catalogue: Catalogue) -> dict[str, bytes]:
+    """Returns the objects of a catalogue, by their path in it."""
+    root = catalogue.root
+    return {item.uri.removeprefix(root): storage.read(item.uri) for item in storage.walk(root)}
+
+
+def catalogue_of(objects: Mapping[str, bytes]) -> Catalogue:
+    """Makes a catalogue in memory of `contents`: a copy that a test may change."""
+    catalogue = empty_catalogue()
+    for path, data in objects.items():
+        storage.create(catalogue.root + path, data)
+    return catalogue
+
+
 class HandMade(SerialMapper):
     """An engine that makes partials by hand; it dies after `stop_after` shards, where given."""
 
@@ -179,3 +210,22 @@ class Place:
         )
         (result,) = build_datasets(self.catalogue, [request], engine or HandMade())
         return result
+
+
+class Original:
+    """A place that is filled once, and that each test finds as it was then.
+
+    The files stay at the same uris, for manifests name them.
+    """
+
+    def __init__(self, folder: Path, fill: Callable[[Place], object]) -> None:
+        self._now, self._kept = folder / "now", folder / "kept"
+        self._now.mkdir()
+        fill(Place(self._now))
+        shutil.copytree(self._now, self._kept)
+
+    def again(self) -> Place:
+        """Puts all files back, with their times, and returns the place."""
+        shutil.rmtree(self._now)
+        shutil.copytree(self._kept, self._now)
+        return Place(self._now)
