@@ -62,15 +62,15 @@ def trees() -> Iterator[None]:
     """Makes small datasets have trees of sums, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reduce_module, "FAN_IN", 2)
-        patch.setattr(reduce_module, "LAST_SUMMANDS", 1)
+        patch.setattr(reduce_module, "LAST_SUMMANDS", 2)
         yield
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, trees: None) -> Path:
-    """Four datasets, of which one has 20 shards and an older version."""
+    """Four datasets, of which one has 34 shards, three in some folds, and an older version."""
     folder = tmp_path_factory.mktemp("built") / "catalogue"
-    for images in (18, 20):
+    for images in (33, 34):
         put(Catalogue(str(folder)), "large", images)
     for name in ("a", "b", "c"):
         put(Catalogue(str(folder)), name, 2)
@@ -102,7 +102,7 @@ def all_of(place: Catalogue, mapper: Mapper | None = None) -> list[Finding]:
 
 @pytest.mark.parametrize(
     ("large", "spoil"),
-    [(10**6, "a"), (10**6, "large"), (15, None), (15, "a"), (15, "large"), (0, "a")],
+    [(10**6, "a"), (10**6, "large"), (30, None), (30, "a"), (30, "large"), (0, "a")],
 )
 def test_many_tasks_find_what_one_process_finds(
     place: Catalogue, large: int, spoil: str | None, monkeypatch: pytest.MonkeyPatch
@@ -123,14 +123,14 @@ def test_many_tasks_find_what_one_process_finds(
 def test_a_large_version_is_read_by_many_tasks_that_tell_how_far_they_are(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_module, "LARGE", 15)
+    monkeypatch.setattr(verify_module, "LARGE", 30)
     mapper, told = Shuffled(), list[Event]()
     findings = list(verify(place, ["large"], mapper=mapper, progress=told.append))
     assert [finding.check for finding in findings if not finding.ok] == []
     read, *added = told[:3], *told[3:]
-    assert read == [Started(20, 1, unit="candidates", step="tasks"), StepDone(20), Finished()]
-    assert added[0] == Started(20, mapper.tasks - 1, unit="partials", step="sums")
-    assert sum(event.units for event in added if isinstance(event, StepDone)) == 20
+    assert read == [Started(34, 1, unit="candidates", step="tasks"), StepDone(34), Finished()]
+    assert added[0] == Started(34, mapper.tasks - 1, unit="partials", step="sums")
+    assert sum(event.units for event in added if isinstance(event, StepDone)) == 34
     assert len(added) == mapper.tasks - 1 + 2
     assert mapper.tasks > 17  # some for each fold
     assert added[-1] == Finished()
@@ -162,8 +162,8 @@ def test_partials_are_added_in_one_order_whatever_the_order_of_tasks(place: Cata
 def test_partials_of_which_some_are_gone_are_each_read(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_module, "LARGE", 15)
-    monkeypatch.setattr("pipeline.catalogue.partial_sums.READ_IN_A_TASK", 7)
+    monkeypatch.setattr(verify_module, "LARGE", 30)
+    monkeypatch.setattr("pipeline.catalogue.partial_sums.READ_IN_A_TASK", 12)
     version = place.find("large")
     keys = place.manifest("large", version).keys(version.spec, version.products)
     work = place.partials_uri("large", version)
@@ -176,9 +176,9 @@ def test_partials_of_which_some_are_gone_are_each_read(
         if finding.check == "partials"
     )
     assert found.ok
-    assert found.detail == "17 of 20 are kept; each is whole"
-    assert told[3] == Started(17, 3, unit="partials", step="tasks")
-    assert sorted(event.units for event in told[4:] if isinstance(event, StepDone)) == [3, 7, 7]
+    assert found.detail == "31 of 34 are kept; each is whole"
+    assert told[3] == Started(31, 3, unit="partials", step="tasks")
+    assert sorted(event.units for event in told[4:] if isinstance(event, StepDone)) == [7, 12, 12]
     uri = damaged_partial(place, "large")
     with pytest.raises(CorruptFile, match=uri.rpartition("/")[2]):
         read_partials([partial_uri(work, key) for key in keys[3:]], mapper)
@@ -208,7 +208,7 @@ def test_a_collection_by_tasks_removes_the_same(
     )
 
 
-@pytest.mark.parametrize("large", [10**6, 15])
+@pytest.mark.parametrize("large", [10**6, 30])
 def test_a_damaged_version_stops_a_collection_by_tasks(
     place: Catalogue, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +238,7 @@ def test_a_store_that_does_not_answer_a_task_is_not_damage(
 @pytest.mark.soak
 def test_tasks_of_a_real_ray_do_the_same(place: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray takes seconds to start."""
-    monkeypatch.setattr(verify_module, "LARGE", 15)
+    monkeypatch.setattr(verify_module, "LARGE", 30)
     alone = all_of(place)
     lost = {item.uri for item in garbage(place, keep=1, grace=NOW)}
     with RayEngine(Resources(workers=2), "local") as engine:

@@ -75,7 +75,7 @@ def curves_of(counts: Sequence[np.ndarray], flows: Sequence[np.ndarray]) -> Curv
     return curves
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     bins=st.sampled_from([2, 3, 16, 17, 18, 40, 255, 1000, 1009]),
@@ -126,7 +126,7 @@ def brute(apart: Floats, row: int, top: int) -> tuple[int, ...]:
     return tuple(sorted(known, key=lambda j: (apart[row, j], j))[:top])
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.integers(2, 14),
@@ -199,7 +199,7 @@ def shifted(shard: Shard, at: float) -> DNA:
 
 def put(catalogue: Catalogue, name: str, at: float, *, of: str = "", lost: bool = False) -> None:
     """Commits a dataset: of the images of another name, or without a value of one neuron."""
-    manifest = plan(entries(of or name, 8), shard_images=1)
+    manifest = plan(entries(of or name, 6), shard_images=1)
     partials = []
     for shard in manifest.shards:
         dna = shifted(shard, at)
