@@ -53,6 +53,7 @@ from tests.golden.handmade import (
     empty_catalogue,
     planned,
 )
+from tests.support.killer import Killed
 
 __all__ = ["computed"]  # a fixture
 
@@ -486,16 +487,45 @@ compare(Catalogue(sys.argv[1]), error_bars=False, effort=Effort(memory=1))
 """
 
 
-@pytest.mark.parametrize("at", [0, 4, 6, 8])
-def test_a_comparison_killed_at_any_write_is_completed_by_a_rerun(
-    tmp_path: Path, at: int, computed: list[int]
-) -> None:
-    """The writes are six tiles, the matrix, and six removals."""
-    place = on_disk(tmp_path / "dnas", 3)
+def killed_as_a_process(place: Catalogue, at: int) -> None:
     code = subprocess.run(
         [sys.executable, "-c", KILLED, place.root, str(at)], capture_output=True, check=False
     )
     assert code.returncode == -signal.SIGKILL, code.stderr.decode()
+
+
+def killed_here(place: Catalogue, at: int) -> None:
+    """Compares, and lets nothing be written from the write of that number on."""
+    done: list[str] = []
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(uri: str, *rest: Any) -> Any:
+            if "_tiles" in uri or "/matrix/" in uri:
+                if len(done) == at:
+                    raise Killed
+                done.append(uri)
+            return real(uri, *rest)
+
+        return write
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("create", "delete", "replace"):
+            patch.setattr(storage, name, dying(getattr(storage, name)))
+        patch.setitem(storage.discard.__globals__, "delete", storage.delete)
+        with pytest.raises(Killed):
+            compare(place, effort=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("at", "kill"), [(0, killed_here), (4, killed_as_a_process), (6, killed_here), (8, killed_here)]
+)
+def test_a_comparison_killed_at_any_write_is_completed_by_a_rerun(
+    tmp_path: Path, at: int, kill: Callable[[Catalogue, int], None], computed: list[int]
+) -> None:
+    """The writes are six tiles, the matrix, and six removals."""
+    place = on_disk(tmp_path / "dnas", 3)
+    kill(place, at)
+    computed.clear()
     there = left(place)
     done = sum(1 for uri in there)
     assert done == (min(at, 6) if at < 7 else 6 - (at - 7))
