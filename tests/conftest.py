@@ -14,6 +14,7 @@ from typing import Any
 import boto3
 import pytest
 import typer.testing
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 from s3fs import S3FileSystem
 from xdist.scheduler import LoadFileScheduling
@@ -148,6 +149,15 @@ def torch_by_default() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.counting.backends.openvino_is_installed", lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_memory_of_earlier_tests() -> Iterator[None]:
+    """Removes what a test has stored at `memory://`, whose every look-up goes through all of it."""
+    before = set(MemoryFileSystem.store)
+    yield
+    for path in set(MemoryFileSystem.store) - before:
+        del MemoryFileSystem.store[path]
 
 
 @pytest.fixture(scope="session")
