@@ -144,7 +144,7 @@ def test_positions_follow_the_image_row_by_row(network: Network, extractor: Extr
     assert not changed[57:].any()
 
 
-@pytest.mark.parametrize("fill", range(1, 9))
+@pytest.mark.parametrize("fill", [1, 3, 8])
 def test_activations_of_an_image_do_not_depend_on_its_batch(
     extractor: Extractor, pixels: Pixels, fill: int
 ) -> None:
@@ -167,9 +167,9 @@ def test_nonfinite_images_in_a_batch_do_not_change_others(
 def test_several_threads_give_the_same_activations_as_one(
     extractor: Extractor, pixels: Pixels
 ) -> None:
-    alone = [seen(extractor, pixels[i : i + 1]) for i in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda i: seen(extractor, pixels[i : i + 1]), range(4)))
+    alone = [seen(extractor, pixels[i : i + 1]) for i in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda i: seen(extractor, pixels[i : i + 1]), range(2)))
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)

@@ -88,7 +88,7 @@ def cases(draw: st.DrawFn) -> tuple[NDArray[np.float32], Floats, Floats, int]:
     return x, low, high, bins
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(cases())
 def test_activations_are_counted_as_the_rule_says(
     case: tuple[NDArray[np.float32], Floats, Floats, int],

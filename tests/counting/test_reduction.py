@@ -114,9 +114,9 @@ def same_integers(a: DNA, b: DNA) -> bool:
 # The tree.
 
 
-@settings(max_examples=8)
-@example(2 * FAN_IN + 1)
-@given(st.integers(1, 200))
+@settings(max_examples=3)
+@example(FAN_IN * LAST_SUMMANDS + 1)  # the fewest that need two levels
+@given(st.integers(1, 2 * FAN_IN + 1))
 def test_a_tree_of_any_size_sums_to_the_flat_sum(count: int) -> None:
     work = new_work()
     levels, last = run(work, put_leaves(work, count))
@@ -135,7 +135,7 @@ def test_a_tree_of_any_size_sums_to_the_flat_sum(count: int) -> None:
     assert len({node.uri for node in made}) == len(made)
 
 
-@pytest.mark.parametrize("count", [LAST_SUMMANDS + 1, FAN_IN, 2 * FAN_IN + 1, 80])
+@pytest.mark.parametrize("count", [LAST_SUMMANDS + 1, FAN_IN * LAST_SUMMANDS + 2])
 def test_floats_are_added_in_the_order_of_the_leaves(count: int) -> None:
     """They equal, to the last bit, sums of groups of FAN_IN from the left, level by level."""
     work = new_work()
@@ -152,8 +152,8 @@ def test_floats_are_added_in_the_order_of_the_leaves(count: int) -> None:
     assert not backwards.identical(total_of(last))
 
 
-@settings(max_examples=5)
-@given(st.integers(LAST_SUMMANDS + 1, 120), st.randoms(use_true_random=False))
+@settings(max_examples=4)
+@given(st.integers(LAST_SUMMANDS + 1, 70), st.randoms(use_true_random=False))
 def test_a_tree_resumes_to_the_same_bytes(count: int, rng: random.Random) -> None:
     work = new_work()
     leaves = put_leaves(work, count)
@@ -300,7 +300,7 @@ def test_a_node_refuses_a_leaf_of_another_spec() -> None:
 
 def test_a_node_refuses_nodes_that_hold_something_else() -> None:
     work = new_work()
-    leaves = put_leaves(work, 80)
+    leaves = put_leaves(work, FAN_IN * LAST_SUMMANDS + 2)
     levels, _ = run(work, leaves)
     top, below = levels[1][0], levels[0]
     storage.delete(top.uri)
@@ -332,6 +332,7 @@ def test_a_flipped_bit_in_a_leaf_changes_no_number() -> None:
 # Composing.
 
 
+@cache
 def planned(count: int = 40, bad: int = 0, shard_images: int = 2) -> Manifest:
     found = entries("photos", count)
     found[:bad] = [replace(e, uri=e.uri.replace("photos/", "photos/bad-")) for e in found[:bad]]
@@ -340,12 +341,25 @@ def planned(count: int = 40, bad: int = 0, shard_images: int = 2) -> Manifest:
 
 def composed(manifest: Manifest, work: str | None = None) -> Composed:
     work = work or new_work()
-    put_partials(work, [hand_made(shard) for shard in manifest.shards])
+    put_made(work, manifest)
     return reduce_all(manifest, work, "photos")
 
 
-@settings(max_examples=10)
-@given(st.integers(1, 60), st.integers(0, 5), st.integers(1, 4))
+FILES: dict[str, bytes] = {}
+"""The partials that were made, by the keys of their shards."""
+
+
+def put_made(work: str, manifest: Manifest) -> None:
+    """Puts what `hand_made` makes of each shard, which is made once."""
+    for shard, key in zip(manifest.shards, manifest.keys(SPEC.digest), strict=True):
+        if key not in FILES:
+            FILES[key] = hand_made(shard).encode()
+        storage.create(partial_uri(work, key), FILES[key])
+
+
+@settings(max_examples=4)
+@example(40, 3, 2)
+@given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 4))
 def test_folds_sum_to_the_dna_and_both_to_the_partials(
     count: int, bad: int, shard_images: int
 ) -> None:
@@ -387,20 +401,26 @@ def folds_of(data: bytes) -> dict[int, DNA]:
     return joined
 
 
-def test_composing_through_trees_repeats_to_the_last_bit() -> None:
-    manifest = planned(85, bad=3, shard_images=1)
+def test_composing_through_trees_repeats_to_the_last_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    manifest = planned(35, bad=3, shard_images=1)
     levels, _ = plan_folds(manifest, new_work(), SPEC.digest, PRODUCTS)
     assert len(levels) == 1
     assert len(levels[0]) == 16
     assert composed(manifest) == composed(manifest)
 
 
-def test_the_trees_of_all_folds_share_their_levels() -> None:
-    manifest = plan(entries("photos", 16 * 100), shard_images=1)
+def test_the_trees_of_all_folds_share_their_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction, "FAN_IN", 4)
+    manifest = plan(entries("photos", 16 * 25), shard_images=1)
     levels, folds = plan_folds(manifest, new_work(), SPEC.digest, PRODUCTS)
-    sizes = [len(shards) for shards in manifest.folds().values()]  # five to eight sixteens each
-    assert [len(level) for level in levels] == [sum(n // 16 + (n % 16 > 1) for n in sizes), 16]
-    assert sum(fold.candidates for fold in folds) == 16 * 100
+    sizes = [len(shards) for shards in manifest.folds().values()]  # some six fours each
+    sums = [count for size in sizes if (count := -(-size // 4)) > LAST_SUMMANDS]
+    made = [sum(n // 4 + (n % 4 > 1) for n in some) for some in (sizes, sums)]
+    assert [len(level) for level in levels] == made
+    assert sum(fold.candidates for fold in folds) == 16 * 25
     held = [key for fold in folds for _, keys in fold.parts for key in keys]
     assert sorted(held) == sorted(manifest.keys(SPEC.digest))
 
@@ -431,7 +451,7 @@ def test_the_digest_depends_on_the_numbers_and_the_candidates() -> None:
 
 def put_all(manifest: Manifest) -> tuple[str, list[str]]:
     work = new_work()
-    put_partials(work, [hand_made(shard) for shard in manifest.shards])
+    put_made(work, manifest)
     return work, [partial_uri(work, key) for key in manifest.keys(SPEC.digest)]
 
 
@@ -623,8 +643,9 @@ def test_partials_outside_the_manifest_are_not_summed() -> None:
     assert reduce_all(manifest, work, "photos") == expected
 
 
-def test_a_damaged_node_is_refused_by_its_name() -> None:
-    manifest = planned(85, shard_images=1)
+def test_a_damaged_node_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    manifest = planned(35, shard_images=1)
     work, _ = put_all(manifest)
     reduce_all(manifest, work, "photos")
     (level,), _ = plan_folds(manifest, work, SPEC.digest, PRODUCTS)
@@ -637,6 +658,7 @@ def test_a_damaged_node_is_refused_by_its_name() -> None:
 
 # All products.
 
+CANDIDATES = 18
 KEEP = ExemplarSettings(2)
 ALL = (*PRODUCTS, LAYER_GAUSSIAN, KEEP.product, IMAGE_HASHES)
 
@@ -672,7 +694,7 @@ def composed_with(
     products: Sequence[str], change: Callable[[Partial], Partial] = lambda partial: partial
 ) -> tuple[Composed, Manifest, Partial]:
     """Composes partials that were made for these products, whatever they hold, and adds them."""
-    manifest, work = planned(40), new_work()
+    manifest, work = planned(CANDIDATES), new_work()
     partials = [change(with_all_products(shard, products)) for shard in manifest.shards]
     put_partials(work, partials)
     _, folds = plan_folds(manifest, work, SPEC.digest, products)
@@ -722,10 +744,10 @@ def test_parts_with_many_hashes_wait_on_disk_and_others_in_memory(
     monkeypatch.setattr(storage, "on_disk", on_disk)
     composed_with(PRODUCTS, plain)
     hashed = (*PRODUCTS, IMAGE_HASHES)
-    monkeypatch.setattr(reduction, "HASHED_IN_MEMORY", 40)
+    monkeypatch.setattr(reduction, "HASHED_IN_MEMORY", CANDIDATES)
     composed_with(hashed, lambda p: replace(plain(p), image_hashes=p.image_hashes))
     assert kept == []
-    monkeypatch.setattr(reduction, "HASHED_IN_MEMORY", 39)
+    monkeypatch.setattr(reduction, "HASHED_IN_MEMORY", CANDIDATES - 1)
     composed_with(PRODUCTS, plain)
     assert kept == []
     _, manifest, _ = composed_with(hashed, lambda p: replace(plain(p), image_hashes=p.image_hashes))
