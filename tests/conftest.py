@@ -96,6 +96,10 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the longest files first, because one worker runs a whole file."""
     order = {name: at for at, name in enumerate(LONGEST)}
