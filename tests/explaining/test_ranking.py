@@ -32,7 +32,7 @@ from pipeline.catalogue import Catalogue, canonical_json, collect
 from pipeline.comparing.distance import emd
 from pipeline.counting import Extractor, ShardJob, ShardReceipt, Worker
 from pipeline.counting import extractor as extractor_module
-from pipeline.dna import Failure, Lens
+from pipeline.dna import DNA, Failure, Lens
 from pipeline.engine import InProcess
 from pipeline.errors import (
     CorruptFile,
@@ -121,11 +121,18 @@ def lens_of(catalogue: Catalogue, weights: Sequence[float], name: str = "some") 
     return Lens(name, tuple((t.name, t.neurons) for t in spec.taps), np.array(weights, float))
 
 
+ALONE: dict[bytes, DNA] = {}
+"""The DNAs of images, by their bytes."""
+
+
 def truth_of(
     catalogue: Catalogue, image: Path, place: tiny.Place, lens: Lens | None = None
 ) -> tuple[float, dict[str, float]]:
     """Computes the distance of one image through a DNA of that image alone."""
-    alone = make_dna(str(image), threads=1, **place.options)
+    data = image.read_bytes()
+    if data not in ALONE:
+        ALONE[data] = make_dna(str(image), threads=1, **place.options)
+    alone = ALONE[data]
     dataset = catalogue.load(NAME)
     distance = emd(alone, dataset, lens=lens)
     return distance, dict(distance.layers)
@@ -671,6 +678,19 @@ def rewritten(data: bytes, column: str, value: object) -> bytes:
     return with_row_groups(data, [pa.Table.from_pylist(rows, table.schema)])
 
 
+@pytest.fixture(scope="module")
+def once_ranked(
+    built: str, place: tiny.Place, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Ranks images once. Tests change copies of the catalogue, and leave the images alone."""
+    folder = tmp_path_factory.mktemp("ranked")
+    source = write(folder / "source", KINDS)
+    shutil.copytree(built, folder / "catalogue")
+    with InProcess() as engine:
+        ranked(Catalogue(str(folder / "catalogue")), source, engine, place, layers=["a"])
+    return folder / "catalogue", source
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -685,15 +705,16 @@ def rewritten(data: bytes, column: str, value: object) -> bytes:
     ],
 )
 def test_wrong_ranks_of_a_shard_are_refused_by_name_and_nothing_is_written(
-    catalogue: Catalogue,
-    source: Path,
+    once_ranked: tuple[Path, Path],
     engine: InProcess,
     place: tiny.Place,
     tmp_path: Path,
     how: str,
 ) -> None:
     out = tmp_path / "out.parquet"
-    ranked(catalogue, source, engine, place, layers=["a"])
+    made, source = once_ranked
+    shutil.copytree(made, tmp_path / "catalogue")
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
     one, other = parts(catalogue)[:2]
     data = storage.read(one)
     if how == "of another lens":

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 import uuid
@@ -140,10 +141,9 @@ def test_a_network_defined_in_the_running_program_is_refused(tmp_path: Path) -> 
         "rule = Preprocess(8, 8, (0.5,) * 3, (0.5,) * 3)\n"
         "register_network('net', Net, preprocess=rule)\n"
     )
-    done = run(str(program))
-    assert done.returncode == 1
-    assert "Net is defined in the program that runs (__main__)" in done.stderr
-    assert "Put it into a module" in done.stderr
+    defined = r"Net is defined in the program that runs \(__main__\)(?s:.*)Put it into a module"
+    with pytest.raises(UsageError, match=defined):
+        runpy.run_path(str(program), run_name="__main__")
 
 
 def test_a_name_that_exists_is_refused(weights: str) -> None:
