@@ -608,7 +608,9 @@ class _ShardPlanner:
             pa.array([""] * rows.num_rows) if self._by is None else pc.fill_null(rows[self._by], "")
         )
         order = [(name, "ascending") for name in ("value", "uri", "position", "member")]
-        return rows.append_column("value", values).sort_by(order).combine_chunks().to_batches()
+        return list(
+            rows.append_column("value", values).sort_by(order).combine_chunks().to_batches()
+        )
 
     def _value_of(self, rows: pa.Table | pa.RecordBatch) -> str:
         """Returns the value that the rows share; empty if no parts are made."""
