@@ -82,6 +82,7 @@ class Nodes:
     def __init__(self, place: Path, cluster: Cluster) -> None:
         self._place = place
         self._cluster = cluster
+        self._added: list[Any] = []
         self.address = cluster.address
 
     def hold(self) -> None:
@@ -95,27 +96,46 @@ class Nodes:
         return (self._place / "apart").exists()
 
     def add(self, **what: Any) -> Any:
-        return start_with_retries(lambda: self._cluster.add_node(**what))
+        node = start_with_retries(lambda: self._cluster.add_node(**what))
+        self._added.append(node)
+        return node
 
     def lose(self, node: Any) -> None:
         self._cluster.remove_node(node, allow_graceful=False)
+        self._added.remove(node)
+
+    def lose_all(self) -> None:
+        for node in [*self._added]:
+            self.lose(node)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Cluster]:
+    """A cluster of one node that takes no worker; the tests add others and lose them."""
+    node = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+    node["_system_config"] = FAST_CHECKS
+    cluster = Cluster()
+    try:
+        start_with_retries(lambda: cluster.add_node(**node))
+        yield cluster
+    finally:
+        cluster.shutdown()
 
 
 @pytest.fixture
-def nodes(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def nodes(
+    head: Cluster, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Nodes]:
     place = tmp_path / "elastic"
     place.mkdir()
     monkeypatch.setenv("ELASTIC", str(place))
     for name, value in small.environment(HELD).items():
         monkeypatch.setenv(name, value)  # a node's workers have it of their node
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20}
-    head["_system_config"] = FAST_CHECKS
-    cluster = Cluster()
+    nodes = Nodes(place, head)
     try:
-        start_with_retries(lambda: cluster.add_node(**head))
-        yield Nodes(place, cluster)
+        yield nodes
     finally:
-        cluster.shutdown()
+        nodes.lose_all()
 
 
 def until(process: subprocess.Popen[str], true: Callable[[], object]) -> None:
@@ -127,6 +147,52 @@ def until(process: subprocess.Popen[str], true: Callable[[], object]) -> None:
             process.kill()
             pytest.fail(f"it never came true: {process.communicate()}")
         time.sleep(0.05)
+
+
+@pytest.mark.soak
+def test_a_node_whose_device_fails_is_left_out_and_the_others_count_all(
+    small: Small, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs are only declared. One fails at each micro-batch."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    cluster = Cluster()
+    events: list[Event] = []
+    try:
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_CHECKS}
+        # A process that starts anew after each error takes long: the sound node must not be done.
+        sound, broken = ({"num_gpus": 1, "env_vars": {n: "2"}} for n in ("SLOW_GPU", "BROKEN_GPU"))
+        for node in (head, sound, broken):
+            size = {"num_cpus": 3, "object_store_memory": 200 * 2**20} | node
+            start_with_retries(lambda size=size: cluster.add_node(**size))
+        ray.init(
+            address=cluster.address,
+            log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": "tests.support.fake_gpu.install"},
+        )
+        place = Catalogue(str(tmp_path / "c"))
+        options = {"max_failures": 2, "shard_images": 2, **small.place.options}
+        request = Request("photos", str(folder), **options)  # type: ignore[arg-type]  # by name
+        resources = Resources(gpus_per_worker=1, threads=1, decode="here")
+        with RayEngine(resources, cluster.address, events.append) as engine:
+            (built,) = build_datasets(place, [request], engine, resources, progress=events.append)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert len(warned) == 1
+    assert "has failed 3 times in a row" in warned[0]
+    assert "CUDA error: an illegal memory access" in warned[0]
+    failed = [event for event in events if isinstance(event, StepFailed)]
+    assert len(failed) >= 3
+    assert len(failed) <= 5, "a node that is left out has had shards under way"
+    alone = Catalogue(str(tmp_path / "alone"))
+    with InProcess() as engine:
+        monkeypatch.setattr(
+            worker, "Extractor", lambda *given, **how: Extractor(*given, on_device=True, **how)
+        )
+        resources = Resources(threads=1, backend="torch")
+        (undisturbed,) = build_datasets(alone, [request], engine, resources)
+    assert built.version.sha256 == undisturbed.version.sha256
 
 
 @pytest.mark.soak
@@ -276,7 +342,7 @@ def test_workers_without_shards_give_their_nodes_back_while_the_last_shard_runs(
         try:
             ray.init(address=nodes.address, log_to_driver=False)
             until(process, lambda: ray.available_resources().get("CPU", 0) >= 2)
-            time.sleep(5)
+            time.sleep(3)
             head = GcsClient(address=ray.get_runtime_context().gcs_address)
             asked = head.internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL, None)
         finally:
@@ -318,52 +384,6 @@ class Taken:
 
 def process_and(number: int) -> tuple[int, int]:
     return number, os.getpid()
-
-
-@pytest.mark.soak
-def test_a_node_whose_device_fails_is_left_out_and_the_others_count_all(
-    small: Small, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """GPUs are only declared. One fails at each micro-batch."""
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    cluster = Cluster()
-    events: list[Event] = []
-    try:
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_CHECKS}
-        # A process that starts anew after each error takes long: the sound node must not be done.
-        sound, broken = ({"num_gpus": 1, "env_vars": {n: "2"}} for n in ("SLOW_GPU", "BROKEN_GPU"))
-        for node in (head, sound, broken):
-            size = {"num_cpus": 3, "object_store_memory": 200 * 2**20} | node
-            start_with_retries(lambda size=size: cluster.add_node(**size))
-        ray.init(
-            address=cluster.address,
-            log_to_driver=False,
-            runtime_env={"worker_process_setup_hook": "tests.support.fake_gpu.install"},
-        )
-        place = Catalogue(str(tmp_path / "c"))
-        options = {"max_failures": 2, "shard_images": 2, **small.place.options}
-        request = Request("photos", str(folder), **options)  # type: ignore[arg-type]  # by name
-        resources = Resources(gpus_per_worker=1, threads=1, decode="here")
-        with RayEngine(resources, cluster.address, events.append) as engine:
-            (built,) = build_datasets(place, [request], engine, resources, progress=events.append)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    warned = [event.message for event in events if isinstance(event, Warned)]
-    assert len(warned) == 1
-    assert "has failed 3 times in a row" in warned[0]
-    assert "CUDA error: an illegal memory access" in warned[0]
-    failed = [event for event in events if isinstance(event, StepFailed)]
-    assert len(failed) >= 3
-    assert len(failed) <= 5, "a node that is left out has had shards under way"
-    alone = Catalogue(str(tmp_path / "alone"))
-    with InProcess() as engine:
-        monkeypatch.setattr(
-            worker, "Extractor", lambda *given, **how: Extractor(*given, on_device=True, **how)
-        )
-        resources = Resources(threads=1, backend="torch")
-        (undisturbed,) = build_datasets(alone, [request], engine, resources)
-    assert built.version.sha256 == undisturbed.version.sha256
 
 
 def said(process: subprocess.Popen[str], *words: str) -> str:

@@ -224,18 +224,19 @@ def test_the_loss_of_a_node_that_decodes_costs_no_image(
 # GPUs that are only declared.
 
 
-@pytest.fixture
-def fake_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    ray.init(
-        address="local",  # else it may connect to a cluster of a test beside it
-        num_cpus=8,
-        num_gpus=2,
-        include_dashboard=False,
-        object_store_memory=4 * 2**30,
-        log_to_driver=False,
-        runtime_env={"worker_process_setup_hook": "tests.support.fake_gpu.install"},
-    )
+@pytest.fixture(scope="module")
+def fake_gpus() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        ray.init(
+            address="local",  # else it may connect to a cluster of a test beside it
+            num_cpus=8,
+            num_gpus=2,
+            include_dashboard=False,
+            object_store_memory=4 * 2**30,
+            log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": "tests.support.fake_gpu.install"},
+        )
     try:
         yield
     finally:

@@ -543,10 +543,13 @@ def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
     assert runs == 1 if workers else runs <= 6
 
 
-@pytest.fixture
-def clean(folder: Path, small: Small, tmp_path: Path) -> dict[str, object]:
+@pytest.fixture(scope="module")
+def clean(
+    folder: Path, small: Small, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, object]:
     """Returns what an undisturbed build without Ray commits."""
-    process = small.start(folder, tmp_path / "clean", patch="", workers=0)
+    place = tmp_path_factory.mktemp("clean")
+    process = small.start(folder, place, patch="", workers=0)
     with ended(process):
         return finish(process)
 

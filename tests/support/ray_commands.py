@@ -45,7 +45,7 @@ import time
 import PIL.Image
 opened = PIL.Image.open
 def slowly(*args, **kwargs):
-    time.sleep(0.5)
+    time.sleep(0.25)
     return opened(*args, **kwargs)
 PIL.Image.open = slowly
 """
@@ -99,7 +99,7 @@ class Small:
         return make_dna(folder, max_failures=max_failures, threads=2, **self.place.options)  # type: ignore[arg-type]  # of any kind
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     folder = tmp_path_factory.mktemp("small")
     return Small(tiny.install(folder), folder)
@@ -115,7 +115,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def truth(folder: Path, small: Small) -> DNA:
     with pytest.warns(UserWarning, match="2 of 48"):
         return small.clean_pass(folder, max_failures=2)
