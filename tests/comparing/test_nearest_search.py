@@ -199,7 +199,7 @@ def shifted(shard: Shard, at: float) -> DNA:
 
 def put(catalogue: Catalogue, name: str, at: float, *, of: str = "", lost: bool = False) -> None:
     """Commits a dataset: of the images of another name, or without a value of one neuron."""
-    manifest = plan(entries(of or name, 6), shard_images=1)
+    manifest = plan(entries(of or name, 8), shard_images=1)
     partials = []
     for shard in manifest.shards:
         dna = shifted(shard, at)
