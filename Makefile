@@ -18,7 +18,7 @@ demo: $(SETUP)-demo
 
 # COVERAGE=yes also measures what the tests run, and fails below the floor of pyproject.toml.
 test: $(SETUP)-test
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest -m "not soak" -n 3 --dist loadfile --no-loadscope-reorder \
 	    $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 # The same beside two processes that never rest: a test that fails here counts on a quiet machine.
