@@ -21,7 +21,6 @@ from pipeline.building.reading_estimate import LOCAL, SHARD_REQUESTS, sampled_re
 from pipeline.building.request import Request
 from pipeline.building.shard_time import SHARD_SECONDS, images_in
 from pipeline.building.speed import Speed, measure_speed, way_digest
-from pipeline.counting import LEAST_CELL_IMAGES
 from pipeline.errors import SpecMismatch, UsageError, wrong_fields
 from pipeline.events import Listener, Said, ignore
 from pipeline.options import shared_values
@@ -158,7 +157,6 @@ def forecast(
         most_shard_images=images_in(SHARD_SECONDS, speed.seconds_per_image),
         cell_images=request.cell_images,
         cell_bytes=speed.cell_bytes,
-        least_cell_images=LEAST_CELL_IMAGES[speed.device],
     )
     heads = manifest.heads
     images, size, requests = sampled_reading(manifest, range(len(heads)))
