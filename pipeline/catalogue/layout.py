@@ -18,6 +18,9 @@ from pipeline.wording import option
 WINDOWS = "_windows"
 """The folder below a dataset's that has the files of its windows of days."""
 
+RECOUNT_FOLDER = "recount-"
+"""How the name of the folder below `_work` begins where workers keep the sums of a recount."""
+
 
 class Layout:
     """The urls of a catalogue's objects. Making one does no I/O.

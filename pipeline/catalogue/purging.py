@@ -10,6 +10,7 @@ must not use it any more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +22,7 @@ from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import VERSION_FILES, Commit
 from pipeline.catalogue.garbage_collection import NotedPlan, needed_by_version, noted_plans
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
-from pipeline.catalogue.layout import WINDOWS
+from pipeline.catalogue.layout import RECOUNT_FOLDER, WINDOWS
 from pipeline.catalogue.matrix_header import find_matrix_metadata
 from pipeline.catalogue.object_search import ObjectSearch
 from pipeline.catalogue.replacing import ReplacedKey
@@ -41,6 +42,9 @@ SUMS = ("partials", "cells", "nodes")
 
 
 def every_version(catalogue: Catalogue, newest: Commit | None = None) -> list[KeptVersion]:
+_RECOUNTED = re.compile(rf"_work/{RECOUNT_FOLDER}[0-9a-f]{{16}}/({'|'.join(SUMS)})/[^/]+")
+"""The sums of a recount. A dataset of such a name has a folder more, of its spec."""
+
     """Finds all versions that the log names, with their parts.
 
     Args:
@@ -89,6 +93,8 @@ def purge(
 
     A build that has counted shards while it listed keeps those of lists without the images. The
     others are removed with what states them, be the build dead or not: a dead one counts what is
+    - the sums of `vdna verify --deep` on a cluster, which tell no dataset. One that runs has to be
+      run again;
     lacking when it is run again, and one that runs ends with an error.
 
     Lists of images go last, so that a purge that was cut off finds everything again. Plans that use
@@ -316,7 +322,7 @@ class _Purge:
             stated = find_matrix_metadata(uri) if self._since else None  # also of windows
             return stated is not None and not set(stated["members"].values()) <= self._kept_dnas
         of_a_dna = ("_work/_fold_points/", "_work/_coarse_curves/")
-        if path.startswith(of_a_dna):  # also of windows, which no commit names
+        if path.startswith(of_a_dna) and has_erased:  # also of windows, which no commit names
             return path.rpartition("/")[2].removesuffix(".parquet") not in self._kept_dnas
         if path.startswith(("_work/_pair_neurons/", "_work/_tiles/")) or uri.endswith(".tmp"):
             return self._is_older(item)
@@ -337,6 +343,9 @@ class _Purge:
 
     def _may_be_committed(self, item: Stored) -> bool:
         """Tells whether a build that runs may have stored it as a file of its version."""
+        has_erased = bool(self._since or self._lists)
+        if _RECOUNTED.fullmatch(path):
+            return has_erased
         if self._is_older(item) or f"/{WINDOWS}/" in item.uri:
             return False
         return any(

@@ -21,6 +21,7 @@ from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Version
 from pipeline.catalogue.findings import Finding
+from pipeline.catalogue.layout import RECOUNT_FOLDER
 from pipeline.catalogue.partial_sums import sum_of_partials
 from pipeline.catalogue.verification import newest_versions, raise_if_unanswered
 from pipeline.catalogue.version_checks import same_numbers
@@ -213,7 +214,8 @@ class _DatasetRecount:
             with tempfile.TemporaryDirectory() as folder:
                 yield storage.canonical(folder)
             return
-        work = storage.join(self._catalogue.root, "_work", f"recount-{secrets.token_hex(8)}")
+        folder = f"{RECOUNT_FOLDER}{secrets.token_hex(8)}"
+        work = storage.join(self._catalogue.root, "_work", folder)
         try:
             yield work
         finally:
@@ -258,7 +260,7 @@ class _DatasetRecount:
             return self._finding(index, False, f"could not be counted again: {receipt.error}")
         kept = self._kept_uri(index)
         try:
-            again = load_partial(partial_uri(work, self._keys[index]))
+            again = self._counted_now(work, index)
             if not storage.exists(kept):
                 return self._finding(
                     index, True, f"{count_of(again.dna.images, 'image')}; its partial is not kept"
@@ -270,12 +272,21 @@ class _DatasetRecount:
         ok, detail = compare_partials(stored, again)
         return self._finding(index, ok, f"{kept}: {detail}" if not ok else detail)
 
+    def _counted_now(self, work: str, index: int) -> Partial:
+        try:
+            return load_partial(partial_uri(work, self._keys[index]))
+        except SourceError as error:
+            raise SourceError(_removed(error)) from error
+
     def _compare_sum(self, work: str) -> Finding:
         """Compares the sum over all shards with the DNA that was committed."""
         scattered = "layer_gaussians" in self._version.sha256
         dna = self._catalogue.load_version(self._name, self._version, layer_gaussian=scattered)
         failures = tuple(sorted(self._catalogue.failures(self._name, self._version)))
-        again = sum_of_partials(self._manifest, work, self._version)
+        try:
+            again = sum_of_partials(self._manifest, work, self._version)
+        except SourceError as error:
+            raise SourceError(_removed(error)) from error
         named, kept = (self._name, self._version), self._version.sha256
         exemplars = self._catalogue.exemplars(*named) if "exemplars" in kept else None
         hashes = None
@@ -288,6 +299,14 @@ class _DatasetRecount:
 
     def _finding(self, index: int, ok: bool, detail: str) -> Finding:
         return Finding(self._name, f"shard {index}", ok, detail)
+
+
+def _removed(error: SourceError) -> str:
+    """Says why a sum is gone that was counted just now."""
+    return (
+        f"{error}. The sum was counted just now, and removed by another job, as `vdna erase` does; "
+        "run the same command again"
+    )
 
 
 def _changed_images(shard: Shard) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline import storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, Finding, Verification, Version, recount, verify
 from pipeline.catalogue.recounting import MOVED_BY_ROUNDING, compare_partials
-from pipeline.counting import load_partial, partial_uri
+from pipeline.counting import ShardJob, ShardReceipt, load_partial, partial_uri
 from pipeline.dna import Partial
 from pipeline.engine import InProcess
 from pipeline.networks import describe, encode_ranges, find_ranges
@@ -191,6 +191,37 @@ def test_what_a_verification_advises_where_a_count_differs_repairs_it(place: Pla
     build(place.images.parent)
     repaired = Place(place.images.parent)
     assert wrong(repaired.run(sample=None)) == wrong(list(verify(place.catalogue))) == {}
+
+
+class SharedEngine(InProcess):
+    """Keeps sums where a cluster does, and removes one or all of them before they are read."""
+
+    in_process = False
+
+    def __init__(self, work: str, of_one: bool) -> None:
+        super().__init__()
+        self.work, self.of_one = work, of_one
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+        *others, last = super().run_shards(work)
+        if not self.of_one:
+            yield from others
+            yield last
+        (folder,) = Path(storage.local_path(self.work)).glob("recount-*")
+        shutil.rmtree(folder)
+        if self.of_one:
+            yield last
+
+
+@pytest.mark.parametrize("of_one", [False, True])
+def test_new_sums_that_an_erasure_removes_meanwhile_are_told(place: Place, of_one: bool) -> None:
+    work = storage.join(place.catalogue.root, "_work")
+    with SharedEngine(work, of_one) as engine:
+        *found, last = recount(place.catalogue, engine=engine, resources=RESOURCES, sample=None)
+    assert found != []
+    told = found[-1].detail if of_one else last.detail
+    assert re.search(r"recount-.*\. The sum was counted just now, .*run the same command ag", told)
+    assert not last.ok
 
 
 def test_an_image_that_became_unreadable_in_place_is_found(place: Place) -> None:
