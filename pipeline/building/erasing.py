@@ -124,6 +124,7 @@ def _require_nameless(names: Sequence[str], options: EraseOptions) -> None:
     search = ObjectSearch(ImageNames.of(names), names)
     for field_name in ("reason", "by"):
         text = getattr(options, field_name) or ""
+        lenses=purged.lenses,
         if search.is_in(text.encode(), field_name):
             raise UsageError(
                 f"the {option(field_name)} names an image, and stays in the log for ever; leave "

@@ -142,6 +142,8 @@ class Erased:
         searched: How many objects were searched in the end. None of them names an image.
         running: Datasets that are being built by a plan with the images. Such a build ends with an
             error, and may leave sums that count them until the same images are erased once more.
+        lenses: Urls of the lenses in the catalogue that were fitted on sums with erased images, of
+            this erasure or an earlier one. They stay.
     """
 
     images: int
@@ -155,3 +157,4 @@ class Erased:
     removed: int = 0
     searched: int = 0
     running: tuple[str, ...] = ()
+    lenses: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from pipeline import storage
@@ -152,6 +152,38 @@ def newest_lenses(catalogue: Catalogue) -> dict[str, storage.Stored]:
     except SourceError:
         return {}
     return {name: _newest(items) for name, items in by_name.items()}
+
+
+def lenses_fitted_on(catalogue: Catalogue, is_one: Callable[[str, str], bool]) -> tuple[str, ...]:
+    """Finds the lenses of the catalogue that were fitted on one of some DNAs, also older ones.
+
+    Args:
+        catalogue: The catalogue.
+        is_one: Tells by the name of a dataset, as it was given, and the digest of its DNA whether
+            it is one of these.
+
+    Returns:
+        The urls of their files.
+    """
+    found = []
+    with contextlib.suppress(SourceError):
+        for item in storage.walk(catalogue.lenses_uri()):
+            if item.uri.endswith(".parquet") and any(
+                is_one(name, dna) for name, dna in _fitted_on_dnas(item.uri)
+            ):
+                found.append(item.uri)
+    return tuple(sorted(found))
+
+
+def _fitted_on_dnas(uri: str) -> Iterator[tuple[str, str]]:
+    """Yields each dataset that a lens was fitted on, with its DNA's digest; none of other files."""
+    with contextlib.suppress(CorruptFile, SourceError):
+        stated = Lens.read_description(storage.read(uri), uri)["provenance"]
+        sample = stated.get("sample")
+        for of in (stated, sample):
+            members = of.get("members") if isinstance(of, dict) else None
+            if isinstance(members, dict):
+                yield from ((str(name), str(dna)) for name, dna in members.items())
 
 
 def _newest(items: Sequence[storage.Stored]) -> storage.Stored:

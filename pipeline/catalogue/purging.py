@@ -21,11 +21,13 @@ from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import VERSION_FILES, Commit
 from pipeline.catalogue.garbage_collection import NotedPlan, needed_by_version, noted_plans
+from pipeline.catalogue.kept_lenses import lenses_fitted_on
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
 from pipeline.catalogue.layout import RECOUNT_FOLDER, WINDOWS
 from pipeline.catalogue.matrix_header import find_matrix_metadata
 from pipeline.catalogue.object_search import ObjectSearch
 from pipeline.catalogue.replacing import ReplacedKey
+from pipeline.catalogue.version_names import dataset_of
 from pipeline.counting import cells_uri, is_counted_now, partial_uri, plan_folds
 from pipeline.errors import CorruptFile, SourceError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
@@ -65,11 +67,13 @@ class Purged:
         removed: How many objects were removed.
         searched: How many were searched, and are free of the names.
         running: Datasets that are being built by a plan with the images, and so in vain.
+        lenses: Urls of lenses that were fitted on sums with erased images, and stay.
     """
 
     removed: int
     searched: int
     running: tuple[str, ...] = ()
+    lenses: tuple[str, ...] = ()
 
 
 def purge(
@@ -171,7 +175,18 @@ class _Purge:
         log = self._catalogue.log_uri(0).rpartition("/")[0] + "/"
         in_log = {uri for uri in (*named, *broken) if uri.startswith(log)}
         _require_clean(named, broken, in_log, self._needed)
-        return Purged(len(self._removed), len(left), tuple(sorted(self._running)))
+        running, lenses = tuple(sorted(self._running)), self._fitted_lenses()
+        return Purged(len(self._removed), len(left), running, lenses)
+
+    def _fitted_lenses(self) -> tuple[str, ...]:
+        """Finds lenses of sums that had an image. No commit names the sum of a window of days."""
+        replaced, kept = self._head.replaced, self._kept_dnas
+
+        def had_an_image(name: str, dna: str) -> bool:
+            of_window = "@" in name and dataset_of(name) in replaced
+            return dna not in kept and (dna in self._replaced or of_window)
+
+        return lenses_fitted_on(self._catalogue, had_an_image) if replaced else ()
 
     def _listed(self) -> list[Stored]:
         root = self._catalogue.root

@@ -52,7 +52,8 @@ def erased_lines(erased: Erased) -> list[str]:
         f"  {count_of(erased.removed, 'object')} removed; {count_of(erased.searched, 'object')} "
         "searched, and none names an erased image"
     )
-    return [*lines, *_alike(erased.alike), *_running(erased.running), ERASURE_LIMITS]
+    lines += [*_alike(erased.alike), *_running(erased.running), *_fitted(erased.lenses)]
+    return [*lines, ERASURE_LIMITS]
 
 
 def _versions(name: str, commits: Sequence[int]) -> str:
@@ -72,6 +73,18 @@ def _running(names: Sequence[str]) -> list[str]:
         "  error, and may leave sums that count the image. When it has ended, run the same command "
         "again,",
         "  and then the build",
+    ]
+
+
+def _fitted(uris: Sequence[str]) -> list[str]:
+    if not uris:
+        return []
+    what = "lens was" if len(uris) == 1 else "lenses were"
+    return [
+        f"  {len(uris):,} {what} fitted on sums that had an erased image, and stay. Such a file",
+        "  names and shows no image, but the image had a part in its weights. Delete the file, and",
+        "  fit the lens again if it is still needed:",
+        *(f"    {uri}" for uri in uris),
     ]
 
 

@@ -12,9 +12,12 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -45,6 +48,7 @@ from pipeline.catalogue import (
     Version,
     purging,
     roll_back,
+    keep_lens,
     tag_version,
     tagging,
     verify,
@@ -53,6 +57,7 @@ from pipeline.counting import cells_uri, partial_uri
 from pipeline.counting.leases import Lease, claim
 from pipeline.engine import InProcess
 from pipeline.errors import (
+from pipeline.dna import Lens
     Conflict,
     NotFound,
     SourceError,
@@ -520,6 +525,32 @@ def test_matrices_of_windows_are_removed_too(home: Home, monkeypatch: pytest.Mon
     home.remove("0/03.png")
     now = home.build()
     members = {"of-all.parquet": now.version.dna, "of-a-window.parquet": "of-no-version"}
+def test_lenses_that_were_fitted_with_an_erased_image_are_told(home: Home) -> None:
+    filled(home, 8)
+    place, first = home.catalogue, home.catalogue.find("x").dna
+    home.remove("0/03.png")
+    other = home.build("other").version
+    taps = place.spec(other.spec).shape
+    weights = np.ones(sum(neurons for _, neurons in taps))
+
+    def keep(name: str, **provenance: Any) -> str:
+        of = replace(Lens(name, taps, weights), provenance=provenance)
+        return keep_lens(place, of)
+
+    keep("plain")
+    keep("of-others", members={"other": other.dna}, sample=None)
+    told = [
+        keep("of-a-sample", members={}, sample={"members": {"x": first}}),
+        keep("of-a-window", members={"x@last:1d": "0" * 32, "other": other.dna}),
+        keep("of-it", members={"x": first, "other": other.dna}),
+    ]
+    done = home.erase("0/03.png")
+    assert list(done.lenses) == told
+    lines = erased_lines(done)
+    assert [f"    {uri}" in lines for uri in told] == [True] * 3
+    assert "3 lenses were fitted on sums that had an erased image" in "\n".join(lines)
+
+
     uris = {name: f"{home.catalogue.matrices_uri('spec')}/m/{name}" for name in members}
     for uri in uris.values():
         storage.create(uri, b"numbers")
