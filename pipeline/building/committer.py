@@ -61,7 +61,9 @@ def finish_dataset(
     parts = _finish_parts(catalogue, plan, mapper, progress)
     _require_entries(name, plan.manifest)
     commit = catalogue.put_version(name, whole, plan.base, parts=parts, planned_after=plan.erasure)
-    if commit.erasure:  # it may have removed a list just before the commit
+    # An erasure commits before it removes a list. One that did so since the plan has refused this
+    # commit; one that did so before may still remove lists, and looks for this version in the end.
+    if commit.erasure:
         _require_entries(name, plan.manifest)
     replaced = plan.base if plan.base is not None and plan.base.dna != whole.dna else None
     return Result(

@@ -7,6 +7,13 @@ The sums of the cells that held an image are counted again from the other images
 source that has lost it would. New versions are stored beside the old ones, and one commit puts them
 in the place of all. Until then nothing is removed, and the same command after a crash goes on. Then
 what held the images is removed at once, and all objects are searched for their names.
+
+Whatever is removed, a commit with a receipt comes first. So no build that runs loses a file of what
+it commits. If the receipt is first, `Catalogue.put_version` refuses the build, which began before.
+If the version is first, the erasure finds it when it commits the receipt, and looks again. A build
+that began after the receipt looks for its lists before its commit and after it, and the erasure
+looks for new versions before it removes lists and in the end: whichever of the two is later ends
+with an error that says what to run again.
 """
 
 from __future__ import annotations
@@ -17,7 +24,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from pipeline import storage
-from pipeline.building.erasure_commit import NewVersions, note_plans, state_without
+from pipeline.building.erasure_commit import (
+    NewVersions,
+    commit_remains,
+    note_plans,
+    state_without,
+)
 from pipeline.building.erasure_plan import ErasurePlan, begun_state, plan_erasure, still_held
 from pipeline.building.erasure_recount import ErasureRecount, restated
 from pipeline.building.erasure_request import Erased, EraseOptions
@@ -75,7 +87,7 @@ def erase_images(
             _require_unstated(plan)
             if not options.source_keeps:
                 _require_gone(plan)
-            commit, done = _replace_versions(
+            done = _replace_versions(
                 catalogue, plan, options, by, engine, resources or Resources(), progress
             )
             break
@@ -93,8 +105,14 @@ def erase_images(
         with suppress(SourceError):  # these are named by hashes, and kept only to save time
             doomed += [item.uri for item in storage.walk(catalogue.archives_uri)]
     search = ObjectSearch(plan.names, plan.identities, members)
-    purged = purge(catalogue, search, [*doomed, *lists], plan.lists, progress)
-    if not plan.images and not purged.removed:
+    receipts: list[Commit] = []
+
+    def commit_receipt() -> None:
+        receipts.append(commit_remains(catalogue, options.reason, by))
+
+    first = None if done.commit else commit_receipt
+    purged = purge(catalogue, search, [*doomed, *lists], plan.lists, progress, first)
+    if not done.commit and not receipts:
         raise NotFound(
             f"{catalogue.root} has no image {some_of(list(names))}; give each as `vdna show` or "
             "the list of its dataset has it. All objects were searched, and none names it: if it "
@@ -102,10 +120,11 @@ def erase_images(
         )
     return replace(
         done,
-        commit=commit.number if commit is not None else None,
+        commit=done.commit or receipts[0].number,
         removed=purged.removed,
         searched=purged.searched,
         running=purged.running,
+        lenses=purged.lenses,
     )
 
 
@@ -124,7 +143,6 @@ def _require_nameless(names: Sequence[str], options: EraseOptions) -> None:
     search = ObjectSearch(ImageNames.of(names), names)
     for field_name in ("reason", "by"):
         text = getattr(options, field_name) or ""
-        lenses=purged.lenses,
         if search.is_in(text.encode(), field_name):
             raise UsageError(
                 f"the {option(field_name)} names an image, and stays in the log for ever; leave "
@@ -162,13 +180,55 @@ def _replace_versions(
     engine: Engine,
     resources: Resources,
     progress: Listener,
-) -> tuple[Commit | None, Erased]:
-    """Counts and stores what stands in the place of all affected versions, and commits it."""
-    done = Erased(len(plan.images), plan.unknown, plan.alike, None)
-    if not plan.affected:
+) -> Erased:
+    """Counts and stores what stands in the place of all affected versions, and commits it.
+
+    Returns:
+        What was done; with 0 as its commit if no list has an image, so that there is none yet.
+
+    Raises:
+        _OutdatedError: Another job has committed a version that has the images.
+        SourceError: Versions cannot be counted again.
+    """
+    done = Erased(len(plan.images), plan.unknown, plan.alike, 0)
+    if not plan.images:
         if not plan.still_whole(catalogue, catalogue.head()):
             raise _OutdatedError
-        return None, done
+        return done
+    outcome = NewVersions()
+    if plan.affected:
+        outcome = _new_versions(catalogue, plan, options, engine, resources, progress)
+    lost_tags: list[str] = []
+
+    def change(head: Commit) -> Commit:
+        if not plan.still_whole(catalogue, head):
+            raise _OutdatedError
+        lost_tags.clear()
+        return state_without(catalogue, head, plan, outcome, options.reason, by, lost_tags)
+
+    commit = catalogue.append(f"erase {count_of(len(plan.images), 'image')}", change)
+    note_plans(catalogue, plan.affected, commit)
+    receipt = commit.receipt
+    assert receipt is not None
+    return replace(
+        done,
+        commit=commit.number,
+        recounted={name: len(of) for name, of in receipt.recounted.items()},
+        restated={name: len(of) for name, of in receipt.restated.items()},
+        dropped={name: tuple(of) for name, of in outcome.dropped.items()},
+        lost_tags=tuple(lost_tags),
+    )
+
+
+def _new_versions(
+    catalogue: Catalogue,
+    plan: ErasurePlan,
+    options: EraseOptions,
+    engine: Engine,
+    resources: Resources,
+    progress: Listener,
+) -> NewVersions:
+    """Counts and stores what is to stand in the place of the affected versions."""
     again = [each for each in plan.affected if each.counted_again]
     recount = ErasureRecount(catalogue, again, options.weights, resources, progress)
     unreadable = recount.run(engine)
@@ -189,25 +249,7 @@ def _replace_versions(
             else:
                 outcome.drop(each, NOTHING_LEFT)
             progress(StepDone(1))
-    lost_tags: list[str] = []
-
-    def change(head: Commit) -> Commit:
-        if not plan.still_whole(catalogue, head):
-            raise _OutdatedError
-        lost_tags.clear()
-        return state_without(catalogue, head, plan, outcome, options.reason, by, lost_tags)
-
-    commit = catalogue.append(f"erase {count_of(len(plan.images), 'image')}", change)
-    note_plans(catalogue, plan.affected, commit)
-    receipt = commit.receipt
-    assert receipt is not None
-    return commit, replace(
-        done,
-        recounted={name: len(of) for name, of in receipt.recounted.items()},
-        restated={name: len(of) for name, of in receipt.restated.items()},
-        dropped={name: tuple(of) for name, of in outcome.dropped.items()},
-        lost_tags=tuple(lost_tags),
-    )
+    return outcome
 
 
 def _cannot_count(unreadable: Mapping[tuple[str, ...], str]) -> SourceError:

@@ -83,6 +83,23 @@ def state_without(
     return replace(changed, tags=tags, receipt=receipt)
 
 
+def commit_remains(catalogue: Catalogue, reason: str, by: str) -> Commit:
+    """Commits the receipt of an erasure that finds no list with an image, and removes remains.
+
+    Args:
+        catalogue: The catalogue.
+        reason: Why.
+        by: Who erases.
+
+    Returns:
+        The commit.
+    """
+    receipt = Receipt(0, reason, by)
+    return catalogue.append(
+        "erase what was left of images", lambda head: replace(head, receipt=receipt)
+    )
+
+
 def _has_kept(commit: Commit, name: str, new: Mapping[str, Version | None]) -> bool:
     versions = commit.datasets.get(name, {}).values()
     return any(new.get(version.key, version) is not None for version in versions)

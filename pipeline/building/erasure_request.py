@@ -133,7 +133,7 @@ class Erased:
         images: How many of the catalogue's images were erased.
         unknown: The names that no list of images had.
         alike: Other images with the identity of an erased one. They stay.
-        commit: Number of the commit with the receipt; None if no version had the images.
+        commit: Number of the commit with the receipt.
         recounted: For each dataset, how many versions were counted again.
         restated: For each dataset, of how many versions only the list of images was stored anew.
         dropped: For each dataset, why each version was removed.
@@ -149,7 +149,7 @@ class Erased:
     images: int
     unknown: tuple[str, ...]
     alike: tuple[str, ...]
-    commit: int | None
+    commit: int
     recounted: Mapping[str, int] = field(default_factory=dict)
     restated: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -42,11 +42,11 @@ SEARCHERS = 8
 SUMS = ("partials", "cells", "nodes")
 """The folders of a dataset's work that hold sums of images."""
 
-
-def every_version(catalogue: Catalogue, newest: Commit | None = None) -> list[KeptVersion]:
 _RECOUNTED = re.compile(rf"_work/{RECOUNT_FOLDER}[0-9a-f]{{16}}/({'|'.join(SUMS)})/[^/]+")
 """The sums of a recount. A dataset of such a name has a folder more, of its spec."""
 
+
+def every_version(catalogue: Catalogue, newest: Commit | None = None) -> list[KeptVersion]:
     """Finds all versions that the log names, with their parts.
 
     Args:
@@ -82,6 +82,7 @@ def purge(
     doomed: Collection[str],
     lists: Collection[str] = (),
     progress: Listener = ignore,
+    before: Callable[[], None] | None = None,
 ) -> Purged:
     """Removes all that holds erased images, and searches what is left.
 
@@ -92,13 +93,13 @@ def purge(
       as after a rename that was cut off, and of all that have sums if a list has one of the images:
       sums and files of any age that no kept version or running build needs. They name no images, so
       nothing else tells whether they count one, or hold its hash;
+    - the sums of `vdna verify --deep` on a cluster, which tell no dataset. One that runs has to be
+      run again;
     - matrices with a DNA that no kept version has, and what was derived from matrices;
     - whatever else names one of the images and is needed by no kept version.
 
     A build that has counted shards while it listed keeps those of lists without the images. The
     others are removed with what states them, be the build dead or not: a dead one counts what is
-    - the sums of `vdna verify --deep` on a cluster, which tell no dataset. One that runs has to be
-      run again;
     lacking when it is run again, and one that runs ends with an error.
 
     Lists of images go last, so that a purge that was cut off finds everything again. Plans that use
@@ -111,6 +112,8 @@ def purge(
         doomed: Urls of objects that are known to hold the images, as names or in their sums.
         lists: The names of the entries files among these.
         progress: Told what is searched.
+        before: Called once, before anything is removed, to commit the receipt; None if that is
+            committed. A build that began before cannot commit after it.
 
     Returns:
         What was done.
@@ -119,7 +122,7 @@ def purge(
         VdnaError: Something names an image and must not be removed, or cannot be searched. Or a
             version that was committed meanwhile needs what was removed before.
     """
-    return _Purge(catalogue, search, doomed, lists, progress).run()
+    return _Purge(catalogue, search, doomed, lists, progress, before).run()
 
 
 class _Purge:
@@ -130,7 +133,9 @@ class _Purge:
         doomed: Collection[str],
         lists: Collection[str],
         progress: Listener,
+        before: Callable[[], None] | None,
     ) -> None:
+        self._before = before
         self._catalogue = catalogue
         self._search = search
         self._lists = set(lists)
@@ -201,11 +206,13 @@ class _Purge:
             ahead = list(plan.counted_ahead(self._catalogue))
             outdated = [some for _, some in ahead if self._is_outdated(some)]
             is_outdated = plan.manifest is not None and self._is_outdated(plan.manifest)
+            if outdated or is_outdated:
+                self._commit_receipt()
             work = self._catalogue.work_uri(plan.dataset, plan.spec)
             if (outdated or is_outdated) and is_counted_now(work):
                 self._running.add(plan.dataset)
             if is_outdated:
-                self._remove([plan.uri])
+                self._remove_all([plan.uri])
             for some in outdated:
                 self._store_rest(plan, some)
 
@@ -336,6 +343,9 @@ class _Purge:
         if path.startswith("matrix/"):
             stated = find_matrix_metadata(uri) if self._since else None  # also of windows
             return stated is not None and not set(stated["members"].values()) <= self._kept_dnas
+        has_erased = bool(self._since or self._lists)
+        if _RECOUNTED.fullmatch(path):
+            return has_erased
         of_a_dna = ("_work/_fold_points/", "_work/_coarse_curves/")
         if path.startswith(of_a_dna) and has_erased:  # also of windows, which no commit names
             return path.rpartition("/")[2].removesuffix(".parquet") not in self._kept_dnas
@@ -358,9 +368,6 @@ class _Purge:
 
     def _may_be_committed(self, item: Stored) -> bool:
         """Tells whether a build that runs may have stored it as a file of its version."""
-        has_erased = bool(self._since or self._lists)
-        if _RECOUNTED.fullmatch(path):
-            return has_erased
         if self._is_older(item) or f"/{WINDOWS}/" in item.uri:
             return False
         return any(
@@ -377,11 +384,21 @@ class _Purge:
         """Removes objects, lists of images last, and only those that nothing needs by then."""
         folder = f"{self._catalogue.entries_uri}/"
         ordered = sorted(uris)
+        if ordered and self._commit_receipt():
+            self._look()  # a build may have committed since, and cannot any more
+            ordered = [uri for uri in ordered if uri not in self._needed]
         lists = [uri for uri in ordered if uri.startswith(folder)]
         self._remove_all([uri for uri in ordered if not uri.startswith(folder)])
         if lists:
             self._look()
             self._remove_all([uri for uri in lists if uri not in self._needed])
+
+    def _commit_receipt(self) -> bool:
+        """Commits the receipt unless it is committed; tells whether it has done so now."""
+        before, self._before = self._before, None
+        if before is not None:
+            before()
+        return before is not None
 
     def _remove_all(self, uris: Sequence[str]) -> None:
         if uris:

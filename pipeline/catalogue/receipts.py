@@ -18,7 +18,8 @@ class Receipt:
     """What an erasure has done. Its time is that of the commit.
 
     Attributes:
-        images: How many images were erased.
+        images: How many images were erased; 0 if no list had them any more, and only what was left
+            of them was removed.
         reason: Why, as the user gave it.
         by: Who erased them.
         recounted: For each dataset, the digest of each DNA that was replaced, with that of the DNA
@@ -29,7 +30,7 @@ class Receipt:
             place.
     """
 
-    images: Annotated[int, Field(strict=True, ge=1)]
+    images: Annotated[int, Field(strict=True, ge=0)]
     reason: str
     by: str
     recounted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -40,8 +40,8 @@ def preview_lines(preview: ErasurePreview) -> list[str]:
 
 def erased_lines(erased: Erased) -> list[str]:
     """Returns what an erasure has done, as lines."""
-    where = "" if erased.commit is None else f", by commit {erased.commit}"
-    lines = [f"{count_of(erased.images, 'image')} erased{where}", *_unknown(erased.unknown)]
+    done = f"{count_of(erased.images, 'image')} erased, by commit {erased.commit}"
+    lines = [done, *_unknown(erased.unknown)]
     for what, of in (("counted again", erased.recounted), ("listed anew", erased.restated)):
         lines += [f"  {name}: {count_of(n, 'version')} {what}" for name, n in of.items()]
     for of_dataset in erased.dropped.values():

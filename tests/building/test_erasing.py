@@ -37,6 +37,7 @@ from pipeline.building import (
     build_datasets,
     committer,
     erase_images,
+    erasing,
     erasure_plan,
     erasure_recount,
     preview_erasure,
@@ -45,19 +46,20 @@ from pipeline.building import (
 )
 from pipeline.catalogue import (
     Catalogue,
+    Receipt,
     Version,
+    keep_lens,
     purging,
     roll_back,
-    keep_lens,
     tag_version,
     tagging,
     verify,
 )
 from pipeline.counting import cells_uri, partial_uri
 from pipeline.counting.leases import Lease, claim
+from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.errors import (
-from pipeline.dna import Lens
     Conflict,
     NotFound,
     SourceError,
@@ -459,21 +461,21 @@ def test_sums_that_name_nothing_are_removed_too(home: Home) -> None:
     place, work = home.catalogue, home.catalogue.work_uri("x", before.spec)
     old = [place.uri(kind, before.spec, "x", before.digest_in(kind)) for kind in before.sha256]
     there = {item.uri for item in storage.walk(work) if "/leases/" not in item.uri}
-    home.remove("0/03.png")
-    home.erase("0/03.png")
-    assert [uri for uri in old if storage.exists(uri)] == []
-    left = {item.uri for item in storage.walk(work)} & there
-    keys = {
-        key
-        for version in map(place.find, ("x@1", "x"))
     sums = [uri for uri in sorted(there) if "/partials/" in uri]
     recount_folder = storage.join(place.root, "_work", "recount-0123456789abcdef", "partials")
     for uri in sums:  # as a recount on a cluster leaves them that is killed
         storage.create(storage.join(recount_folder, uri.rpartition("/")[2]), storage.read(uri))
+    home.remove("0/03.png")
+    home.erase("0/03.png")
+    assert [uri for uri in old if storage.exists(uri)] == []
+    assert list(Path(storage.local_path(recount_folder)).glob("*")) == []
+    left = {item.uri for item in storage.walk(work)} & there
+    keys = {
+        key
+        for version in map(place.find, ("x@1", "x"))
         for key in place.manifest("x", version).keys(version.spec, version.products)
     }
     assert {uri.rpartition("/")[2].removesuffix(".parquet") for uri in left} <= {*keys, "_plan"}
-    assert list(Path(storage.local_path(recount_folder)).glob("*")) == []
 
 
 def test_what_a_refused_build_has_left_later_is_removed_too(
@@ -497,7 +499,10 @@ def test_what_a_refused_build_has_left_later_is_removed_too(
     of_build = [partial_uri(work, key) for key in keys]
     of_build.append(place.uri("dna", now.spec, "x", "1" * 32))
     storage.replace(of_build[-1], b"to be committed")
-    assert home.erase("0/03.png").removed >= 4
+    done, head = home.erase("0/03.png"), place.head()
+    assert done.removed >= 4
+    assert (done.commit, head.action) == (head.number, "erase what was left of images")
+    assert head.receipt == Receipt(0, "asked for", "ada")
     assert [uri for uri in (*late, of_version) if storage.exists(uri)] == []
     assert all(map(storage.exists, of_build))
     assert home.build().version.images == 12
@@ -520,11 +525,6 @@ def test_what_comparisons_keep_of_a_dna_is_removed_too(home: Home) -> None:
     assert [uri for uri in uris if storage.exists(uri)] == []
 
 
-def test_matrices_of_windows_are_removed_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(home, 8)
-    home.remove("0/03.png")
-    now = home.build()
-    members = {"of-all.parquet": now.version.dna, "of-a-window.parquet": "of-no-version"}
 def test_lenses_that_were_fitted_with_an_erased_image_are_told(home: Home) -> None:
     filled(home, 8)
     place, first = home.catalogue, home.catalogue.find("x").dna
@@ -551,6 +551,11 @@ def test_lenses_that_were_fitted_with_an_erased_image_are_told(home: Home) -> No
     assert "3 lenses were fitted on sums that had an erased image" in "\n".join(lines)
 
 
+def test_matrices_of_windows_are_removed_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(home, 8)
+    home.remove("0/03.png")
+    now = home.build()
+    members = {"of-all.parquet": now.version.dna, "of-a-window.parquet": "of-no-version"}
     uris = {name: f"{home.catalogue.matrices_uri('spec')}/m/{name}" for name in members}
     for uri in uris.values():
         storage.create(uri, b"numbers")
@@ -810,6 +815,95 @@ def test_what_must_not_be_removed_and_names_an_image_is_told(home: Home) -> None
         home.erase("0/03.png", reason=f"{home.uri('0/03.png')} shows me")
     with pytest.raises(UsageError, match="`reason` is empty"):
         home.erase("0/03.png", reason=" ")
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_an_erasure_of_no_version_ends_the_builds_that_run(
+    home: Home, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    """What it removes is of no version yet, also if the catalogue has none at all."""
+    if not is_first:
+        filled(home, 8)
+    for number in range(50, 54):
+        home.write(f"0/{number}.png", number)
+    real = Catalogue.put_version
+
+    def erase_before(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(Catalogue, "put_version", real)
+        home.remove("0/50.png")
+        done = home.erase("0/50.png")
+        assert (done.images, done.recounted, done.commit) == (1, {}, 1 + (not is_first))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Catalogue, "put_version", erase_before)
+    with pytest.raises(Conflict, match="erased images while this job ran"):
+        home.build("new")
+    head = home.catalogue.head()
+    assert head.receipt == Receipt(1, "asked for", "ada")
+    assert head.datasets.keys() == (set() if is_first else {"x"})
+    told = CliRunner().invoke(app, ["log", "-c", home.catalogue.root])
+    assert f"     {head.number}  {head.time[:19]}  erase 1 image  (" in told.stdout
+    assert CliRunner().invoke(app, ["ls", "-c", home.catalogue.root]).exit_code == 0
+    require_sound(home)
+    with suppress(NotFound):  # as the build was told to do
+        home.erase("0/50.png")
+    assert naming(home, *home.texts("0/50.png")) == []
+    assert home.build("new").version.images == len(home.now)
+    require_sound(home)
+
+
+def build_before_receipt(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that ends just before an erasure commits its receipt."""
+    real = Catalogue.append
+
+    def build_first(*args: Any) -> Any:
+        monkeypatch.setattr(Catalogue, "append", real)
+        assert home.build().changed
+        return real(*args)
+
+    monkeypatch.setattr(Catalogue, "append", build_first)
+
+
+def test_a_version_that_comes_before_the_receipt_is_erased_from(
+    home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 8)
+    home.write("0/90.png", 90)
+    note_plan_only(home, monkeypatch)
+    build_before_receipt(home, monkeypatch)
+    assert home.erase("0/90.png", source_keeps=True).recounted == {"x": 1}
+    home.remove("0/90.png")
+    assert wrong(home, oracle, home.catalogue.find("x"), home.now) == []
+    assert naming(home, *home.texts("0/90.png")) == []
+    require_sound(home)
+
+
+def test_a_version_that_comes_before_the_receipt_of_remains_stays_whole(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files came after lists were searched, and no plan names them when they are found."""
+    filled(home, 8)
+    home.write("0/90.png", 90)
+    real = erasing.plan_erasure
+
+    def die(*args: Any, **kwargs: Any) -> Any:
+        raise Killed
+
+    def list_after(*args: Any, **kwargs: Any) -> Any:
+        plan = real(*args, **kwargs)
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalogue, "put_version", die)
+            with pytest.raises(Killed):
+                home.build()
+        storage.delete(home.catalogue.plan_uri("x", home.catalogue.find("x").spec))
+        build_before_receipt(home, monkeypatch)
+        return plan
+
+    monkeypatch.setattr(erasing, "plan_erasure", list_after)
+    with pytest.raises(VdnaError, match="a version or a build that came meanwhile needs it"):
+        home.erase("0/90.png", source_keeps=True)
+    assert home.catalogue.find("x").images == 9
+    require_sound(home)
 
 
 def test_a_build_that_had_listed_the_image_does_not_commit(
