@@ -79,11 +79,10 @@ def _running(names: Sequence[str]) -> list[str]:
 def _fitted(uris: Sequence[str]) -> list[str]:
     if not uris:
         return []
-    what = "lens was" if len(uris) == 1 else "lenses were"
     return [
-        f"  {len(uris):,} {what} fitted on sums that had an erased image, and stay. Such a file",
-        "  names and shows no image, but the image had a part in its weights. Delete the file, and",
-        "  fit the lens again if it is still needed:",
+        f"  fitted on sums that had an erased image: {count_of(len(uris), 'lens', 'lenses')}.",
+        "  Such a file names and shows no image, but the image had a part in its weights. Delete",
+        "  the file, and fit the lens again if it is still needed:",
         *(f"    {uri}" for uri in uris),
     ]
 

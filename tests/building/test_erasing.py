@@ -548,7 +548,7 @@ def test_lenses_that_were_fitted_with_an_erased_image_are_told(home: Home) -> No
     assert list(done.lenses) == told
     lines = erased_lines(done)
     assert [f"    {uri}" in lines for uri in told] == [True] * 3
-    assert "3 lenses were fitted on sums that had an erased image" in "\n".join(lines)
+    assert "  fitted on sums that had an erased image: 3 lenses." in lines
 
 
 def test_matrices_of_windows_are_removed_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
