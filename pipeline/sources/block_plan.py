@@ -64,7 +64,8 @@ def plan_block(
                 cell = sizes.cell(size, pc.mean(of_fold["size"]).as_py())
                 for shard in even_pieces(of_fold, size):
                     cells = new_cells(shard, cell)
-                    writer.add(fold, as_single_images(shard, ENTRY_SCHEMA), cells=cells)
+                    images, stated = as_single_images(shard, ENTRY_SCHEMA), sizes.stated_cell(cell)
+                    writer.add(fold, images, cells=cells, cell_images=stated)
     return writer.manifest(size, duplicates=listed.num_rows - rows.num_rows)
 
 

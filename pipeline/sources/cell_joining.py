@@ -7,6 +7,10 @@
 A cell that loses members is never filled up, so it would stay small for ever, and what is kept of
 it takes as many bytes as of a full one. So neighbours are joined that have become much smaller
 together than a cell should be. Cells are never cut, so none is joined and cut again.
+
+A cell should have the size that the shard's cells were cut with, or that of this plan if it is
+smaller. If one plan alone asked for larger cells and joined the others up to them, they would stay
+so large for good, and each image that changes would have that many others counted again.
 """
 
 from __future__ import annotations
@@ -62,6 +66,19 @@ def cells_left(shard: ShardHead, places: NDArray[np.int32]) -> list[LeftCell]:
     ]
 
 
+def cut_size(shard: ShardHead) -> int:
+    """Returns the size that the cells of a shard were cut with.
+
+    Args:
+        shard: The shard. If it does not state the size, as those of earlier versions do not, its
+            largest cell shows it.
+
+    Returns:
+        The size; 0 if it is not known, as of a shard of one cell.
+    """
+    return shard.cell_images or max(shard.cells, default=0)
+
+
 def join_cells(cells: Sequence[LeftCell], size: int) -> list[LeftCell]:
     """Joins neighbours that together have less than a cell that is cut anew has at least.
 
@@ -70,7 +87,7 @@ def join_cells(cells: Sequence[LeftCell], size: int) -> list[LeftCell]:
 
     Args:
         cells: The cells of a shard.
-        size: How many members a cell should have.
+        size: How many members a cell should have: at most what they were cut with.
 
     Returns:
         The cells as they are to be. Each run is one that was a run before, or is counted again in

@@ -103,6 +103,8 @@ class ShardHead:
             put together.
         address: Where the members are.
         runs: How many members each run has; empty if each cell is one run.
+        cell_images: The size that its cells were cut with, beyond which they are never joined; 0 if
+            that is not known.
     """
 
     index: int
@@ -115,6 +117,7 @@ class ShardHead:
     origins: tuple[str, ...] = field(default=(), compare=False)
     address: Address = field(default=Address("", 0, 0, 0), compare=False)
     runs: tuple[int, ...] = ()
+    cell_images: int = field(default=0, compare=False)
 
     @property
     def content(self) -> str:

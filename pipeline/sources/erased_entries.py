@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.dna import SealedFile, corrupt_if_unreadable
 from pipeline.errors import UsageError
-from pipeline.sources.cell_joining import cells_left, stated
+from pipeline.sources.cell_joining import cells_left, cut_size, stated
 from pipeline.sources.entries_file import (
     ENTRIES,
     Entries,
@@ -180,6 +180,7 @@ class RewrittenEntries:
                         cells=cells,
                         origins=origins_of(head),
                         runs=runs,
+                        cell_images=cut_size(head),
                     )
             heads.append(replace(now, index=len(heads)))
         return replace(manifest, heads=tuple(heads))

@@ -295,6 +295,7 @@ class ManifestWriter:
         cells: tuple[int, ...] = (),
         origins: tuple[str, ...] = (),
         runs: tuple[int, ...] = (),
+        cell_images: int = 0,
     ) -> None:
         """Adds the next shard.
 
@@ -307,6 +308,7 @@ class ManifestWriter:
             cells: How many members each cell has; empty if the shard is one cell.
             origins: See `ShardHead`.
             runs: How many members each run has; empty if each cell is one run.
+            cell_images: See `ShardHead`.
         """
         rows = rows.select(self._writer.schema.names).cast(self._writer.schema)
         head = describe_shard(self._count, fold, rows, cells, runs)
@@ -314,7 +316,8 @@ class ManifestWriter:
         if kept is not None and replace(kept, index=head.index) == head:
             self._heads[head.index] = replace(kept, index=head.index)
         else:
-            self._note(self._writer.add(replace(head, origins=origins), rows))
+            stated = replace(head, origins=origins, cell_images=cell_images)
+            self._note(self._writer.add(stated, rows))
 
     def _note(self, heads: Iterable[ShardHead]) -> None:
         self._heads |= {head.index: head for head in heads}

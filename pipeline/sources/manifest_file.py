@@ -38,10 +38,11 @@ MANIFEST_SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("row_group", pa.int32()),
         ("runs", pa.list_(pa.int32())),
+        ("cell_images", pa.int32()),
     ]
 )
 """The columns of a manifest: the fields of `ShardHead` and of its `Address`. A file has no `runs`
-unless a cell has several."""
+unless a cell has several, and no `cell_images` unless the sums of cells are kept."""
 
 HEADS_A_GROUP = 1024
 """How many shards a row group describes."""
@@ -51,7 +52,7 @@ def manifest_digest(labels: Sequence[str], heads: Sequence[ShardHead]) -> str:
     """Returns the digest of the candidates and the plan.
 
     It does not cover where the candidates were listed, what was ignored, in which files the shards
-    are, and what they were before.
+    are, what they were before, and with which size their cells were cut.
 
     Args:
         labels: The names of the labels.
@@ -73,8 +74,9 @@ def encode_manifest(heads: Sequence[ShardHead], notes: Mapping[str, Any]) -> byt
     """
     sink = io.BytesIO()
     schema = MANIFEST_SCHEMA
-    if not any(head.runs for head in heads):
-        schema = schema.remove(schema.get_field_index("runs"))
+    for name in ("runs", "cell_images"):
+        if not any(getattr(head, name) for head in heads):
+            schema = schema.remove(schema.get_field_index(name))
     with SealedWriter(sink, MANIFEST, schema, write_statistics=False) as writer:
         for first in range(0, len(heads), HEADS_A_GROUP):
             some = heads[first : first + HEADS_A_GROUP]
@@ -106,14 +108,16 @@ def heads_in(file: SealedFile, row_group: int) -> Iterator[ShardHead]:
         if "runs" not in table.column_names:
             none = pa.array([[]] * table.num_rows, MANIFEST_SCHEMA.field("runs").type)
             table = table.append_column("runs", none)
-        table = table.cast(MANIFEST_SCHEMA)
+        if "cell_images" not in table.column_names:
+            table = table.append_column("cell_images", pa.array([0] * table.num_rows, pa.int32()))
+        table = table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
         table.validate(full=True)
         if any(column.null_count for column in table.columns):
             raise CorruptFile(f"{file.name}: {about} lacks a value")
         columns = [table[name].to_pylist() for name in MANIFEST_SCHEMA.names]
     first = row_group * HEADS_A_GROUP
     for at, row in enumerate(zip(*columns, strict=True), first):
-        fold, candidates, digest, belongs, values, cells, origins, *address, runs = row
+        fold, candidates, digest, belongs, values, cells, origins, *address, runs, size = row
         head = ShardHead(
             at,
             fold,
@@ -125,6 +129,7 @@ def heads_in(file: SealedFile, row_group: int) -> Iterator[ShardHead]:
             tuple(origins),
             Address(*address),
             tuple(runs),
+            size,
         )
         if cells and (sum(cells) != head.candidates or min(cells) < 1):
             raise CorruptFile(

@@ -51,6 +51,14 @@ class NewShardSizes:
         """Whether the sums of cells are kept at all."""
         return self.cell_images is not None or self.cell_bytes is not None
 
+    def stated_cell(self, size: int) -> int:
+        """Returns what a new shard states as the size of its cells; 0 if it has none.
+
+        Args:
+            size: What `cell` returned.
+        """
+        return size if self.makes_cells else 0
+
     def cell(self, shard: int, image_bytes: float) -> int:
         """Returns the size of cells.
 

@@ -39,7 +39,7 @@ from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources import blocks
 from pipeline.sources.blocks import block_ends, block_number, even_pieces
 from pipeline.sources.cell_cuts import new_cells
-from pipeline.sources.cell_joining import LeftCell, cells_left, join_cells, stated
+from pipeline.sources.cell_joining import LeftCell, cells_left, cut_size, join_cells, stated
 from pipeline.sources.database import connect, quoted_column, quoted_text
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
 from pipeline.sources.entry import MERGED, Entry, ShardHead, members_digest
@@ -320,8 +320,8 @@ class _ShardPlanner:
         with ManifestWriter(entries, self._listing.labels) as writer:
 
             def add(kept: ShardHead, rows: pa.Table) -> None:
-                left = cells_left(kept, rows["place"].to_numpy())
-                joined = self._join(left)
+                left, size = cells_left(kept, rows["place"].to_numpy()), cut_size(kept)
+                joined = self._join(left, size)
                 # A shard that nothing else touches is left alone.
                 if joined != left and members_digest(rows) == kept.digest:
                     joined = left
@@ -333,6 +333,7 @@ class _ShardPlanner:
                     cells,
                     origins_of(kept),
                     runs,
+                    size,
                 )
 
             groups = {each.index: group for group in self._merge_groups() for each in group}
@@ -347,8 +348,10 @@ class _ShardPlanner:
                 held[kept.index] = rows
                 if all(each.index in held for each in group):
                     tables = [held.pop(each.index) for each in group]
+                    new = self._sizes.stated_cell(self._cell)
+                    size = min(each.cell_images or new for each in group)
                     cells, runs = stated(
-                        self._join([LeftCell((rows.num_rows,)) for rows in tables])
+                        self._join([LeftCell((rows.num_rows,)) for rows in tables], size)
                     )
                     writer.add(
                         kept.fold,
@@ -356,20 +359,34 @@ class _ShardPlanner:
                         cells=cells,
                         origins=(MERGED,),
                         runs=runs,
+                        cell_images=size,
                     )
             for kept in chain.from_iterable(self._merge_groups() if held else ()):
                 if kept.index in held:  # another one of its group has changed
                     add(kept, held[kept.index])
             for fold, rows, cell in self._fresh_shards(sizes):
-                cells = new_cells(rows, cell)
-                writer.add(fold, rows.select(self._columns).rename_columns(names), cells=cells)
+                writer.add(
+                    fold,
+                    rows.select(self._columns).rename_columns(names),
+                    cells=new_cells(rows, cell),
+                    cell_images=self._sizes.stated_cell(cell),
+                )
         listing = self._listing
         made = writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
         return replace(made, pairing=self._pairing)
 
-    def _join(self, cells: list[LeftCell]) -> list[LeftCell]:
-        """Joins small cells of a shard, if the sums of cells are kept."""
-        return join_cells(cells, self._cell) if self._sizes.makes_cells else cells
+    def _join(self, cells: list[LeftCell], cut: int) -> list[LeftCell]:
+        """Joins small cells of a shard, if the sums of cells are kept.
+
+        Args:
+            cells: The cells.
+            cut: The size that they were cut with, which they never exceed; 0 if it is not known.
+
+        Returns:
+            The cells as they are to be.
+        """
+        size = min(self._cell, cut or self._cell)
+        return join_cells(cells, size) if self._sizes.makes_cells else cells
 
     def _merge_groups(self) -> list[list[ShardHead]]:
         """Finds the kept shards that are put together: some only if there are new candidates."""

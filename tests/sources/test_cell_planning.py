@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.sources import Entries, Entry, Manifest, plan
+from pipeline.sources import Entries, Entry, Manifest, plan, shard_merging
 from pipeline.sources.shard_sizes import (
     CELL_SHARE,
     MAX_SHARD_IMAGES,
@@ -201,6 +201,7 @@ def test_a_shard_that_nothing_else_touches_is_not_changed_to_join_its_cells() ->
     """As of a plan under which cells were not joined yet: they are, when an image changes."""
     options = {"shard_images": 100, "cell_images": 1}
     small = plan(grouped(range(9)), **options)  # type: ignore[arg-type]  # by name
+    object.__setattr__(small.heads[0], "cell_images", 40)  # cells of 40 that have become small
     assert plan(grouped(range(9)), previous=small, cell_images=40).digest == small.digest
     after = plan(grouped([*range(8), 9]), previous=small, cell_images=40)
     assert [(head.cells, head.runs) for head in after.heads] == [((), (1,) * 8), ((), ())]
@@ -215,6 +216,38 @@ def test_a_shard_keeps_its_cells_if_others_are_wanted_of_new_ones() -> None:
     after = plan(grouped([*range(2, 64)]), previous=before, shard_images=100, cell_images=4)
     assert [each.heads[0].cells for each in (before, after)] == [(31, 32), (30, 32)]
     assert len(read_again(before, after)) == 30
+
+
+def test_cells_are_never_joined_beyond_the_size_that_they_were_cut_with() -> None:
+    """One plan with larger cells must not leave them large: each change would read as many."""
+    full, left = range(64), [0, 1, *range(8, 10), *range(16, 64)]
+    for stated in (8, 0):  # 0 as of a version that did not state it: the largest cell shows it
+        options = {"shard_images": 100, "cell_images": 8}
+        before = plan(grouped(full), **options)  # type: ignore[arg-type]  # by name
+        assert before.heads[0].cell_images == 8
+        object.__setattr__(before.heads[0], "cell_images", stated)
+        once = plan(grouped(left), previous=before, shard_images=100, cell_images=64)
+        assert (once.heads[0].cells, once.heads[0].runs) == ((4, *[8] * 6), ())
+        once = Manifest.decode(once.data, "m", once.entries)
+        again = plan(grouped(left[:-1]), previous=once, **options)  # type: ignore[arg-type]
+        assert again.heads[0].cells == (4, *[8] * 5, 7)
+        assert len(read_again(once, again)) == 7
+        for step in (7, 4, 2):  # so many are left of each cell
+            kept = [n for n in full if n % 8 < step]
+            again = plan(grouped(kept), previous=again, shard_images=100, cell_images=64)
+        assert max(again.heads[0].cells) == 4, "joined up to what they were cut with"
+        assert again.heads[0].cell_images == 8
+
+
+def test_small_shards_that_are_put_together_keep_the_size_of_their_cells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shard_merging, "TOGETHER", 4)
+    before = None
+    for images, size in ((2, 8), (4, 8), (6, 8), (8, 8), (10, 64)):
+        before = plan(grouped(range(images)), previous=before, shard_images=64, cell_images=size)
+    assert before is not None
+    assert [(head.cells, head.cell_images) for head in before.heads] == [((4, 4), 8), ((), 64)]
 
 
 def test_a_joined_cell_that_loses_an_image_is_counted_in_one_run() -> None:
@@ -262,16 +295,17 @@ def test_a_manifest_keeps_cells_and_origins() -> None:
     group = [Entry(f"s3://b/{n}.jpg", "", 9, "1", "g") for n in range(12)]
     entries = Entries()
     first = plan(group, shard_images=100, cell_images=4, entries=entries)
-    then = plan(group[1:], previous=first, entries=entries)
+    left = [group[0], group[2], *group[6:10]]
+    then = plan(left, previous=first, entries=entries)
     read = Manifest.decode(then.data, "m", entries)
-    assert read.heads[0].cells == (3, 4, 4)
+    assert (read.heads[0].cells, read.heads[0].cell_images) == ((1, 1, 4), 4)
     assert read.heads[0].origins == (first.heads[0].content,)
     assert read.shards[0].origins == (first.heads[0].content,)
     assert b"runs" not in then.data, "as it was before cells were joined"
-    joined = plan(group[2:], previous=then, cell_images=11, entries=entries)
+    joined = plan(left[:-1], previous=then, cell_images=16, entries=entries)
     read = Manifest.decode(joined.data, "m", entries)
     for of in (read.heads[0], read.shards[0]):
-        assert (of.cells, of.runs) == ((6, 4), (2, 4, 4))
+        assert (of.cells, of.runs) == ((2, 3), (1, 1, 3))
 
 
 def test_cells_that_are_not_all_members_are_refused() -> None:
