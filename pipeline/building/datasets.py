@@ -144,11 +144,12 @@ def _plan_and_count(
     """
 
     def begins(plan: DatasetPlan, missing: Sequence[int]) -> None:
-        spec, resources = plan.job.recipe.spec.digest, planner.resources
         if not (read := plan.read_from_images(missing)):
             return
         try:
-            what = str(estimate_reading(planner.catalogue, plan.manifest, read, spec, resources))
+            found = estimate_reading(planner.catalogue, plan.manifest, read, plan.job)
+            at_most = found.at_most and len(read) == len(missing)
+            what = str(replace(found, at_most=at_most))
         except Exception as error:  # the build may do without
             what = f"how much there is to read is not known: {known_error(error)}"
         planner.progress(Said(f"{plan.request.name}: {what}"))

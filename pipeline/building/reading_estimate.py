@@ -2,11 +2,14 @@
 
 >>> str(ReadingEstimate(images=23, of=141, bytes=4_100_000, requests=58, seconds=None))
 'up to 23 images of 141 to read, about 4.1 MB, about 58 requests'
+
+A new shard is read as a whole. Of one that has changed, the cells are left out whose sums an
+earlier build has kept: of some such shards it is looked up which these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,13 +17,12 @@ import pyarrow.compute as pc
 
 from pipeline.building.shard_time import noted_seconds
 from pipeline.catalogue import Catalogue
-from pipeline.counting import device_kind
-from pipeline.sources import SPAN_BYTES, Manifest
-from pipeline.spec import Resources
+from pipeline.counting import ShardJob, device_kind, runs_to_count
+from pipeline.sources import SPAN_BYTES, Manifest, Shard, ShardHead
 from pipeline.wording import count_of, in_units
 
 SAMPLED_SHARDS = 8
-"""In so many shards the images are looked up."""
+"""In so many new shards the images are looked up, and in so many that have changed."""
 
 SHARD_REQUESTS = 7
 """What a shard asks of a catalogue in a store, as `python -m benchmarks.s3_requests` counts it."""
@@ -34,14 +36,17 @@ class ReadingEstimate:
     """What a build will read.
 
     Attributes:
-        images: How many images are in shards that are not counted. Fewer are read if sums of some
-            of their cells are kept.
+        images: How many images are in shards that are not counted, without those of which sums are
+            kept.
         of: How many images the dataset has.
         bytes: About how many bytes these images have; None if their sizes are not known.
         requests: About how many requests stores are sent for these shards; 0 if images and
             catalogue are in local files.
         seconds: About how long one worker will take, at the speed of the builds before; None if
             that is not known.
+        at_most: Whether no more images can be read. More are if kept sums were relied on and turn
+            out to be lost, or to be counted under other numerics; or if only some shards were
+            looked at.
     """
 
     images: int
@@ -49,9 +54,11 @@ class ReadingEstimate:
     bytes: int | None
     requests: int
     seconds: float | None
+    at_most: bool = True
 
     def __str__(self) -> str:
-        words = [f"up to {count_of(self.images, 'image')} of {self.of:,} to read"]
+        about = "up to" if self.at_most else "about"
+        words = [f"{about} {count_of(self.images, 'image')} of {self.of:,} to read"]
         words += [] if self.bytes is None else [f"about {in_units(self.bytes)}"]
         words += [f"about {count_of(self.requests, 'request')}"] if self.requests else []
         if self.seconds is not None:
@@ -60,11 +67,7 @@ class ReadingEstimate:
 
 
 def estimate_reading(
-    catalogue: Catalogue,
-    manifest: Manifest,
-    missing: Sequence[int],
-    spec: str,
-    resources: Resources,
+    catalogue: Catalogue, manifest: Manifest, missing: Sequence[int], job: ShardJob
 ) -> ReadingEstimate:
     """Estimates what is to be read for shards.
 
@@ -72,44 +75,80 @@ def estimate_reading(
         catalogue: Where earlier builds have noted their speed.
         manifest: The plan.
         missing: The numbers of the shards; one at least.
-        spec: Digest of the spec.
-        resources: What counts the shards.
+        job: How they are counted, and where sums are kept.
 
     Returns:
         The estimate.
     """
-    images, size, asked = sampled_reading(manifest, missing)
+    recipe = job.recipe
+    spec = recipe.spec.digest
+
+    def to_count(shard: Shard) -> list[Shard]:
+        return runs_to_count(job.work_uri, shard, spec, recipe.products)
+
+    images, size, asked = sampled_reading(manifest, missing, to_count)
     if not catalogue.root.startswith(LOCAL):
         asked += SHARD_REQUESTS * len(missing)
-    seconds = noted_seconds(catalogue, spec, device_kind(resources))
+    seconds = noted_seconds(catalogue, spec, device_kind(recipe.resources))
     return ReadingEstimate(
         images,
         manifest.candidates,
         size,
         asked,
         None if seconds is None else seconds * images,
+        at_most=not any(manifest.heads[index].origins for index in missing),
     )
 
 
-def sampled_reading(manifest: Manifest, missing: Sequence[int]) -> tuple[int, int | None, int]:
-    """Looks up in some shards what the images of shards are.
+def sampled_reading(
+    manifest: Manifest,
+    missing: Sequence[int],
+    to_count: Callable[[Shard], Iterable[Shard]] | None = None,
+) -> tuple[int, int | None, int]:
+    """Looks up in some shards what the images are that are read.
 
     Args:
         manifest: The plan.
         missing: The numbers of the shards; one at least.
+        to_count: Gives the runs of a shard that has changed whose sums are not kept. None if no
+            sums are kept.
 
     Returns:
-        How many images they have; about how many bytes these have, or None if their sizes are not
-        known; and about how many requests read them. The last two are those of `SAMPLED_SHARDS`
-        shards, times how many there are.
+        How many images are read; about how many bytes these have, or None if their sizes are not
+        known; and about how many requests read them. All are those of `SAMPLED_SHARDS` new shards,
+        times how many of these there are, and the same of shards that have changed. So the number
+        of images in new shards is exact.
     """
-    images = sum(manifest.heads[index].candidates for index in missing)
-    step = -(-len(missing) // SAMPLED_SHARDS)
-    sampled = [manifest.heads[index] for index in missing[::step]]
-    tables = [manifest.entries.read_shard(head) for head in sampled]
-    share = images / sum(table.num_rows for table in tables)
-    size = round(share * sum(map(_bytes_of, tables))) or None
-    return images, size, round(share * sum(map(_requests_of, tables)))
+
+    def whole(head: ShardHead) -> list[pa.Table]:
+        return [manifest.entries.read_shard(head)]
+
+    def runs(head: ShardHead) -> list[pa.Table]:
+        found = to_count(manifest.entries.shard(head)) if to_count else ()
+        return [_rows_of(run) for run in found]
+
+    heads = [manifest.heads[index] for index in missing]
+    changed = [head for head in heads if head.origins and to_count]
+    new = [head for head in heads if not (head.origins and to_count)]
+    images = size = asked = 0
+    for some, read in ((new, whole), (changed, runs)):
+        sampled = some[:: -(-len(some) // SAMPLED_SHARDS) or 1]
+        tables = [table for head in sampled for table in read(head)]
+        share = _candidates(some) / max(1, _candidates(sampled))
+        images += round(share * sum(table.num_rows for table in tables))
+        size += round(share * sum(map(_bytes_of, tables)))
+        asked += round(share * sum(map(_requests_of, tables)))
+    return images, size or None, asked
+
+
+def _candidates(heads: Iterable[ShardHead]) -> int:
+    return sum(head.candidates for head in heads)
+
+
+def _rows_of(members: Shard) -> pa.Table:
+    """Returns what `_bytes_of` and `_requests_of` look at."""
+    names = ("uri", "member", "size")
+    return pa.table({name: [getattr(each, name) for each in members.members] for name in names})
 
 
 def _bytes_of(members: pa.Table) -> int:

@@ -5,6 +5,7 @@ from .backends import choose_backend as choose_backend
 from .backends import counted_by as counted_by
 from .cells import cells_uri as cells_uri
 from .cells import expected_bytes as expected_bytes
+from .cells import runs_to_count as runs_to_count
 from .deaths import Note as Note
 from .decode_ahead import RUN_BYTES as RUN_BYTES
 from .decode_ahead import Ahead as Ahead

@@ -141,6 +141,59 @@ def find_cells(
     return {}
 
 
+def runs_to_count(
+    work_uri: str, shard: Shard, spec_digest: str, products: Sequence[str]
+) -> list[Shard]:
+    """Finds the runs of a shard whose sums are not kept; reads which are kept, but no sums.
+
+    A worker counts others, too, if their sums are damaged or were counted under other numerics.
+
+    Args:
+        work_uri: The folder that partials are written to.
+        shard: The shard.
+        spec_digest: Digest of the spec.
+        products: What is kept beside the histograms.
+
+    Returns:
+        The members of each of these runs as a shard of their own, in order.
+    """
+    kept = _kept_keys(work_uri, shard, spec_digest, products)
+
+    def is_kept(piece: Shard) -> bool:
+        return cell_key(spec_digest, products, piece) in kept
+
+    left: list[Shard] = []
+    for cell in shard.cell_runs():
+        runs = list(cell.each_run())
+        several = range(len(runs), 1, -1)
+        first = next((count for count in several if is_kept(cell.first_runs(count))), 0)
+        left += [run for run in runs[first:] if not is_kept(run)]
+    return left
+
+
+def _kept_keys(
+    work_uri: str, shard: Shard, spec_digest: str, products: Sequence[str]
+) -> frozenset[str]:
+    """Returns the keys of cells whose sums `find_cells` would read, and of others beside them."""
+    for origin in shard.origins:
+        if origin == MERGED:
+            runs = (run for cell in shard.cell_runs() for run in cell.each_run())
+            return frozenset(
+                cell_key(spec_digest, products, run)
+                for run in runs
+                if storage.exists(_former_uri(work_uri, run, spec_digest, products))
+            )
+        uri = cells_uri(work_uri, shard_key(origin, spec_digest, products))
+        try:
+            with storage.open_random(uri) as file:
+                parquet = SealedFile(file, CELLS, uri).parquet
+                with corrupt_if_unreadable(f"{uri}: its keys cannot be read"):
+                    return frozenset(parquet.read(columns=["key"])["key"].to_pylist())
+        except (SourceError, CorruptFile):
+            continue
+    return frozenset()
+
+
 def _pieces_of(cell: Shard) -> Iterator[Shard]:
     """Yields what may be kept of a cell: its first runs, from all to two, and each run."""
     for count in range(len(cell.runs), 1, -1):
@@ -167,7 +220,7 @@ def former_partial(
         CorruptFile: It is damaged, or another shard's.
     """
     key = shard_key(cell.digest, spec_digest, products)
-    uri = storage.join(work_uri, "partials", f"{key}.parquet")
+    uri = _former_uri(work_uri, cell, spec_digest, products)
     partial = Partial.decode(bytes(storage.read(uri)), uri)
     if partial.shards != (key,) or partial.candidates != len(cell.members):
         raise CorruptFile(
@@ -175,6 +228,12 @@ def former_partial(
             f"{len(cell.members)} of the one that it is named for"
         )
     return partial.as_shard(cell_key(spec_digest, products, cell))
+
+
+def _former_uri(work_uri: str, cell: Shard, spec_digest: str, products: Sequence[str]) -> str:
+    """Returns where the partial is that a cell had when it was a shard of its own."""
+    key = shard_key(cell.digest, spec_digest, products)
+    return storage.join(work_uri, "partials", f"{key}.parquet")
 
 
 def _former_shards(

@@ -25,6 +25,7 @@ from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.sources import ShardHead, shard_merging
 from pipeline.spec import Resources
+from pipeline.wording import count_of
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, same_counts_and_failures, write_photos
 from tests.support.killer import Killed, Killer, killer
@@ -149,7 +150,7 @@ def test_shards_are_put_together_without_an_image_and_counted_again_to_the_bit(
     assert (made, sum(read.values())) == ([1], 1)
     assert (result.read, result.reused) == (1, 3)
     assert any("photos: 2 small shards become 1, by adding up" in line for line in said)
-    assert any("up to 1 image of 4 to read" in line for line in said)
+    assert any("about 1 image of 4 to read" in line for line in said)
     assert merged_in(place) == 1
     counts_again_to_the_bit(place)
     holds(place, source)
@@ -170,7 +171,10 @@ def test_small_cells_are_joined_without_an_image_and_counted_again_to_the_bit(
         ([0, 4, *range(9, 12)], 3, (2, 3), (1, 1, 3)),
     ):
         thin(source, *left)
-        assert build(place, source, cell_images=4).read == read
+        said: list[str] = []
+        assert build(place, source, said, cell_images=4).read == read
+        about = f"about {count_of(read, 'image')} of {len(left)} to read"
+        assert any(about in line for line in said)
         (head,) = heads_of(place)
         assert (head.cells, head.runs) == (cells, runs)
     counts_again_to_the_bit(place)

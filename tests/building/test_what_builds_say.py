@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from pipeline.building.shard_time import note_speed
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, Matrix, compare, movement_between, with_movements
 from pipeline.comparing.version_movement import _without_interval
+from pipeline.counting import Recipe, ShardJob, cells_uri, partial_uri
+from pipeline.counting.cells import cell_key, encode_cells
 from pipeline.events import Event, Listener, Said, StepDone, ignore
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import build_json, build_lines, work_lines
-from pipeline.sources import Entry, ImageChanges, Manifest, Shard, plan
+from pipeline.sources import MERGED, Entry, ImageChanges, Manifest, Shard, plan
 from pipeline.spec import Resources
 from tests.golden import handmade
 from tests.golden.handmade import NETWORK, SPEC, HandMade, Place
@@ -243,6 +247,8 @@ def test_a_version_before_whose_list_is_gone_does_not_keep_a_build_from_its_end(
     assert any(each.startswith("a: what changed is not known: a: ") for each in said)
 
 
+JOB = ShardJob(Recipe(SPEC, NETWORK, "memory://ranges", Resources()), "", "memory://work", "")
+
 SIZES = st.lists(st.integers(-1, 10**9), min_size=1, max_size=30)
 
 
@@ -256,7 +262,7 @@ def test_the_bytes_of_few_shards_are_exact(
     shards = [Shard(i, 0, tuple(members[cut : cut + most])) for i, cut in enumerate(cuts)]
     manifest = Manifest.of(shards, most)
     missing = sorted(data.draw(st.sets(st.integers(0, len(shards) - 1), min_size=1, max_size=8)))
-    found = estimate_reading(Catalogue("memory://none"), manifest, missing, "s", Resources())
+    found = estimate_reading(Catalogue("memory://none"), manifest, missing, JOB)
     left = [entry for index in missing for entry in shards[index].members]
     assert (found.images, found.of, found.seconds) == (len(left), len(sizes), None)
     assert found.bytes == (sum(max(entry.size, 0) for entry in left) or None)
@@ -266,9 +272,9 @@ def test_the_bytes_of_few_shards_are_exact(
 def test_many_shards_are_sampled_and_the_time_is_that_of_the_last_run() -> None:
     manifest = plan([Entry(f"s3://b/{i}", "", 1000, f"{i}") for i in range(400)], shard_images=4)
     catalogue = Catalogue("memory://speeds")
-    note_speed(catalogue, "s", "cpu", images=1000, seconds=50)
+    note_speed(catalogue, SPEC.digest, "cpu", images=1000, seconds=50)
     every = range(len(manifest.heads))
-    found = estimate_reading(catalogue, manifest, every, "s", Resources())
+    found = estimate_reading(catalogue, manifest, every, JOB)
     asked = 400 + SHARD_REQUESTS * len(every)
     assert found == ReadingEstimate(400, 400, 400_000, asked, seconds=pytest.approx(20))
 
@@ -280,8 +286,74 @@ def test_only_what_is_in_a_store_takes_requests(tmp_path: Path) -> None:
     entries += [Entry(f"file:///photos/{i}", "", mib, "e") for i in range(5)]
     manifest = Manifest.of([Shard(0, 0, tuple(entries))], 99)
     for root, asked in (("memory://none", SHARD_REQUESTS), (str(tmp_path), 0)):
-        found = estimate_reading(Catalogue(root), manifest, [0], "s", Resources())
+        found = estimate_reading(Catalogue(root), manifest, [0], JOB)
         assert (found.images, found.bytes, found.requests) == (22, 22 * mib, 3 + asked)
+
+
+def test_images_whose_sums_are_kept_are_not_to_be_read() -> None:
+    """Only some cells of a shard that has changed are read, and only some runs of a joined cell."""
+    work = f"memory://{uuid.uuid4().hex}"
+    job, catalogue = replace(JOB, work_uri=work), Catalogue(work)
+    note_speed(catalogue, SPEC.digest, "cpu", images=1000, seconds=50)
+
+    def planned(left: Iterable[int], changed: int = -1, before: Manifest | None = None) -> Manifest:
+        images = [
+            Entry(f"s3://b/{n:02}", "", 10 + n, "2" if n == changed else "1", "g") for n in left
+        ]
+        return plan(images, previous=before, shard_images=99, cell_images=8)
+
+    def keep(manifest: Manifest) -> str:
+        """Stores a file of the cells of a plan; returns where."""
+        (shard,) = manifest.shards
+        cells = [cell_key(SPEC.digest, job.recipe.products, cell) for cell in shard.cell_runs()]
+        uri = cells_uri(work, shard.key(SPEC.digest, job.recipe.products))
+        storage.create(uri, encode_cells(dict.fromkeys(cells, b"sums")))
+        return uri
+
+    def estimate(manifest: Manifest) -> ReadingEstimate:
+        return estimate_reading(catalogue, manifest, [0], job)
+
+    first = planned(range(32))
+    first_cells = keep(first)
+    second = planned(range(32), 9, first)
+    size, read = sum(range(10 + 8, 10 + 16)), 8
+    wanted = ReadingEstimate(read, 32, size, read + SHARD_REQUESTS, read * 0.05, at_most=False)
+    assert estimate(second) == wanted
+    assert str(wanted).startswith("about 8 images of 32 to read, about 172 bytes, about 15 ")
+    third = planned(range(1, 32), 9, second)  # the second was never counted
+    assert third.heads[0].origins == (second.heads[0].content, first.heads[0].content)
+    assert estimate(third).images == 7 + 8
+    small = planned([0, *range(8, 32)], -1, first)
+    small_cells = keep(small)
+    joined = planned([0, 8, 9, *range(16, 32)], -1, small)
+    assert (joined.heads[0].cells, joined.heads[0].runs) == ((3, 8, 8), (1, 2, 8, 8))
+    assert estimate(joined).images == 2
+    keep(joined)
+    after = planned([0, 8, 9, *range(16, 31)], -1, joined)
+    assert (after.heads[0].runs, estimate(after).images) == ((1, 2, 8, 7), 7)
+    storage.replace(small_cells, b"torn")
+    assert estimate(joined).images == 3, "the sums of one image and of two are not in the first"
+    storage.delete(first_cells)
+    assert estimate(second).images == 32
+    assert estimate(joined).images == 19
+
+
+def test_kept_partials_of_small_shards_count_as_sums() -> None:
+    """As of shards that were put together, when the new one changed before it was counted."""
+    work = f"memory://{uuid.uuid4().hex}"
+    members = tuple(Entry(f"s3://b/{n}", "", 1, "1") for n in range(6))
+    shard = Shard(0, 0, members, (2, 4), (MERGED,))
+    manifest = Manifest.of([shard], 9)
+    job = replace(JOB, work_uri=work)
+    assert estimate_reading(Catalogue(work), manifest, [0], job).images == 6
+    key = Shard(0, 0, members[:2]).key(SPEC.digest, job.recipe.products)
+    storage.create(partial_uri(work, key), b"sums")
+    assert estimate_reading(Catalogue(work), manifest, [0], job).images == 4
+    new = replace(shard, origins=())
+    many = Manifest.of([shard, new] * 20, 9)  # some of each kind are looked at
+    found = estimate_reading(Catalogue(work), many, range(40), job)
+    assert (found.images, found.bytes) == (20 * (4 + 6), 20 * (4 + 6))
+    assert found.requests == 20 * (4 + 6) + SHARD_REQUESTS * 40
 
 
 def test_an_estimate_in_words() -> None:
