@@ -14,8 +14,8 @@ from pipeline.comparing import Matrix, neighbours
 from pipeline.reporting.conclusions import (
     ALIKE,
     DIFFERENT,
-    decimals_of,
     format_number,
+    numbers_alike,
     verdicts,
 )
 from pipeline.reporting.window_words import window_days
@@ -68,8 +68,8 @@ def _away(matrix: Matrix, i: int, j: int) -> str:
     low, high = (float(matrix.of(layer, column)[i, j]) for column in ("low", "high"))
     told = f"{format_number(value)} bins"
     if matrix.is_corrected(layer)[i, j] and np.isfinite(low) and np.isfinite(high):
-        digits = decimals_of(value)
-        told += f", 95% interval {low:.{digits}f} to {high:.{digits}f}"
+        distance, least, most = numbers_alike(value, low, high)
+        told = f"{distance} bins, 95% interval {least} to {most}"
     return f"{matrix.names[j]} ({told})"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.building import Movement
 from pipeline.comparing import CONFIDENCE, FALSE_ALARM_RATE, LEAST_ALARMED, RATED_VERSIONS
 from pipeline.explaining import REFERENCE, STEP, Drift, DriftRow
-from pipeline.reporting.conclusions import decimals_of, format_number
+from pipeline.reporting.conclusions import format_number, with_interval
 from pipeline.reporting.version_words import aligned_lines, difference_json
 from pipeline.wording import count_of, some_of
 
@@ -119,8 +119,7 @@ def move_told(move: Movement | None) -> str:
         return ""
     if move.emd_corrected is None or move.low is None or move.high is None:
         return f"{format_number(move.emd)} (not corrected)"
-    digits = decimals_of(move.emd_corrected)
-    return f"{format_number(move.emd_corrected)} [{move.low:.{digits}f}, {move.high:.{digits}f}]"
+    return with_interval(move.emd_corrected, move.low, move.high)
 
 
 def alarm_told(row: DriftRow, reference: str) -> str:

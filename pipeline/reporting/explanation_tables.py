@@ -23,6 +23,7 @@ from pipeline.reporting.conclusions import (
     SIGNED_LENS_TEXT,
     decimals_of,
     format_number,
+    with_interval,
 )
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -170,8 +171,7 @@ def _measured(row: Mapping[str, Any]) -> dict[str, str]:
     alike = row["q"] is not None and row["q"] >= FALSE_DISCOVERY_RATE
     interval = ""
     if row["emd_corrected"] is not None:
-        digits = decimals_of(row["emd_corrected"])
-        interval = "{emd_corrected:.{d}f} [{low:.{d}f}, {high:.{d}f}]".format(**row, d=digits)
+        interval = with_interval(row["emd_corrected"], row["low"], row["high"])
     return {
         "distance": f"{ALIKE_MARK if alike else ''}{format_number(row['emd'])}",
         "corrected [95%]": interval,

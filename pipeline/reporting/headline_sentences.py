@@ -27,6 +27,7 @@ from pipeline.reporting.conclusions import (
     UNTESTED,
     decimals_of,
     format_number,
+    numbers_alike,
     verdicts,
 )
 from pipeline.wording import some_of
@@ -130,9 +131,11 @@ def _of_two(matrix: Matrix, layer: str, verdict: NDArray[np.int8]) -> str:
     if verdict[0, 1] == ALIKE:
         most = f": they are at most {_most(high)} bins apart" if known else ""
         return f"{a} and {b} cannot be told apart{most}."
-    digits = decimals_of(value)
-    interval = f", with a 95% interval of {low:.{digits}f} to {high:.{digits}f}" if known else ""
-    return f"{a} and {b} differ: they are {format_number(value)} bins apart{interval}."
+    distance, interval = format_number(value), ""
+    if known:
+        distance, least, most = numbers_alike(value, low, high)
+        interval = f", with a 95% interval of {least} to {most}"
+    return f"{a} and {b} differ: they are {distance} bins apart{interval}."
 
 
 def _untested(names: Sequence[str], values: Floats) -> str:

@@ -14,9 +14,9 @@ from pipeline.dna import Floats
 from pipeline.reporting.conclusions import (
     ALIKE_MARK,
     ALIKE_TEXT,
-    decimals_of,
     format_number,
     seen,
+    with_interval,
 )
 from pipeline.wording import count_of
 
@@ -66,13 +66,12 @@ def _told(found: Neighbours, edge: int) -> str:
     text = (
         f"{mark} {found.ranks[edge]}. {found.names[found.edges[edge][1]]}  emd {format_number(emd)}"
     )
-    if np.isfinite(corrected):
+    if np.isfinite(corrected) and np.isfinite(low) and np.isfinite(high):
+        text += f", corrected {with_interval(corrected, low, high)}"
+    elif np.isfinite(corrected):
         text += f", corrected {format_number(corrected)}"
     elif np.isfinite(_column(found, "emd_corrected")).any():
         text += " (not corrected)"
-    if np.isfinite(corrected) and np.isfinite(low) and np.isfinite(high):
-        digits = decimals_of(corrected)
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
     return text + (f", q {q:.2g}" if np.isfinite(q) and len(found.of) == 1 else "")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE
 from pipeline.explaining import Candidate, Suggestion
-from pipeline.reporting.conclusions import WHY_PLAIN, decimals_of, format_number
+from pipeline.reporting.conclusions import WHY_PLAIN, format_number, with_interval
 from pipeline.wording import count_of, option, some_of
 
 MAY_BE_NEAREST = "~"
@@ -72,8 +72,7 @@ def suggestion_lines(found: Suggestion) -> list[str]:
 def _distance(one: Candidate) -> str:
     if not one.is_corrected:
         return f"{format_number(one.emd)} (not corrected)"
-    digits = decimals_of(one.emd_corrected)
-    return f"{format_number(one.emd_corrected)} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+    return with_interval(one.emd_corrected, one.low, one.high)
 
 
 def suggestion_notes(found: Suggestion) -> list[str]:

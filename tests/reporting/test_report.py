@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from pipeline.building import Movement
 from pipeline.comparing import ESTIMATES, Matrix, Measure
 from pipeline.dna import Lens
 from pipeline.errors import UsageError
+from pipeline.explaining import Candidate
 from pipeline.reporting import (
     DIFFERENT,
+    headline,
     neighbour_lines,
     print_matrix,
     sentences_heading,
@@ -33,6 +36,10 @@ from pipeline.reporting.conclusions import (
     uncorrected,
     wide_note,
 )
+from pipeline.reporting.dataset_words import place_among
+from pipeline.reporting.drift_words import move_told
+from pipeline.reporting.explanation_tables import _measured
+from pipeline.reporting.suggestion_words import _distance
 from pipeline.sources import DATASETS
 from pipeline.wording import options_as_flags
 
@@ -274,6 +281,37 @@ def test_sentences_have_intervals_and_q() -> None:
         "c  nearest b 9.0 [8.5, 9.5], farthest a 19.0 [18.5, 19.5]",
         "d  nearest c 9.0 [8.5, 9.5], farthest a 29.0 [28.5, 29.5]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ((0.0, 0.0, 0.0374), "0.00 [0.00, 0.04]"),
+        ((6.73, 0.0004, 9.0), "6.7300 [0.0004, 9.0000]"),
+        ((0.0, 0.0, 1e-9), "0.0000 [0.0000, 0.0001]"),
+        ((1.2, 0.07, 2.44), "1.20 [0.07, 2.44]"),
+        ((0.0, 0.0, 0.0), "0.0 [0.0, 0.0]"),
+    ],
+)
+def test_an_end_above_zero_is_never_printed_as_zero(
+    numbers: tuple[float, float, float], told: str
+) -> None:
+    value, low, high = numbers
+    matrix = with_estimates(matrix_of("a", "b"), (0, 1) if low == 0 else (0, 0))
+    of = matrix.estimates
+    for planes, number in zip((of["emd_corrected"], of["low"], of["high"]), numbers, strict=True):
+        planes[:, [0, 1], [1, 0]] = number
+    assert nearest_sentences(matrix)[0].startswith(f"a to b {told}")
+    assert move_told(Movement(1.0, *numbers, 0.1, 0.1, 0.5, 1.0)) == told
+    candidate = Candidate("b", 1, 9, 1.0, *numbers, False, 0.5, 1.0)
+    assert _distance(candidate) == told
+    row = {"emd": 1.0, "emd_corrected": value, "low": low, "high": high, "q": 0.5}
+    assert _measured(row)["corrected [95%]"] == told
+    if low > 0:
+        distance, least, most = re.findall(r"[\d.]+", told)
+        assert f"b ({distance} bins, 95% interval {least} to {most})" in place_among(matrix, "a")
+        apart = f"{distance} bins apart, with a 95% interval of {least} to {most}."
+        assert headline(matrix).endswith(f"they are {apart}")
 
 
 def test_where_no_pair_is_told_apart_that_is_said_and_the_nearest_is_named() -> None:
