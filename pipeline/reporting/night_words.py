@@ -42,8 +42,9 @@ def night_sentence(outcome: Mapping[str, Any]) -> str:
     """
     found = outcome["summary"]
     datasets = found["datasets"]
-    states = ("unchanged", "refreshed", "failed", "dropped")
-    told = [f"{datasets[state]:,} {state}" for state in states if datasets[state]]
+    states = {state: state for state in ("unchanged", "refreshed", "failed")}
+    states["dropped"] = "not in the file" if outcome["pruned"] is None else "taken out"
+    told = [f"{datasets[state]:,} {words}" for state, words in states.items() if datasets[state]]
     parts = [f"{count_of(datasets['asked'], 'dataset')}: {', '.join(told)}"]
     if datasets["refreshed"]:
         unknown = found["images"]["datasets_of_unknown_changes"]

@@ -122,7 +122,13 @@ CHANGED = UNCHANGED | {
 
 def outcome(*gate: dict[str, Any], **more: Any) -> dict[str, Any]:
     rows = [CHANGED, UNCHANGED]
-    known = {"config": "x.yaml", "catalogue": "file:///c", "error": None, "failed": []}
+    known = {
+        "config": "x.yaml",
+        "catalogue": "file:///c",
+        "error": None,
+        "failed": [],
+        "pruned": None,
+    }
     found = {**known, "gate": list(gate), "datasets": rows, "unlisted": [], **more}
     cost = {"requests": 1234, "seconds": 60.5}
     return found | {"summary": sum_up(rows, found["failed"], found["unlisted"], cost)}
@@ -241,9 +247,11 @@ def test_a_long_summary_lists_what_has_changed_alone() -> None:
 def test_a_sentence_says_what_the_night_did_and_cost() -> None:
     told = night_sentence(outcome(unlisted=["old"]))
     assert told == (
-        "2 datasets: 1 unchanged, 1 refreshed, 1 dropped; images +21 -3 ~2; 1 drift alarm; "
+        "2 datasets: 1 unchanged, 1 refreshed, 1 not in the file; images +21 -3 ~2; 1 drift alarm; "
         "23 images read (4.1 MB), 1,234 requests, 60.5 s, 5.5 s of workers"
     )
+    pruned = night_sentence(outcome(unlisted=["old"], pruned=7))
+    assert pruned == told.replace("1 not in the file", "1 taken out")
     rows = [UNCHANGED]
     still = sum_up(rows, [], [], {"requests": 10, "seconds": 1.5})
     quiet = outcome(datasets=rows) | {"summary": still}
@@ -287,7 +295,7 @@ def test_the_page_says_first_what_needs_a_reader() -> None:
     places = [
         page.index(text)
         for text in (
-            "3 datasets: 1 unchanged, 1 refreshed, 1 failed, 1 dropped",
+            "3 datasets: 1 unchanged, 1 refreshed, 1 failed, 1 not in the file",
             "a has drifted: 1.9 [1.2, 2.6], an alarm",
             "c does not exist",
             "d@-1 and d, all neurons: at most 1 bins",
@@ -299,6 +307,9 @@ def test_the_page_says_first_what_needs_a_reader() -> None:
         )
     ]
     assert places == sorted(places)
+    assert ">In the catalogue, and not in the file<" in page
+    pruned = render_night(outcome(unlisted=["old"], pruned=7)).decode()
+    assert ">Taken out, as the file does not name them<" in pruned
 
 
 def test_no_text_breaks_the_page() -> None:

@@ -40,11 +40,14 @@ def render_night(outcome: Mapping[str, Any]) -> bytes:
     failed = [(of["name"], [of["error"], of["message"]], False) for of in outcome["failed"]]
     moved = [(row["dataset"], _refreshed_cells(row), bool(row["alarm"])) for row in refreshed]
     moved.sort(key=lambda each: not each[2])
+    unlisted = "In the catalogue, and not in the file"
+    if outcome["pruned"] is not None:
+        unlisted = "Taken out, as the file does not name them"
     sections = [
         _section("Not built", _table(("dataset", "error", "why"), failed)),
         _section("The gate", _gate(outcome["gate"])),
         _section("Refreshed", _table(("dataset", *REFRESHED), moved)),
-        _section("In the catalogue, and not in the file", _names(outcome["unlisted"])),
+        _section(unlisted, _names(outcome["unlisted"])),
         _folded(f"Unchanged: {len(unchanged):,}", _names(row["dataset"] for row in unchanged)),
     ]
     notes = [f"{row['dataset']} has drifted: {moved_told(row)}" for row in alarmed]
