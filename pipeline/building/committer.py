@@ -99,7 +99,8 @@ def _options_of(catalogue: Catalogue, name: str, former: Version) -> dict[str, i
         for commit in catalogue.log()
         if commit.datasets.get(name, {}).get(former.spec) == former
     )
-    commit = next(holding)  # there is one, as the former version was read from the log
+    held = next(holding)  # there is one, as the former version was read from the log
+    commit = catalogue.commit(catalogue.commit_that_made(name, former, held.number))
     chosen = {} if commit.default_spec == former.spec else {"spec": former.spec[:12]}
     return {"at": commit.number, **chosen}
 

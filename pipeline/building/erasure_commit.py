@@ -42,7 +42,7 @@ class NewVersions:
         """Puts nothing in the place of a version, and says why."""
         name = each.kept.name
         self.new.setdefault(name, {})[each.kept.version.key] = None
-        self.dropped.setdefault(name, []).append(f"{name}@{each.kept.commit}: {why}")
+        self.dropped.setdefault(name, []).append(f"{each.kept.numbered_name}: {why}")
 
 
 def state_without(

@@ -212,7 +212,7 @@ def _of_source(kept: Iterable[KeptVersion], search: ObjectSearch) -> Iterator[st
         if source not in sources:
             sources[source] = search.is_in(source.encode(), source)
         if sources[source]:
-            yield f"{each.name}@{each.commit}"
+            yield each.numbered_name
 
 
 def _list_files(catalogue: Catalogue) -> list[str]:
@@ -339,7 +339,7 @@ def preview_erasure(
     plan = plan_erasure(catalogue, texts, Entries(), progress)
     commits: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
     for each in plan.affected:
-        commits[each.counted_again].setdefault(each.kept.name, []).append(each.kept.commit)
+        commits[each.counted_again].setdefault(each.kept.name, []).append(each.kept.made)
     recounted, restated = (
         {name: tuple(sorted(numbers)) for name, numbers in sorted(commits[again].items())}
         for again in (True, False)

@@ -117,7 +117,7 @@ class ErasureRecount:
             )
         except (SpecMismatch, UsageError) as error:
             raise SpecMismatch(
-                f"{name}@{each.kept.commit} was counted by {spec.extractor} with weights of sha256 "
+                f"{each.kept.numbered_name} was counted by {spec.extractor} with weights of sha256 "
                 f"{spec.weights_sha256}, and cannot be counted again: {error}. Nothing was erased. "
                 f"{option('weights')} can be repeated, for the weights of all versions"
             ) from error
@@ -142,8 +142,7 @@ class ErasureRecount:
             keys = by_shard(each.after, version.spec, version.products)
             errors = [failed[work, key].error for key in keys if (work, key) in failed]
             if errors:
-                name = f"{each.kept.name}@{each.kept.commit}"
-                found.append((each.kept.identity, f"{name}: {errors[0]}"))
+                found.append((each.kept.identity, f"{each.kept.numbered_name}: {errors[0]}"))
         return found
 
     def version(self, each: AffectedVersion, after: Manifest, engine: Engine) -> Version | None:

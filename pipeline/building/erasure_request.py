@@ -110,7 +110,7 @@ class ErasurePreview:
         held: Those images that their source still holds.
         stated: Versions whose source is named, so that the erasure is refused: the log states it.
         alike: Other images with the identity of an erased one, which may be copies of it.
-        recounted: For each dataset, the numbers of commits whose versions have the images.
+        recounted: For each dataset, the numbers of commits that made versions with the images.
         restated: For each dataset, those of versions that only share a list of images with them.
         cost: What it will read and write.
     """

@@ -37,7 +37,7 @@ class Finding:
         check: What was checked.
         ok: Whether it holds.
         detail: What was seen, for people.
-        at: For an older version, the newest commit that holds it; None for the newest version.
+        at: For an older version, the commit that made it; None for the newest version.
     """
 
     dataset: str

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Commit, Version
+from pipeline.catalogue.names import VERSION_MARK
+from pipeline.catalogue.version_history import identity_of
 from pipeline.errors import CorruptFile
 
 
@@ -26,11 +28,19 @@ class KeptVersion:
         name: The dataset, or the part of one.
         version: The version.
         commit: Number of the newest commit that holds the version.
+        made: Number of the commit that made it, by which `vdna log` names it; 0 if that was not
+            looked for.
     """
 
     name: str
     version: Version
     commit: int
+    made: int = 0
+
+    @property
+    def numbered_name(self) -> str:
+        """The name that reads the version, such as `photos@7`: by the commit that made it."""
+        return f"{self.name}{VERSION_MARK}{self.made or self.commit}"
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -53,19 +63,28 @@ def kept_versions(
         since: Versions that were current after this moment are found, and those that are current.
 
     Yields:
-        Each version once, as the newest commit that holds it states it; the newest first.
+        Each version once, as the newest commit that holds it states it; the newest first. All of
+        the log is read before the first one.
     """
     found: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
     counted: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+    wanted_ones: list[tuple[KeptVersion, _Run]] = []
+    runs: dict[tuple[str, str], _Run] = {}
     names: dict[str, str] = {}
     current: Commit | None = None
     newer: Commit | None = None
     for commit in commits:
         current = current or commit
+        newer_runs, runs = runs, {}
         for old, new in _renamed(commit, newer or commit):
             names[old] = names.get(new, new)
         for name, version in _wholes_first(commit):
-            versions, same = found[name, version.spec], version.stated
+            key = name, version.spec
+            versions, same = found[key], version.stated
+            run = newer_runs.get(key)
+            if run is None or run.identity != identity_of(version):
+                run = _Run(identity_of(version))
+            runs[key], run.first = run, commit.number
             if version.part_of:
                 whole = commit.datasets.get(version.part_of, {}).get(version.spec)
                 known = found[version.part_of, version.spec]
@@ -83,8 +102,18 @@ def kept_versions(
                     all_names.add(same)
             if wanted and same not in versions:
                 versions.add(same)
-                yield KeptVersion(name, version, commit.number)
+                wanted_ones.append((KeptVersion(name, version, commit.number), run))
         newer = commit
+    for kept, run in wanted_ones:
+        yield replace(kept, made=run.first)
+
+
+@dataclass
+class _Run:
+    """Commits in a row that hold a version, of which the first has made it."""
+
+    identity: tuple[str, str]
+    first: int = 0
 
 
 def _renamed(before: Commit, after: Commit) -> Iterator[tuple[str, str]]:

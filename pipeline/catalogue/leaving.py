@@ -23,7 +23,7 @@ class LeavingVersion:
 
     Attributes:
         name: The dataset.
-        commit: Number of the newest commit that holds the version.
+        commit: Number of the commit that made the version.
         images: Number of its images.
         until: When another version took its place, or the dataset was taken out, as an ISO time.
         why: Why no rule keeps it.
@@ -72,6 +72,6 @@ def leaving_versions(
             why += [f"that is more than {rules.days:g} days ago"] if rules.days is not None else []
             until = times[each.commit + 1]  # the newest commit's versions are kept
             found.append(
-                LeavingVersion(each.name, each.commit, version.images, until, ", and ".join(why))
+                LeavingVersion(each.name, each.made, version.images, until, ", and ".join(why))
             )
     return found

@@ -4,8 +4,9 @@
     14
     >>> catalogue.find("photos@release").images                          # doctest: +SKIP
 
-A tag names the number of a commit, and so the version that the dataset had then. Each tag is given
-and taken away by a commit of its own.
+A tag names the number of a commit, and so the version that the dataset had then: the commit that
+made the version, or a later one, if the dataset had another version under another spec before that.
+Each tag is given and taken away by a commit of its own.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ def tag_version(catalogue: Catalogue, name: str, tag: str, spec: str | None = No
             "the tag, too"
         )
     tagged = catalogue.commit(named.commit)
+    made = catalogue.commit(catalogue.commit_that_made(dataset, version, named.commit))
+    if made.datasets[dataset] == tagged.datasets[dataset]:  # under all specs
+        tagged = made
     held = {dataset: version, **parts_of(tagged, dataset, version.spec)}
     wanted = [KeptVersion(each, of, tagged.number) for each, of in held.items()]
 

@@ -18,7 +18,7 @@ from pipeline.catalogue.changes import parts_of, require_no_erasure, with_versio
 from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.kept_versions import KeptVersion, missing_files
 from pipeline.catalogue.names import VERSION_MARK, check_name
-from pipeline.catalogue.version_names import require_no_window
+from pipeline.catalogue.version_names import VersionName, require_no_window
 from pipeline.errors import CorruptFile, UsageError
 
 
@@ -91,13 +91,16 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
         current = head.datasets.get(name, {}).get(version.spec)
         return with_version(head, name, version, current, parts)
 
+    number, which = former.number, VersionName.parse(former_name).which
+    if not isinstance(which, int) or which < 0:
+        number = catalogue.commit_that_made(name, version, number)
     task, build = (
-        f"cannot go back to commit {former.number}",
+        f"cannot go back to commit {number}",
         f"build it again from {version.source}",
     )
     require_files(catalogue, wanted, task, build)
     renew_files(catalogue, wanted)
-    commit = catalogue.append(f"roll back {name} to commit {former.number}", change)
+    commit = catalogue.append(f"roll back {name} to commit {number}", change)
     instead = f"take it out of commit {commit.number} by `vdna rm {name}`, and {build}"
     require_files(catalogue, wanted, task, instead)  # a collection may have run meanwhile
     return commit

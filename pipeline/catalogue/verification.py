@@ -123,8 +123,8 @@ def require_undamaged(
     for kept, finding in _findings(catalogue, there, head.number, mapper, progress):
         if not finding.ok:
             raise CorruptFile(
-                f"{kept.name}, commit {kept.commit}, {finding.check}: {finding.detail}. `vdna "
-                "verify --all` lists all that is wrong"
+                f"{kept.name}, commit {kept.made or kept.commit}, {finding.check}: "
+                f"{finding.detail}. `vdna verify --all` lists all that is wrong"
             )
 
 
@@ -159,18 +159,22 @@ def newest_versions(
 
 def _read_log(catalogue: Catalogue) -> tuple[list[KeptVersion], Finding]:
     """Reads the whole log, or as much of it as can be trusted, and finds its versions."""
-    known: list[KeptVersion] = []
+    problem: VdnaError | None = None
     number = 0
 
     def commits() -> Iterator[Commit]:
-        nonlocal number
-        for commit in catalogue.log():
-            number = max(number, commit.number)
-            yield commit
+        nonlocal number, problem
+        try:
+            for commit in catalogue.log():
+                number = max(number, commit.number)
+                yield commit
+        except VdnaError as error:
+            problem = error
 
+    known = list(kept_versions(commits()))
     try:
-        for kept in kept_versions(commits()):
-            known.append(kept)
+        if problem is not None:
+            raise problem
         catalogue.require_end()
     except VdnaError as error:
         raise_if_unanswered(error, "log")
@@ -200,7 +204,7 @@ def _with_files(
                 f"{', '.join(sorted(missing))} missing, {', '.join(sorted(files - missing))} left. "
                 "If a `vdna gc --keep` or a build was interrupted, run it again; else restore them"
             )
-            findings.append(Finding(kept.name, "files", False, detail, kept.commit))
+            findings.append(Finding(kept.name, "files", False, detail, kept.made))
     for name, count in sorted(removed.items()):
         have = "has" if count == 1 else "have"
         versions = count_of(count, "older version")
@@ -259,7 +263,7 @@ def _findings(
     mapper = mapper or SerialMapper()
     of_tasks = [kept for kept in versions if not _is_large(kept)]
     tasks = [
-        VersionTask(number, catalogue.root, kept, None if kept.commit == head else kept.commit)
+        VersionTask(number, catalogue.root, kept, None if kept.commit == head else kept.made)
         for number, kept in enumerate(of_tasks)
     ]
     if tasks:
@@ -271,7 +275,7 @@ def _findings(
                 progress(StepDone(len(findings), name=task.kept.name))
     for kept in filter(_is_large, versions):
         checks = VersionChecks(catalogue, kept, mapper, progress)
-        for finding in _run(checks, kept, None if kept.commit == head else kept.commit):
+        for finding in _run(checks, kept, None if kept.commit == head else kept.made):
             yield kept, finding
 
 

@@ -13,8 +13,9 @@ from itertools import groupby, islice
 
 from pipeline.catalogue.commit import Commit, Version
 from pipeline.catalogue.day_windows import DayWindow
+from pipeline.catalogue.replacing import as_replaced
 from pipeline.catalogue.version_files import VersionFiles
-from pipeline.catalogue.version_history import PastVersion, past_versions
+from pipeline.catalogue.version_history import PastVersion, identity_of, past_versions
 from pipeline.catalogue.version_names import VersionName
 from pipeline.errors import NotFound
 from pipeline.wording import option, some_of
@@ -193,6 +194,36 @@ class VersionLookup(VersionFiles):
                 f"{', '.join(sorted(versions))} (choose with {option('spec')})"
             )
         return versions[digest]
+
+    def commit_that_made(self, dataset: str, version: Version, number: int) -> int:
+        """Finds the commit that made a version, by which `vdna log` names it.
+
+        It is searched for by halves, so that few commits of a long log are read.
+
+        Args:
+            dataset: The dataset.
+            version: The version.
+            number: Number of a commit that holds the version.
+
+        Returns:
+            Number of a commit that holds the version, while the one before it does not. If the
+            version was replaced and came back, it may be the number of an earlier time.
+        """
+        head = self.head()
+
+        def holds(at: int) -> bool:
+            commit = as_replaced(self._read(at).commit, head)
+            found = commit.datasets.get(dataset, {}).get(version.spec)
+            return found is not None and identity_of(found) == identity_of(version)
+
+        before, step = number - 1, 1
+        while before > 0 and holds(before):
+            number, step = before, 2 * step
+            before = max(0, number - step)
+        while number - before > 1:
+            middle = (before + number) // 2
+            number, before = (middle, before) if holds(middle) else (number, middle)
+        return number
 
     def _in(self, commit: Commit, dataset: str) -> dict[str, NamedVersion]:
         """Returns the versions of a dataset that a commit holds."""

@@ -1270,6 +1270,7 @@ def test_a_crash_while_objects_are_removed_leaves_what_a_rerun_ends(
 
 def test_the_command_tells_what_it_would_do_and_what_it_did(home: Home, tmp_path: Path) -> None:
     filled(home)
+    tag_version(home.catalogue, "x", "t")  # a later commit that holds x@1
     names = tmp_path / "names.txt"
     image = str(home.images / "0/03.png")
     names.write_text(f"{image}\n\n/no/such.png\n")
@@ -1287,7 +1288,7 @@ def test_the_command_tells_what_it_would_do_and_what_it_did(home: Home, tmp_path
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(
-        "1 image erased, by commit 2\n  not in any version: /no/such.png\n"
+        "1 image erased, by commit 3\n  not in any version: /no/such.png\n"
         "  x: 1 version counted again\n"
     )
     again = CliRunner().invoke(app, [*words, "--json"])

@@ -32,6 +32,8 @@ from pipeline.catalogue import (
     verify,
     version_histories,
 )
+from pipeline.catalogue.commit_log import _ReadCommit
+from pipeline.catalogue.kept_versions import kept_versions
 from pipeline.catalogue.version_names import check_tag, last_moment
 from pipeline.comparing import compare, resolve_versions
 from pipeline.errors import (
@@ -73,6 +75,9 @@ class Past(Catalogue):
             if commit.number == number:
                 return commit
         raise NotFound(f"no commit {number}")
+
+    def _read(self, number: int) -> _ReadCommit:
+        return _ReadCommit(self.commit(number))
 
     def log(self, newest: Commit | None = None) -> Iterator[Commit]:
         last = (newest or self.head()).number
@@ -187,6 +192,21 @@ def test_the_versions_of_one_dataset_are_those_of_all_histories(states: list[str
     assert one == version_histories(commits, "s").get("a", [])
     for each in one:
         assert {states[n - 1] for n in range(each.commit, each.last + 1)} == {each.version.dna}
+
+
+@given(STATES)
+def test_a_version_is_named_by_the_commit_that_made_it(states: list[str]) -> None:
+    place = past(states)
+    versions = list(past_versions(place._commits, "a", "s"))
+    for each in versions:
+        times = [of.commit for of in versions if of.identity == each.identity]
+        for number in range(each.commit, each.last + 1):
+            made = place.commit_that_made("a", each.version, number)
+            assert made in [at for at in times if at <= number]
+            assert len(times) > 1 or made == each.commit
+    newest = {each.version.dna: each.commit for each in reversed(versions)}
+    kept = kept_versions(place._commits)
+    assert {of.version.dna: of.made for of in kept} == newest
 
 
 def test_an_error_names_the_versions_that_there_are() -> None:
@@ -336,9 +356,9 @@ def test_a_tag_is_given_once(place: Catalogue) -> None:
     tag_version(place, "a", "v1")
     assert tag_version(place, "a@3", "v1").number == 5  # the same version
     put(place, "a", 9)
-    with pytest.raises(Conflict, match="a@v1 is the version of commit 4 already"):
+    with pytest.raises(Conflict, match="a@v1 is the version of commit 3 already"):
         tag_version(place, "a", "v1")
-    assert tag_version(place, "a", "v2").tags == {"a": {"v1": 4, "v2": 6}}
+    assert tag_version(place, "a", "v2").tags == {"a": {"v1": 3, "v2": 6}}
     assert remove_tag(place, "a", "v1").tags == {"a": {"v2": 6}}
     with pytest.raises(NotFound, match="a has no tag 'v1'; it has: v2"):
         remove_tag(place, "a", "v1")

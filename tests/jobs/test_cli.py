@@ -759,6 +759,8 @@ def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
     source, place = tmp_path / "photos", tmp_path / "c"
     write_photos(source, 2)
     build("a", source, place, *SMALL)
+    for words in ([], ["--remove"]):  # the version is that of commit 1, and commit 3 holds it too
+        vdna("tag", "a", "t", *words, "-c", place)
     photo(90).save(source / "photo-0000.jpg")
     build("a", source, place, *SMALL)
     assert vdna_json("gc", "-c", place, "--keep", 1) == {"objects": 0, "bytes": 0, "removed": True}
