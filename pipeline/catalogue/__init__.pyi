@@ -29,6 +29,9 @@ from .matrix_header import MATRIX as MATRIX
 from .matrix_header import MATRIX_READERS as MATRIX_READERS
 from .matrix_header import find_matrix_metadata as find_matrix_metadata
 from .matrix_header import matrix_metadata as matrix_metadata
+from .name_changes import Rename as Rename
+from .name_changes import former_names as former_names
+from .name_changes import renames as renames
 from .names import check_name as check_name
 from .names import part_name as part_name
 from .object_search import ObjectSearch as ObjectSearch

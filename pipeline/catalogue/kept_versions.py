@@ -15,8 +15,9 @@ from datetime import datetime
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Commit, Version
+from pipeline.catalogue.name_changes import renamed_between
 from pipeline.catalogue.names import VERSION_MARK
-from pipeline.catalogue.version_history import identity_of
+from pipeline.catalogue.version_history import history_key
 from pipeline.errors import CorruptFile
 
 
@@ -68,22 +69,22 @@ def kept_versions(
     """
     found: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
     counted: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
-    wanted_ones: list[tuple[KeptVersion, _Run]] = []
-    runs: dict[tuple[str, str], _Run] = {}
+    wanted_ones: list[tuple[KeptVersion, _HeldInARow]] = []
+    runs: dict[tuple[str, str], _HeldInARow] = {}
     names: dict[str, str] = {}
     current: Commit | None = None
     newer: Commit | None = None
     for commit in commits:
         current = current or commit
         newer_runs, runs = runs, {}
-        for old, new in _renamed(commit, newer or commit):
+        for old, new in renamed_between(commit, newer or commit):
             names[old] = names.get(new, new)
         for name, version in _wholes_first(commit):
             key = name, version.spec
             versions, same = found[key], version.stated
             run = newer_runs.get(key)
-            if run is None or run.identity != identity_of(version):
-                run = _Run(identity_of(version))
+            if run is None or run.identity != history_key(version):
+                run = _HeldInARow(history_key(version))
             runs[key], run.first = run, commit.number
             if version.part_of:
                 whole = commit.datasets.get(version.part_of, {}).get(version.spec)
@@ -109,33 +110,11 @@ def kept_versions(
 
 
 @dataclass
-class _Run:
+class _HeldInARow:
     """Commits in a row that hold a version, of which the first has made it."""
 
     identity: tuple[str, str]
     first: int = 0
-
-
-def _renamed(before: Commit, after: Commit) -> Iterator[tuple[str, str]]:
-    """Finds the datasets that a commit renamed.
-
-    A rename alone takes one name away and gives another one the same version.
-
-    Args:
-        before: The commit before it.
-        after: The commit.
-
-    Yields:
-        Each old name with the new one.
-    """
-    came = after.datasets.keys() - before.datasets.keys()
-    new_names = {
-        (v.spec, v.dna, v.by): name for name in came for v in after.datasets[name].values()
-    }
-    for name in before.datasets.keys() - after.datasets.keys():
-        for v in before.datasets[name].values():
-            if not v.part_of and (v.spec, v.dna, v.by) in new_names:
-                yield name, new_names[v.spec, v.dna, v.by]
 
 
 def _wholes_first(commit: Commit) -> Iterator[tuple[str, Version]]:

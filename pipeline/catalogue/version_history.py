@@ -33,7 +33,7 @@ class PastVersion:
     @property
     def identity(self) -> tuple[str, str]:
         """What tells the version from others of the dataset and the spec."""
-        return identity_of(self.version)
+        return history_key(self.version)
 
 
 def version_histories(commits: Iterable[Commit], spec: str) -> dict[str, list[PastVersion]]:
@@ -57,7 +57,7 @@ def version_histories(commits: Iterable[Commit], spec: str) -> dict[str, list[Pa
             version, found = versions[spec], histories.setdefault(name, [])
             here[name] = version
             last = commit.number
-            if name in newer and identity_of(newer[name]) == identity_of(version):
+            if name in newer and history_key(newer[name]) == history_key(version):
                 last = found.pop().last
             found.append(PastVersion(version, commit.number, commit.time, commit.software, last))
     return histories
@@ -77,7 +77,7 @@ def past_versions(commits: Iterable[Commit], name: str, spec: str) -> Iterator[P
     held: PastVersion | None = None
     for commit in commits:
         version = commit.datasets.get(name, {}).get(spec)
-        same = held is not None and version is not None and held.identity == identity_of(version)
+        same = held is not None and version is not None and held.identity == history_key(version)
         if held is not None and not same:
             yield held
         if version is None:
@@ -131,7 +131,7 @@ def last_versions(
             known = found[key]
             if version is None:
                 gone.add(key)
-            elif identity_of(version) != identity_of(known.versions[-1][0]):
+            elif history_key(version) != history_key(known.versions[-1][0]):
                 gone.add(key)
                 more = (*known.versions, (version, commit.number))
                 found[key] = LastVersions(known.commit, more)
@@ -144,6 +144,6 @@ def last_versions(
     return found
 
 
-def identity_of(version: Version) -> tuple[str, str]:
+def history_key(version: Version) -> tuple[str, str]:
     """Returns what tells a version from others of its dataset and spec in a history."""
     return version.dna, version.by

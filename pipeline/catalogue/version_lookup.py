@@ -15,7 +15,7 @@ from pipeline.catalogue.commit import Commit, Version
 from pipeline.catalogue.day_windows import DayWindow
 from pipeline.catalogue.replacing import as_replaced
 from pipeline.catalogue.version_files import VersionFiles
-from pipeline.catalogue.version_history import PastVersion, identity_of, past_versions
+from pipeline.catalogue.version_history import PastVersion, history_key, past_versions
 from pipeline.catalogue.version_names import VersionName
 from pipeline.errors import NotFound
 from pipeline.wording import option, some_of
@@ -214,7 +214,7 @@ class VersionLookup(VersionFiles):
         def holds(at: int) -> bool:
             commit = as_replaced(self._read(at).commit, head)
             found = commit.datasets.get(dataset, {}).get(version.spec)
-            return found is not None and identity_of(found) == identity_of(version)
+            return found is not None and history_key(found) == history_key(version)
 
         before, step = number - 1, 1
         while before > 0 and holds(before):

@@ -10,9 +10,10 @@ left to the judgement after the builds, and so are windows of days.
 
 from __future__ import annotations
 
-from pipeline.catalogue import Catalogue, Commit, VersionName, last_versions
+from pipeline.catalogue import Catalogue, Commit, VersionName, last_versions, renames
 from pipeline.errors import NotFound, UsageError
 from pipeline.refreshing.bound_kinds import AnyBound, MoveBound
+from pipeline.refreshing.former_versions import former_version, names_before
 
 
 def require_versions(bound: AnyBound, catalogue: Catalogue, head: Commit, builds: int) -> None:
@@ -44,9 +45,33 @@ def require_versions(bound: AnyBound, catalogue: Catalogue, head: Commit, builds
         try:
             catalogue.look_up(name, head)
         except NotFound as error:
-            # A move is not judged before there are several versions.
-            if not isinstance(bound, MoveBound) or _has_history(catalogue, head, named.dataset):
-                raise UsageError(f"{bound}: {error}") from error
+            problem = _problem(bound, catalogue, head, named.dataset)
+            if problem is not None:
+                raise UsageError(f"{bound}: {error}{problem}") from error
+
+
+def _problem(bound: AnyBound, catalogue: Catalogue, head: Commit, dataset: str) -> str | None:
+    """Tells whether a name that means no version is a mistake, and where else the version is.
+
+    A move is not judged before there are several versions, and that is no mistake.
+
+    Returns:
+        What to add to the error; None if it is no mistake.
+    """
+    known = _has_history(catalogue, head, dataset)
+    if not isinstance(bound, MoveBound):
+        return ""
+    found = list(renames(catalogue.log(head)))
+    former = former_version(catalogue, head, found, bound, "", 1)
+    if former is not None:
+        return f"; {former.advice}" if known else None
+    for old, rename in names_before(found, dataset, head):
+        if known or _has_history(catalogue, catalogue.commit(rename.commit - 1), old):
+            return (
+                f"; commit {rename.commit} renamed {rename.old} to {rename.new}, and there is no "
+                f"{old}{bound.against} either"
+            )
+    return "" if known else None
 
 
 def _has_version(catalogue: Catalogue, head: Commit, dataset: str, back: int) -> bool:
@@ -62,6 +87,6 @@ def _has_history(catalogue: Catalogue, head: Commit, dataset: str) -> bool:
     """Tells whether a dataset has had several versions under a spec, or has tags."""
     if catalogue.tagged_as(dataset, head):
         return True
-    wanted = {(dataset, spec): 1 for spec in head.datasets[dataset]}
+    wanted = {(dataset, spec): 1 for spec in head.datasets.get(dataset, {})}
     found = last_versions(catalogue.log(head), wanted).values()
     return any(len(of.versions) > 1 for of in found)

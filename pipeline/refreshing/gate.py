@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import isfinite, isnan
 
 from pipeline.building import Request, Result
@@ -25,11 +26,13 @@ from pipeline.catalogue import (
     Catalogue,
     Commit,
     LastVersions,
+    Rename,
     Version,
     VersionName,
     dataset_of,
     find_lens,
     last_versions,
+    renames,
 )
 from pipeline.comparing import ALL, LEAST_PAIRED, Effort, Matrix, are_apart, compare, spec_of
 from pipeline.dna import Lens
@@ -39,6 +42,7 @@ from pipeline.refreshing.bound_kinds import AnyBound, DistanceBound, MoveBound
 from pipeline.refreshing.bound_lenses import BoundLenses
 from pipeline.refreshing.bound_versions import require_versions
 from pipeline.refreshing.break_reasons import find_reasons
+from pipeline.refreshing.former_versions import FormerVersion, former_version, is_there
 from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Judged, Verdict, unjudged
 
 
@@ -67,8 +71,8 @@ def require_known(
     for bound in bounds:
         named = [VersionName.parse(name).dataset for name in bound.names]
         builds = [_request_for(name, requests, head) for name in named]
-        for name, request in zip(named, builds, strict=True):
-            if name not in known and request is None:
+        for name, request, version in zip(named, builds, bound.names, strict=True):
+            if name not in known and request is None and not _is_past(catalogue, version, head):
                 raise UsageError(
                     f"{bound}: there is no dataset {name!r}; there are {', '.join(sorted(known))}"
                 )
@@ -84,6 +88,12 @@ def require_known(
                     f"{bound}: there is no layer {bound.layer!r}; there are {', '.join(layers)}"
                 )
         lenses.require(bound, networks)
+
+
+def _is_past(catalogue: Catalogue, name: str, head: Commit) -> bool:
+    """Tells whether a name means a version of a dataset that was renamed, or taken out."""
+    named = VersionName.parse(name)
+    return named.which is not None and not named.follows and is_there(catalogue, name, head)
 
 
 def _request_for(name: str, requests: Sequence[Request], head: Commit) -> Request | None:
@@ -252,7 +262,8 @@ class _Judging:
             past = last_versions(self.catalogue.log(self.head), {key: bound.back})[key]
         new = past.commit > self.since
         if len(past.versions) <= bound.back:
-            return Verdict(bound, judged=Judged(past.commit, None, new))
+            former = self._former(bound, spec, len(past.versions))
+            return Verdict(bound, judged=Judged(past.commit, None, new, former))
         if bound.counts_back:
             earlier, against = past.versions[bound.back]
         else:
@@ -266,6 +277,17 @@ class _Judging:
             matrix = self._compared(names, spec, lens)
         verdict = self._explained(_distance(bound, matrix, (0, 1), (earlier, version)), spec, lens)
         return replace(verdict, judged=Judged(past.commit, against, new))
+
+    def _former(self, bound: MoveBound, spec: str, versions: int) -> FormerVersion | None:
+        """Finds the earlier version of a bound under a former name of its dataset."""
+        if not bound.counts_back and is_there(self.catalogue, bound.earlier, self.head):
+            return None
+        place, head = self.catalogue, self.head
+        return former_version(place, head, self._renames, bound, spec, versions)
+
+    @cached_property
+    def _renames(self) -> list[Rename]:
+        return list(renames(self.catalogue.log(self.head)))
 
     def _find(self, name: str, spec: str | None) -> Version:
         return self.catalogue.resolve_in(self.head, name, spec).version

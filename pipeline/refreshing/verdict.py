@@ -20,6 +20,7 @@ from pipeline.refreshing.bound_kinds import (
     MoveBound,
 )
 from pipeline.refreshing.break_reasons import BreakReason
+from pipeline.refreshing.former_versions import FormerVersion
 
 Outcome = Literal["holds", "broken", "no earlier version yet", "not judged"]
 
@@ -35,11 +36,14 @@ class Judged:
         commit: Number of the commit that made the version.
         against: Number of a commit that holds the earlier version; None if there is none yet.
         new: Whether this refresh made the version.
+        former: The earlier version under a name that the dataset had before it was renamed, if
+            there is none under its present name.
     """
 
     commit: int
     against: int | None
     new: bool
+    former: FormerVersion | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,9 @@ class Verdict:
         if self.error:
             return f"{what}: not judged: {self.error}"
         if self.judged and self.judged.against is None:
+            if self.judged.former:
+                why = self.judged.former.advice
+                return f"{what}: no earlier version of this name, so nothing is judged: {why}"
             return f"{what}: no earlier version yet, so nothing is judged"
         if isfinite(self.low):
             distance = f"{self.emd_corrected:.4g} bins [{self.low:.4g}, {self.high:.4g}]"

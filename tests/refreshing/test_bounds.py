@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.building import Request
+from pipeline.building import Request, rename_dataset
 from pipeline.catalogue import Catalogue, tag_version
 from pipeline.comparing import CONFIDENCE, compare
 from pipeline.errors import GateError, NotFound, UsageError
@@ -25,6 +26,7 @@ from pipeline.refreshing.bound_kinds import (
 )
 from pipeline.refreshing.gate import judge, require_kept, require_known
 from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Verdict
+from pipeline.storage import local_path
 from tests.explaining.test_sensitivity import MOVED, put
 from tests.refreshing.test_config import one, refusal, write
 from tests.refreshing.test_gate import parted, refresh
@@ -145,6 +147,67 @@ def test_no_earlier_version_yet_breaks_nothing_and_is_told(
     assert (row["holds"], row["value"], row["error"]) == (None, None, None)
     assert (row["against_commit"], row["false_alarm_rate"]) == (None, None)
     assert not found.holds
+
+
+@pytest.fixture(scope="module")
+def renamed(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """Makes `y` of two versions, the first tagged `rel`, and renames it to `yy`, then to `z`."""
+    catalogue = Catalogue(str(tmp_path_factory.mktemp("renamed")))
+    put(catalogue, "y", 24, {})
+    tag_version(catalogue, "y", "rel")  # commit 2 holds y@1, too
+    put(catalogue, "y", 32, MOVED)  # commit 3
+    rename_dataset(catalogue, "y", "yy")
+    rename_dataset(catalogue, "yy", "z")  # commit 5
+    return catalogue
+
+
+@pytest.mark.parametrize(
+    ("against", "name"), [("@-1", "y@1"), ("@rel", "y@rel"), ("@2", "y@2"), ("@2020-01", "")]
+)
+def test_a_renamed_dataset_says_under_which_name_its_past_is(
+    renamed: Catalogue, against: str, name: str
+) -> None:
+    bound = MoveBound(dataset="z", against=against, max_move=0.001)
+    requests = [Request("z", "photos")]
+    if not name:
+        with pytest.raises(UsageError, match="renamed y to yy, and there is no y@2020-01 either"):
+            require_known([bound], renamed, requests)
+        return
+    require_known([bound], renamed, requests)
+    found = moved(renamed, dataset="z", against=against, max_move=0.001)
+    assert found.outcome == "no earlier version yet"
+    assert str(found) == (
+        f"z{against} and z, all neurons: no earlier version of this name, so nothing is judged: "
+        "commit 4 renamed y to yy, and its earlier versions and tags stay under the old name. To "
+        f"judge by {name}, write `a: {name}`, `b: z` and `max: 0.001` in the place of `dataset`, "
+        "`against` and `max_move`"
+    )
+    advised = Bound(a=name, b="z", max=0.001)
+    require_known([advised], renamed, requests)
+    (judged,) = judge(renamed, [advised])
+    assert isinstance(judged, Verdict)
+    assert (judged.error, judged.emd > 0) == (None, True)
+
+
+def test_a_name_that_no_dataset_had_is_refused_although_it_was_renamed(
+    renamed: Catalogue, tmp_path: Path
+) -> None:
+    for wrong in ("@rell", "@99"):
+        bound = MoveBound(dataset="z", against=wrong, max_move=3.0)
+        with pytest.raises(UsageError, match=f"there is no z{wrong}; .* there is no y+{wrong} eit"):
+            require_known([bound], renamed, [Request("z", "photos")])
+    too_far = moved(renamed, dataset="z", against="@-2")
+    assert str(too_far).endswith("no earlier version yet, so nothing is judged")
+    for name in ("y@-1", "y", "y@last:2d", "y@rell"):
+        with pytest.raises(UsageError, match="there is no dataset 'y'; there are z"):
+            require_known([Bound(a=name, b="z", max=1.0)], renamed, [])
+    after = Catalogue(str(shutil.copytree(local_path(renamed.root), tmp_path / "c")))
+    put(after, "z", 40, {})
+    bound = MoveBound(dataset="z", against="@rel", max_move=3.0)
+    with pytest.raises(UsageError, match=r"there is no z@rel; .*; commit 4 .* write `a: y@rel`"):
+        require_known([bound], after, [Request("z", "photos")])
+    two_back = moved(after, dataset="z", against="@-2")
+    assert "To judge by y@1, write" in str(two_back)
 
 
 @pytest.mark.parametrize("against", ["@realease", "@99", "@2020-01"])
