@@ -63,13 +63,18 @@ def log(
     if as_json:
         print_json(
             [
-                {"number": c.number, "time": c.time, "action": c.action, "software": c.software}
+                {
+                    **{key: getattr(c, key) for key in ("number", "time", "action", "software")},
+                    "receipt": c.receipt and asdict(c.receipt),
+                }
                 for c in commits
             ]
         )
         return
     for c in commits:
         say(f"{c.number:>6}  {c.time[:19]}  {c.action}  ({c.software})")
+        if c.receipt is not None:
+            say(f"        by {c.receipt.by}: {c.receipt.reason}")
 
 
 if __name__ == "__main__":

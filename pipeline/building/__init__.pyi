@@ -30,6 +30,5 @@ from .request import require_apart as require_apart
 from .request import require_shared as require_shared
 from .runner import require_counted as require_counted
 from .runner import run_missing as run_missing
-from .speed import SPEED_ROUNDS as SPEED_ROUNDS
 from .storing import store_manifest as store_manifest
 from .without_catalogue import make_dna as make_dna

@@ -37,7 +37,7 @@ from pipeline.sources import Entries, Entry, Listing, Members, Shard, plan
 from pipeline.spec import IMAGE_HASHES, Preprocess, Resources, available_cpus, digest_of
 
 SPEED_ROUNDS = 4
-"""Rounds that are measured."""
+"""About how many rounds are measured."""
 
 DECODED = 32
 """Images that are decoded once more, by one thread, to see what decoding takes of a core."""
@@ -53,6 +53,8 @@ class Speed:
         machine: What the device or the machine is called.
         threads: The threads that ran the network; on a GPU, those that fed it.
         images: How many images were measured.
+        failures: How many of them could not be read.
+        rounds: In how many rounds they were measured.
         seconds_per_image: What a worker takes for an image.
         fastest: The same in the fastest round.
         slowest: The same in the slowest round.
@@ -67,6 +69,8 @@ class Speed:
     machine: str
     threads: int
     images: int
+    failures: int
+    rounds: int
     seconds_per_image: float
     fastest: float
     slowest: float
@@ -153,6 +157,8 @@ def measure_speed(
         machine=_machine(recipe.device),
         threads=resources.threads or 1,
         images=counted,
+        failures=sum(receipt.failures for receipt in receipts),
+        rounds=len(receipts),
         seconds_per_image=mean,
         fastest=mean * min(single) / usual,
         slowest=mean * max(single) / usual,

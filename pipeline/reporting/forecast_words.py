@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.building import SPEED_ROUNDS, Forecast, Likely
+from pipeline.building import Forecast, Likely
 from pipeline.reporting.progress import duration
 from pipeline.wording import count_of, in_units
 
@@ -36,16 +36,20 @@ def forecast_lines(found: Forecast) -> list[str]:
     size = "" if found.bytes is None else f", about {in_units(found.bytes)}"
     asked = f", about {count_of(found.requests, 'request')}" if found.requests else ""
     rate = Likely(1 / speed.seconds_per_image, 1 / speed.slowest, 1 / speed.fastest)
-    measured = f"{SPEED_ROUNDS} rounds of {count_of(speed.images, 'image')}; {speed.machine}"
+    failed = f", {speed.failures:,} of them unreadable" if speed.failures else ""
+    measured = (
+        f"{count_of(speed.images, 'image')} in {count_of(speed.rounds, 'round')}{failed}; "
+        f"{speed.machine}"
+    )
     each = count_of(found.worker_cores, "core")
     decoding = f", {found.decode_cores:,} of them to decode" if on_gpu else ""
-    gpu_hours = f", {found.gpu_hours.likely:,.2f} GPU-hours" if on_gpu else ""
+    gpu_hours = f", {_amount(found.gpu_hours.likely)} GPU-hours" if on_gpu else ""
     lines = [
         f"{found.source}: {count_of(found.images, 'image')}{size}",
-        f"speed: {_likely_words(rate, '{:,.1f}'.format, ' images/s')} a worker, in {measured}",
+        f"speed: {_likely_words(rate, '{:,.1f}'.format, ' images/s')} a worker, by {measured}",
         f"shards: {found.shards:,} of up to {count_of(found.shard_images, 'image')}{asked}",
         f"time: {_likely_words(found.seconds, duration)} on {count_of(found.workers, 'worker')}",
-        f"workers: {found.worker_hours.likely:,.2f} hours together{gpu_hours}; {each} each"
+        f"workers: {_amount(found.worker_hours.likely)} hours together{gpu_hours}; {each} each"
         f"{decoding}",
     ]
     return lines if found.cost is None else [*lines, f"cost: {cost_words(found)}"]
@@ -62,7 +66,12 @@ def cost_words(found: Forecast) -> str:
     """
     if found.cost is None:
         return "an amount that is not known without prices"
-    return _likely_words(found.cost, lambda amount: f"{amount:,.2f}", f" {found.currency}")
+    return _likely_words(found.cost, _amount, f" {found.currency}")
+
+
+def _amount(value: float) -> str:
+    """Writes hours or money: two decimals, or two digits of what is less than one."""
+    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.2g}"
 
 
 def _likely_words(of: Likely, written: Callable[[float], str], unit: str = "") -> str:

@@ -94,8 +94,9 @@ def _run(workers: int) -> str:
 
 
 def _noun(plural: str, number: int) -> str:
-    """Returns the noun of a stage's units or steps, which have an s, for this number of them."""
-    return plural.removesuffix("s") if number == 1 else plural
+    """Returns the noun of a stage's units or steps for this number of them."""
+    ending = "es" if plural.endswith("ches") else "s"
+    return plural.removesuffix(ending) if number == 1 else plural
 
 
 class Tally:

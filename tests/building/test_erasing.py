@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -843,6 +843,9 @@ def test_an_erasure_of_no_version_ends_the_builds_that_run(
     assert head.datasets.keys() == (set() if is_first else {"x"})
     told = CliRunner().invoke(app, ["log", "-c", home.catalogue.root])
     assert f"     {head.number}  {head.time[:19]}  erase 1 image  (" in told.stdout
+    assert "\n        by ada: asked for\n" in told.stdout
+    told = CliRunner().invoke(app, ["log", "-c", home.catalogue.root, "--json"])
+    assert json.loads(told.stdout)[0]["receipt"] == asdict(head.receipt)
     assert CliRunner().invoke(app, ["ls", "-c", home.catalogue.root]).exit_code == 0
     require_sound(home)
     with suppress(NotFound):  # as the build was told to do

@@ -68,10 +68,20 @@ def test_all_images_are_counted_to_measure_a_small_source(found: Forecast, sourc
     assert (found.images, found.requests) == (IMAGES, 0)
     assert found.bytes == pytest.approx(size, rel=0.2)  # that of half of the shards, twice
     assert found.speed.images == IMAGES - IMAGES // 5  # the first round loads the network
+    assert (found.speed.rounds, found.speed.failures <= BAD) == (4, True)
     assert found.speed.bytes_per_image == size / IMAGES
     assert 0 < found.speed.fastest <= found.speed.seconds_per_image <= found.speed.slowest
     assert 0 < found.speed.decode_seconds < 1
     assert (found.gpus, found.gpu_hours.likely, found.cost, found.currency) == (0, 0, None, "")
+
+
+def test_the_lines_tell_of_unreadable_images_and_of_small_amounts(found: Forecast) -> None:
+    speed = replace(found.speed, failures=2, seconds_per_image=0.5, fastest=0.4, slowest=1.0)
+    hours = replace(found.worker_hours, likely=0.00312)
+    lines = forecast_lines(replace(found, speed=speed, worker_hours=hours))
+    measured = f"32 images in 4 rounds, 2 of them unreadable; {speed.machine}"
+    assert lines[1] == f"speed: about 2.0 images/s (1.0 to 2.5) a worker, by {measured}"
+    assert lines[4] == "workers: 0.0031 hours together; 1 core each"
 
 
 def test_the_shards_are_those_of_a_build(

@@ -137,6 +137,8 @@ def test_one_thing_is_in_the_singular() -> None:
     one = Started(total=1, steps=1, present=1)
     assert line_of(one, 1, 1, 0, 1.0) == "1/1 image  1.0/s  1/1 shard  0 failed  in 0:00:01"
     assert text_of(one) == "1 shard is counted already, 1 is left"
+    batch = Started(total=2, steps=1, unit="objects", step="batches")
+    assert "  1/1 batch  " in line_of(batch, 2, 1, 0, 1.0)
 
 
 def test_a_log_gets_a_plain_line_every_five_seconds_and_one_at_the_end(
