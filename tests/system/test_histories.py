@@ -649,7 +649,7 @@ def test_each_image_counts_once_whatever_happens(
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("faulty")
-@pytest.mark.parametrize("seed", range(100, 190))
+@pytest.mark.parametrize("seed", range(100, 250))
 def test_each_image_counts_once_in_long_schedules(
     tmp_path: Path, place: Place, oracle: Oracle, seed: int
 ) -> None:
