@@ -51,6 +51,7 @@ from pipeline.errors import (
     SpecMismatch,
     VdnaError,
 )
+from pipeline.events import Event, StepDone
 from pipeline.sources import Manifest, Shard, pairs_of, plan
 from pipeline.spec import IMAGE_HASHES, LAYER_GAUSSIAN, PRODUCTS, Tap
 from tests.golden.handmade import (
@@ -620,6 +621,15 @@ def test_a_layer_that_cannot_be_encoded_ends_the_composition(
     monkeypatch.setattr(reduction, "to_table", encode)
     with pytest.raises(MemoryError):
         compose(folds, manifest, PRODUCTS, "photos")
+
+
+def test_composing_tells_of_each_layer() -> None:
+    manifest = planned(10)
+    work, _ = put_all(manifest)
+    _, folds = plan_folds(manifest, work, SPEC.digest, PRODUCTS)
+    told: list[Event] = []
+    compose(folds, manifest, PRODUCTS, "photos", progress=told.append)
+    assert told == [StepDone(1, name=layer) for layer in SPEC.layers]
 
 
 def test_composing_no_folds_is_refused() -> None:
