@@ -433,7 +433,10 @@ def test_an_erasure_finds_the_hash_that_a_build_has_left_that_died_before_it_com
     with InProcess() as engine:
         options = EraseOptions(reason="asked", weights=[network.weights])
         done = erase_images(place, [gone], options, engine, Resources(workers=0, threads=2))
-    assert (done.images, done.commit) == (1, None)
+    head = place.head()
+    assert (done.images, done.recounted, done.commit) == (1, {}, head.number)
+    assert head.receipt is not None
+    assert (head.receipt.images, head.receipt.recounted) == (1, {})
     assert holding(place, content) == []
     assert all(finding.ok for finding in verify(place))
     assert build(place, network, source).counted_shards == 0
