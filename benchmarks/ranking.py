@@ -7,6 +7,7 @@ and the best of each counts. Rows:
 
     build       a partial of every shard, as `vdna build` makes and commits them
     rank        the distance of every image to a DNA of the same folder, all neurons
+    score       the same, held against a background of two datasets, as `vdna rank` does by itself
     lens        the same through a lens of 20 neurons of the last layer
 
 `kernel` has the nanoseconds for one neuron of one image of random activations, by steps and by the
@@ -34,6 +35,7 @@ from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.explaining import RankRequest, rank
 from pipeline.explaining import image_emd as nearness
+from pipeline.explaining.rank_request import RankedBy
 from pipeline.spec import Resources
 
 LAYERS = {1: 2048, 49: 1280, 100: 1280, 197: 768, 784: 40, 12544: 32}
@@ -45,31 +47,37 @@ def rates(folder: Path, threads: int, rounds: int) -> dict[str, float]:
     resources = Resources(workers=0, threads=threads, backend="torch")
     with tempfile.TemporaryDirectory() as scratch:
         place, engine = Catalogue(f"{scratch}/near"), InProcess()
-        build_datasets(place, [Request("near", str(folder))], engine, resources)
+        made = [Request("near", str(folder)), Request("other", str(folder), limit=100)]
+        build_datasets(place, made, engine, resources)
         spec = place.spec(place.find("near").spec)
         lens = Lens.chosen(spec, [f"{spec.layers[-1]}:0-19"])
-        engines = {name: InProcess() for name in ("build", "rank", "lens")}
+        engines = {name: InProcess() for name in ("build", "rank", "score", "lens")}
 
         def build(turn: str, limit: int | None) -> int:
             request = Request("again", str(folder), exemplars=0, limit=limit)
-            made = Catalogue(f"{scratch}/{turn}")
-            (result,) = build_datasets(made, [request], engines["build"], resources)
+            own = Catalogue(f"{scratch}/{turn}")
+            (result,) = build_datasets(own, [request], engines["build"], resources)
             return result.version.images
 
-        def ranked(name: str, through: Lens | None) -> Callable[[str, int | None], int]:
+        def ranked(
+            name: str, through: Lens | None, order: RankedBy = "emd"
+        ) -> Callable[[str, int | None], int]:
             def run(turn: str, limit: int | None) -> int:
                 work = Path(f"{scratch}/near/_work/_ranks")
                 if work.exists():  # else there is nothing left to do
                     work.rename(f"{scratch}/done-{name}-{turn}")
-                return rank(
-                    *(place, RankRequest(str(folder), "near", limit=limit), engines[name]),
-                    lens=through,
-                    resources=resources,
-                ).ranked
+                request = RankRequest(str(folder), "near", limit=limit, order=order)
+                engine = engines[name]
+                return rank(place, request, engine, lens=through, resources=resources).ranked
 
             return run
 
-        rows = {"build": build, "rank": ranked("rank", None), "lens": ranked("lens", lens)}
+        rows = {
+            "build": build,
+            "rank": ranked("rank", None),
+            "score": ranked("score", None, "score"),
+            "lens": ranked("lens", lens),
+        }
         best = dict.fromkeys(rows, 0.0)
         for turn in range(rounds + 1):
             for name, run in rows.items():
@@ -114,7 +122,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = rates(arguments.folder.resolve(strict=True), arguments.threads, arguments.rounds)
     kernels = {positions: kernel(positions, neurons) for positions, neurons in LAYERS.items()}
-    ratio = {name: round(found[name] / found["build"], 2) for name in ("rank", "lens")}
+    ratio = {name: round(found[name] / found["build"], 2) for name in ("rank", "score", "lens")}
     faster = {p: round(row["walk"] / row["steps"], 2) for p, row in kernels.items()}
     measure.emit(
         {"images_per_second": found, "ratio": ratio, "kernel": kernels},

@@ -99,6 +99,9 @@ class Observer:
         self.layers = Layers(
             tuple(tap.name for tap in network.taps), tuple(tap.neurons for tap in network.taps)
         )
+        self.positions = np.repeat(
+            [tap.positions for tap in network.taps], [tap.neurons for tap in network.taps]
+        )
 
     def see(self, pictures: Sequence[Picture], about: str = "") -> Seen:
         parts = list(self.stream(pictures, about))

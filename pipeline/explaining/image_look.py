@@ -31,7 +31,12 @@ from pipeline.dna import Failure, Floats, Lens
 from pipeline.errors import BadImage, SourceError, UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.explanation import Explanation, Look
-from pipeline.explaining.image_distances import ImageDistances, ImageSums, layer_counts
+from pipeline.explaining.image_distances import (
+    ImageDistances,
+    ImageSums,
+    layer_counts,
+    require_finite,
+)
 from pipeline.explaining.image_draw import drawn_images, origin_of
 from pipeline.explaining.parting import PartedLayer
 from pipeline.explaining.reactions import TellingImage, UnlikeImage, reader_of
@@ -129,6 +134,8 @@ class _Looker:
         ranges = catalogue.ranges(spec.ranges_digest)
         used = _used(spec, found, lens)
         counts = [layer_counts(catalogue, *of, used, ranges) for of in self._versions]
+        for (name, _), counted in zip(self._versions, counts, strict=True):
+            require_finite(counted, spec, used, name)
         # Through weights below zero nothing is a distance.
         kept = [] if (used < 0).any() else counts
         self._distances = [ImageDistances(spec, ranges, own, used) for own in kept]

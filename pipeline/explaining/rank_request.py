@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pipeline import storage
 from pipeline.building import FailureOptions, SelectionOptions, ShardOptions, Weights
+from pipeline.errors import UsageError
 from pipeline.options import Option
+from pipeline.wording import option
+
+RankedBy = Literal["score", "emd"]
+"""By what images are ordered: their distance held against the background, or the distance alone."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,9 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
     Attributes:
         source: Where the images are.
         to: The dataset, or the name of a version of it.
+        against: Datasets, or names of versions, of the background that the distance is held
+            against; none for all datasets of the catalogue that were counted in the same way.
+        order: Whether images are ordered by that score, or by the distance alone.
         layers: Layers that get a distance of their own, in the column `emd:<layer>`.
         top: How many images of either end are reported.
         out: The Parquet file that all images are written to, or None.
@@ -35,6 +43,19 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
 
     source: Annotated[str, Option("Folder, glob, list, table or archive of images.", argument=True)]
     to: Annotated[str, Option("Dataset that the distance is measured to.")]
+    against: Annotated[
+        Sequence[str],
+        Option(
+            "Dataset to hold the distance against. Can be repeated (default: all of the catalogue)."
+        ),
+    ] = ()
+    order: Annotated[
+        RankedBy,
+        Option(
+            "By what images are ordered: score is the distance, less three quarters of the "
+            "distance to the datasets of --against; emd is the distance alone."
+        ),
+    ] = "score"
     layers: Annotated[
         Sequence[str],
         Option("Also give the distance in this layer. Can be repeated.", flag="--layer"),
@@ -49,3 +70,8 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
         super().__post_init__()
         if self.out is not None:
             storage.parquet_uri(self.out, "the ranking is")
+        if self.against and self.order == "emd":
+            raise UsageError(
+                f"{option('against', list(self.against))} has no part in the order by the distance "
+                f"alone; leave it out, or {option('order', 'emd')}"
+            )

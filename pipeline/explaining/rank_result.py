@@ -36,13 +36,15 @@ class Ranking:
         ranked: Number of images with a distance.
         failed: Number of images that could not be read.
         undefined: Number of images without a finite activation in some neuron.
-        nearest: The images of the smallest distance, the nearest first.
-        farthest: The images of the largest distance, the farthest first.
+        nearest: The images of the smallest score, the nearest first.
+        farthest: The images of the largest score, the farthest first.
         unranked: The first few images without a distance.
         counted_shards: How many shards were ranked now.
         ignored: Number of files of other kinds, by suffix.
         duplicates: Number of images that were listed more than once.
         notes: What a reader should know, a sentence each.
+        background: The datasets that distances are held against; none if images are ordered by
+            the distance alone.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Ranking:
     ignored: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     notes: tuple[str, ...] = ()
+    background: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         through = "" if self.lens == UNIFORM else f" through {self.lens}"
@@ -70,10 +73,13 @@ class Ranking:
         return f"<Ranking of {count_of(self.ranked, 'image')} by {self.name}{through}{ends}>"
 
     def _repr_html_(self) -> str:
-        rows = [(image.rank, f"{image.emd:.4g}", image.name) for image in self._ends]
+        rows = [
+            (image.rank, f"{image.score:.4g}", f"{image.emd:.4g}", image.name)
+            for image in self._ends
+        ]
         return html_table(
             f"{count_of(self.ranked, 'image')} by distance to {self.name}",
-            ("rank", "emd", "image"),
+            ("rank", "score", "emd", "image"),
             rows,
         )
 
@@ -113,9 +119,9 @@ class Ranking:
     @property
     def cells(self) -> Cells:
         """Columns and rows of the table of `to_pandas`."""
-        names = ["uri", "member", "rank", "emd", *map(column_of, self.layers)]
+        names = ["uri", "member", "rank", "score", "emd", *map(column_of, self.layers)]
         rows = [
-            (image.entry.uri, image.entry.member, image.rank, image.emd, *image.layers)
+            (image.entry.uri, image.entry.member, image.rank, image.score, image.emd, *image.layers)
             for image in self._ends
         ]
         return names, rows

@@ -30,7 +30,8 @@ from pipeline.dna import (
     neuron_name,
 )
 from pipeline.errors import ConservationError, CorruptFile, SpecMismatch
-from pipeline.explaining.image_distances import ImageDistances, ImageSums, layer_counts
+from pipeline.explaining.image_distances import ImageDistances, ImageSums, require_finite
+from pipeline.explaining.measured_dataset import StoredDna, mixed_counts
 from pipeline.sources import Shard
 from pipeline.spec import Numerics, Resources, Spec, digest_of
 
@@ -49,22 +50,20 @@ class Target:
 
     Attributes:
         root: Root of the catalogue.
-        name: Name of the dataset, or of a window of its days.
-        commit: Number of the commit.
-        dna: Digest of the dataset's DNA.
+        dataset: The dataset's DNA.
         numerics: What moves distances by rounding. All workers must have these, so that no ranking
             mixes several.
         layers: Layers that have a distance of their own beside that of all neurons.
         lens: The bytes of the lens's file, or none.
+        background: The DNAs that the distance to the dataset is held against, or none.
     """
 
     root: str
-    name: str
-    commit: int
-    dna: str
+    dataset: StoredDna
     numerics: Numerics
     layers: tuple[str, ...] = ()
     lens: bytes = b""
+    background: tuple[StoredDna, ...] = ()
 
     def lens_on(self, spec: Spec) -> Lens | None:
         """Decodes the lens.
@@ -88,6 +87,30 @@ class Target:
         """
         lens = self.lens_on(spec)
         return np.ones(spec.neurons) if lens is None else lens.weights
+
+    def histograms(
+        self, spec: Spec, ranges: Ranges
+    ) -> tuple[list[Ints | None], list[Ints | None] | None]:
+        """Reads what images are measured to. Raises as `layer_counts` too.
+
+        Args:
+            spec: Spec of the dataset.
+            ranges: Ranges of the dataset.
+
+        Returns:
+            The histograms of the dataset and those of the background, as `layer_counts` returns
+            them; None if there is no background.
+
+        Raises:
+            CorruptFile: If the catalogue holds other DNAs.
+            UsageError: If a weighed neuron has no finite activation.
+        """
+        place, weights = Catalogue(self.root), self.weights(spec)
+        counts = self.dataset.counts(place, spec, weights, ranges)
+        require_finite(counts, spec, weights, self.dataset.name)
+        if not self.background:
+            return counts, None
+        return counts, mixed_counts(place, self.background, spec, weights, ranges)
 
     def maker(
         self,
@@ -129,7 +152,8 @@ class Target:
             A hash.
         """
         lens = self.lens_on(spec)
-        seen = [self.dna, lens.digest if lens else "", list(self.layers)]
+        background = sorted(other.dna for other in self.background)
+        seen = [self.dataset.dna, background, lens.digest if lens else "", list(self.layers)]
         return digest_of(RANKS, _KIND.format, spec.digest, *seen, self.numerics.to_json())
 
 
@@ -158,6 +182,7 @@ def schema_of(layers: Sequence[str]) -> pa.Schema:
         [
             ("uri", pa.string()),
             ("member", pa.string()),
+            ("score", pa.float64()),
             ("emd", pa.float64()),
             *((column_of(layer), pa.float64()) for layer in layers),
             ("error", pa.string()),
@@ -213,32 +238,6 @@ class Ranks:
         return cls(key, table)
 
 
-def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
-    """Reads the histograms of the dataset that images are ranked against.
-
-    Raises as `layer_counts` too.
-
-    Args:
-        target: The dataset.
-        spec: Its spec.
-        ranges: Its ranges.
-
-    Returns:
-        The counts, as `layer_counts` returns them.
-
-    Raises:
-        CorruptFile: If the catalogue holds another DNA.
-    """
-    place = Catalogue(target.root)
-    version = place.find(target.name, target.commit, spec.digest)
-    if version.dna != target.dna:
-        raise CorruptFile(
-            f"{place.log_uri(target.commit)} states dna {version.dna} of {target.name}; images are "
-            f"ranked against {target.dna}"
-        )
-    return layer_counts(place, target.name, version, target.weights(spec), ranges)
-
-
 class Ranker:
     """Ranks the images of shards in a worker. Several shards may be ranked at a time."""
 
@@ -251,7 +250,7 @@ class Ranker:
         resources: Resources | None = None,
         ahead: Ahead | None = None,
     ) -> None:
-        """Loads the dataset. Raises as `counts_of`.
+        """Loads the dataset. Raises as `Target.histograms`.
 
         Args:
             extractor: The network.
@@ -263,8 +262,9 @@ class Ranker:
         """
         self._spec = spec
         self._target = target
-        counts = counts_of(target, spec, ranges)
-        self._distances = ImageDistances(spec, ranges, counts, target.weights(spec))
+        counts, background = target.histograms(spec, ranges)
+        weights = target.weights(spec)
+        self._distances = ImageDistances(spec, ranges, counts, weights, background)
         self._stream = Stream(extractor, spec.preprocess, resources, ahead)
 
     def ranked(
@@ -333,7 +333,7 @@ class Ranker:
         if seen.undefined >= 0:
             name = neuron_name(self._spec.shape, seen.undefined)
             return {"error": f"{UNDEFINED}: no activation of {name} is finite"}
-        distances = {"emd": self._distances.mean(seen)}
+        distances = {"score": self._distances.score(seen), "emd": self._distances.mean(seen)}
         for layer in self._target.layers:
             distances[column_of(layer)] = self._distances.mean(seen, layer)
         return distances

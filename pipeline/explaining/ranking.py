@@ -5,17 +5,18 @@
 
 It runs as a build does: the source is listed and cut into shards, and each shard commits one
 object, so that a rerun only does what is missing. Then all images are checked and sorted on disk,
-by distance, and by name if that is equal. So the same images give the same bytes, whatever the
-shards and workers.
+by their scores, and by name if these are equal. So the same images give the same bytes, whatever
+the shards and workers.
+
+The score is the distance, less a share of the distance to a background: the other datasets of the
+catalogue, unless some are named (see `measured_dataset`).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
-from typing import Any
 
 from pipeline import storage
 from pipeline.building import (
@@ -28,7 +29,7 @@ from pipeline.building import (
     run_missing,
     store_manifest,
 )
-from pipeline.catalogue import Catalogue, Commit, Version, VersionName, dataset_of, software
+from pipeline.catalogue import Catalogue, Commit, Version, dataset_of, software
 from pipeline.comparing import is_nested, lens_notes
 from pipeline.counting import (
     Recipe,
@@ -42,9 +43,10 @@ from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, SpecMismatch, UsageError
 from pipeline.events import Listener, Said, ignore
+from pipeline.explaining.measured_dataset import MeasuredDataset, background_of
 from pipeline.explaining.rank_request import RankRequest
 from pipeline.explaining.rank_result import Ranking
-from pipeline.explaining.rank_shard import RANKS, Target, counts_of
+from pipeline.explaining.rank_shard import RANKS, Target
 from pipeline.explaining.ranking_file import reported_images
 from pipeline.explaining.ranking_order import RankingOrder, UnrankedImage
 from pipeline.networks import network_of
@@ -101,12 +103,16 @@ def rank(
     if not engine.in_process:
         require_shared(catalogue.root, source)
     require_apart(catalogue.root, source, request.rules)
-    dataset = _TargetDataset.find(catalogue, request.to, at, spec)
+    dataset = MeasuredDataset.find(catalogue, request.to, at, spec)
     name = dataset.name
     chosen = tuple(dict.fromkeys(request.layers))
     _require_weight(dataset.spec, lens, chosen)
     build = Request(dataset_of(name), **dataset.settings, **shared_values(request, Request))
-    target, recipe = _recipe(catalogue, dataset, build, lens, chosen, resources, progress)
+    background = []
+    if request.order == "score":
+        background = background_of(catalogue, dataset, request.against, at)
+    measured = dataset, background
+    target, recipe = _recipe(catalogue, measured, build, lens, chosen, resources, progress)
     manifest = _planned(catalogue, build, engine, progress)
     job = _job(catalogue, recipe, manifest)
     (ran,) = run_missing([(job, manifest)], engine, progress)
@@ -124,6 +130,7 @@ def rank(
             commit=dataset.commit.number,
             lens=lens.name if lens else UNIFORM,
             layers=chosen,
+            background=tuple(other.name for other in background),
             ranked=ranked,
             failed=failed,
             undefined=undefined,
@@ -144,53 +151,9 @@ def rank(
     return ranking
 
 
-@dataclass(frozen=True)
-class _TargetDataset:
-    """What images are ranked against, as of a commit.
-
-    Attributes:
-        name: The dataset, or the name of a version of it, as it was asked for.
-        kept: The dataset, or the window of its days, whose version at the commit is this one.
-        commit: A commit that holds the version.
-        version: The version.
-        spec: Its spec.
-    """
-
-    name: str
-    kept: str
-    commit: Commit
-    version: Version
-    spec: Spec
-
-    @classmethod
-    def find(
-        cls, catalogue: Catalogue, name: str, at: int | str | None, spec: str | None
-    ) -> _TargetDataset:
-        named = catalogue.resolve(name, at, spec)
-        commit, version = catalogue.commit(named.commit), named.version
-        kept = name if VersionName.parse(name).is_window else dataset_of(name)
-        return cls(name, kept, commit, version, catalogue.spec(version.spec))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of a request that counts images as the dataset's were."""
-        preprocess = self.spec.preprocess
-        return {
-            "extractor": self.spec.extractor,
-            "bins": self.spec.bins,
-            "precision": self.spec.precision,
-            "resize": preprocess.resize,
-            "exif": preprocess.exif,
-            "alpha": preprocess.alpha,
-            "jpeg": preprocess.jpeg,
-            "crop": preprocess.crop,
-            "decoder": preprocess.decoder and preprocess.decoder.partition("@")[0],
-        }
-
-
 def _recipe(
     catalogue: Catalogue,
-    dataset: _TargetDataset,
+    measured: tuple[MeasuredDataset, Sequence[MeasuredDataset]],
     request: Request,
     lens: Lens | None,
     layers: tuple[str, ...],
@@ -199,12 +162,22 @@ def _recipe(
 ) -> tuple[Target, Recipe]:
     """Checks that images can be counted as the dataset's were, and says what workers need for it.
 
+    Args:
+        catalogue: Where the datasets are.
+        measured: The dataset that images are ranked by, and those of the background.
+        request: The settings that images are counted by.
+        lens: Weighs the neurons.
+        layers: Layers with a distance of their own.
+        resources: How much workers may use.
+        progress: Is told what runs the network.
+
     Returns:
         The target and the recipe.
 
     Raises:
         CorruptFile: If the catalogue's ranges are damaged.
     """
+    dataset, background = measured
     _require_known(catalogue, dataset.version, dataset.spec, dataset.name)
     spec, device = dataset.spec, device_kind(resources)
     network = network_of(spec, request.weights)
@@ -227,9 +200,8 @@ def _recipe(
     storage.require_exclusive(catalogue.root)
     target = Target(
         root=catalogue.root,
-        name=dataset.kept,
-        commit=dataset.commit.number,
-        dna=dataset.version.dna,
+        dataset=dataset.stored,
+        background=tuple(other.stored for other in background),
         numerics=numerics(
             network, device, runner.backend, micro_batch=micro_batch, precision=spec.precision
         ),
@@ -238,7 +210,7 @@ def _recipe(
     )
     ranges_uri = catalogue.ranges_uri(spec.ranges_digest)
     ranges = catalogue.ranges(spec.ranges_digest)
-    counts_of(target, spec, ranges)  # raises here once, instead of in every worker
+    target.histograms(spec, ranges)  # raises here once, instead of in every worker
     products = (RANKS, target.digest(spec))
     return target, Recipe(
         spec, network, ranges_uri, resources, products, target, backend=runner.backend
@@ -265,6 +237,7 @@ def _write(
         "lens": ranking.lens,
         "lens_digest": lens.digest if lens else "",
         "layers": ranking.layers,
+        "background": ranking.background,
         "ranked": ranking.ranked,
         "failed": ranking.failed,
         "undefined": ranking.undefined,

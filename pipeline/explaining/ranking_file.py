@@ -61,6 +61,7 @@ def read_ranking(catalogue: Catalogue, file: str) -> Ranking:
         nearest, farthest = (_images(stated[end]) for end in ("nearest", "farthest"))
         unranked = tuple(UnrankedImage(**image) for image in stated["unranked"])
         layers, notes = tuple(stated["layers"]), tuple(stated["notes"])
+        background = tuple(str(other) for other in stated.get("background", ()))
         totals = [int(stated[total]) for total in ("ranked", "failed", "undefined")]
         source, lens = str(stated["source"]), str(stated["lens"])
     _require_own(uri, file, [image.entry for image in (*nearest, *farthest)])
@@ -72,6 +73,7 @@ def read_ranking(catalogue: Catalogue, file: str) -> Ranking:
         commit=commit,
         lens=lens,
         layers=layers,
+        background=background,
         ranked=totals[0],
         failed=totals[1],
         undefined=totals[2],
@@ -87,6 +89,7 @@ def _images(stated: Sequence[Mapping[str, Any]]) -> tuple[RankedImage, ...]:
     return tuple(
         RankedImage(
             int(image["rank"]),
+            float(image.get("score", image["emd"])),  # older files are in the order of distance
             float(image["emd"]),
             tuple(image["layers"]),
             Entry(**image["entry"]),

@@ -1,4 +1,4 @@
-"""Sorts the images of all shards by distance, on disk, and writes the ranking."""
+"""Sorts the images of all shards by their scores, on disk, and writes the ranking."""
 
 from __future__ import annotations
 
@@ -41,12 +41,14 @@ class RankedImage:
 
     Attributes:
         rank: 1 for the nearest.
+        score: What images are ordered by: the distance, less a share of that to the background.
         emd: Distance over all neurons.
         layers: Distance in each layer asked for.
         entry: Where the image is, to be read again.
     """
 
     rank: int
+    score: float
     emd: float
     layers: tuple[float, ...]
     entry: Entry
@@ -107,9 +109,10 @@ class RankingOrder:
         Raises:
             CorruptFile: If a shard's object is damaged; the message names it.
         """
-        columns = [*("uri", "member", "emd"), *self._distances, *("error", "shard", "place")]
+        measured = ("score", "emd", *self._distances)
+        columns = ["uri", "member", *measured, "error", "shard", "place"]
         self._columns = columns
-        types = ["varchar", "varchar", "double", *("double" for _ in self._distances)]
+        types = ["varchar", "varchar", *("double" for _ in measured)]
         types += ["varchar", "integer", "integer"]
         made = ", ".join(f"{name} {kind}" for name, kind in zip(columns, types, strict=True))
         with self._disk():
@@ -147,7 +150,7 @@ class RankingOrder:
         return ranked, failed, undefined
 
     def nearest(self, count: int) -> tuple[RankedImage, ...]:
-        """Finds the images of the smallest distance.
+        """Finds the images of the smallest score.
 
         Args:
             count: How many.
@@ -155,10 +158,10 @@ class RankingOrder:
         Returns:
             The images, the nearest first.
         """
-        return tuple(self._ranked("emd, uri, member", count, 1, 1))
+        return tuple(self._ranked("score, uri, member", count, 1, 1))
 
     def farthest(self, count: int) -> tuple[RankedImage, ...]:
-        """Finds the images of the largest distance.
+        """Finds the images of the largest score.
 
         Args:
             count: How many.
@@ -167,7 +170,7 @@ class RankingOrder:
             The images, the farthest first.
         """
         ranked, _, _ = self.totals()
-        return tuple(self._ranked("emd desc, uri desc, member desc", count, ranked, -1))
+        return tuple(self._ranked("score desc, uri desc, member desc", count, ranked, -1))
 
     def unranked(self) -> tuple[UnrankedImage, ...]:
         """Finds the first images without a distance.
@@ -189,14 +192,14 @@ class RankingOrder:
             metadata: What the file states of itself.
         """
         known = schema_of(self._layers)
-        at = known.get_field_index("emd")
+        at = known.get_field_index("score")
         schema = known.insert(at, pa.field("rank", pa.int64()))
         columns = ", ".join(name for name in self._columns if name not in ("shard", "place"))
         with (
             self._disk(),
             SealedWriter(file, RANKING, schema) as writer,
         ):
-            query = f"select {columns} from images order by emd nulls last, uri, member"
+            query = f"select {columns} from images order by score nulls last, uri, member"
             first = 1
             for rows in _regrouped(self._db.sql(query).to_arrow_reader(GROUP_ROWS)):
                 ranks = pa.array(range(first, first + rows.num_rows), pa.int64())
@@ -245,12 +248,12 @@ class RankingOrder:
     def _ranked(self, order: str, count: int, first: int, step: int) -> Iterator[RankedImage]:
         distances = "".join(f", {name}" for name in self._distances)
         rows = self._rows(
-            f"select emd, shard, place{distances} from images where emd is not null "
+            f"select score, emd, shard, place{distances} from images where emd is not null "
             f"order by {order} limit {int(count)}"
         )
-        for i, (emd, shard, place, *own) in enumerate(rows):
+        for i, (score, emd, shard, place, *own) in enumerate(rows):
             entry = self._manifest.shards[shard].members[place]
-            yield RankedImage(first + step * i, emd, tuple(own), entry)
+            yield RankedImage(first + step * i, score, emd, tuple(own), entry)
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from pipeline.dna import UNIFORM
 from pipeline.reporting.noted_images import image_notes
 from pipeline.sources import label_of
 from pipeline.spec import Alpha
-from pipeline.wording import count_of, in_units, option
+from pipeline.wording import count_of, in_units, option, some_of
 
 if TYPE_CHECKING:  # a command that builds does not wait for what compares
     from pipeline.building import Calibration, Result
@@ -168,6 +168,7 @@ def ranking_json(ranking: Ranking) -> dict[str, object]:
         "commit": ranking.commit,
         "lens": ranking.lens,
         "layers": ranking.layers,
+        "background": ranking.background,
         "ranked": ranking.ranked,
         "failed": ranking.failed,
         "undefined": ranking.undefined,
@@ -190,6 +191,7 @@ def _ranked_row(image: RankedImage, ranking: Ranking) -> dict[str, Any]:
         "uri": image.entry.uri,
         "member": image.entry.member,
         "rank": image.rank,
+        "score": image.score,
         "emd": image.emd,
         **{column_of(layer): distance for layer, distance in named},
     }
@@ -198,15 +200,20 @@ def _ranked_row(image: RankedImage, ranking: Ranking) -> dict[str, Any]:
 def ranking_lines(ranking: Ranking) -> list[str]:
     """Returns the images of either end, and how many were ranked."""
     width = len(f"{ranking.ranked:,}") + 2
-    columns = f" ({', '.join(('in all', *ranking.layers))})" if ranking.layers else ""
+    has_score = bool(ranking.background)
+    named = ["score"] if has_score else []
+    named += ["distance"] if has_score else ["in all"]
+    columns = f" ({', '.join((*named, *ranking.layers))})" if has_score or ranking.layers else ""
     rest = [image for image in ranking.farthest if image.rank > len(ranking.nearest)]
     lines = []
     for end, images in (("nearest to", ranking.nearest), ("farthest from", rest)):
         lines += [f"{end} {ranking.name}, in bins{columns}:"] if images else []
         for image in images:
-            distances = "".join(f"  {each:8.2f}" for each in (image.emd, *image.layers))
+            shown = (*([image.score] if has_score else []), image.emd, *image.layers)
+            distances = "".join(f"  {each:8.2f}" for each in shown)
             lines.append(f"{image.rank:>{width},}{distances}  {image.name}")
     lines.append(ranking_sentence(ranking))
+    lines += [background_sentence(ranking)] if has_score else []
     lines += [f"  not ranked: {image}" for image in ranking.unranked]
     return lines + [f"note: {note}" for note in ranking.notes]
 
@@ -220,6 +227,16 @@ def ranking_sentence(ranking: Ranking) -> str:
     notes += [f"{ranking.failed:,} could not be read"] if ranking.failed else []
     notes += [f"{ranking.undefined:,} without a distance"] if ranking.undefined else []
     return ", ".join(notes + _left_out(ranking.ignored, ranking.duplicates))
+
+
+def background_sentence(ranking: Ranking) -> str:
+    """Returns what the score of a ranking is."""
+    others, alone = ranking.background, option("order", "emd")
+    together = "" if len(others) == 1 else ", taken together"
+    return (
+        f"in the order of the score: the distance to {ranking.name}, less three quarters of the "
+        f"distance to {some_of(others)}{together}; {alone} orders by the distance alone"
+    )
 
 
 def _left_out(ignored: Mapping[str, int], duplicates: int) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from experiments import changes, lenses, realism, retrieval, selection
+from experiments import changes, lenses, ranking, realism, retrieval, selection
 from experiments.observe import POINTS, Layers, Observer, Seen, emd
 from pipeline import emd as product_emd
 from pipeline import make_dna
@@ -269,6 +269,36 @@ def test_the_distance_of_an_image_equals_that_of_vdna_rank(
             assert ours[Path(placed.entry.uri).name] == pytest.approx(placed.emd, rel=0.05)
         assert len(ranking.nearest) == len(seeds)
     engine.close()
+
+
+# Ranking.
+
+
+def test_the_noise_of_few_draws_is_what_simulation_finds() -> None:
+    chance = np.random.default_rng(0)
+    edges = np.linspace(-5, 5, POINTS + 1)[1:]
+    many = (chance.normal(size=200_000)[:, None] <= edges).mean(axis=0)
+    for draws in (10, 50):
+        few = (chance.normal(size=(2000, draws, 1)) <= edges).mean(axis=1)
+        expected = ranking.noise_of(many[None], np.array([draws]))[0]
+        assert emd(few - many).mean() == pytest.approx(expected, rel=0.05)
+
+
+def test_the_study_of_ranking_finds_kinds_that_differ() -> None:
+    kinds = {"low": -1.0, "middle": 0.0, "high": 1.0}
+    halves = {
+        kind: (seen(12, 2 * at, shift), seen(12, 2 * at + 1, shift))
+        for at, (kind, shift) in enumerate(kinds.items())
+    }
+    layers = Layers(("first", changes.LAST), (3, 5))
+    result = ranking.measured(halves, layers, np.full(8, 30), (6, 12), times=2)
+    whole = result["sizes"]["12"]
+    assert result["pool"] == 36
+    assert set(result["sizes"]["6"]) == set(whole)
+    assert min(row["ap"] for way, row in whole.items() if way.startswith("EMD")) > 0.9
+    assert whole[ranking.HELD]["ap"] >= whole["EMD"]["ap"]
+    assert set(result["odd"]) == {"EMD", "held", "less"}
+    assert "AP of odd pictures" in ranking.table(result)
 
 
 # Each study with few made-up pictures.

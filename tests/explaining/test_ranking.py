@@ -44,13 +44,14 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.explaining import Ranking, RankRequest, rank
+from pipeline.explaining import Ranking, RankRequest, measured_dataset, rank, read_ranking
 from pipeline.explaining import ranking as rank_module
 from pipeline.explaining.image_emd import LayerEmd
+from pipeline.explaining.measured_dataset import MeasuredDataset, background_of
 from pipeline.explaining.rank_shard import Ranks
 from pipeline.explaining.reactions import Reaction
 from pipeline.mapper import SerialMapper
-from pipeline.reporting import HtmlPage
+from pipeline.reporting import HtmlPage, ranking_lines
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery
 from pipeline.reporting.html.ranking_gallery import gallery_of
 from pipeline.spec import Resources
@@ -211,7 +212,7 @@ def test_a_ranking_shows_its_two_ends(
         f"nearest {nearest.name} at {nearest.emd:.4g} bins>"
     )
     table = found.to_pandas()
-    assert [*table.columns] == ["uri", "member", "rank", "emd", "emd:b"]
+    assert [*table.columns] == ["uri", "member", "rank", "score", "emd", "emd:b"]
     assert table["rank"].tolist() == [1, 2, found.ranked - 1, found.ranked]
     assert table["emd"].tolist()[-1] == farthest.emd
     assert len(ranked(catalogue, source, engine, place, top=99).to_pandas()) == found.ranked
@@ -226,7 +227,7 @@ def test_every_candidate_is_ranked_once_or_listed_with_its_reason(
     (source / "copy.png").write_bytes((source / "good-00.png").read_bytes())  # equally far
     found = ranked(catalogue, source, engine, place, out=str(out))
     table = pq.read_table(out)
-    assert table.column_names == ["uri", "member", "rank", "emd", "error"]
+    assert table.column_names == ["uri", "member", "rank", "score", "emd", "error"]
     rows = table.to_pylist()
     assert {row["uri"] for row in rows} == {p.as_uri() for p in source.iterdir()} - {
         (source / "notes.txt").as_uri()
@@ -784,6 +785,129 @@ def test_a_forged_dataset_is_refused_before_anything_is_listed(
         ranked(catalogue, Path("nowhere"), engine, place)
 
 
+# The background.
+
+OTHER = "other"
+
+
+@pytest.fixture(scope="module")
+def three_built(
+    built: str, place: tiny.Place, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """Makes a catalogue of three datasets of different sizes, which tests do not change."""
+    folder = tmp_path_factory.mktemp("three")
+    root, more = folder / "catalogue", folder / "more"
+    shutil.copytree(built, root)
+    write(more / "other", ["good"] * 3, first=700)
+    for day in ("1", "2"):
+        write(more / "third" / day, ["good"] * 2, first=800 + 10 * int(day))
+    with InProcess() as engine:
+        requests = [
+            Request(OTHER, str(more / "other"), exemplars=0, **place.options),
+            Request("third", str(more / "third"), exemplars=0, by="1", **place.options),
+        ]
+        build_datasets(Catalogue(str(root)), requests, engine, RESOURCES)
+    return str(root), write(folder / "source", KINDS)
+
+
+def to_mixture(catalogue: Catalogue, image: Path, place: tiny.Place, names: Sequence[str]) -> float:
+    """Computes the distance of one image to the mean of datasets' distributions."""
+    data = image.read_bytes()
+    alone = ALONE.setdefault(data, make_dna(str(image), threads=1, **place.options))
+    mixed = np.mean([catalogue.load(name).distributions() for name in names], axis=0)
+    apart = np.cumsum(alone.distributions() - mixed, axis=1)
+    return float(np.abs(apart).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize(
+    ("options", "background"),
+    [
+        ({}, (NAME, OTHER, "third")),
+        ({"against": [OTHER]}, (OTHER,)),
+        ({"against": ["third/2", OTHER]}, (OTHER, "third/2")),
+        ({"order": "emd"}, ()),
+    ],
+)
+def test_the_score_is_the_distance_less_three_quarters_of_that_to_the_background(
+    three_built: tuple[str, Path],
+    engine: InProcess,
+    place: tiny.Place,
+    tmp_path: Path,
+    options: dict[str, Any],
+    background: tuple[str, ...],
+) -> None:
+    shutil.copytree(three_built[0], tmp_path / "catalogue")
+    catalogue, source = Catalogue(str(tmp_path / "catalogue")), three_built[1]
+    out = tmp_path / "out.parquet"
+    found = ranked(catalogue, source, engine, place, out=str(out), top=3, **options)
+    assert found.background == background
+    rows = [row for row in pq.read_table(out).to_pylist() if row["error"] is None]
+    assert len(rows) == 11
+    for row in rows:
+        path = Path(storage.local_path(row["uri"]))
+        assert row["emd"] == pytest.approx(truth_of(catalogue, path, place)[0], rel=1e-9)
+        share = 0.75 * to_mixture(catalogue, path, place, background) if background else 0
+        assert row["score"] == pytest.approx(row["emd"] - share, rel=1e-5, abs=1e-5)
+    assert [row["score"] for row in rows] == sorted(row["score"] for row in rows)
+    assert [row["rank"] for row in rows] == [*range(1, 12)]
+    ends = [*found.nearest, *found.farthest[::-1]]
+    assert [image.score for image in ends] == [row["score"] for row in rows[:3] + rows[-3:]]
+    lines = "\n".join(ranking_lines(found))
+    assert ("in the order of the score: the distance to near" in lines) == bool(background)
+    assert all(name in lines for name in background)
+    assert read_ranking(catalogue, str(out)).background == background
+
+
+def test_another_background_is_another_ranking(
+    three_built: tuple[str, Path], engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    shutil.copytree(three_built[0], tmp_path / "catalogue")
+    catalogue, source = Catalogue(str(tmp_path / "catalogue")), three_built[1]
+    plain = {"order": "emd", "limit": 4, "max_failures": 4}
+    score = {"limit": 4, "max_failures": 4}
+    assert ranked(catalogue, source, engine, place, **plain).counted_shards == 4
+    assert ranked(catalogue, source, engine, place, **score).counted_shards == 4
+    named = {"against": ["third", OTHER, NAME], **score}
+    assert ranked(catalogue, source, engine, place, **named).counted_shards == 0
+    assert ranked(catalogue, source, engine, place, against=[OTHER], **score).counted_shards == 4
+    write(tmp_path / "more", ["good"] * 2, first=900)
+    request = Request("fourth", str(tmp_path / "more"), exemplars=0, **place.options)
+    build_datasets(catalogue, [request], engine, RESOURCES)
+    assert ranked(catalogue, source, engine, place, **plain).counted_shards == 0
+    assert ranked(catalogue, source, engine, place, **score).counted_shards == 4
+
+
+def test_a_large_catalogue_gives_a_background_of_some_datasets_with_the_one_that_is_asked_for(
+    three_built: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = Catalogue(three_built[0])
+    monkeypatch.setattr(measured_dataset, "MOST_BACKGROUND", 2)
+    for name in (NAME, OTHER, f"{NAME}@1"):
+        dataset = MeasuredDataset.find(catalogue, name)
+        names = [other.name for other in background_of(catalogue, dataset, [])]
+        assert name in names
+        assert len(names) == 2
+        assert not {"third/1", "third/2"} & {*names}
+
+
+def test_a_background_that_cannot_be_is_refused_before_anything_is_listed(
+    three_built: tuple[str, Path], engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    shutil.copytree(three_built[0], tmp_path / "catalogue")
+    catalogue, nowhere = Catalogue(str(tmp_path / "catalogue")), Path("nowhere")
+    with pytest.raises(UsageError, match="the background is near itself"):
+        ranked(catalogue, nowhere, engine, place, against=[NAME])
+    with pytest.raises(NotFound, match="has no dataset 'nothing'"):
+        ranked(catalogue, nowhere, engine, place, against=["nothing"])
+    with pytest.raises(UsageError, match="no part in the order by the distance alone"):
+        ranked(catalogue, nowhere, engine, place, against=[OTHER], order="emd")
+    other = catalogue.find(OTHER)
+    uri = catalogue.uri("dna", other.spec, OTHER, other.dna)
+    storage.replace(uri, storage.read(uri)[:500])
+    with pytest.raises(CorruptFile, match=re.escape(uri)):
+        ranked(catalogue, nowhere, engine, place)
+
+
 # The page.
 
 
@@ -851,5 +975,5 @@ def test_images_are_ranked_by_all_that_the_dataset_says_of_pixels(tmp_path: Path
     network = tiny.install(tmp_path).network
     spec = make_spec(Request("x", "x", **options), network, "00", "cpu")
     nothing: Any = None
-    settings = rank_module._TargetDataset("x", "x", nothing, nothing, spec).settings
+    settings = MeasuredDataset("x", nothing, nothing, spec).settings
     assert make_spec(Request("y", "y", **settings), network, "00", "cpu") == spec

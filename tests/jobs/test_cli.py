@@ -462,26 +462,32 @@ def test_rank_prints_both_ends_and_writes_all(place: Path, photos: Path, tmp_pat
     done = near(photos, place, *options)
     rows = pq.read_table(out).to_pylist()
     assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert list(rows[0]) == ["uri", "member", "rank", "emd", "emd:a", "error"]
+    assert list(rows[0]) == ["uri", "member", "rank", "score", "emd", "emd:a", "error"]
     lines = done.stdout.splitlines()
-    assert lines[0] == "nearest to b/other, in bins (in all, a):"
+    assert lines[0] == "nearest to b/other, in bins (score, distance, a):"
     shown = [rows[0], rows[1], rows[5], rows[4]]
     for line, row in zip([*lines[1:3], *lines[4:6]], shown, strict=True):
         name = row["uri"].removeprefix("file://")
-        assert line.split() == [
-            str(row["rank"]), f"{row['emd']:.2f}", f"{row['emd:a']:.2f}", name,
-        ]  # fmt: skip
-    assert lines[3] == "farthest from b/other, in bins (in all, a):"
+        shares = (f"{row[column]:.2f}" for column in ("score", "emd", "emd:a"))
+        assert line.split() == [str(row["rank"]), *shares, name]
+    assert lines[3] == "farthest from b/other, in bins (score, distance, a):"
     assert lines[6].startswith("6 images ranked by their distance to b/other (dna ")
-    assert lines[7:] == [f"written to {out}", f"written to {page}"]
+    assert lines[7] == (
+        "in the order of the score: the distance to b/other, less three quarters of the distance "
+        "to a and b/other, taken together; --order emd orders by the distance alone"
+    )
+    assert lines[8:] == [f"written to {out}", f"written to {page}"]
     assert page.read_text().count("<figure") == 4
     assert "6/6 images" in done.stderr
     again = json.loads(near(photos, place, *options, "--json").stdout)
     assert again["counted_shards"] == 0
     assert (again["ranked"], again["failed"], again["layers"]) == (6, 0, ["a"])
-    told = {key: rows[0][key] for key in ("uri", "member", "rank", "emd", "emd:a")}
+    told = {key: rows[0][key] for key in ("uri", "member", "rank", "score", "emd", "emd:a")}
     assert again["nearest"][0] == told
     assert len(again["nearest"]) == len(again["farthest"]) == 2
+    plain = near(photos, place, "--order", "emd", "--top", 1).stdout.splitlines()
+    assert plain[0] == "nearest to b/other, in bins:"
+    assert "in the order of the score" not in plain[3]
 
 
 def test_rank_uses_the_exit_codes_of_the_other_commands(

@@ -13,6 +13,7 @@ from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, look
 from pipeline.reporting.html.links import ranking_title
 from pipeline.reporting.html.page_data import Link
 from pipeline.reporting.html.thumbnails import rule_of
+from pipeline.reporting.outcomes import background_sentence
 from pipeline.sources import Entry
 from pipeline.spec import Preprocess
 from pipeline.wording import count_of
@@ -50,6 +51,7 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, links: Sequence[Link] = (
         ("catalogue", f"{catalogue.root}, commit {ranking.commit}"),
         ("dna", version.dna),
         ("lens", ranking.lens),
+        ("background", ", ".join(ranking.background) or "none"),
         ("layers asked for", ", ".join(ranking.layers) or "none"),
         *totals,
         *spec_facts(catalogue.spec(version.spec)),
@@ -59,6 +61,8 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, links: Sequence[Link] = (
         f"Earth Mover's Distance of each image's own DNA to that of {ranking.name}{through}: mean "
         f"over neurons, in bins. {ranking.ranked:,} images are ranked."
     )
+    if ranking.background:
+        about += f" They are {background_sentence(ranking)}."
     return Gallery(ranking_title(ranking), rows, about, ranking.notes, facts, links)
 
 
@@ -79,4 +83,5 @@ def _captioned(
     for image in images:
         own = zip(ranking.layers, image.layers, strict=True)
         layers = (f"{layer}: {distance:.3g}" for layer, distance in own)
-        yield image.entry, (f"#{image.rank:,}: {image.emd:.2f}", *layers)
+        score = (f"score: {image.score:.2f}",) if ranking.background else ()
+        yield image.entry, (f"#{image.rank:,}: {image.emd:.2f}", *score, *layers)
