@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Sequence
 from inspect import Parameter
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -35,7 +36,8 @@ def on_the_command_line(field: Field) -> Parameter:
         info = typer.Option(
             name, help=option.help, metavar=option.metavar, rich_help_panel=field.group
         )
-    default = Parameter.empty if field.required else default
+    if field.required:  # one that may be None is left out on the command line
+        default = None if NoneType in field.kinds else Parameter.empty
     kind: Any = _command_line_kind(field)
     annotation = Annotated[kind, info]
     return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

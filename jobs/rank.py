@@ -1,4 +1,4 @@
-"""Order images by their distance to a dataset."""
+"""Order images by how near they are to a dataset."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def rank(
     ray_address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Order images by the distance of their own DNA to a dataset's, the nearest first.
+    """Order images by how near their own DNA is to a dataset's, the nearest first.
+
+    Without a SOURCE, a dataset's own images are ordered, its outliers last.
 
     The same command again does only what is missing.
     """

@@ -94,6 +94,8 @@ def show(
         say(f"  note: {unknown}")
     if version.imported:
         say(f"  note: {version.provenance}")
+    else:
+        say(f"  outliers   vdna rank --to {name} orders its images, the oddest last")
     for note in (*version.notes, *image_notes(version, rule.alpha)):
         say(f"  note: {note}")
     for reason, count in Counter(failure.reason for failure in listed).most_common():

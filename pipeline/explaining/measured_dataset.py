@@ -117,6 +117,20 @@ class MeasuredDataset:
         return StoredDna(name, self.commit.number, self.version.dna)
 
     @property
+    def listed_source(self) -> str:
+        """Where the images lie that it was built of.
+
+        Raises:
+            UsageError: If it was imported, without a list of them.
+        """
+        if not self.version.imported:
+            return self.version.source
+        raise UsageError(
+            f"{self.name} was imported, without a list of its images; name the images to rank, as "
+            f"by vdna rank FOLDER {option('to', self.name)}"
+        )
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings of a request that counts images as the dataset's were."""
         preprocess = self.spec.preprocess

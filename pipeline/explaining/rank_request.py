@@ -13,11 +13,16 @@ from typing import Annotated, Literal
 from pipeline import storage
 from pipeline.building import FailureOptions, SelectionOptions, ShardOptions, Weights
 from pipeline.errors import UsageError
-from pipeline.options import Option
+from pipeline.options import Option, shared_values
 from pipeline.wording import option
 
 RankedBy = Literal["score", "emd"]
 """By what images are ordered: their distance held against the background, or the distance alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen(SelectionOptions, ShardOptions):
+    """The options that have no meaning for images that were listed before."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
     The fields that it inherits are the options of its bases, as keywords.
 
     Attributes:
-        source: Where the images are.
+        source: Where the images are; None for the images that the dataset was built of, of which
+            the farthest are its outliers.
         to: The dataset, or the name of a version of it.
         against: Datasets, or names of versions, of the background that the distance is held
             against; none for all datasets of the catalogue that were counted in the same way.
@@ -41,7 +47,14 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
         UsageError: A value is not allowed; the message names the field and the value.
     """
 
-    source: Annotated[str, Option("Folder, glob, list, table or archive of images.", argument=True)]
+    source: Annotated[
+        str | None,
+        Option(
+            "Folder, glob, list, table or archive of images. Without it, the images that the "
+            "dataset was built of: the farthest are its outliers.",
+            argument=True,
+        ),
+    ]
     to: Annotated[str, Option("Dataset that the distance is measured to.")]
     against: Annotated[
         Sequence[str],
@@ -70,6 +83,14 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
         super().__post_init__()
         if self.out is not None:
             storage.parquet_uri(self.out, "the ranking is")
+        if self.source is None:
+            chosen = shared_values(self, _Chosen)
+            given = [name for name, value in chosen.items() if value is not None]
+            if given:
+                raise UsageError(
+                    f"{option(given[0], chosen[given[0]])} chooses images of a source, and none is "
+                    "given, which means all images of the dataset; name a source, or leave it out"
+                )
         if self.against and self.order == "emd":
             raise UsageError(
                 f"{option('against', list(self.against))} has no part in the order by the distance "

@@ -97,23 +97,29 @@ def rank(
     """
     resources = resources or Resources()
     progress = progress or ignore
-    source, top = request.source, request.top
+    top = request.top
     output = None if request.out is None else storage.canonical(request.out)
     resources.require_engine(engine.in_process)
-    if not engine.in_process:
-        require_shared(catalogue.root, source)
-    require_apart(catalogue.root, source, request.rules)
     dataset = MeasuredDataset.find(catalogue, request.to, at, spec)
     name = dataset.name
+    source = request.source or dataset.listed_source
+    if not engine.in_process:
+        require_shared(catalogue.root, source)
+    if request.source is not None:
+        require_apart(catalogue.root, source, request.rules)
     chosen = tuple(dict.fromkeys(request.layers))
     _require_weight(dataset.spec, lens, chosen)
-    build = Request(dataset_of(name), **dataset.settings, **shared_values(request, Request))
+    shared = shared_values(request, Request) | {"source": source}
+    build = Request(dataset_of(name), **dataset.settings, **shared)
     background = []
     if request.order == "score":
         background = background_of(catalogue, dataset, request.against, at)
     measured = dataset, background
     target, recipe = _recipe(catalogue, measured, build, lens, chosen, resources, progress)
-    manifest = _planned(catalogue, build, engine, progress)
+    if request.source is None:
+        manifest = catalogue.manifest(dataset.stored.name, dataset.version)
+    else:
+        manifest = _planned(catalogue, build, engine, progress)
     job = _job(catalogue, recipe, manifest)
     (ran,) = run_missing([(job, manifest)], engine, progress)
     require_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
@@ -121,7 +127,7 @@ def rank(
         order.load()
         ranked, failed, undefined = order.totals()
         unranked = order.unranked()
-        _gate(request, ranked, failed, manifest.candidates, unranked)
+        _gate(request, source, (ranked, failed, manifest.candidates), unranked)
         readable = storage.readable(manifest.source)
         ranking = Ranking(
             name=name,
@@ -347,21 +353,27 @@ def _planned(
 
 def _gate(
     request: RankRequest,
-    ranked: int,
-    failed: int,
-    candidates: int,
+    source: str,
+    totals: tuple[int, int, int],
     unranked: Sequence[UnrankedImage],
 ) -> None:
     """Checks that enough images could be read.
+
+    Args:
+        request: What was asked for.
+        source: What messages call the images.
+        totals: How many images are ranked, failed, and were listed.
+        unranked: The first images without a distance.
 
     Raises:
         SourceError: If no image has a distance.
         GateError: If more failed than are allowed.
     """
+    ranked, failed, candidates = totals
     some = "\n  ".join(str(of) for of in unranked[:5])
     if not ranked:
         raise SourceError(
-            f"{request.source}: none of {count_of(candidates, 'candidate')} is an image with a "
+            f"{source}: none of {count_of(candidates, 'candidate')} is an image with a "
             f"distance to {request.to}. First:\n  {some}"
         )
-    require_few_failures(request.source, failed, candidates, request.max_failures, unranked)
+    require_few_failures(source, failed, candidates, request.max_failures, unranked)

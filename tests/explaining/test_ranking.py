@@ -785,6 +785,32 @@ def test_a_forged_dataset_is_refused_before_anything_is_listed(
         ranked(catalogue, Path("nowhere"), engine, place)
 
 
+# A dataset's own images.
+
+
+def test_a_dataset_s_own_images_are_ranked_without_listing_them_and_odd_ones_come_last(
+    catalogue: Catalogue,
+    tmp_path: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = write(tmp_path / "own", ["good"] * 6 + ["truncated"], first=500)
+    Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(source / "odd.png")
+    request = Request("own", str(source), exemplars=0, max_failures=1, **place.options)
+    build_datasets(catalogue, [request], engine, RESOURCES)
+    (source / "new.png").write_bytes(Picture("good", 901).data)  # not of the version
+    monkeypatch.setattr(rank_module, "list_source", None)
+    to = RankRequest(None, "own", weights=place.weights, max_failures=1, top=1, order="emd")
+    found = rank(catalogue, to, engine, resources=RESOURCES)
+    assert (found.ranked, found.failed) == (7, 1)
+    assert Path(storage.local_path(found.farthest[0].entry.uri)).name == "odd.png"
+    named = rank(catalogue, dataclasses.replace(to, to="own@2"), engine, resources=RESOURCES)
+    assert (named.ranked, named.counted_shards) == (7, 0)
+    with pytest.raises(UsageError, match="`limit=3` chooses images of a source, and none is given"):
+        RankRequest(None, "own", limit=3)
+
+
 # The background.
 
 OTHER = "other"
