@@ -101,7 +101,7 @@ def kernel(positions: int, neurons: int, repeats: int = 30) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, few in (("steps", 0), ("walk", 10**9)):
         nearness.FEW = few
-        near = nearness.LayerEmd(low, high, dataset.table[:, :BINS], positions)
+        near = nearness.LayerEmd(low, high, dataset.table[None, :, :BINS], positions)
         near.distances(image)
         seconds = []
         for _ in range(repeats):

@@ -138,16 +138,14 @@ class ImageDistances:
         self._slices = spec.slices
         self._weights = weights
 
-        def compared(counts: Sequence[Ints | None]) -> list[LayerEmd | None]:
-            return [
-                None
-                if own is None
-                else LayerEmd(ranges.low[at], ranges.high[at], own, tap.positions, weights[at] != 0)
-                for tap, at, own in zip(spec.taps, self._slices, counts, strict=True)
-            ]
-
-        self._near = compared(counts)
-        self._background = None if background is None else compared(background)
+        self._near: list[LayerEmd | None] = []
+        sides = [counts] if background is None else [counts, background]
+        for tap, at, *own in zip(spec.taps, self._slices, *sides, strict=True):
+            held = [each for each in own if each is not None]
+            low, high, seen = ranges.low[at], ranges.high[at], weights[at] != 0
+            self._near.append(
+                LayerEmd(low, high, np.stack(held), tap.positions, seen) if held else None
+            )
 
     def begin(self, images: int) -> list[ImageSums]:
         """Makes the sums of images, which are empty."""
@@ -167,16 +165,16 @@ class ImageDistances:
             return
         weights = self._weights[self._slices[index]]
         seen = np.flatnonzero(weights)
-        for image, own in zip(found, _each(near, x)[:, seen], strict=True):
+        on_cpu = x.device.type == "cpu"
+        each = near.distances(x.numpy()) if on_cpu else near.distances_torch(x)
+        for image, (own, *background) in zip(found, each[:, :, seen], strict=True):
             undefined = seen[np.isnan(own)]
             if len(undefined) and image.undefined < 0:
                 image.undefined = self._slices[index].start + int(undefined[0])
             # Each row is summed alone, as the order of a joint sum depends on the rows.
             image.sums[index] = (own * weights[seen]).sum()
-        background = self._background[index] if self._background else None
-        if background is not None:
-            for image, own in zip(found, _each(background, x)[:, seen], strict=True):
-                image.background[index] = (own * weights[seen]).sum()
+            for other in background:
+                image.background[index] = (other * weights[seen]).sum()
 
     def mean(self, found: ImageSums, layer: str | None = None) -> float:
         """Returns the distance of an image: the weighted mean over neurons, in bins.
@@ -204,8 +202,3 @@ class ImageDistances:
         """
         background = float(found.background.sum() / self._weights.sum())
         return self.mean(found) - BACKGROUND_SHARE * background
-
-
-def _each(layer: LayerEmd, x: torch.Tensor) -> Floats:
-    """Returns (images, neurons) distances, computed where the activations are."""
-    return layer.distances(x.numpy()) if x.device.type == "cpu" else layer.distances_torch(x)

@@ -1,7 +1,7 @@
-"""Measures how far one image's activations are from a dataset, for each neuron of a layer.
+"""Measures how far one image's activations are from datasets, for each neuron of a layer.
 
     >>> near = LayerEmd(low, high, counts, positions=49)                  # doctest: +SKIP
-    >>> near.distances(activations)                                       # (images, neurons) EMD
+    >>> near.distances(activations)                            # (images, datasets, neurons) EMD
 
 The result is the `emd` of the DNA of the one image and that of the dataset, without making the
 former. Bins are those of `pipeline.counting.histogram`: underflow is in the first, overflow in the
@@ -58,7 +58,7 @@ Indices = NDArray[np.int32]
 
 
 class LayerEmd:
-    """One layer of a dataset, to compare images with."""
+    """One layer of some datasets, to compare images with."""
 
     def __init__(
         self,
@@ -73,29 +73,30 @@ class LayerEmd:
         Args:
             low: (C,) lower ends of the neurons' ranges.
             high: (C,) upper ends.
-            counts: (C, bins) int64 of all finite activations of the dataset, with underflow and
-                overflow in the end bins.
+            counts: (datasets, C, bins) int64 of all finite activations of each dataset, with
+                underflow and overflow in the end bins.
             positions: Positions of an image in this layer.
             seen: (C,) which neurons are asked for; None for all. Others cost no work, and their
                 distances are NaN.
         """
-        self._bins = counts.shape[1]
+        self._bins = counts.shape[2]
         self._low, self._high = checked_ranges(low, high, self._bins)
         self._scale = scale_of(self._low, self._high)
         self._positions = positions
         self._seen = np.ones(len(low), bool) if seen is None else seen
-        sums = np.cumsum(counts, axis=1)
-        self._total = sums[:, -1].copy()
+        sums = np.cumsum(counts, axis=2)
+        self._total = sums[:, :, -1].copy()
         most = int(self._total.max(initial=0)) * positions * self._bins
         self._few = positions * FEW <= self._bins and most < MOST_SUM
         # Each way of summing needs a table of this size, so only the one in use is made.
         if self._few:
-            self._crossings = _crossings(sums, self._total, positions)
-            self._areas = np.zeros((len(low), self._bins + 1), np.int64)
-            np.cumsum(sums, axis=1, out=self._areas[:, 1:])
+            of_each = zip(sums, self._total, strict=True)
+            self._crossings = np.stack([_crossings(*of, positions) for of in of_each])
+            self._areas = np.zeros((len(counts), len(low), self._bins + 1), np.int64)
+            np.cumsum(sums, axis=2, out=self._areas[:, :, 1:])
         else:
             with np.errstate(invalid="ignore"):
-                self._shares = sums / self._total[:, None]
+                self._shares = sums / self._total[:, :, None]
         self._on_device: tuple[torch.Tensor, DeviceRanges] | None = None
 
     def distances(self, x: NDArray[np.float32]) -> Floats:
@@ -105,7 +106,7 @@ class LayerEmd:
             x: (images, positions, C) float32 activations.
 
         Returns:
-            (images, C) distances, in bin widths.
+            (images, datasets, C) distances, in bin widths.
 
         Raises:
             UsageError: If the activations have another type or shape.
@@ -115,7 +116,7 @@ class LayerEmd:
                 f"activations are {x.dtype} of shape {x.shape}; expected float32 (images, "
                 f"{self._positions}, {len(self._low)})"
             )
-        out = np.full((x.shape[0], x.shape[2]), np.nan)
+        out = np.full((x.shape[0], *self._total.shape), np.nan)
         for image, own in zip(x, out, strict=True):
             bins = bins_of(image, self._scale, self._bins)
             if self._few:
@@ -131,7 +132,7 @@ class LayerEmd:
             x: (images, positions, C) activations, float32 or narrower, in any layout.
 
         Returns:
-            (images, C) distances, in bin widths.
+            (images, datasets, C) distances, in bin widths.
         """
         import torch
 
@@ -139,20 +140,22 @@ class LayerEmd:
             shares = self._shares_of_steps() if self._few else self._shares
             ranges = DeviceRanges.on(x.device, self._low, self._high, self._bins)
             self._on_device = torch.from_numpy(shares).to(x.device), ranges
-        dataset, ranges = self._on_device
-        out = torch.empty((x.shape[0], x.shape[2]), dtype=torch.float64, device=x.device)
-        step = max(1, TABLE_CELLS // dataset.numel())
+        datasets, ranges = self._on_device
+        size = (x.shape[0], *self._total.shape)
+        out = torch.empty(size, dtype=torch.float64, device=x.device)
+        step = max(1, TABLE_CELLS // datasets.numel())
         for start in range(0, len(x), step):
             table = tables_of_images(x[start : start + step], ranges, self._bins)
             table[:, :, 0] += table[:, :, self._bins + UNDERFLOW]
             table[:, :, self._bins - 1] += table[:, :, self._bins + OVERFLOW]
             sums = table[:, :, : self._bins].cumsum(dim=2).double()
-            out[start : start + step] = (sums / sums[:, :, -1:] - dataset).abs().sum(dim=2)
+            own = (sums / sums[:, :, -1:])[:, None]
+            out[start : start + step] = (own - datasets).abs().sum(dim=3)
         return np.where(self._seen, out.cpu().numpy(), np.nan)
 
     def _shares_of_steps(self) -> Floats:
         with np.errstate(invalid="ignore"):
-            return np.diff(self._areas, axis=1) / self._total[:, None]
+            return np.diff(self._areas, axis=2) / self._total[:, :, None]
 
 
 def _crossings(sums: Ints, total: Ints, positions: int) -> Indices:
@@ -169,12 +172,12 @@ def _crossings(sums: Ints, total: Ints, positions: int) -> Indices:
 
 @compiled
 def _walk(bins: Indices, seen: NDArray[np.bool_], shares: Floats, out: Floats) -> None:
-    """Adds up the distance over all bins of each neuron.
+    """Adds up the distances over all bins of each neuron.
 
-    `bins` is (C, positions); the number of bins stands for no bin.
+    `bins` is (C, positions); the number of bins stands for no bin. `out` is (datasets, C).
     """
     neurons, positions = bins.shape
-    last = shares.shape[1]
+    datasets, _, last = shares.shape
     counts = np.zeros(last + 1, np.int64)
     for neuron in range(neurons):
         if not seen[neuron]:
@@ -182,12 +185,14 @@ def _walk(bins: Indices, seen: NDArray[np.bool_], shares: Floats, out: Floats) -
         for i in range(positions):
             counts[np.uint32(bins[neuron, i])] += 1
         finite = np.float64(positions - counts[last])
-        below, total = 0, 0.0
-        for at in range(last):
-            below += counts[at]
-            total += abs(below / finite - shares[neuron, at])
+        for dataset in range(datasets):
+            share = shares[dataset, neuron]
+            below, total = 0, 0.0
+            for at in range(last):
+                below += counts[at]
+                total += abs(below / finite - share[at])
+            out[dataset, neuron] = total
         counts[:] = 0
-        out[neuron] = total
 
 
 _LOWEST = np.uint64(0x03F79D71B4CB0A89)
@@ -208,18 +213,19 @@ def _step(
     crossings: Indices,
     out: Floats,
 ) -> None:
-    """Adds up the distance from each bin that is hit to the next, in order.
+    """Adds up the distances from each bin that is hit to the next, in order.
 
-    All is in integers, which are `finite` x `total` times what they stand for.
+    All is in integers, which are `finite` x `total` times what they stand for. `out` is
+    (datasets, C).
     """
     neurons, positions = bins.shape
-    last = areas.shape[1] - 1
+    datasets, last = len(areas), areas.shape[2] - 1
     counts = np.zeros(last, np.int64)
     hit = np.zeros(-(-last // WORD), np.uint64)
+    ends = np.empty(positions, np.int64)
     none, one = np.uint64(0), np.uint64(1)
     for neuron in range(neurons):
-        total, area = totals[neuron], areas[neuron]
-        if not seen[neuron] or total == 0:
+        if not seen[neuron]:
             continue
         finite = 0
         for i in range(positions):
@@ -230,21 +236,31 @@ def _step(
                 hit[at >> np.uint32(6)] |= one << np.uint64(at & np.uint32(WORD - 1))
         if finite == 0:
             continue
-        known = crossings[neuron] if finite == positions else crossings[neuron, :0]
-        distance, below, start = 0, 0, 0
+        hits = 0
         for word in range(len(hit)):
             left = hit[word]
             hit[word] = none
             while left != none:
                 lowest = left & (~left + one)
                 left ^= lowest
-                end = word * WORD + _BITS[(lowest * _LOWEST) >> np.uint64(58)]
+                ends[hits] = word * WORD + _BITS[(lowest * _LOWEST) >> np.uint64(58)]
+                hits += 1
+        knows = positions + 1 if finite == positions else 0
+        for dataset in range(datasets):
+            total, area = totals[dataset, neuron], areas[dataset, neuron]
+            if total == 0:
+                continue
+            known = crossings[dataset, neuron, :knows]
+            distance, below, start = 0, 0, 0
+            for i in range(hits):
+                end = ends[i]
                 distance += _between(area, start, end, below, finite, total, known)
                 below += counts[end]
-                counts[end] = 0
                 start = end
-        distance += _between(area, start, last, below, finite, total, known)
-        out[neuron] = distance / (finite * total)
+            distance += _between(area, start, last, below, finite, total, known)
+            out[dataset, neuron] = distance / (finite * total)
+        for i in range(hits):
+            counts[ends[i]] = 0
 
 
 @compiled

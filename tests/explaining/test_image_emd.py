@@ -38,11 +38,11 @@ def dna_of(x: np.ndarray, ranges: Ranges, spec: Spec) -> DNA:
     )
 
 
-def near_to(dna: DNA, ranges: Ranges, seen: np.ndarray | None = None) -> LayerEmd:
-    counts = dna.counts.copy()
-    counts[:, 0] += dna.underflow
-    counts[:, -1] += dna.overflow
-    return LayerEmd(ranges.low, ranges.high, counts, dna.spec.taps[0].positions, seen)
+def near_to(ranges: Ranges, *dnas: DNA, seen: np.ndarray | None = None) -> LayerEmd:
+    counts = np.stack([dna.counts for dna in dnas])
+    counts[:, :, 0] += np.stack([dna.underflow for dna in dnas])
+    counts[:, :, -1] += np.stack([dna.overflow for dna in dnas])
+    return LayerEmd(ranges.low, ranges.high, counts, dnas[0].spec.taps[0].positions, seen)
 
 
 def case(
@@ -76,17 +76,18 @@ def case(
 def test_the_distance_of_an_image_is_that_of_its_own_dna(
     seed: int, bins: int, positions: int, images: int, bad: float, few: bool
 ) -> None:
-    """Both algorithms are tested: steps, and the walk over bins."""
+    """Both algorithms are tested: steps, and the walk over bins; to two datasets at once."""
     spec, ranges, x, y = case(np.random.default_rng(seed), bins, positions, images, bad)
-    dataset = dna_of(x, ranges, spec)
+    datasets = [dna_of(x, ranges, spec), dna_of(np.concatenate([x[:1], y[:2]]), ranges, spec)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nearness, "FEW", 0 if few else 10**9)
-        near = near_to(dataset, ranges)
+        near = near_to(ranges, *datasets)
         assert near._few == few
         found, by_torch = near.distances(y), near.distances_torch(torch.from_numpy(y))
     with np.errstate(invalid="ignore"):
+        alone = [dna_of(one[None], ranges, spec) for one in y]
         truth = np.stack(
-            [emd(dna_of(one[None], ranges, spec), dataset, per_neuron=True) for one in y]
+            [[emd(one, dataset, per_neuron=True) for dataset in datasets] for one in alone]
         )
     assert np.array_equal(np.isnan(found), np.isnan(truth))
     np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-10)
@@ -99,7 +100,7 @@ def test_the_only_image_of_a_dataset_has_distance_zero(
 ) -> None:
     monkeypatch.setattr(nearness, "FEW", few)
     spec, ranges, x, _ = case(np.random.default_rng(1), 1000, 49, 1, 0)
-    assert (near_to(dna_of(x, ranges, spec), ranges).distances(x) == 0).all()
+    assert (near_to(ranges, dna_of(x, ranges, spec)).distances(x) == 0).all()
 
 
 @pytest.mark.parametrize("few", [0, 10**9])
@@ -109,7 +110,7 @@ def test_distances_of_an_image_do_not_depend_on_its_batch(
     """They are equal to the last bit, and no image affects the next one."""
     monkeypatch.setattr(nearness, "FEW", few)
     spec, ranges, x, y = case(np.random.default_rng(2), 100, 9, 5, 0.1)
-    near = near_to(dna_of(x, ranges, spec), ranges)
+    near = near_to(ranges, dna_of(x, ranges, spec))
     together = near.distances(y)
     alone = np.concatenate([near.distances(one[None]) for one in y[::-1]])[::-1]
     assert np.array_equal(together, alone, equal_nan=True)
@@ -122,18 +123,18 @@ def test_neurons_that_are_not_asked_for_are_left_out(
     monkeypatch.setattr(nearness, "FEW", few)
     spec, ranges, x, y = case(np.random.default_rng(3), 100, 9, 5, 0)
     dataset, seen = dna_of(x, ranges, spec), np.array([True, False, False, True, False])
-    found = near_to(dataset, ranges, seen).distances(y)
-    whole = near_to(dataset, ranges).distances(y)
+    found = near_to(ranges, dataset, seen=seen).distances(y)
+    whole = near_to(ranges, dataset).distances(y)
     assert np.array_equal(np.isnan(found), np.broadcast_to(~seen, found.shape))
-    assert np.array_equal(found[:, seen], whole[:, seen])
-    by_torch = near_to(dataset, ranges, seen).distances_torch(torch.from_numpy(y))
+    assert np.array_equal(found[:, :, seen], whole[:, :, seen])
+    by_torch = near_to(ranges, dataset, seen=seen).distances_torch(torch.from_numpy(y))
     assert np.array_equal(np.isnan(by_torch), np.isnan(found))
 
 
 def test_huge_counts_use_the_exact_walk_over_bins() -> None:
     low, high = np.zeros(1), np.ones(1)
-    few = np.full((1, 1000), 10**9)
-    many = np.full((1, 1000), 10**15)
+    few = np.full((1, 1, 1000), 10**9)
+    many = np.full((1, 1, 1000), 10**15)
     assert LayerEmd(low, high, few, 49)._few
     huge = LayerEmd(low, high, many, 49)
     assert not huge._few
@@ -144,7 +145,7 @@ def test_huge_counts_use_the_exact_walk_over_bins() -> None:
 
 
 def test_activations_of_another_shape_are_refused() -> None:
-    near = LayerEmd(np.zeros(2), np.ones(2), np.ones((2, 10), np.int64), 4)
+    near = LayerEmd(np.zeros(2), np.ones(2), np.ones((1, 2, 10), np.int64), 4)
     for wrong in (np.zeros((1, 4, 3), np.float32), np.zeros((1, 5, 2), np.float32)):
         with pytest.raises(UsageError, match="expected float32"):
             near.distances(wrong)
