@@ -270,13 +270,18 @@ def measured(
                 for way, values in scores.items():
                     ap = average_precision(values, labels == kind)
                     precision.setdefault(way, {}).setdefault(kind, []).append(ap)
+        of_kinds = {
+            way: np.array([np.mean(of) for of in kinds.values()])
+            for way, kinds in precision.items()
+        }
         found[str(size)] = {
             way: {
-                "ap": float(np.mean([np.mean(of) for of in kinds.values()])),
-                "interval": interval(np.array([np.mean(of) for of in kinds.values()])),
-                "of_kinds": {kind: float(np.mean(of)) for kind, of in kinds.items()},
+                "ap": float(values.mean()),
+                "interval": interval(values),
+                "above_emd": interval(values - of_kinds["EMD"]),
+                "of_kinds": dict(zip(halves, values.tolist(), strict=True)),
             }
-            for way, kinds in precision.items()
+            for way, values in of_kinds.items()
         }
     return {
         "pool": len(labels),

@@ -96,7 +96,7 @@ BACKGROUND_SHARE = 0.75
 
 On seven kinds of pictures, shares from 0.5 to 1 find the dataset's own kind about as well. With the
 whole distance, a background that is the dataset itself would leave no order; with this share, it
-leaves the order of the plain distance (docs/experiments.md, "Ranking").
+leaves the order of the plain distance (docs/experiments.md, "Finding the images of a dataset").
 """
 
 

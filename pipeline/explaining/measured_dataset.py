@@ -6,7 +6,7 @@
 
 An image has few activations, and some images are far from everything. So an image's distance to one
 dataset is held against its distance to a background: several datasets in one, each with the same
-say (docs/experiments.md, "Ranking").
+say (docs/experiments.md, "Finding the images of a dataset").
 """
 
 from __future__ import annotations
