@@ -68,6 +68,8 @@ OF_OTHERS = 20
 
 HELD = "EMD, held against all"
 
+SHARES = (0, 0.25, 0.5, 0.75, 0.9, 1, 1.1)
+
 ODD = 10
 """One odd picture is put among so many of a dataset's kind."""
 
@@ -285,10 +287,24 @@ def measured(
         }
     return {
         "pool": len(labels),
+        "shares": of_shares(halves, pool, labels),
         "odd": odd(halves, pool, labels, times),
         "images": {kind: len(fitted.curves) for kind, (fitted, _) in halves.items()},
         "sizes": found,
     }
+
+
+def of_shares(
+    halves: Mapping[str, tuple[Seen, Seen]], pool: Pool, labels: Array
+) -> dict[str, float]:
+    """Returns the mean AP by the share of the distance to the pool that is taken away."""
+    found: dict[str, list[float]] = {}
+    for kind, (fitted, _) in halves.items():
+        plain = to_set(pool.seen, fitted.curves.mean(axis=0)).mean(axis=1)
+        for share in SHARES:
+            ap = average_precision(plain - share * pool.itself.distances, labels == kind)
+            found.setdefault(str(share), []).append(ap)
+    return {share: float(np.mean(values)) for share, values in found.items()}
 
 
 def odd(
@@ -327,8 +343,13 @@ def table(result: dict[str, Any]) -> str:
                 f"{way:36}{row['ap']:6.2f} ({low:.2f}, {high:.2f})"
                 + "".join(f"{row['of_kinds'][kind]:12.2f}" for kind in kinds)
             )
-    told = ", ".join(f"{way} {ap:.2f}" for way, ap in result["odd"].items())
-    return "\n".join([*lines, f"AP of odd pictures: {told}"])
+    for what, of in (
+        ("by share of the distance to the pool", "shares"),
+        ("of odd pictures", "odd"),
+    ):
+        told = ", ".join(f"{way} {ap:.2f}" for way, ap in result[of].items())
+        lines.append(f"AP {what}: {told}")
+    return "\n".join(lines)
 
 
 def main() -> None:
