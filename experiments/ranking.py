@@ -231,9 +231,8 @@ def joined(parts: Sequence[Seen]) -> Seen:
 def study(images: int, cache: Path, *, sizes: Sequence[int], times: int = TIMES) -> dict[str, Any]:
     observer = Observer()
     halves = {name: look(observer, name, kind, images, cache) for name, kind in KINDS.items()}
-    return measured(
-        {name: (a.seen, b.seen) for name, (a, b) in halves.items()}, observer, sizes, times
-    )
+    seen = {name: (fitted.seen, held.seen) for name, (fitted, held) in halves.items()}
+    return measured(seen, observer.layers, observer.positions, sizes, times)
 
 
 def measured(
