@@ -57,7 +57,7 @@ def erase(
         if as_json:
             print_json(asdict(preview))
         else:
-            say(*preview_lines(preview))
+            say(*preview_lines(preview, drop_unreadable=options.drop_unreadable))
         return
     asked = replace(resources, workers=asked_workers(resources.workers, ray_address))
     with engine_for(asked, ray_address, progress) as engine:

@@ -3,7 +3,7 @@ from .calibration import calibrate as calibrate
 from .counted_way import make_spec as make_spec
 from .datasets import build_datasets as build_datasets
 from .erasing import erase_images as erase_images
-from .erasure_plan import preview_erasure as preview_erasure
+from .erasure_preview import preview_erasure as preview_erasure
 from .erasure_request import Erased as Erased
 from .erasure_request import EraseKeywords as EraseKeywords
 from .erasure_request import EraseOptions as EraseOptions

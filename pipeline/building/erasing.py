@@ -32,7 +32,7 @@ from pipeline.building.erasure_commit import (
 )
 from pipeline.building.erasure_plan import ErasurePlan, begun_state, plan_erasure, still_held
 from pipeline.building.erasure_recount import ErasureRecount, restated
-from pipeline.building.erasure_request import Erased, EraseOptions
+from pipeline.building.erasure_request import NOTHING_LEFT, Erased, EraseOptions
 from pipeline.catalogue import Catalogue, Commit, ObjectSearch, purge
 from pipeline.engine import Engine
 from pipeline.errors import NotFound, SourceError, UsageError
@@ -41,7 +41,8 @@ from pipeline.sources import ImageNames, archive_kind, without_origins
 from pipeline.spec import Resources
 from pipeline.wording import count_of, option, some_of
 
-NOTHING_LEFT = "no image is left that can be read"
+NAMED_VERSIONS = 20
+"""How many versions an error lists."""
 
 
 class _OutdatedError(Exception):
@@ -190,7 +191,7 @@ def _replace_versions(
         _OutdatedError: Another job has committed a version that has the images.
         SourceError: Versions cannot be counted again.
     """
-    done = Erased(len(plan.images), plan.unknown, plan.alike, 0)
+    done = Erased(len(plan.images), plan.unknown, plan.alike, 0, copies=plan.copies)
     if not plan.images:
         if not plan.still_whole(catalogue, catalogue.head()):
             raise _OutdatedError
@@ -230,10 +231,10 @@ def _new_versions(
 ) -> NewVersions:
     """Counts and stores what is to stand in the place of the affected versions."""
     again = [each for each in plan.affected if each.counted_again]
-    recount = ErasureRecount(catalogue, again, options.weights, resources, progress)
+    recount = ErasureRecount(catalogue, plan.names, again, options.weights, resources, progress)
     unreadable = recount.run(engine)
     if unreadable and not options.drop_unreadable:
-        raise _cannot_count(unreadable)
+        raise _cannot_count(plan, unreadable)
     outcome = NewVersions()
     contents = {content for each in plan.affected for content in each.contents}
     steps = Started(len(plan.affected), len(plan.affected), unit="versions", step="versions")
@@ -252,11 +253,27 @@ def _new_versions(
     return outcome
 
 
-def _cannot_count(unreadable: Mapping[tuple[str, ...], str]) -> SourceError:
-    lines = [f"  {why}" for why in unreadable.values()]
+def _cannot_count(plan: ErasurePlan, unreadable: Mapping[tuple[str, ...], str]) -> SourceError:
+    """Returns the error that says which versions need images that have changed, and what to do."""
+    lines, current = [], []
+    for each in plan.affected:
+        name, version = each.kept.name, each.kept.version
+        if each.kept.identity in unreadable:
+            lines.append(f"  {each.kept.numbered_name}: {unreadable[each.kept.identity]}")
+            if plan.head.datasets.get(name, {}).get(version.spec) == version:
+                current.append(name)
+    more = [f"  and {len(lines) - NAMED_VERSIONS:,} more"] if len(lines) > NAMED_VERSIONS else []
+    renewed = (
+        f" It removes the newest version of {some_of(current)}, too, so build that anew first."
+        if current
+        else ""
+    )
     return SourceError(
-        f"{count_of(len(lines), 'version')} cannot be counted again without the images, because "
-        "others of their images have changed or are gone. Nothing was erased. If a current "
-        "version is among these, refresh its dataset first. To remove these versions from the "
-        f"history, give {option('drop_unreadable', True)}:\n" + "\n".join(lines[:20])
+        f"{count_of(len(lines), 'version')} cannot be counted without what is to be erased, as "
+        "other images are needed for it that are not as they were listed:\n"
+        + "\n".join([*lines[:NAMED_VERSIONS], *more])
+        + "\nNothing was erased. There are two ways on. Put these images back as they were (on a "
+        "disk with the time that they had), and run the same command again. Or give "
+        f"{option('drop_unreadable', True)}, which removes these versions from the history, with "
+        f"their tags and parts, and erases the images from all others.{renewed}"
     )

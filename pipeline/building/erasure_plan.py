@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.building.erasure_request import ErasureCost, ErasurePreview
+from pipeline.building.erasure_copies import copies_of
 from pipeline.catalogue import Catalogue, Commit, KeptVersion, ObjectSearch, every_version
 from pipeline.counting import cells_uri, partial_uri
 from pipeline.errors import SourceError
@@ -84,6 +83,7 @@ class ErasurePlan:
         images: The uri and member of each image that was found.
         identities: What tells the contents of these images, where no other image has the same.
         alike: Other images with the identity of one of these.
+        copies: Other images whose files are equal to that of one of these, as image hashes tell.
         lists: The entries files that have one of these images.
         looked_at: All entries files that were searched for them.
         versions: The identities of all kept versions.
@@ -97,6 +97,7 @@ class ErasurePlan:
     images: frozenset[tuple[str, str]]
     identities: frozenset[str]
     alike: tuple[str, ...]
+    copies: tuple[str, ...]
     lists: tuple[str, ...]
     looked_at: frozenset[str]
     versions: frozenset[tuple[str, ...]]
@@ -188,18 +189,21 @@ def plan_erasure(
     shared = {identity for identities in alike.values() for identity in identities}
     rewritten = without_images(entries, found, names, into)
     kept = every_version(catalogue, head)
-    affected = _affected(catalogue, head, kept, rewritten, progress)
+    affected = tuple(_affected(catalogue, head, kept, rewritten, progress))
+    holders = [(each.kept, each.before, each.lost) for each in affected if each.counted_again]
+    copies = copies_of(catalogue, names, holders, kept, progress)
     return ErasurePlan(
         head,
         names,
         tuple(_unmatched(texts, images)),
         images,
         own - shared,
-        tuple(sorted(alike)),
+        tuple(sorted(alike.keys() - {*copies})),
+        copies,
         tuple(found),
         frozenset(files),
         frozenset(each.identity for each in kept),
-        tuple(affected),
+        affected,
         tuple(_of_source(kept, ObjectSearch(names))),
     )
 
@@ -317,73 +321,6 @@ def still_held(images: Iterable[tuple[str, str]]) -> list[str]:
     found = sorted(images)
     there = map_in_order(storage.exists, (uri for uri, _ in found))
     return [storage.spelled(*image) for image, held in zip(found, there, strict=True) if held]
-
-
-def preview_erasure(
-    catalogue: Catalogue, texts: Sequence[str], progress: Listener = ignore
-) -> ErasurePreview:
-    """Tells what an erasure would do. The catalogue is not changed.
-
-    Args:
-        catalogue: The catalogue.
-        texts: The names of the images.
-        progress: Told what is read.
-
-    Returns:
-        What it would do, and what it would read.
-
-    Raises:
-        NotFound: There is no catalogue.
-        CorruptFile: A list or a manifest is damaged.
-    """
-    plan = plan_erasure(catalogue, texts, Entries(), progress)
-    commits: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
-    for each in plan.affected:
-        commits[each.counted_again].setdefault(each.kept.name, []).append(each.kept.made)
-    recounted, restated = (
-        {name: tuple(sorted(numbers)) for name, numbers in sorted(commits[again].items())}
-        for again in (True, False)
-    )
-    return ErasurePreview(
-        len(plan.images),
-        plan.unknown,
-        tuple(still_held(plan.images)),
-        plan.stated,
-        plan.alike,
-        recounted,
-        restated,
-        _cost(catalogue, plan),
-    )
-
-
-def _cost(catalogue: Catalogue, plan: ErasurePlan) -> ErasureCost:
-    shards: dict[str, tuple[AffectedVersion, ShardHead]] = {}
-    for each in plan.affected:
-        version = each.kept.version
-        for head in each.lost:
-            work = catalogue.partials_uri(each.kept.name, version)
-            key = cells_uri(work, head.key(version.spec, version.products))
-            shards[key] = (each, head)
-    images = size = 0
-    for cells, (each, head) in shards.items():
-        rows = each.before.entries.read_shard(head)
-        left = ~plan.names.among(rows)
-        read = left & _in_lost_cells(head, left, kept=bool(head.cells) and storage.exists(cells))
-        images += int(read.sum())
-        size += pc.sum(pc.max_element_wise(rows["size"].filter(pa.array(read)), 0)).as_py() or 0
-    items = list(storage.walk(catalogue.root))
-    total = sum(item.size for item in items)
-    return ErasureCost(len(shards), images, size, len(plan.lists), len(items), total)
-
-
-def _in_lost_cells(
-    head: ShardHead, left: np.ndarray[tuple[int], np.dtype[np.bool_]], *, kept: bool
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Tells which members of a shard are in a cell that loses one; all, if no cells are kept."""
-    if not kept:
-        return np.ones(len(left), bool)
-    cell = np.repeat(np.arange(len(head.cells)), head.cells)
-    return np.isin(cell, cell[~left])
 
 
 def by_shard(after: Manifest, spec: str, products: Sequence[str]) -> Mapping[str, ShardHead]:

@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.building.committer import store_sum, sum_shards
 from pipeline.building.erasure_plan import AffectedVersion, by_shard, manifest_of_shards
+from pipeline.building.erasure_reading import changed_images, images_to_read, look_at
 from pipeline.building.runner import require_counted, run_missing
 from pipeline.catalogue import Catalogue, Version, recipe_of
 from pipeline.counting import Recipe, ShardJob, ShardReceipt, counted_by
@@ -21,9 +22,9 @@ from pipeline.engine import Engine
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.events import Listener
 from pipeline.networks import sha256_of
-from pipeline.sources import Manifest, Pairing, ShardHead, pairs_of
+from pipeline.sources import ImageNames, Manifest, Pairing, ShardHead, pairs_of
 from pipeline.spec import Resources, digest_of
-from pipeline.wording import option
+from pipeline.wording import option, some_of
 
 
 class ErasureRecount:
@@ -31,7 +32,8 @@ class ErasureRecount:
 
     Args:
         catalogue: The catalogue.
-        affected: The versions that have erased images.
+        names: The erased images.
+        affected: The versions that have them.
         weights: Files of weights. Each version takes the one that its spec states.
         resources: How fast.
         progress: Told what is counted.
@@ -40,12 +42,14 @@ class ErasureRecount:
     def __init__(
         self,
         catalogue: Catalogue,
+        names: ImageNames,
         affected: Sequence[AffectedVersion],
         weights: Sequence[str],
         resources: Resources,
         progress: Listener,
     ) -> None:
         self._catalogue = catalogue
+        self._names = names
         self._affected = affected
         self._weights = {sha256_of(uri): uri for uri in map(storage.canonical, weights)}
         self._resources = resources
@@ -62,31 +66,59 @@ class ErasureRecount:
             TransientError: Some images could not be read for now.
             VdnaError: Shards could not be counted for another reason than their images.
         """
-        groups: dict[tuple[object, ...], dict[str, ShardHead]] = {}
+        groups: dict[tuple[object, ...], dict[str, tuple[AffectedVersion, ShardHead]]] = {}
         likes: dict[tuple[object, ...], AffectedVersion] = {}
         for each in self._affected:
             version, group = each.kept.version, self._group(each)
             likes.setdefault(group, each)
             shards = by_shard(each.after, version.spec, version.products)
             for key, head in shards.items():
-                groups.setdefault(group, {}).setdefault(key, head)
+                groups.setdefault(group, {}).setdefault(key, (each, head))
         for like in likes.values():
             self._recipe(like)  # before anything is stored
         work: list[tuple[ShardJob, Manifest]] = []
         keys: list[list[str]] = []
-        for group, heads in groups.items():
-            work.append(self._job(likes[group], heads.values()))
-            keys.append(list(heads))
-        failed: dict[tuple[str, str], ShardReceipt] = {}
-        ran = run_missing(work, engine, self._progress) if work else []
-        for (job, manifest), of_job, found in zip(work, keys, ran, strict=True):
-            other = [receipt for receipt in found.errors if not receipt.changed]
+        placed: dict[tuple[str, int], tuple[AffectedVersion, ShardHead]] = {}
+        for group, found in groups.items():
+            job, manifest = self._job(likes[group], [head for _, head in found.values()])
+            work.append((job, manifest))
+            keys.append(list(found))
+            placed |= {(job.manifest_uri, at): its for at, its in enumerate(found.values())}
+        failed: dict[tuple[str, str], str] = {}
+        changed: dict[tuple[str, int], str] = {}
+
+        def final(receipt: ShardReceipt) -> str:
+            at = receipt.manifest_uri, receipt.index
+            if receipt.changed and at not in changed:
+                changed[at] = self._changed_in(*placed[at])
+            return changed.get(at, "")
+
+        ran = run_missing(work, engine, self._progress, final=final) if work else []
+        for (job, manifest), of_job, became in zip(work, keys, ran, strict=True):
+            other = [receipt for receipt in became.errors if not receipt.changed]
             require_counted("the erasure", len(manifest.heads), other)
-            for receipt in found.errors:
-                failed[job.work_uri, of_job[receipt.index]] = receipt
+            for receipt in became.errors:
+                why = final(receipt) or receipt.error.removeprefix(f"{receipt.kind}: ")
+                failed[job.work_uri, of_job[receipt.index]] = why
         for job, _ in work:
             storage.delete(job.manifest_uri)
         return dict(self._uncounted(failed)) if failed else {}
+
+    def _changed_in(self, each: AffectedVersion, head: ShardHead) -> str:
+        """Says which images of a shard are not as they were listed, of those that it reads.
+
+        Args:
+            each: A version that has the shard.
+            head: What is left of the shard.
+
+        Returns:
+            A text without a full stop; nothing if all are as they were, as seen from here.
+        """
+        lost = tuple(of for of in each.lost if of.content in head.origins)
+        read = images_to_read(self._catalogue, self._names, [replace(each, lost=lost)])
+        tables = [*read.values()] or [each.after.entries.read_shard(head)]
+        files = look_at(tables)
+        return some_of([why for images in tables for why in changed_images(images, files)])
 
     def _group(self, each: AffectedVersion) -> tuple[object, ...]:
         version = each.kept.version
@@ -133,16 +165,16 @@ class ErasureRecount:
         return ShardJob(self._recipe(like), uri, work, self._catalogue.entries_uri), manifest
 
     def _uncounted(
-        self, failed: Mapping[tuple[str, str], ShardReceipt]
+        self, failed: Mapping[tuple[str, str], str]
     ) -> Sequence[tuple[tuple[str, ...], str]]:
         found = []
         for each in self._affected:
             version = each.kept.version
             work = self._catalogue.partials_uri(each.kept.name, version)
             keys = by_shard(each.after, version.spec, version.products)
-            errors = [failed[work, key].error for key in keys if (work, key) in failed]
-            if errors:
-                found.append((each.kept.identity, f"{each.kept.numbered_name}: {errors[0]}"))
+            reasons = [failed[work, key] for key in keys if (work, key) in failed]
+            if reasons:
+                found.append((each.kept.identity, some_of(reasons)))
         return found
 
     def version(self, each: AffectedVersion, after: Manifest, engine: Engine) -> Version | None:

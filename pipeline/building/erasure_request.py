@@ -9,6 +9,9 @@ from typing import Annotated, TypedDict
 from pipeline.options import Option, Options
 from pipeline.wording import count_of, in_units
 
+NOTHING_LEFT = "no image is left that can be read"
+"""Why a version is removed in whose place nothing can be put."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EraseOptions(Options):
@@ -110,9 +113,15 @@ class ErasurePreview:
         held: Those images that their source still holds.
         stated: Versions whose source is named, so that the erasure is refused: the log states it.
         alike: Other images with the identity of an erased one, which may be copies of it.
-        recounted: For each dataset, the numbers of commits that made versions with the images.
+        recounted: For each dataset, the numbers of commits that made versions with the images,
+            those that are counted again.
         restated: For each dataset, those of versions that only share a list of images with them.
         cost: What it will read and write.
+        copies: Other images whose files are equal to an erased one's, as image hashes tell.
+        unreadable: For each dataset, which of these versions cannot be counted again, and why: an
+            image that has to be read for it is gone, or has changed. With `drop_unreadable` they
+            are removed; without it, nothing is erased.
+        emptied: For each dataset, which versions are removed as all their images are erased.
     """
 
     images: int
@@ -123,6 +132,9 @@ class ErasurePreview:
     recounted: Mapping[str, tuple[int, ...]]
     restated: Mapping[str, tuple[int, ...]]
     cost: ErasureCost
+    copies: tuple[str, ...] = ()
+    unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    emptied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,8 @@ class Erased:
             error, and may leave sums that count them until the same images are erased once more.
         lenses: Urls of the lenses in the catalogue that were fitted on sums with erased images, of
             this erasure or an earlier one. They stay.
+        copies: Other images whose files are equal to an erased one's, as image hashes tell. They
+            stay.
     """
 
     images: int
@@ -158,3 +172,4 @@ class Erased:
     searched: int = 0
     running: tuple[str, ...] = ()
     lenses: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()

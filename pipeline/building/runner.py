@@ -124,6 +124,7 @@ def run_missing(
     begins: Callable[[int, Sequence[int]], None] = lambda at, missing: None,
     failed: Sequence[dict[str, FailedShard]] | None = None,
     unlisted: Callable[[int, Exception], None] | None = None,
+    final: Callable[[ShardReceipt], str] = lambda receipt: "",
 ) -> list[Ran]:
     """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
 
@@ -143,6 +144,8 @@ def run_missing(
             this run are added as they fail: the run may end with an error after that.
         unlisted: Is called with the number of each job whose stored shards cannot be listed, and
             why. No shard of it is run. None raises the error.
+        final: Says of a shard that failed why no other try can do better, in place of its error; or
+            nothing, so that it is tried again.
 
     Returns:
         What became of each job's shards, in the order of the jobs.
@@ -151,7 +154,7 @@ def run_missing(
         ValueError: Two jobs have their manifests at the same url.
     """
     failed = [{} for _ in work] if failed is None else failed
-    return _ShardRun(work, engine, progress, landed, begins, failed, unlisted).run()
+    return _ShardRun(work, engine, progress, landed, begins, failed, unlisted, final).run()
 
 
 class _ShardRun:
@@ -166,6 +169,7 @@ class _ShardRun:
         begins: Callable[[int, Sequence[int]], None],
         failed: Sequence[dict[str, FailedShard]],
         unlisted: Callable[[int, Exception], None] | None,
+        final: Callable[[ShardReceipt], str],
     ) -> None:
         claimant = secrets.token_hex(8)
         self._jobs = [replace(job, claimant=claimant) for job, _ in work]
@@ -173,6 +177,7 @@ class _ShardRun:
         self._progress = progress
         self._landed = landed
         self._begins = begins
+        self._final = final
         self._sizes = [{h.index: h.candidates for h in plan.heads} for _, plan in work]
         self._plans = [plan for _, plan in work]
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
@@ -252,11 +257,12 @@ class _ShardRun:
                 self._others.hold(job.work_uri, key, index)
             elif receipt.error:
                 self._errors[at, index] = receipt
-                self._failed[at][self._content(at, index)] = FailedShard(
-                    self._times(at, index) + 1, receipt
-                )
+                why = self._final(receipt)
+                times = TRIES if why else self._times(at, index) + 1
+                self._failed[at][self._content(at, index)] = FailedShard(times, receipt)
                 name = f"shard {index}"
-                self._progress(StepFailed(name, receipt.error, receipt.transient))
+                again_helps = receipt.transient and not why
+                self._progress(StepFailed(name, why or receipt.error, again_helps))
                 if not self._is_given_up(at, index):
                     again.append((at, index))
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.building import Erased, ErasurePreview
-from pipeline.wording import count_of, some_of
+from pipeline.wording import count_of, option, some_of
 
 ERASURE_LIMITS = (
     "Not reached from here: backups, older versions of objects in a versioned bucket, pages and "
@@ -18,12 +18,27 @@ ERASURE_LIMITS = (
 """What an erasure cannot remove."""
 
 
-def preview_lines(preview: ErasurePreview) -> list[str]:
-    """Returns what an erasure would do, as lines."""
+def preview_lines(preview: ErasurePreview, *, drop_unreadable: bool = False) -> list[str]:
+    """Returns what an erasure would do, as lines.
+
+    Args:
+        preview: What was found.
+        drop_unreadable: Whether the erasure is to remove versions that cannot be counted again.
+    """
     lines = [f"{count_of(preview.images, 'image')} to erase"]
     lines += _unknown(preview.unknown)
     for what, of in (("count again", preview.recounted), ("list anew", preview.restated)):
         lines += [f"  {what}: {_versions(name, at)}" for name, at in of.items()]
+    lines += [f"  remove: {why}" for of in preview.emptied.values() for why in of]
+    unreadable = [why for of in preview.unreadable.values() for why in of]
+    if drop_unreadable:
+        lines += [f"  remove, as it cannot be counted again: {why}" for why in unreadable]
+    elif unreadable:
+        lines += [f"  cannot be counted again: {why}" for why in unreadable]
+        lines += [
+            "  so that nothing would be erased, until these images are as they were listed.",
+            f"  With {option('drop_unreadable', True)}, these versions are removed",
+        ]
     lines.append(f"  {preview.cost}")
     if preview.stated:
         lines.append(
@@ -35,7 +50,7 @@ def preview_lines(preview: ErasurePreview) -> list[str]:
             f"  still in their source, so that the next build brings them back: "
             f"{some_of(preview.held)}"
         )
-    return [*lines, *_alike(preview.alike)]
+    return [*lines, *_copies(preview.copies), *_alike(preview.alike)]
 
 
 def erased_lines(erased: Erased) -> list[str]:
@@ -52,7 +67,8 @@ def erased_lines(erased: Erased) -> list[str]:
         f"  {count_of(erased.removed, 'object')} removed; {count_of(erased.searched, 'object')} "
         "searched, and none names an erased image"
     )
-    lines += [*_alike(erased.alike), *_running(erased.running), *_fitted(erased.lenses)]
+    lines += [*_copies(erased.copies), *_alike(erased.alike)]
+    lines += [*_running(erased.running), *_fitted(erased.lenses)]
     return [*lines, ERASURE_LIMITS]
 
 
@@ -84,6 +100,16 @@ def _fitted(uris: Sequence[str]) -> list[str]:
         "  Such a file names and shows no image, but the image had a part in its weights. Delete",
         "  the file, and fit the lens again if it is still needed:",
         *(f"    {uri}" for uri in uris),
+    ]
+
+
+def _copies(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [
+        f"  warning: {count_of(len(names), 'copy', 'copies')} under other names, with equal bytes: "
+        f"{some_of(names)}.",
+        "  They stay. To erase them too, name them as well (--json lists them all)",
     ]
 
 

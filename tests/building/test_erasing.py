@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -68,6 +68,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
+from pipeline.events import StepFailed, ignore
 from pipeline.reporting import erased_lines, preview_lines
 from pipeline.sources import entries_file, shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
@@ -138,7 +139,9 @@ class Home:
         """What tells that an image was there: its url, its path, and what told its contents."""
         return [self.uri(name), str(self.images / name), *self.identities[name]]
 
-    def erase(self, *names: str, **options: Any) -> Erased:
+    def erase(
+        self, *names: str, progress: Callable[[Any], None] = ignore, **options: Any
+    ) -> Erased:
         values = {"reason": "asked for", "by": "ada", "weights": [self.network.weights], **options}
         with InProcess() as engine:
             return erase_images(
@@ -147,6 +150,7 @@ class Home:
                 EraseOptions(**values),
                 engine,
                 RESOURCES,
+                progress,
             )
 
 
@@ -573,8 +577,23 @@ def test_versions_that_cannot_be_counted_again_are_refused(home: Home) -> None:
     home.remove("1/04.png")
     newest = home.build()
     files = sorted(storage.walk(home.catalogue.root))
-    with pytest.raises(SourceError, match=r"1 version cannot.*`drop_unreadable=True`:\n  x@"):
-        home.erase("1/04.png")
+    told: list[object] = []
+    with pytest.raises(SourceError, match=r"^1 version cannot be counted") as refused:
+        home.erase("1/04.png", progress=told.append)
+    error, needed = str(refused.value), str(home.images / "1/01.png")
+    changed = f"{needed} has changed since it was listed"
+    assert f":\n  x@1: {changed}\nNothing was erased. There are two ways on. Put these" in error
+    assert "Or give `drop_unreadable=True`, which removes these versions" in error
+    assert "SourceError" not in error
+    assert "rerun" not in error
+    failed = [event for event in told if isinstance(event, StepFailed)]
+    assert [(event.error, event.transient) for event in failed] == [(changed, False)]
+    preview = preview_erasure(home.catalogue, [str(home.images / "1/04.png")])
+    assert (preview.recounted, preview.unreadable) == ({}, {"x": (f"x@1: {changed}",)})
+    lines = preview_lines(preview)
+    assert lines[1] == f"  cannot be counted again: x@1: {changed}"
+    (line,) = set(preview_lines(preview, drop_unreadable=True)) - {*lines}
+    assert line == f"  remove, as it cannot be counted again: x@1: {changed}"
     left = {item.uri for item in storage.walk(home.catalogue.root)}
     assert {item.uri for item in files} <= left  # nothing was removed
     done = home.erase("1/04.png", drop_unreadable=True)
@@ -630,8 +649,9 @@ def test_a_dataset_of_erased_images_only_is_gone(home: Home) -> None:
     home.build()
     home.build("other")
     home.remove("a.png")
+    emptied = preview_erasure(home.catalogue, [str(home.images / "a.png")]).emptied
     done = home.erase("a.png")
-    assert set(done.dropped) == {"x", "other"}
+    assert set(done.dropped) == {"x", "other"} == set(emptied)
     assert home.catalogue.head().datasets == {}
     assert naming(home, home.uri("a.png")) == []
 
@@ -734,14 +754,29 @@ def test_a_whole_archive(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     assert home.erase("all.zip").removed == 1
 
 
-def test_an_image_of_the_same_content_stays_and_is_told(home: Home) -> None:
+def test_copies_of_an_image_and_what_may_be_one_stay_and_are_told(home: Home) -> None:
     filled(home, 8)
-    shutil.copy2(home.images / "0/03.png", home.images / "copy.png")
+    image = home.images / "0/03.png"
+    shutil.copy2(image, home.images / "copy.png")
+    home.write("2/alike.png", 77)
+    shutil.copy(image, home.images / "late.png")
+    (home.images / "2/alike.png").write_bytes(b"a" * image.stat().st_size)
+    at = image.stat().st_mtime_ns
+    os.utime(home.images / "2/alike.png", ns=(at, at))
     home.build()
+    (home.images / "late.png").unlink()
+    home.build()  # a version before it has a copy that is gone
     home.remove("0/03.png")
+    copies = (str(home.images / "copy.png"), str(home.images / "late.png"))
+    alike = (str(home.images / "2/alike.png"),)
+    preview = preview_erasure(home.catalogue, [str(image)])
+    assert (preview.copies, preview.alike) == (copies, alike)
     done = home.erase("0/03.png")
-    assert done.alike == (str(home.images / "copy.png"),)
+    assert (done.copies, done.alike) == (copies, alike)
+    for lines in (preview_lines(preview), erased_lines(done)):
+        assert f"bytes: {copies[0]} and {copies[1]}." in "\n".join(lines)
     assert naming(home, home.uri("0/03.png")) == []
+    assert home.erase("copy.png", "late.png", source_keeps=True).copies == ()
 
 
 def test_pairs_are_named_as_before(home: Home) -> None:
