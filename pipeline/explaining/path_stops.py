@@ -139,6 +139,8 @@ def _versions(
         ),
     )
     reference = None
+    if asked.reference is not None:
+        catalogue.find(f"{dataset}@{asked.reference}", at, spec)  # says so if there is none
     if len(kept) > 1:
         reference = _reference_version(catalogue, dataset, asked.reference, at, spec, kept)
     return Stops(dataset, spec, at, kept, left_out, reference)

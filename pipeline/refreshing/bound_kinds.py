@@ -161,8 +161,8 @@ class MoveBound(DistanceBound):
     def back(self) -> int:
         """How many versions the dataset must have had before, so that there is anything to judge.
 
-        A dataset that has had no version before has no release either. With one before, a tag, a
-        time or a number that names none is a mistake. A window takes no version before.
+        With one before, a tag, a time or a number that names none is a mistake. A window takes no
+        version before.
         """
         if self.is_window:
             return 0

@@ -45,15 +45,19 @@ def require_versions(bound: AnyBound, catalogue: Catalogue, head: Commit, builds
         try:
             catalogue.look_up(name, head)
         except NotFound as error:
-            problem = _problem(bound, catalogue, head, named.dataset)
+            tag = named.which if isinstance(named.which, str) else ""
+            problem = _problem(bound, catalogue, head, named.dataset, tag)
             if problem is not None:
                 raise UsageError(f"{bound}: {error}{problem}") from error
 
 
-def _problem(bound: AnyBound, catalogue: Catalogue, head: Commit, dataset: str) -> str | None:
+def _problem(
+    bound: AnyBound, catalogue: Catalogue, head: Commit, dataset: str, tag: str
+) -> str | None:
     """Tells whether a name that means no version is a mistake, and where else the version is.
 
-    A move is not judged before there are several versions, and that is no mistake.
+    A move is not judged before there are several versions, and that is no mistake. But no refresh
+    makes a tag: if the dataset is there and the tag is not, it would be missed after the builds.
 
     Returns:
         What to add to the error; None if it is no mistake.
@@ -71,6 +75,8 @@ def _problem(bound: AnyBound, catalogue: Catalogue, head: Commit, dataset: str) 
                 f"; commit {rename.commit} renamed {rename.old} to {rename.new}, and there is no "
                 f"{old}{bound.against} either"
             )
+    if tag and not known:
+        return f"; if that is the tag you mean, vdna tag {dataset} {tag} gives it"
     return "" if known else None
 
 

@@ -31,20 +31,22 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _NARROWEST, _WIDEST = 8, 24
 """The width of a histogram in characters. If there is less room, none is drawn."""
 
-_LAYER_COLUMNS = (
-    "distance: mean over the layer's neurons, in bins. corrected: for the sizes of the samples, "
-    "with its 95% interval. q: the false discovery rate at which it differs. share: of the whole "
-    "distance"
-)
+_LAYER_COLUMNS = {
+    "distance": "distance: mean over the layer's neurons, in bins",
+    "corrected [95%]": "corrected: for the sizes of the samples, with its 95% interval",
+    "q": "q: the false discovery rate at which it differs",
+    "share": "share: of the whole distance",
+}
+"""What the columns are of which a line is printed above the layers, by their headings."""
 
-_NEURON_COLUMNS = (
-    "shift: how far the values of {b} lie above (+) or below (-) those of {a}, in bins"
-)
-
-_LIKE_IT = "like it: how many others of its stage tell the same. "
+_NEURON_COLUMNS = {
+    "like it": "like it: how many others of its stage tell the same",
+    "shift": "shift: how far the values of {b} lie above (+) or below (-) those of {a}, in bins",
+}
+"""The same for the neurons."""
 
 _SPARKLINES = (
-    ". The last columns are histograms of the neuron's values in each dataset, the low values on "
+    "The last columns are histograms of the neuron's values in each dataset, the low values on "
     "the left; higher blocks are more values, on one scale for both"
 )
 
@@ -67,7 +69,6 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
     a, b = found.versions
     of = "" if found.lens == UNIFORM else f" through lens {found.lens}"
     console.print(Text(f"From {a} to {b}{of}: layers", style="bold"), soft_wrap=True)
-    console.print(Text(_LAYER_COLUMNS, style="dim"), soft_wrap=True)
     tested = found.neurons["q"].null_count < found.neurons.num_rows
     rows = [
         {
@@ -79,7 +80,7 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
         for row in found.layers.to_pylist()
         if row["neurons"]
     ]
-    _print_ranking(rows, console)
+    _print_ranking(rows, console, _LAYER_COLUMNS)
     if found.signed:
         console.print(Text(SIGNED_LENS_TEXT, style="dim"), soft_wrap=True)
     blind = [row["layer"] for row in found.layers.to_pylist() if not row["neurons"]]
@@ -110,15 +111,14 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
         )
     width = min((console.width - _width(_ranking(rows, {})) - 2) // 2, _WIDEST)
     inks: dict[str, str] = {}
-    legend = (_LIKE_IT if merged else "") + _NEURON_COLUMNS.format(a=a, b=b)
+    told = {heading: of.format(a=a, b=b) for heading, of in _NEURON_COLUMNS.items()}
     if width >= _NARROWEST:
         headings = _sparkline_headings(a, b, width)
         inks = dict(zip(headings, ("blue", "yellow"), strict=True))
         for row, group in zip(rows, shown, strict=True):
             row |= zip(headings, _sparklines(group.histogram, width), strict=True)
-        legend += _SPARKLINES
-    console.print(Text(legend, style="dim"), soft_wrap=True)
-    _print_ranking(rows, console, inks)
+        told[headings[0]] = _SPARKLINES
+    _print_ranking(rows, console, told, inks)
 
 
 def _sparkline_headings(a: str, b: str, width: int) -> tuple[str, str]:
@@ -128,13 +128,19 @@ def _sparkline_headings(a: str, b: str, width: int) -> tuple[str, str]:
 
 
 def _print_ranking(
-    rows: list[dict[str, str]], console: Console, inks: Mapping[str, str] | None = None
+    rows: list[dict[str, str]],
+    console: Console,
+    told: Mapping[str, str],
+    inks: Mapping[str, str] | None = None,
 ) -> None:
+    """Prints a table, as many of its first columns as fit, and above it what these are."""
     if not rows:
         return
     alike = any(row["distance"].startswith(ALIKE_MARK) for row in rows)
     while _width(table := _ranking(rows, inks or {})) > console.width and len(rows[0]) > 2:
         rows = [dict(list(row.items())[:-1]) for row in rows]
+    legend = ". ".join(told[heading] for heading in rows[0] if heading in told)
+    console.print(Text(legend, style="dim"), soft_wrap=True)
     console.print(
         Segments(console.render(table, console.options.update(width=_width(table)))),
         soft_wrap=True,

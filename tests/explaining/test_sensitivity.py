@@ -304,6 +304,9 @@ def test_the_printed_tables_keep_their_numbers_at_any_width(found: Explanation, 
     assert "stem[5]" in text
     assert "head[2]" in text
     assert ("▁" in text) == (width >= 80)
+    shown = {word for line in text.splitlines() if "distance " in line for word in line.split()}
+    told = {word for word in ("q", "share", "shift") if f"{word}: " in text}
+    assert told == shown & {"q", "share", "shift"}, "only the columns that are there are explained"
     sentence = explanation_sentence(found)
     assert sentence.startswith(f"{found.differing} of 20 neurons differ")
 

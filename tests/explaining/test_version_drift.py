@@ -229,6 +229,8 @@ def test_a_path_takes_two_versions() -> None:
     put(place, OLD)
     with pytest.raises(UsageError, match="a path takes two versions, and 1 version of x of spec"):
         drift(place, "x")
+    with pytest.raises(NotFound, match="there is no x@tga; it has no tag"):
+        drift(place, "x", reference="tga")
     with pytest.raises(NotFound, match="no dataset 'y'"):
         drift(place, "y")
     remove(place, ["x"])

@@ -234,6 +234,11 @@ def test_a_name_that_means_none_of_several_versions_is_an_error(
             {"dataset": "tagged", "against": "@frist"},
             "there is no tagged@frist; its tags are first",
         ),
+        (
+            {"dataset": "once", "against": "@release"},
+            "there is no once@release; it has no tag, its versions are once@2; if that is the tag "
+            "you mean, vdna tag once release gives it",
+        ),
         ({"a": "a@realease", "b": "once"}, "there is no a@realease; its tags are release"),
         ({"a": "once", "b": "once@release"}, "there is no once@release; it has no tag, its v"),
         ({"a": "once", "b": "a@-4"}, "there is no a@-4; its versions are a@4, a@3 and a@1"),
@@ -251,7 +256,7 @@ def test_a_version_that_will_never_be_is_refused_before_a_build(
 @pytest.mark.parametrize(
     "bound",
     [
-        *({"dataset": "once", "against": of} for of in ("@-1", "@-9", "@release", "@2020-01")),
+        *({"dataset": "once", "against": of} for of in ("@-1", "@-9", "@2020-01")),
         *({"against": of} for of in ("@-1", "@-9", "@release", "@1", "@2999-10", "@last:7d", "@8")),
         *({"dataset": "new", "against": of} for of in ("@-1", "@release", "@1", "@2020-01")),
         *({"a": of, "b": "a"} for of in ("a@-3", "once@-1", "a@7", "new@1", "new@-1")),
