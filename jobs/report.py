@@ -58,7 +58,13 @@ def report(
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
     from pipeline import api, storage
-    from pipeline.reporting import SITE_INDEX, bounds_note, headline, summary_sentence
+    from pipeline.reporting import (
+        SITE_INDEX,
+        bounds_note,
+        from_zero_note,
+        headline,
+        summary_sentence,
+    )
 
     if out is None and site is None:
         out = "vdna-report.html"
@@ -80,7 +86,8 @@ def report(
         print_json({"out": where, "bytes": size, "datasets": len(matrix.names)})
         return
     first = headline(matrix)
-    say(*filter(None, (first, bounds_note(first), summary_sentence(matrix))))
+    summary = summary_sentence(matrix), from_zero_note(matrix)
+    say(*filter(None, (first, bounds_note(first), *summary)))
     beside = ""
     if site is not None:
         counts = [

@@ -3,6 +3,7 @@ from .captions import group_rows as group_rows
 from .conclusions import DIFFERENT as DIFFERENT
 from .conclusions import WEIGHTLESS as WEIGHTLESS
 from .conclusions import explanation_sentence as explanation_sentence
+from .conclusions import from_zero_note as from_zero_note
 from .conclusions import matrix_sentences as matrix_sentences
 from .conclusions import neighbour_lines as neighbour_lines
 from .conclusions import sentences_heading as sentences_heading

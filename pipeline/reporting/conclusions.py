@@ -49,6 +49,12 @@ MOST_DECIMALS = 4
 
 WHY_PLAIN = "too few images, or imported"
 
+FROM_ZERO_TEXT = (
+    "An interval from 0 and a difference can both be true: the test asks whether there is any "
+    "difference, and the interval how large it is, which needs more images"
+)
+"""Why an interval may begin at 0 beside what differs."""
+
 SIGNED_LENS_TEXT = (
     "Some weights are below 0: what neurons add cancels, so that a layer's number may be negative, "
     "or not defined where its weights sum to no more than 0"
@@ -119,6 +125,16 @@ def wide_note(matrix: Matrix, layer: str = ALL) -> str:
         "wide, because it is not clear whether a few neurons differ much or many differ a little. "
         "A wide interval is a bound: it holds the true distance more often than 95% of the time."
     )
+
+
+def from_zero_note(matrix: Matrix, layer: str = ALL) -> str:
+    """Says how many pairs differ and have an interval from 0, or returns an empty text."""
+    low, verdict = matrix.of(layer, "low"), verdicts(matrix, layer)
+    count = int(np.triu((verdict == DIFFERENT) & (low <= 0), 1).sum())
+    if not count:
+        return ""
+    which = "1 pair that differs has" if count == 1 else f"{count:,} pairs that differ have"
+    return f"{which} an interval that begins at 0. {FROM_ZERO_TEXT}."
 
 
 def uncorrected(matrix: Matrix, layer: str = ALL) -> str:
@@ -301,6 +317,8 @@ def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
         lines.append(f"  {lost:,} at no distance that is defined")
     if ALIKE in verdict[i]:
         lines.append(f"{ALIKE_MARK} {ALIKE_TEXT}")
+    if ((verdict[i] == DIFFERENT) & (matrix.of(layer, "low")[i] <= 0)).any():
+        lines.append(FROM_ZERO_TEXT)
     return lines
 
 
@@ -331,13 +349,14 @@ def distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
 def matrix_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     """Returns the heading, the nearest and farthest of each dataset, and how many pairs differ.
 
-    A note on wide intervals comes last, if there are some.
+    Notes on intervals come last: on those from 0, and on wide ones, if there are some.
     """
+    notes = from_zero_note(matrix, layer), wide_note(matrix, layer)
     return [
         sentences_heading(matrix, layer),
         *nearest_sentences(matrix, layer),
         summary_sentence(matrix, layer),
-        *([note] if (note := wide_note(matrix, layer)) else []),
+        *filter(None, notes),
     ]
 
 

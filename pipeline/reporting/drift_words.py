@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.building import Movement
 from pipeline.comparing import CONFIDENCE, FALSE_ALARM_RATE, LEAST_ALARMED, RATED_VERSIONS
 from pipeline.explaining import REFERENCE, STEP, Drift, DriftRow
-from pipeline.reporting.conclusions import format_number, with_interval
+from pipeline.reporting.conclusions import FROM_ZERO_TEXT, format_number, with_interval
 from pipeline.reporting.version_words import aligned_lines, difference_json
 from pipeline.wording import count_of, some_of
 
@@ -62,11 +62,11 @@ def columns_told(found: Drift) -> str:
         "istances are in bins, corrected for the sizes of the samples, with "
         f"{CONFIDENCE:.0%} intervals"
     )
-    if found.window:
-        return f"D{distances}"
-    return (
-        f"change: images added, removed, changed and equal since the version before. D{distances}"
-    )
+    changes = "change: images added, removed, changed and equal since the version before. "
+    lines = f"{'' if found.window else changes}D{distances}"
+    moves = (move for row in found.alarmed for move in (row.reference, row.step))
+    from_zero = any(move is not None and move.low is not None and move.low <= 0 for move in moves)
+    return f"{lines}. {FROM_ZERO_TEXT}" if from_zero else lines
 
 
 def drift_sentences(found: Drift) -> list[str]:
@@ -95,6 +95,11 @@ def drift_sentences(found: Drift) -> list[str]:
         if found.window
         else f"{rate} have a false alarm."
     )
+    if not raised and found.explanation is not None:
+        sentences.append(
+            f"A small q below is no alarm: it is of {' and '.join(found.moved)} alone, and the "
+            "alarm rule keeps that rate over the whole path."
+        )
     if untested := [row.name for row in found.rows if not row.folds]:
         sentences.append(f"Not tested: {some_of(untested)}, as imported DNAs have no folds.")
     if few := [

@@ -20,6 +20,7 @@ from pipeline.explaining import Explanation, Overlay
 from pipeline.reporting.conclusions import (
     ALIKE_MARK,
     ALIKE_TEXT,
+    FROM_ZERO_TEXT,
     SIGNED_LENS_TEXT,
     decimals_of,
     format_number,
@@ -81,6 +82,8 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
         if row["neurons"]
     ]
     _print_ranking(rows, console, _LAYER_COLUMNS)
+    if any(map(_differs_from_zero_on, found.layers.to_pylist())):
+        console.print(Text(FROM_ZERO_TEXT, style="dim"), soft_wrap=True)
     if found.signed:
         console.print(Text(SIGNED_LENS_TEXT, style="dim"), soft_wrap=True)
     blind = [row["layer"] for row in found.layers.to_pylist() if not row["neurons"]]
@@ -168,6 +171,12 @@ def _ranking(rows: Sequence[Mapping[str, str]], inks: Mapping[str, str]) -> Tabl
         alike = row["distance"].startswith(ALIKE_MARK)
         table.add_row(*map(Text, row.values()), style="dim" if alike else "")
     return table
+
+
+def _differs_from_zero_on(row: Mapping[str, Any]) -> bool:
+    """Tells whether a row's test finds a difference, while its interval begins at 0."""
+    q, low = row["q"], row["low"]
+    return q is not None and q < FALSE_DISCOVERY_RATE and low is not None and low <= 0
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pipeline.dna import Floats
 from pipeline.reporting.conclusions import (
     ALIKE_MARK,
     ALIKE_TEXT,
+    FROM_ZERO_TEXT,
     format_number,
     seen,
     with_interval,
@@ -107,6 +108,8 @@ def found_sentences(found: Neighbours) -> list[str]:
             f"{count_of(found.undefined, 'pair')} without a distance, because a neuron has no "
             "finite activation in one of the datasets."
         )
+    if (_column(found, "q") < FALSE_DISCOVERY_RATE)[_column(found, "low") <= 0].any():
+        lines.append(f"{FROM_ZERO_TEXT}.")
     duplicates = [
         f"{a} and {b} (at most {format_number(most)} bins apart)"
         for (a, b), most in found.near_duplicates().items()

@@ -17,13 +17,15 @@ from pipeline.explaining import VersionDifference, VersionRow
 from pipeline.reporting.conclusions import format_number
 from pipeline.wording import count_of
 
-_HEADINGS = ("commit", "time", "images", "failed", "change", "moved", "drift", "tags")
+_HEADINGS = ("commit", "time", "images", "failed", "change", "plain move", "plain drift", "tags")
 
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
 VERSION_COLUMNS = (
-    "change: images added, removed, changed and equal since the version before. moved, drift: the "
-    "distance from the version before, and from the oldest one here, in bins"
+    "change: images added, removed, changed and equal since the version before. plain move, plain "
+    "drift: the distance from the version before, and from the oldest one here, in bins, not "
+    "corrected for the sizes of the samples. What a build and vdna drift print is corrected, and "
+    "so smaller"
 )
 
 

@@ -175,6 +175,10 @@ def test_what_moved_is_that_of_the_last_alarm(place: Catalogue, found: Drift) ->
         "No alarm: none of 3 versions of x differs from the one before, or from x@1, by more than "
         "chance explains."
     )
+    assert drift_sentences(quiet)[2] == (
+        "A small q below is no alarm: it is of x@1 and x@3 alone, and the alarm rule keeps that "
+        "rate over the whole path."
+    )
 
 
 def test_another_version_may_be_the_reference(place: Catalogue) -> None:

@@ -90,8 +90,7 @@ def test_what_gc_removed_is_listed_without_distances() -> None:
         "images",
         "failed",
         "change",
-        "moved",
-        "drift",
+        *("plain", "move", "plain", "drift"),
         "tags",
     ]
 

@@ -30,6 +30,7 @@ from pipeline.reporting import (
 from pipeline.reporting.conclusions import (
     ALIKE,
     UNTESTED,
+    from_zero_note,
     matrix_sentences,
     nearest_sentences,
     plain_note,
@@ -464,13 +465,17 @@ def test_the_matrix_opens_as_the_guide_shows(
 
 def test_wide_intervals_are_counted_in_words_unless_they_begin_at_zero() -> None:
     matrix = with_estimates(matrix_of("a", "b", "c", "d"))
-    assert wide_note(matrix) == ""
+    assert wide_note(matrix) == from_zero_note(matrix) == ""
     for low, (i, j) in ((10.0, (0, 2)), (0.0, (0, 3))):
         for at in ((i, j), (j, i)):
             matrix.estimates["low"][(-1, *at)] = low
             matrix.estimates["high"][(-1, *at)] = low + 1.6
     assert wide_note(matrix).startswith("1 of 6 intervals is wide, because it is not clear")
-    assert matrix_sentences(matrix)[-1] == wide_note(matrix)
+    zero = from_zero_note(matrix)
+    assert zero.startswith("1 pair that differs has an interval that begins at 0. An interval from")
+    assert matrix_sentences(matrix)[-2] == zero
+    assert neighbour_lines(matrix, "d")[-1] in zero
+    assert neighbour_lines(matrix, "b")[-1] not in zero
     matrix.estimates["high"][-1, 1, 2] = matrix.emd[-1, 1, 2] + 10
     assert wide_note(matrix).startswith("2 of 6 intervals are wide")
     assert wide_note(with_single(matrix_of("a", "b"), 0)) == ""

@@ -22,7 +22,14 @@ from pipeline.comparing import FALSE_DISCOVERY_RATE, Estimate, Matrix, Measure, 
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
 from pipeline.explaining import stages_of
-from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, through, wide_note
+from pipeline.reporting.conclusions import (
+    any_corrected,
+    from_zero_note,
+    no_test,
+    plain_note,
+    through,
+    wide_note,
+)
 from pipeline.reporting.headline_sentences import headline
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT_DATASETS, pack
@@ -159,9 +166,8 @@ def _told(
             {"points": _rounded(found.points), "stress": round(found.stress, 6)} for found in maps
         ],
     }
-    plain_ones = plain_note(matrix, planes[-1])
-    wide_ones = wide_note(matrix, planes[-1])
-    notes = [note for note in (plain_ones, wide_ones) if note]
+    all_notes = (note_of(matrix, planes[-1]) for note_of in (plain_note, from_zero_note, wide_note))
+    notes = [note for note in all_notes if note]
     for plane, found in zip(planes, arranged, strict=True):
         if found.undefined and plane not in seen.weightless:
             lacking = ", ".join(matrix.names[i] for i in found.undefined[:5])
