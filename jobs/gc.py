@@ -70,13 +70,16 @@ def gc(
 
     root, rules = _configured(config, catalogue, retention)
     items: list[Stored] = []
+    young: list[Stored] = []
     leaving: list[LeavingVersion] = []
+    later: list[LeavingVersion] = []
     place, grace = Catalogue(root), timedelta(days=min(grace_days, MOST_DAYS))
     tasks = asked_workers(workers, ray_address)
     with mapper_for(root, tasks, ray_address, progress) as mapper:
         if dry_run:
-            items = list(garbage(place, **asdict(rules), grace=grace, mapper=mapper))
+            items = list(garbage(place, **asdict(rules), grace=grace, mapper=mapper, young=young))
             leaving = leaving_versions(place, items, rules) if items else []
+            later = leaving_versions(place, young, rules) if young else []
             count, size = len(items), sum(item.size for item in items)
         else:
             count, size = collect(
@@ -89,12 +92,27 @@ def gc(
             say(item.uri)
     if not count:
         place.at()  # says so if there is no catalogue
+    young_bytes = sum(item.size for item in young)
     if as_json:
-        told = {"versions": [asdict(version) for version in leaving]} if dry_run else {}
-        print_json({"objects": count, "bytes": size, "removed": not dry_run} | told)
-    else:
-        done = "to remove" if dry_run else "removed"
-        say(f"{count_of(count, 'object')}, {count_of(size, 'byte')} {done}")
+        told: dict[str, object] = {"objects": count, "bytes": size, "removed": not dry_run}
+        if dry_run:
+            told["versions"] = [asdict(version) for version in leaving]
+            told["later"] = {
+                "objects": len(young),
+                "bytes": young_bytes,
+                "versions": [asdict(version) for version in later],
+            }
+        print_json(told)
+        return
+    done = "to remove" if dry_run else "removed"
+    say(f"{count_of(count, 'object')}, {count_of(size, 'byte')} {done}")
+    if young:
+        say(
+            f"{count_of(len(young), 'more object')}, {count_of(young_bytes, 'byte')}, that no kept "
+            f"version needs either: younger than {grace_days:g} days (--grace-days), so that they "
+            "stay for now",
+            *(f"  {version}" for version in later),
+        )
 
 
 def _configured(

@@ -112,6 +112,27 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+_WANTED = {
+    "bool_type": "it must be true or false",
+    "dict_type": "it must have fields with names",
+    "extra_forbidden": "there is no such field",
+    "finite_number": "it must be finite",
+    "float_type": "it must be a number",
+    "greater_than": "it must be more than {gt:g}",
+    "greater_than_equal": "it must be at least {ge:g}",
+    "int_type": "it must be a whole number",
+    "json_invalid": "it is not JSON",
+    "less_than": "it must be less than {lt:g}",
+    "less_than_equal": "it must be at most {le:g}",
+    "list_type": "it must be a list",
+    "literal_error": "it must be {expected}",
+    "model_type": "it must have fields with names",
+    "string_type": "it must be text",
+}
+"""What a field must be, by the names that pydantic gives to what is wrong. It has words of its own
+for the others."""
+
+
 def wrong_fields(error: ValidationError, most: int = 8) -> str:
     """Says which fields pydantic refused, for the message of an error of ours.
 
@@ -121,12 +142,14 @@ def wrong_fields(error: ValidationError, most: int = 8) -> str:
 
     Returns:
         Each field with its value and what it must be, such as
-        `gate.0.max is -1: Input should be greater than or equal to 0`.
+        `gate.0.max is -1: it must be at least 0`.
     """
     said = []
     for one in error.errors(include_url=False)[:most]:
         field = ".".join(map(str, one["loc"])) or "the whole"
-        value, wanted = shortened(one["input"]), one["msg"].removeprefix("Value error, ")
+        value = shortened(one["input"])
+        wanted = _WANTED.get(one["type"], one["msg"]).format(**one.get("ctx", {}))
+        wanted = wanted.removeprefix("Value error, ")
         missing = one["type"] in ("missing", "missing_argument")
         said.append(
             f"{field} is missing in {value}" if missing else f"{field} is {value}: {wanted}"

@@ -21,12 +21,12 @@ from pipeline.building.reading_estimate import LOCAL, SHARD_REQUESTS, sampled_re
 from pipeline.building.request import Request
 from pipeline.building.shard_time import SHARD_SECONDS, images_in
 from pipeline.building.speed import Speed, measure_speed, way_digest
-from pipeline.errors import SpecMismatch, UsageError, wrong_fields
+from pipeline.errors import SourceError, SpecMismatch, UsageError, wrong_fields
 from pipeline.events import Listener, Said, ignore
 from pipeline.options import shared_values
 from pipeline.sources import list_source, plan
 from pipeline.spec import Resources
-from pipeline.wording import option
+from pipeline.wording import option, some_of
 
 MOST_BYTES = 2**16
 """The largest file of prices or of a speed that is read."""
@@ -147,6 +147,14 @@ def forecast(
         )
     if known is not None:
         _require_same_speed(known, asked, str(request.measured))
+        if unused := _set_for_a_sample(request, resources):
+            verb = "changes" if len(unused) == 1 else "change"
+            progress(
+                Said(
+                    f"{some_of(unused)} {verb} nothing here: the speed is that in "
+                    f"{request.measured}, and no sample is counted"
+                )
+            )
     progress(Said(f"listing {request.source}"))
     listing = list_source(request.source, asked.rules, progress=progress)
     speed = known or measure_speed(asked, listing, resources, request.sample, progress)
@@ -192,22 +200,22 @@ def forecast(
 
 def _read_prices(path: str) -> Prices:
     """Reads a file of prices; raises `UsageError` if a field is wrong."""
+    fields = f"give a file of prices, with {some_of(list(Prices.model_fields))}"
     try:
-        return Prices.model_validate(yaml.safe_load(_text(path)))
+        return Prices.model_validate(yaml.safe_load(_text(path, fields)))
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML") from error
+        raise UsageError(f"{path} is not YAML; {fields}") from error
     except ValidationError as error:
-        raise UsageError(f"{path}: {wrong_fields(error)}") from error
+        raise UsageError(f"{path}: {wrong_fields(error)}; {fields}") from error
 
 
 def _known_speed(path: str) -> Speed:
     """Reads the speed from what `vdna plan --json` printed."""
+    what = "give what `vdna plan --json` printed"
     try:
-        found = TypeAdapter(_Printed).validate_json(_text(path))
+        found = TypeAdapter(_Printed).validate_json(_text(path, what))
     except ValidationError as error:
-        raise UsageError(
-            f"{path}: {wrong_fields(error)}; give what `vdna plan --json` printed"
-        ) from error
+        raise UsageError(f"{path}: {wrong_fields(error)}; {what}") from error
     return found.speed
 
 
@@ -217,11 +225,26 @@ class _Printed(BaseModel):
     speed: Speed
 
 
-def _text(path: str) -> bytes:
-    data = storage.read_range(storage.canonical(path), 0, MOST_BYTES + 1)
+def _text(path: str, what: str) -> bytes:
+    """Reads a small file that an option names; `what` says which one to give if it is not there."""
+    try:
+        data = storage.read_range(storage.canonical(path), 0, MOST_BYTES + 1)
+    except SourceError as error:
+        raise UsageError(f"{error}; {what}") from error
     if len(data) > MOST_BYTES:
         raise UsageError(f"{path} is larger than {MOST_BYTES:,} bytes, so it is another file")
     return data
+
+
+def _set_for_a_sample(request: ForecastRequest, resources: Resources) -> list[str]:
+    """Names the options that were set and only say how the speed of a sample is measured."""
+    of_resources = ("threads", "backend", "micro_batch", "cuda_graphs", "decode")
+    given = [("sample", request)] + [(name, resources) for name in of_resources]
+    return [
+        option(name, getattr(of, name))
+        for name, of in given
+        if getattr(of, name) != getattr(type(of), name)
+    ]
 
 
 def _require_same_speed(known: Speed, asked: Request, path: str) -> None:

@@ -47,6 +47,7 @@ def garbage(
     grace: timedelta = GRACE,
     now: datetime | None = None,
     mapper: Mapper | None = None,
+    young: list[Stored] | None = None,
 ) -> Iterator[Stored]:
     """Finds the objects that no kept version needs. The log, specs and ranges always stay.
 
@@ -59,6 +60,8 @@ def garbage(
         now: The time that ages are counted from. None asks the store's own clock, by writing a
             small object there.
         mapper: Where manifests are read; None for this process.
+        young: Gets the objects that stay only for now, as they are younger than `grace`, or a
+            manifest is that names them.
 
     Yields:
         Each object to delete.
@@ -68,7 +71,7 @@ def garbage(
         CorruptFile: If the log is not whole.
     """
     kept = _KeptVersions(catalogue, RetentionOptions(keep=keep, days=days), now).newest()
-    yield from _old(catalogue, kept, grace, now, mapper or SerialMapper())
+    yield from _old(catalogue, kept, grace, now, mapper or SerialMapper(), young)
 
 
 def _old(
@@ -77,6 +80,7 @@ def _old(
     grace: timedelta,
     now: datetime | None,
     mapper: Mapper,
+    young: list[Stored] | None = None,
 ) -> Iterator[Stored]:
     """Yields the objects that are not needed, and are old enough to be removed.
 
@@ -87,10 +91,13 @@ def _old(
     manifests = storage.join(catalogue.root, "manifests")
     for item in _unneeded(catalogue, kept, mapper):
         now = now or storage.clock(catalogue.root)
-        if item.modified is not None and now - item.modified > grace:
-            if item.uri not in spared:
-                yield item
-        elif item.uri.startswith(f"{manifests}/"):
+        is_old = item.modified is not None and now - item.modified > grace
+        if is_old and item.uri not in spared:
+            yield item
+            continue
+        if young is not None:
+            young.append(item)
+        if not is_old and item.uri.startswith(f"{manifests}/"):
             spared.update(_entries_of(catalogue, item.uri))
 
 

@@ -118,7 +118,13 @@ def test_time_is_what_images_take_shared_by_workers_after_the_start(
         assert seconds == [each / 2 + 7, each + 7, each * 2 + 7]
         assert found.worker_hours.likely == pytest.approx((3600 + 7 * workers) / 3600)
         assert found.workers == workers
-    assert forecast(asked, Resources(workers=1000)).workers == found.shards
+    told: list[Any] = []
+    many = Resources(workers=1000, threads=3, decode="here")
+    assert forecast(replace(asked, sample=9), many, told.append).workers == found.shards
+    assert [of.message.partition(" nothing here: the speed is")[0] for of in told] == [
+        "`sample=9`, `threads=3` and `decode='here'` change",
+        f"listing {source}",
+    ]
 
 
 def test_gpus_are_counted_by_the_speed_of_a_gpu(
@@ -176,10 +182,14 @@ def test_a_speed_that_was_measured_in_another_way_is_refused(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{worker_hour: -1}", "worker_hour is -1: Input should be greater than or equal to 0"),
-        ("{worker_hour: .nan}", "worker_hour is nan"),
+        (
+            "{worker_hour: -1}",
+            "worker_hour is -1: it must be at least 0; give a file of prices, with",
+        ),
+        ("{worker_hour: .nan}", "worker_hour is nan: it must be finite"),
         ("{hour: 1}", "worker_hour is missing"),
-        ("{worker_hour: 1, hour: 2}", "hour is 2"),
+        ("{worker_hour: 1, hour: 2}", "hour is 2: there is no such field"),
+        ("[1]", "the whole is [1]: it must have fields with names; give a file of prices, with"),
         ("[", "is not YAML"),
         ("x" * 70_000, "is larger than 65,536 bytes"),
     ],
@@ -192,6 +202,11 @@ def test_a_wrong_price_is_named(
         forecast(ForecastRequest(str(source), price=path, **options))
     assert path in str(caught.value)
     assert says in str(caught.value)
+    gone = str(tmp_path / "gone.yaml")
+    with pytest.raises(
+        UsageError, match=r"gone\.yaml does not exist.*; give a file of prices, with"
+    ):
+        forecast(ForecastRequest(str(source), price=gone, **options))
 
 
 def test_what_is_no_speed_is_named(source: Path, options: dict[str, Any], tmp_path: Path) -> None:

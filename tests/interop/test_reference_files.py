@@ -1121,11 +1121,11 @@ def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"type": ...}, "type is missing in {"),
-        ({"type": "median"}, "type is 'median': Input should be 'histogram', 'gaussian'"),
+        ({"type": "median"}, "type is 'median': it must be 'histogram', 'gaussian'"),
         ({"vdna_version": ...}, "vdna_version is missing"),
         (
             {"feature_extractor_name": 3},
-            "extractor_name is 3: Input should be a valid string",
+            "extractor_name is 3: it must be text",
         ),
         (
             {"feature_extractor_name": "\ud800"},
@@ -1143,7 +1143,7 @@ def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
         ({"neurons_list": {"block_0": 2.5}}, "neurons_list.block_0 is 2.5"),
         ({"distribution": {}}, "distribution.hist_nb_bins is missing in {}"),
         ({"distribution": {"hist_nb_bins": 1}}, "distribution.hist_nb_bins is 1"),
-        ({"data_settings": []}, r"data_settings is \[\]: Input should be a valid dict"),
+        ({"data_settings": []}, r"data_settings is \[\]: it must have fields with names"),
         ({"data_settings": {"crop_to_square_pre_resize": "left"}}, "crop_.* is 'left'"),
         ({"data_settings": {"resize_mode": ["clean"]}}, "resize_mode is .'clean'."),
         ({"extraction_settings": None}, "extraction_settings is None"),

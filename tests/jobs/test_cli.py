@@ -423,8 +423,8 @@ def test_any_number_of_failures_may_be_allowed(tmp_path: Path, spoilt: Path) -> 
 
 def test_an_infinite_grace_period_removes_nothing(place: Path) -> None:
     words = ("gc", "-c", place, "--grace-days", "inf", "--dry-run")
-    nothing = {"objects": 0, "bytes": 0, "removed": False, "versions": []}
-    assert vdna_json(*words) == nothing
+    none = {"objects": 0, "bytes": 0, "versions": []}
+    assert vdna_json(*words) == {**none, "removed": False, "later": none}
 
 
 def test_a_catalogue_that_cannot_be_written_is_an_error_without_traceback(
@@ -781,6 +781,13 @@ def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
         f"a@1: 2 images, current until {leaving['until'][:10]}; it is not among the newest 1"
     )
     assert len(listed) == planned["objects"]
+    young = vdna(*words[:-2], "--dry-run").stdout.splitlines()
+    assert young[0] == "0 objects, 0 bytes to remove"
+    assert young[1].startswith(
+        f"{planned['objects']:,} more objects, {planned['bytes']:,} bytes, that no kept version "
+        "needs either: younger than 7 days (--grace-days)"
+    )
+    assert young[2:] == [f"  {told}"]
     assert vdna_json(*words, "--dry-run", "--days", 1)["objects"] == 0
     file = tmp_path / "datasets.yaml"
     entry = f"datasets: [{{name: a, source: '{source}'}}]\n"
