@@ -14,7 +14,7 @@ from pipeline.errors import VdnaError
 from pipeline.explaining import FittedLens, Score
 from pipeline.reporting.conclusions import format_number
 from pipeline.storage import Stored
-from pipeline.wording import count_of, some_of
+from pipeline.wording import count_of, option, some_of
 
 HEAVIEST = 20
 """How many neurons of a lens are shown."""
@@ -39,8 +39,8 @@ def lens_json(lens: Lens) -> dict[str, Any]:
 
 
 def fit_lines(fitted: FittedLens) -> list[str]:
-    """Returns how a lens does on images that it was not fitted to."""
-    lines = [_score_line(score) for score in fitted.scores]
+    """Returns how a lens does on images that it was not fitted to, and what to do if not well."""
+    lines = [*_held_out_lines(fitted.lens, fitted.scores), *_advice(fitted)]
     seen = {score.role for score in fitted.scores if score.seen}
     if all(score.role == "focus" for score in fitted.scores):
         return lines
@@ -51,6 +51,45 @@ def fit_lines(fitted: FittedLens) -> list[str]:
         kept = f"what is kept changes by {fitted.change:.1%}"
     gone = f"{fitted.suppression:.1%} of what is ignored is gone"
     return [*lines, f"held out: {gone}, {kept} (means of the attributes that are seen)"]
+
+
+def _held_out_lines(lens: Lens, scores: Sequence[Score]) -> list[str]:
+    """Says how a lens does on each attribute, and which numbers these are."""
+    if not scores:
+        return []
+    pairs = {":" in score.attribute for score in scores}  # else the same images, or a change
+    how = "corrected for the sizes of the samples"
+    if pairs == {False}:
+        how = "plain, as both sides are the same images"
+    elif False in pairs:
+        how = f"{how}, and plain where both sides are the same images"
+    other = "goes by all images"
+    if (lens.weights < 0).any():
+        other += ", and corrects nothing where weights are below 0"
+    return [
+        *map(_score_line, scores),
+        f"these distances are {how}, each of half of the images; vdna compare --lens {lens.name} "
+        f"{other}, so that its numbers differ from these",
+    ]
+
+
+def _advice(fitted: FittedLens) -> list[str]:
+    """Says what to do about scores that are not as wished."""
+    missed = [score for score in fitted.scores if score.seen and not _is_as_wished(score)]
+    if not missed:
+        return []
+    how, ways = fitted.lens.provenance, ["more images of both sides"]
+    if missed[0].role == "focus":
+        ways += [f"more neurons ({option('top', 2 * how['top'])})"]
+    else:
+        ways += ["fewer attributes to ignore and to keep at once"]
+        ways += [f"no {option('non_negative', True)}"] if how["non_negative"] else []
+        ways += [f"no {option('by_layer', True)}"] if how["by"] == "layer" else []
+    which = some_of([score.attribute for score in missed])
+    return [
+        f"not as wished: {which}. Fit again with {', or '.join(ways)}. As it is, do not rely on "
+        "what the lens shows of it"
+    ]
 
 
 def _score_line(score: Score) -> str:
@@ -96,7 +135,7 @@ def lens_lines(lens: Lens) -> list[str]:
             for dataset, dna in origin["members"].items()
         ]
         lines += [f"  {text}" for text in _sample_lines(origin.get("sample") or {})]
-    lines += [_score_line(Score(**score)) for score in origin.get("held_out", ())]
+    lines += _held_out_lines(lens, [Score(**score) for score in origin.get("held_out", ())])
     return lines + [f"  {name}  {weight:+.3g}" for name, weight in heaviest_neurons(lens).items()]
 
 

@@ -28,7 +28,7 @@ from pipeline.explaining import AttributeDistances, FittedLens, Role, Score, fit
 from pipeline.explaining.attribute import Attribute
 from pipeline.explaining.attribute_distances import RIDGES
 from pipeline.explaining.lens_problem import FitProblem, NeuronDistances
-from pipeline.reporting import gather_matrix_page
+from pipeline.reporting import fit_lines, gather_matrix_page
 from pipeline.reporting.conclusions import format_number
 from pipeline.sources import Entry, Manifest, Shard, plan
 from tests.explaining.test_sensitivity import RANGES, SPEC, put
@@ -495,6 +495,35 @@ def run(*words: str) -> str:
     done = CliRunner().invoke(app, ["lens", *words])
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def test_a_fit_says_which_numbers_these_are_and_what_to_do_about_bad_ones() -> None:
+    ways = {"non_negative": True, "by": "layer"}
+    taps = (("stem", 2),)
+    lens = Lens("of", taps, np.array([1.0, 0.0]), {"kind": "ignore", **ways})
+
+    def told(lens: Lens, *scores: Score) -> str:
+        return "\n".join(fit_lines(FittedLens(lens, scores)))
+
+    good, kept = Score("a:b", "ignored", 3.0, 0.1, True), Score("c:d", "kept", 3.0, 1.0, True)
+    bad = replace(good, through=0.5)
+    said = told(lens, good, kept)
+    assert "not as wished" not in said
+    assert (
+        "\nthese distances are corrected for the sizes of the samples, each of half of the images; "
+        "vdna compare --lens of goes by all images, so that its numbers differ from these\n" in said
+    )
+    signed = replace(lens, weights=np.array([1.0, -1.0]))
+    assert "all images, and corrects nothing where weights are below 0, so" in told(signed, good)
+    assert "\nthese distances are plain, as both sides" in told(
+        lens, replace(good, attribute="a=b")
+    )
+    assert (
+        "\nnot as wished: a:b. Fit again with more images of both sides, or fewer attributes to "
+        "ignore and to keep at once, or no `non_negative=True`, or no `by_layer=True`."
+    ) in told(lens, bad, kept)
+    focus = Lens("of", taps, np.ones(2), {"kind": "focus", "top": 2})
+    assert ", or more neurons (`top=4`)." in told(focus, Score("a:b", "focus", 3.0, 0.9, True))
 
 
 def test_the_lens_commands_fit_list_and_show(place: Catalogue, tmp_path: Path) -> None:
