@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import replace
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, cleandoc, signature
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -171,6 +171,8 @@ def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
             except Exception as raised:
                 raise typer.Exit(end_badly(raised, as_json=bool(given.get("as_json")))) from raised
 
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
+    run.__doc__ = "\n\n".join(" ".join(of.split()) for of in paragraphs)  # Typer breaks the lines
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

@@ -9,6 +9,7 @@ import typer
 from jobs.output import print_json, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 from pipeline.catalogue import SpecOptions
+from pipeline.errors import UsageError
 
 
 @guarded
@@ -18,7 +19,9 @@ def tag(
     name: Annotated[
         str, typer.Argument(help="Dataset, or a version of it, such as photos@-1 or photos@7.")
     ],
-    tag: Annotated[str, typer.Argument(help="The tag: begins with a letter.")],
+    tag: Annotated[
+        str | None, typer.Argument(help="The tag: begins with a letter.", show_default=False)
+    ] = None,
     remove: Annotated[
         bool, typer.Option("--remove", help="Take the tag away from the dataset.")
     ] = False,
@@ -30,6 +33,7 @@ def tag(
     """
     from pipeline.catalogue import Catalogue, dataset_of, remove_tag, tag_version
 
+    tag = _given(tag, name, remove=remove)
     place = Catalogue(catalogue)
     before = place.at().number
     commit = remove_tag(place, name, tag) if remove else tag_version(place, name, tag, options.spec)
@@ -44,6 +48,19 @@ def tag(
         say(f"{dataset}@{tag}: nothing to do, it is the version of commit {tagged}")
     else:
         say(f"{dataset}@{tag}: the version of commit {tagged}, by commit {commit.number}")
+
+
+def _given(tag: str | None, name: str, *, remove: bool) -> str:
+    """Returns the tag; if there is none, or it stands in the name, the error says what to write."""
+    if tag is not None:
+        return tag
+    dataset, mark, named = name.partition("@")
+    if remove and mark:
+        right = f"write the tag {named} after the dataset: vdna tag {dataset} {named} --remove"
+    else:
+        end = " --remove" if remove else ""
+        right = f"there is no tag; write it after the name: vdna tag {name} TAG{end}"
+    raise UsageError(right)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,10 @@ def paired_notes(paired: Paired) -> list[str]:
     found = [f"{a} and {b} ({share:.0%})" for (a, b), share in paired.items() if _is_paired(share)]
     if not found:
         return []
-    return [f"images have the same paths, and error bars are those of pairs: {some_of(found)}"]
+    return [
+        "images of the same path count as pairs, as those of two versions do, and the error bars "
+        f"allow for it (share of the images): {some_of(found)}"
+    ]
 
 
 def shared_source_notes(versions: Mapping[str, Version], paired: Paired | None = None) -> list[str]:

@@ -40,7 +40,7 @@ NAMED_ALONE = 8
 
 _LOWER_END = re.compile(r"bins or more\b")
 
-_UPPER_END = re.compile(r"\b(at most|within) [\d.]+ bins")
+_UPPER_END = re.compile(r"\bat most [\d.]+ bins")
 
 
 def headline(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:
@@ -92,7 +92,7 @@ def bounds_note(said: str) -> str:
     Returns:
         A sentence; an empty text if the headline names no such end.
     """
-    upper = " and ".join(f'"{word}"' for word in dict.fromkeys(_UPPER_END.findall(said)))
+    upper = '"at most"' if _UPPER_END.search(said) else ""
     if _LOWER_END.search(said):
         more = f", and {upper} the upper end" if upper else ""
         return f'Here "or more" is the lower end of a 95% interval{more}.'
@@ -201,7 +201,7 @@ def _alone(names: Sequence[str], values: Floats, low: Floats, high: Floats) -> l
     stand = "stands alone:" if len(found.groups) == 1 else "stand alone: each is"
     return [
         f"{alone} {stand} {_least(found.between)} bins or more from every other dataset, while "
-        f"each other one has another within {_most(found.within)} bins."
+        f"each other one has another that is at most {_most(found.within)} bins away."
     ]
 
 

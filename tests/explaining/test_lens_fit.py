@@ -513,7 +513,7 @@ def test_a_fit_says_which_numbers_these_are_and_what_to_do_about_bad_ones() -> N
         "\nthese distances are corrected for the sizes of the samples, each of half of the images; "
         "vdna compare --lens of goes by all images, so that its numbers differ from these\n" in said
     )
-    signed = replace(lens, weights=np.array([1.0, -1.0]))
+    signed = replace(lens, weights=np.array([2.0, -1.0]))
     assert "all images, and corrects nothing where weights are below 0, so" in told(signed, good)
     assert "\nthese distances are plain, as both sides" in told(
         lens, replace(good, attribute="a=b")

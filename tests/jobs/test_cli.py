@@ -737,7 +737,7 @@ def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.
     assert shown.startswith("From x@-1 to x: +1 -0 ~1 =11 images\n  + ")
     assert "photo-0019.jpg" in shown.splitlines()[1]
     assert "From x@-1 to x: layers" in shown
-    assert "note: images have the same paths, and error bars are those of pairs: x@-1 and" in shown
+    assert "the error bars allow for it (share of the images): x@-1 and" in shown
     assert "error bars do not hold" not in shown
     path = vdna_json("drift", "x", "-c", place, "--html", tmp_path / "p.html")
     assert [row["name"] for row in path["versions"]] == ["x@1", "x@2"]
@@ -754,6 +754,9 @@ def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.
         refused(vdna(*words, "-c", place, exits=2), "name the dataset, and no version of it")
     refused(vdna("compare", "x@5", "x", "-c", place, exits=1), "there is no x@5", "x@2 and x@1")
     refused(vdna("compare", "x@2026-99", "x", "-c", place, exits=2), "after the @ stands")
+    bare = vdna("tag", "x@first", "--remove", "-c", place, exits=2)
+    refused(bare, "write the tag first after the dataset: vdna tag x first --remove")
+    refused(vdna("tag", "x", "-c", place, exits=2), "there is no tag; ", "vdna tag x TAG")
     assert vdna("tag", "x", "first", "--remove", "-c", place).stdout == (
         "x: the tag first is taken away by commit 4\n"
     )
@@ -1034,7 +1037,7 @@ def test_compare_says_whose_images_are_in_pairs(photos: Path, tmp_path: Path) ->
         Image.open(path).point(lambda value: value // 2).save(dark / f"{path.stem}.png")
     build("plain", photos, place, *SMALL)
     build("dark", dark, place, *SMALL)
-    note = "images have the same paths, and error bars are those of pairs: dark and plain (100%)"
+    note = "the error bars allow for it (share of the images): dark and plain (100%)"
     text = vdna("compare", "-c", place, "--html", page).stdout
     assert f"note: {note}" in text
     assert note in page.read_text()
@@ -1455,6 +1458,9 @@ def test_every_command_has_a_help() -> None:
     ):
         assert command in text
         assert "Usage" in vdna(command, "--help").stdout
+    told = vdna("log", "--help").stdout.partition("For each")[2].partition("╭")[0]
+    lines = [line for line in told.splitlines() if line.strip()]
+    assert all(len(line.rstrip()) > 50 for line in lines[:-1]), "no line breaks off before its end"
 
 
 @pytest.mark.soak

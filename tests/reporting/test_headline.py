@@ -55,12 +55,12 @@ def test_the_example_of_the_module_has_the_words_of_the_code() -> None:
 
 
 def test_a_headline_that_names_one_end_of_a_distance_says_once_why() -> None:
-    both = 'Here "or more" is the lower end of a 95% interval, and "{}" the upper end.'
+    both = 'Here "or more" is the lower end of a 95% interval, and "at most" the upper end.'
     outlier = headline(matrix_at({"a": 0, "b": 2, "c": 5, "far": 40}))
     groups = headline(matrix_at({"a": 0, "b": 1, "x": 60, "y": 62}))
-    assert bounds_note(outlier) == bounds_note(groups) == both.format("at most")
+    assert bounds_note(outlier) == bounds_note(groups) == both
     points = {"a": 0.0, "b": 8, "c": 16, "d": 24, "x": 40, "y": 60, "z": 80}
-    assert bounds_note(headline(matrix_at(points))) == both.format("within")
+    assert bounds_note(headline(matrix_at(points))) == both
     alike = headline(matrix_at({"a": 0, "b": 0.26}, 0.5, ("a", "b")))
     assert bounds_note(alike) == 'Here "at most" is the upper end of a 95% interval.'
     assert bounds_note(headline(matrix_at({"a": 0, "b": 9}))) == ""
@@ -94,7 +94,7 @@ def test_every_end_that_a_headline_names_has_its_words_in_the_note(
     alike = [(names[a], names[b]) for a, b in pairs if a < len(names) > b != a]
     said = headline(matrix_at(dict(zip(names, places, strict=True)), half, *alike))
     note = bounds_note(said)
-    for words in ("or more", "at most", "within "):
+    for words in ("or more", "at most"):
         assert (words in said) == (f'"{words.strip()}"' in note), said
 
 
@@ -119,7 +119,7 @@ def test_datasets_that_stand_alone_are_named_if_there_are_no_groups() -> None:
     said = headline(matrix_at(points, 0.5))
     assert said.startswith(
         "x, y and z stand alone: each is 15.5 bins or more from every other dataset, while each "
-        "other one has another within 8.5 bins."
+        "other one has another that is at most 8.5 bins away."
     )
     one = headline(matrix_at({key: points[key] for key in "abcdx"}, 0.5))
     assert one.startswith("x stands alone: 15.5 bins or more from every other dataset, while each")
