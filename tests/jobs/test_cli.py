@@ -1037,7 +1037,10 @@ def test_compare_says_whose_images_are_in_pairs(photos: Path, tmp_path: Path) ->
         Image.open(path).point(lambda value: value // 2).save(dark / f"{path.stem}.png")
     build("plain", photos, place, *SMALL)
     build("dark", dark, place, *SMALL)
-    note = "the error bars allow for it (share of the images): dark and plain (100%)"
+    note = (
+        "images of the same path count as pairs, as those of two versions do, and the error bars "
+    )
+    note += "allow for it (share of the images): dark and plain (100%)"
     text = vdna("compare", "-c", place, "--html", page).stdout
     assert f"note: {note}" in text
     assert note in page.read_text()
