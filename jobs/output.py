@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,14 +128,24 @@ _log_format: ContextVar[LogFormat] = ContextVar("log_format", default="text")
 
 
 @contextmanager
-def shown_progress(log_format: LogFormat | None) -> Iterator[Listener]:
-    """Shows events and log records on stderr, if the command has the option for it."""
+def shown_progress(command: str, log_format: LogFormat | None) -> Iterator[Listener]:
+    """Shows events and log records on stderr, if the command has the option for it.
+
+    Args:
+        command: The name of the command, of which the job's name is made.
+        log_format: The format, or None.
+
+    Yields:
+        The listener.
+    """
     if log_format is None:
         yield ignore
         return
+    from pipeline.engine import submission_id
     from pipeline.reporting import show_progress
 
-    with show_progress(log_format) as listener, heard_by(listener):
+    job = submission_id() or f"{command}-{secrets.token_hex(4)}"
+    with show_progress(log_format, job=job) as listener, heard_by(listener):
         before = _log_format.set(log_format)
         try:
             yield listener

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import replace
 from inspect import Parameter, Signature, cleandoc, signature
@@ -25,7 +25,7 @@ import typer
 from jobs.option_parameters import is_options, on_the_command_line
 from jobs.output import checked_output, end_badly, shown_progress, tell
 from pipeline.counting import collect_rarely
-from pipeline.events import Listener, LogFormat
+from pipeline.events import Listener, LogFormat, fanned_out, heard_by
 from pipeline.options import options_of
 from pipeline.wording import options_as_flags
 
@@ -117,14 +117,32 @@ _LOG_FORMAT = Parameter(
 )
 """The option of commands that show progress."""
 
+_METRICS_PORT = Parameter(
+    "metrics_port",
+    Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option(
+            "--metrics-port",
+            metavar="[ADDRESS:]PORT",
+            envvar="VDNA_METRICS_PORT",
+            help="Port at which Prometheus finds metrics of this command (default: none, or Ray's "
+            "own if it runs on a cluster). Without an address only this machine can ask.",
+        ),
+    ],
+)
+"""The option of those of them that may run on Ray, so that they may take long."""
+
 
 def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
     """Makes a function a command.
 
     A parameter that is annotated with an `Options` class becomes that class's options on the
     command line. One that is annotated with `Listener` becomes `--log-format`, and is given what
-    shows events in that format. An error becomes one message and an exit code; if nobody foresaw
-    it, the message names a file with the details.
+    shows events in that format. If the command has `--ray-address`, it becomes `--metrics-port`,
+    too, and what it is given also makes metrics of them. An error becomes one message and an exit
+    code; if nobody foresaw it, the message names a file with the details.
 
     Args:
         command: The function. Its docstring is the command's help.
@@ -135,12 +153,15 @@ def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
     hints = get_type_hints(command, include_extras=True)
     models = {name: hint for name, hint in hints.items() if is_options(hint)}
     listeners = [name for name, hint in hints.items() if hint == Listener]
+    measures = RayOption in hints.values()
     parameters: list[Parameter] = []
     for parameter in signature(command).parameters.values():
         if parameter.name in models:
             parameters += map(on_the_command_line, options_of(models[parameter.name]))
         elif parameter.name in listeners:
             parameters.append(_LOG_FORMAT)
+            if measures:
+                parameters.append(_METRICS_PORT)
         else:
             kind = Parameter.KEYWORD_ONLY
             parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
@@ -152,9 +173,14 @@ def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
             options_as_flags(),
             _ended_by_sigterm(),
             checked_output(),
-            shown_progress(given.pop(_LOG_FORMAT.name, None)) as listener,
+            shown_progress(command.__name__, given.pop(_LOG_FORMAT.name, None)) as shown,
+            ExitStack() as stack,
         ):
             try:
+                listener = shown
+                if listeners and measures:
+                    place = given.pop(_METRICS_PORT.name)
+                    listener = stack.enter_context(_measured(shown, place))
                 made: dict[str, Any] = dict.fromkeys(listeners, listener)
                 for name, model in models.items():
                     made[name] = model(**{o.name: given.pop(o.name) for o in options_of(model)})
@@ -176,6 +202,18 @@ def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+@contextmanager
+def _measured(shown: Listener, place: str | None) -> Iterator[Listener]:
+    """Makes metrics of what is shown, unless the command's options are only checked."""
+    if _only_checking.get():
+        yield shown
+        return
+    from pipeline.reporting import served_metrics
+
+    with served_metrics(place) as metrics, heard_by(listener := fanned_out(shown, metrics)):
+        yield listener
 
 
 @contextmanager

@@ -12,10 +12,11 @@ days that has to be added up, is given no listener; it tells the one that listen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 
@@ -50,6 +51,26 @@ class Started:
 
 
 @dataclass(frozen=True)
+class ShardWork:
+    """What a worker did for a shard that this job counted.
+
+    Attributes:
+        images: How many images were counted now.
+        reasons: How many images could not be read, by the reason.
+        reused: How many images were not read, as an earlier build has kept their sums.
+        bytes: Bytes of the images that were read now, where the source states their sizes.
+        spent: Seconds that the worker's threads spent in each stage of the work, since its shard
+            before: `fetch`, `decode` and `network`.
+    """
+
+    images: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    reused: int = 0
+    bytes: int = 0
+    spent: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A step of the stage is done.
 
@@ -60,6 +81,9 @@ class StepDone:
         name: Which step it was, or "" if it has no name.
         ahead: How many images were decoded ahead, by tasks, for the worker that did the step, since
             the step before.
+        dataset: The dataset that the step belongs to, or "" if that is not known.
+        shard: The number of the shard, if the step is one.
+        work: What was done for the shard; None if another job stored it, or the step is no shard.
     """
 
     units: int
@@ -67,6 +91,9 @@ class StepDone:
     seconds: float = 0.0
     name: str = ""
     ahead: int = 0
+    dataset: str = ""
+    shard: int | None = None
+    work: ShardWork | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +104,17 @@ class StepFailed:
         name: Which step it was.
         error: The kind of the error and its message.
         transient: Whether the same command may succeed later.
+        dataset: The dataset that the step belongs to, or "" if that is not known.
+        shard: The number of the shard, if the step is one.
+        seconds: How long a worker had it.
     """
 
     name: str
     error: str
     transient: bool = True
+    dataset: str = ""
+    shard: int | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +128,44 @@ class Retried:
 
     steps: int
     attempt: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """The stage waits for steps that another job has claimed.
+
+    Attributes:
+        steps: How many of them; 0 once it waits for none.
+    """
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """Steps of another job are done here, as it has died.
+
+    Attributes:
+        steps: How many of them.
+    """
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class ClusterJoined:
+    """This process has become a driver of a Ray cluster."""
+
+
+@dataclass(frozen=True)
+class PoolFilled:
+    """All workers of a new pool run, and none was waited for.
+
+    Attributes:
+        workers: How many they are.
+    """
+
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -143,7 +214,21 @@ class Idle:
     """The job waits until someone asks it for something. That it says nothing is no trouble."""
 
 
-Event = Said | Started | StepDone | StepFailed | Retried | PoolChanged | Warned | Finished | Idle
+Event = (
+    Said
+    | Started
+    | StepDone
+    | StepFailed
+    | Retried
+    | Held
+    | TakenOver
+    | ClusterJoined
+    | PoolFilled
+    | PoolChanged
+    | Warned
+    | Finished
+    | Idle
+)
 
 Listener = Callable[[Event], None]
 """Takes each event as it happens, in whichever thread. It must return quickly and not raise."""
@@ -155,6 +240,42 @@ LogFormat = Literal["text", "json"]
 
 def ignore(event: Event) -> None:
     """Listens to nothing."""
+
+
+def fanned_out(*listeners: Listener) -> Listener:
+    """Returns a listener that tells each of these, in their order."""
+
+    def tell_all(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell_all
+
+
+_topic: ContextVar[Mapping[str, object]] = ContextVar("topic", default=MappingProxyType({}))
+
+
+@contextmanager
+def about(**topic: object) -> Iterator[None]:
+    """Says what the block is about, for structured logs: its `dataset`, its `shard`.
+
+    Args:
+        **topic: What it is about. What is empty is left out.
+
+    Yields:
+        Nothing.
+    """
+    before = _topic.get()
+    _topic.set({**before, **{name: value for name, value in topic.items() if value != ""}})
+    try:
+        yield
+    finally:
+        _topic.set(before)
+
+
+def topic_here() -> Mapping[str, object]:
+    """Returns what the work of this thread is about."""
+    return _topic.get()
 
 
 _around: ContextVar[Listener] = ContextVar("around", default=ignore)

@@ -47,7 +47,7 @@ from pipeline.counting import (
 )
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.events import Listener, Said, Started, StepDone, stage
+from pipeline.events import Listener, Said, Started, StepDone, about, stage
 from pipeline.mapper import Mapper, NotOpened, map_in_order
 from pipeline.networks import Network, encode_ranges
 from pipeline.sources import (
@@ -189,7 +189,8 @@ class Planner:
 
         def planned(request: Request) -> DatasetPlan | Exception:
             try:
-                return self._plan(request, ahead)
+                with about(dataset=request.name):
+                    return self._plan(request, ahead)
             except Exception as error:
                 return error
 
@@ -245,7 +246,7 @@ class Planner:
         request = replace(request, by=_effective_by(request, base), pair_by=pair_by)
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         work_uri = catalogue.work_uri(request.name, spec.digest)
-        job = ShardJob(recipe, uri, work_uri, catalogue.entries_uri)
+        job = ShardJob(recipe, uri, work_uri, catalogue.entries_uri, dataset=request.name)
         if base is not None and _is_up_to_date(catalogue, request, base, plan, job, head):
             self._note_committed(request, base, manifest, products)
             return DatasetPlan(
@@ -420,7 +421,8 @@ class Planner:
         def job_of(its: Recipe, some: Manifest) -> ShardJob:
             uri = catalogue.uri("manifests", spec, name, some.digest)
             store_manifest(uri, some)
-            return ShardJob(its, uri, catalogue.work_uri(name, spec), catalogue.entries_uri)
+            work = catalogue.work_uri(name, spec)
+            return ShardJob(its, uri, work, catalogue.entries_uri, dataset=name)
 
         return PlanAhead(self._sizes(request, recipe), Entries(catalogue.entries_uri), planned)
 

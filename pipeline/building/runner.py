@@ -20,7 +20,17 @@ from pipeline.errors import (
     UnexpectedError,
     VdnaError,
 )
-from pipeline.events import Listener, Retried, Said, Started, StepDone, StepFailed, stage
+from pipeline.events import (
+    Held,
+    Listener,
+    Retried,
+    Said,
+    Started,
+    StepDone,
+    StepFailed,
+    TakenOver,
+    stage,
+)
 from pipeline.mapper import map_in_order
 from pipeline.sources import Manifest, walk_widely
 from pipeline.wording import count_of, some_of
@@ -261,8 +271,15 @@ class _ShardRun:
                 times = TRIES if why else self._times(at, index) + 1
                 self._failed[at][self._content(at, index)] = FailedShard(times, receipt)
                 name = f"shard {index}"
-                again_helps = receipt.transient and not why
-                self._progress(StepFailed(name, why or receipt.error, again_helps))
+                failed = StepFailed(
+                    name,
+                    why or receipt.error,
+                    receipt.transient and not why,
+                    self._jobs[at].dataset,
+                    index,
+                    receipt.seconds,
+                )
+                self._progress(failed)
                 if not self._is_given_up(at, index):
                     again.append((at, index))
             else:
@@ -286,8 +303,7 @@ class _ShardRun:
 
     def _wait(self) -> list[tuple[ShardJob, int]]:
         """Waits for shards that another job counts; returns those that are to be taken over."""
-        waiting = count_of(sum(map(len, self._others.held.values())), "shard")
-        self._progress(Said(f"waiting for {waiting} that another job counts"))
+        self._progress(Held(self._held))
         pause = FIRST_PAUSE
         todo: list[tuple[ShardJob, int]] = []
         while self._others.held and not todo:
@@ -305,8 +321,14 @@ class _ShardRun:
                 if found.stored:
                     pause = FIRST_PAUSE
         if todo:
-            self._progress(Said(f"taking over {count_of(len(todo), 'shard')} of another job"))
+            self._progress(TakenOver(len(todo)))
+        self._progress(Held(self._held))
         return todo
+
+    @property
+    def _held(self) -> int:
+        """How many shards other jobs hold."""
+        return sum(map(len, self._others.held.values()))
 
     def _is_stored(self, at: int, index: int, receipt: ShardReceipt) -> None:
         """Takes note of a shard that is stored, and tells of it."""
@@ -322,8 +344,17 @@ class _ShardRun:
         self._ahead += receipt.ahead
         self._reused += receipt.reused
         name, size = f"shard {index}", self._sizes[at][index]
-        failures, seconds, ahead = receipt.failures, receipt.seconds, receipt.ahead
-        self._progress(StepDone(size, failures, seconds, name, ahead))
+        done = StepDone(
+            size,
+            receipt.failures,
+            receipt.seconds,
+            name,
+            receipt.ahead,
+            self._jobs[at].dataset,
+            index,
+            receipt.work,
+        )
+        self._progress(done)
         if receipt.missed and not self._told:
             self._progress(Said(f"{name}: its worker decoded for a task: {receipt.missed}"))
             self._told = True

@@ -228,7 +228,14 @@ class _DatasetRecount:
         version, todo = self._version, []
         digest = version.digest_in("manifests")
         uri = self._catalogue.uri("manifests", version.spec, self._name, digest)
-        job = ShardJob(self._recipe, uri, work, self._catalogue.entries_uri, keeps_cells=False)
+        job = ShardJob(
+            self._recipe,
+            uri,
+            work,
+            self._catalogue.entries_uri,
+            keeps_cells=False,
+            dataset=self._name,
+        )
         for index in chosen:
             if changed := _changed_images(self._manifest.shards[index]):
                 yield self._finding(
@@ -245,7 +252,16 @@ class _DatasetRecount:
                 name = f"shard {receipt.index}"
                 units = sizes[receipt.index]
                 self._progress(
-                    StepDone(units, receipt.failures, receipt.seconds, name, receipt.ahead)
+                    StepDone(
+                        units,
+                        receipt.failures,
+                        receipt.seconds,
+                        name,
+                        receipt.ahead,
+                        self._name,
+                        receipt.index,
+                        receipt.work,
+                    )
                 )
                 yield self._compare_shard(receipt, work)
 

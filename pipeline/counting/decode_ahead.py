@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from pipeline.counting.decode_choice import (
     DecodeChoice,
     Measured,
 )
+from pipeline.counting.stage_clock import add_spent
 from pipeline.dna import Failure
 from pipeline.errors import SpecMismatch, redact
 from pipeline.sources import Entry, is_read_alone
@@ -128,10 +129,12 @@ class DecodedRun:
     Attributes:
         outcomes: What became of its first members, in order. The others did not fit in its room.
         seconds: How long it took.
+        spent: Seconds in each stage of the work (see `stage_clock`).
     """
 
     outcomes: tuple[images.Loaded | Failure, ...]
     seconds: float
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -360,13 +363,15 @@ class Given:
         coming, self._coming = self._coming, Future()
         patience = max(0.0, self._began + self._seconds - monotonic())
         try:
-            return coming.result(patience).outcomes, False
+            done = coming.result(patience)
         except Exception as error:
             # An error of the run itself is met again here, or else it was not the images' fault.
             late = not coming.done()
             why = f"not decoded in {self._seconds:g} s" if late else _first_line(error)
             self._ahead.missed(why, late=late)
             return (), isinstance(error, LostRun)
+        add_spent(done.spent)
+        return done.outcomes, False
 
     def end(self, taken: int = 0) -> None:
         """Ends the work, if it still goes on, and gives up its room.

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -21,6 +22,7 @@ from time import monotonic
 from pipeline import images
 from pipeline.counting.decode_ahead import Ahead, DecodedRun, DecodeWork, Given, MemberRun
 from pipeline.counting.decoder_threads import Decoders
+from pipeline.counting.stage_clock import StageMeter, spending
 from pipeline.dna import Failure
 from pipeline.errors import BadImage
 from pipeline.sources import Entry, Members
@@ -125,14 +127,20 @@ class Preparer:
         """Begins to fetch and decode a member."""
         rule, on_device, hashed = self.rule, self.on_device, self.hashed
 
-        def make(content: Content) -> images.Loaded:
-            if isinstance(content, images.Decoded):
-                return images.loaded(content, rule, on_device)
-            if isolated:
-                return self._apart(content)
-            return images.load(content, rule, on_device, hashed)
+        def read(entry: Entry) -> Content:
+            with spending("fetch"):
+                return fetch(entry)
 
-        fetched = self._fetchers.submit(fetch, entry)
+        def make(content: Content) -> images.Loaded:
+            if not isinstance(content, images.Decoded) and isolated:
+                return self._apart(content)
+            with spending("decode"):
+                if isinstance(content, images.Decoded):
+                    return images.loaded(content, rule, on_device)
+                return images.load(content, rule, on_device, hashed)
+
+        # In this thread's context, so that what a fetch logs names the shard.
+        fetched = self._fetchers.submit(copy_context().run, read, entry)
         limit = inf if isolated else self.resources.decode_seconds
         return _Begun(entry, fetched, self._decoders.after(fetched, make, limit))
 
@@ -161,13 +169,14 @@ class Preparer:
         self._decoders.close()
 
     def _apart(self, content: bytes) -> images.Loaded:
-        return images.load_isolated(
-            content,
-            self.rule,
-            self.resources.decode_seconds,
-            on_device=self.on_device,
-            hashed=self.hashed,
-        )
+        with spending("decode"):
+            return images.load_isolated(
+                content,
+                self.rule,
+                self.resources.decode_seconds,
+                on_device=self.on_device,
+                hashed=self.hashed,
+            )
 
     def _made(self, made: Future[images.Loaded]) -> int:
         """Returns how many bytes an image takes as the network takes it, or may take."""
@@ -304,7 +313,7 @@ def decode_run(work: DecodeWork) -> DecodedRun:
         TransientError: If an image could not be read through no fault of its own.
         SourceError: If an image changed since it was listed.
     """
-    started = monotonic()
+    started, stages = monotonic(), StageMeter()
     work.require_versions()
     if work.rule.decoder:
         images.use_decoder(work.rule.decoder, work.decoder)
@@ -320,7 +329,7 @@ def decode_run(work: DecodeWork) -> DecodedRun:
             if room < 0:
                 break
             outcomes.append(outcome)
-    return DecodedRun(tuple(outcomes), monotonic() - started)
+    return DecodedRun(tuple(outcomes), monotonic() - started, stages.read())
 
 
 def _size(begun: _Begun) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -141,7 +142,10 @@ class Counter:
         new = [piece.members for _, pieces in cells for piece in pieces if not piece.kept]
         reused = total.candidates - sum(len(each.members) for each in new)
         counted = {(entry.uri, entry.member) for each in new for entry in each.members}
-        failed = sum((failure.uri, failure.member) in counted for failure in total.failures)
+        reasons = collections.Counter(
+            failure.reason for failure in total.failures if (failure.uri, failure.member) in counted
+        )
+        failed = reasons.total()
         return Made(
             total.encode(),
             len(counted) - failed,
@@ -149,6 +153,7 @@ class Counter:
             reused,
             encode_cells(files) if shard.cells else b"",
             sum(entry.size for each in new for entry in each.members),
+            dict(reasons),
         )
 
     def _cells(self, shard: Shard, kept: Mapping[str, bytes]) -> list[tuple[str, list[_Piece]]]:

@@ -11,10 +11,10 @@ so that every number comes out the same to the last bit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from time import monotonic
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from pipeline.counting.decode_ahead import Ahead, MemberRun, runs_of
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
 from pipeline.counting.preparing import Fetch, Outcomes, Preparer
+from pipeline.counting.stage_clock import spending
 from pipeline.dna import Failure
 from pipeline.sources import Shard
 from pipeline.spec import Preprocess, Resources
@@ -44,6 +45,7 @@ class Made:
         reused: How many images are in it, or failed, that an earlier build has looked at.
         cells: The object with the sums of its cells; nothing if it is one cell.
         read_bytes: Bytes of the images that were read, where the source states their sizes.
+        reasons: How many images could not be read, by the reason.
     """
 
     data: bytes
@@ -52,6 +54,7 @@ class Made:
     reused: int = 0
     cells: bytes = b""
     read_bytes: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 class Stream:
@@ -121,9 +124,13 @@ class Stream:
         batch: list[tuple[int, NDArray[Any]]] = []
         running: deque[tuple[list[int], int, Future[R]]] = deque()
 
+        def run_network(places: list[int], values: list[NDArray[Any]]) -> R:
+            with spending("network"):
+                return observe(places, self._batch(values))
+
         def start() -> None:
             places, values = [at for at, _ in batch], [image for _, image in batch]
-            future = self._networks.submit(lambda: observe(places, self._batch(values)))
+            future = self._networks.submit(run_network, places, values)
             running.append((places, _bytes_of(values), future))
             batch.clear()
 

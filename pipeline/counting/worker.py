@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
@@ -18,6 +19,7 @@ from pipeline.counting.makers import Makers, ShardMaker
 from pipeline.counting.merged_shards import merged_shard
 from pipeline.counting.micro_batch import MICRO_BATCH, bytes_per_image, of_memory
 from pipeline.counting.shard import Counter
+from pipeline.counting.stage_clock import StageMeter
 from pipeline.counting.stream import Made
 from pipeline.dna import Ranges, SealedFile
 from pipeline.errors import (
@@ -28,6 +30,7 @@ from pipeline.errors import (
     UnexpectedError,
     known_error,
 )
+from pipeline.events import ShardWork, about
 from pipeline.networks import Network, decode_ranges
 from pipeline.sources import MANIFEST, Entries, Shard, head_at
 from pipeline.spec import PRODUCTS, Backend, Resources, Spec
@@ -103,6 +106,7 @@ class ShardJob:
         claimant: The id by which workers claim shards, so that another job leaves them alone; empty
             if a shard is to be counted whoever else counts it.
         keeps_cells: Whether the sums of the shards' cells are kept for later builds.
+        dataset: The dataset, for those who are told of the shards; "" if there is none.
     """
 
     recipe: Recipe
@@ -111,6 +115,7 @@ class ShardJob:
     entries_uri: str
     claimant: str = ""
     keeps_cells: bool = True
+    dataset: str = ""
 
 
 def device_kind(resources: Resources) -> str:
@@ -139,6 +144,9 @@ class ShardReceipt:
             nothing.
         died: The processes that had the shard before and crashed, joined by semicolons; or nothing.
         read_bytes: Bytes of the images that were read now, where the source states their sizes.
+        reasons: How many images could not be read, of those that were read now, by the reason.
+        spent: Seconds that the worker's threads spent in each stage of the work, since its last
+            receipt (see `stage_clock`).
     """
 
     manifest_uri: str
@@ -156,6 +164,15 @@ class ShardReceipt:
     held_by: str = ""
     died: str = ""
     read_bytes: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def work(self) -> ShardWork | None:
+        """What was done for the shard, if it was made now."""
+        if not self.counted:
+            return None
+        return ShardWork(self.images, self.reasons, self.reused, self.read_bytes, self.spent)
 
     @property
     def counted(self) -> bool:
@@ -198,6 +215,7 @@ class Worker:
         self._manifests: dict[str, SealedFile] = {}
         self._entries: dict[str, Entries] = {}
         self._lock = threading.Lock()
+        self._stages = StageMeter()
 
     def run(self, job: ShardJob, index: int) -> ShardReceipt:
         """Commits the shard's partial, or its ranks, unless that is done, or another job does it.
@@ -210,6 +228,10 @@ class Worker:
             A receipt. Whatever was raised is in it, so that other shards go on. After an error that
             was not foreseen, the next shard loads its network again.
         """
+        with about(dataset=job.dataset, shard=index):
+            return self._run(job, index)
+
+    def _run(self, job: ShardJob, index: int) -> ShardReceipt:
         started, died = monotonic(), ""
         try:
             shard = self._shard(job, index)
@@ -260,6 +282,8 @@ class Worker:
             monotonic() - started,
             died=died,
             read_bytes=made.read_bytes,
+            reasons=made.reasons,
+            spent=self._stages.read(),
         )
 
     def _shard(self, job: ShardJob, index: int) -> Shard:

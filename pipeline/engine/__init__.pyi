@@ -3,12 +3,16 @@ from .job_server import JobServer as JobServer
 from .job_server import Submission as Submission
 from .job_server import SubmittedJob as SubmittedJob
 from .job_server import followed as followed
+from .job_server import submission_id as submission_id
 from .job_server import submit_once as submit_once
 from .job_server import wait_for_end as wait_for_end
 from .kuberay_jobs import KubeRayJobServer as KubeRayJobServer
+from .metric_kinds import Metric as Metric
+from .metric_kinds import MetricsClient as MetricsClient
 from .on_demand import OnDemand as OnDemand
 from .protocol import Engine as Engine
 from .ray_engine import RayEngine as RayEngine
 from .ray_jobs import RayJobServer as RayJobServer
+from .ray_metrics import RayMetrics as RayMetrics
 from .rayjob_template import read_template as read_template
 from .rayjob_template import template_environment as template_environment

@@ -41,6 +41,15 @@ CANCELLED = 143
 _ID = re.compile(r"(vdna-[a-z-]+-[0-9a-f]{8})-(\d+)")
 
 
+def submission_id() -> str:
+    """Returns the id that a Ray cluster has started this process by, as a job; "" for none."""
+    try:
+        config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    except ValueError:
+        return ""
+    return str(config.get("metadata", {}).get("job_submission_id", ""))
+
+
 @dataclass(frozen=True)
 class Submission:
     """A command that a cluster is to run.

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.errors import TransientError
-from pipeline.events import Listener, PoolChanged
+from pipeline.events import Listener, PoolChanged, PoolFilled
 
 SETTLE_SECONDS = 10.0
 """How long a number of workers must last before it is told. Workers start one after the other."""
@@ -61,6 +61,7 @@ class PoolWatch:
         self._last = now
         self._workers, self._since = 0, now
         self._told = most
+        self._filled = False
         self._stalled = self._waited = 0.0
         self._paused = self._resumed = False
         self._lock = threading.Lock()
@@ -111,8 +112,12 @@ class PoolWatch:
             stalled, waited = self._stalled, self._waited
         if workers != self._workers:
             self._workers, self._since = workers, now
+        elif not self._filled and workers == self._told == self._most:
+            if now - self._since >= SETTLE_SECONDS:
+                self._filled = True
+                self._listener(PoolFilled(workers))
         elif workers != self._told and now - self._since >= SETTLE_SECONDS:
-            self._told = workers
+            self._told, self._filled = workers, True
             limit = self._limits.capacity
             self._listener(PoolChanged(workers, self._most, self._wanted, limit))
         again = "rerun the same command to go on from what is committed"

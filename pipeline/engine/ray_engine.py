@@ -64,7 +64,7 @@ from pipeline.engine.ray_watch import (
 )
 from pipeline.engine.shard_actor import ShardActor, receipt_of
 from pipeline.errors import TransientError, UsageError
-from pipeline.events import Listener, Said, Warned, ignore
+from pipeline.events import ClusterJoined, Listener, Said, Warned, ignore
 from pipeline.mapper import Mapper
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import RequestMeter, count_requests, retry
@@ -147,6 +147,8 @@ class RayEngine:
                     ray.init(address=self._address, **quiet)
             except ConnectionError as error:
                 raise UsageError(f"no Ray cluster answers at {self._address}: {error}") from error
+            if not str(self._address).startswith("ray://"):  # whose client has no metrics
+                self._progress(ClusterJoined())
             return
         self._progress(Said("starting Ray on this machine"))
         # One CPU more than there is: a pool that takes all CPUs exactly can stall.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -24,6 +25,9 @@ from pipeline.engine.device_errors import is_of_device
 from pipeline.engine.ray_decoding import RayDecodePool
 from pipeline.engine.ray_nodes import RayHome
 from pipeline.storage import RequestMeter
+
+_NAMED = ("reasons", "spent")
+"""The fields of a receipt that are mappings, whose names differ from row to row."""
 
 
 class ShardActor:
@@ -84,7 +88,7 @@ class ShardActor:
             "notice": self._notices.drained(),
             "requests": self._requests.read(),
         }
-        return {name: np.array([value]) for name, value in (asdict(receipt) | told).items()}
+        return row_of(receipt) | {name: np.array([value]) for name, value in told.items()}
 
     def _begin(self) -> None:
         """Begins a shard, or ends the process if its device may be lost.
@@ -119,6 +123,13 @@ class _Notices(logging.Handler):
         return "; ".join(kept)
 
 
+def row_of(receipt: ShardReceipt) -> dict[str, Any]:
+    """Returns a receipt as a row; what has names of its own in it is written as JSON."""
+    values = asdict(receipt) | {name: json.dumps(getattr(receipt, name)) for name in _NAMED}
+    return {name: np.array([value]) for name, value in values.items()}
+
+
 def receipt_of(row: dict[str, Any]) -> ShardReceipt:
     """Returns the receipt in a row that an actor returned."""
-    return ShardReceipt(**{field.name: row[field.name] for field in fields(ShardReceipt)})
+    values = {field.name: row[field.name] for field in fields(ShardReceipt)}
+    return ShardReceipt(**values | {name: json.loads(values[name]) for name in _NAMED})

@@ -8,6 +8,7 @@ image are kept (see `pipeline.explaining.image_emd`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -315,8 +316,10 @@ class Ranker:
             The bytes, and the numbers of images with and without a distance.
         """
         ranks = self.ranked(shard, key, isolated=isolated)
-        failures = ranks.table.num_rows - ranks.table["error"].null_count
-        return Made(ranks.encode(), ranks.table["error"].null_count, failures)
+        errors = ranks.table["error"].drop_null().to_pylist()
+        reasons = Counter(error.partition(":")[0] for error in errors)
+        images = ranks.table.num_rows - len(errors)
+        return Made(ranks.encode(), images, len(errors), reasons=dict(reasons))
 
     def close(self) -> None:
         """Stops the threads that fetch and decode."""

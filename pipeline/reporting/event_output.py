@@ -19,7 +19,16 @@ from typing import TextIO
 
 from rich.console import Console
 
-from pipeline.events import Event, Listener, LogFormat, Retried, Said, StepFailed, Warned
+from pipeline.events import (
+    Event,
+    Listener,
+    LogFormat,
+    Retried,
+    Said,
+    StepFailed,
+    Warned,
+    topic_here,
+)
 from pipeline.reporting.progress import Bar, Lines, text_of
 
 LOGGER = "pipeline.events"
@@ -31,10 +40,16 @@ class JsonLines(logging.StreamHandler[TextIO]):
 
     A line has `time` (ISO 8601, UTC), `level`, `logger` and `message`. The line of an event has its
     kind in `event` and its fields beside it; that of an exception has its traceback in `exception`.
+    `job`, `dataset` and `shard` say what a line is about, where that is known.
 
     Args:
         out: Where lines go; stderr if None.
+        job: The name of the job, or "" if it has none.
     """
+
+    def __init__(self, out: TextIO | None = None, job: str = "") -> None:
+        super().__init__(out)
+        self._job = {"job": job} if job else {}
 
     def __call__(self, event: Event) -> None:
         """Writes an event.
@@ -64,8 +79,10 @@ class JsonLines(logging.StreamHandler[TextIO]):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line |= {**self._job, **topic_here()}
         if (event := getattr(record, "event", None)) is not None:
-            line |= {"event": type(event).__name__} | asdict(event)
+            told = {name: value for name, value in asdict(event).items() if value not in ("", None)}
+            line |= {"event": type(event).__name__} | told
         if record.exc_info:
             line["exception"] = logging.Formatter().formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -106,7 +123,9 @@ def _ticking(tick: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def show_progress(log_format: LogFormat = "text", out: TextIO | None = None) -> Iterator[Listener]:
+def show_progress(
+    log_format: LogFormat = "text", out: TextIO | None = None, job: str = ""
+) -> Iterator[Listener]:
     """Shows what a job says until the block ends: its events, and the records of all loggers.
 
     As text, a terminal has a bar and a log has plain lines; something is said every few seconds,
@@ -116,6 +135,7 @@ def show_progress(log_format: LogFormat = "text", out: TextIO | None = None) -> 
     Args:
         log_format: `text` or `json`.
         out: Where it is shown; stderr if None.
+        job: What JSON lines call the job; "" for nothing.
 
     Yields:
         The listener to hand to the job.
@@ -126,7 +146,7 @@ def show_progress(log_format: LogFormat = "text", out: TextIO | None = None) -> 
     handler: logging.Handler
     with ExitStack() as stack:
         if log_format == "json":
-            listener = handler = JsonLines(out)
+            listener = handler = JsonLines(out, job)
         else:
             shown = Bar(Console(file=out)) if out.isatty() else Lines(out)
             stack.enter_context(_ticking(shown.tick))

@@ -26,6 +26,7 @@ from pipeline.errors import printable, redact
 from pipeline.events import (
     Event,
     Finished,
+    Held,
     Idle,
     PoolChanged,
     Retried,
@@ -33,6 +34,7 @@ from pipeline.events import (
     Started,
     StepDone,
     StepFailed,
+    TakenOver,
     Warned,
 )
 from pipeline.wording import count_of
@@ -82,6 +84,10 @@ def _words(event: Event) -> str:
             return f"{there} {are} {done} already, {steps:,} {left} left"
         case StepFailed(name, error):
             return f"{name} not counted: {error}"
+        case Held(steps) if steps:
+            return f"waiting for {count_of(steps, 'shard')} that another job counts"
+        case TakenOver(steps):
+            return f"taking over {count_of(steps, 'shard')} of another job"
         case Retried(steps, attempt):
             are = "is" if steps == 1 else "are"
             return f"{steps:,} that failed {are} tried again, attempt {attempt}"

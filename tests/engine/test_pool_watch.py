@@ -26,7 +26,7 @@ from pipeline.engine.ray_nodes import (
 )
 from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched, watched_cluster
 from pipeline.errors import TransientError
-from pipeline.events import Event, PoolChanged, Warned
+from pipeline.events import Event, PoolChanged, PoolFilled, Warned
 from pipeline.spec import Resources
 
 LIMITS = Limits(stall=60, capacity=100)
@@ -100,11 +100,13 @@ def test_a_number_of_workers_is_told_once_when_it_has_lasted() -> None:
     pool, events = watch()
     for now, workers in ((1, 1), (2, 2), (5, 3), (5 + SETTLE_SECONDS, 3)):
         pool.look(now, workers)
-    assert events == [], "all run that may run"
+    assert events == [PoolFilled(3)], "all run that may run"
+    pool.look(18, 3)
     pool.look(20, 1)
     pool.look(20 + SETTLE_SECONDS / 2, 2)
     pool.look(20 + SETTLE_SECONDS, 2)
-    assert events == [], "it has changed too lately"
+    assert events == [PoolFilled(3)], "it has changed too lately"
+    events.clear()
     for later in (2, 3, 4):
         pool.look(20 + later * SETTLE_SECONDS, 2)
     assert events == [PoolChanged(2, 3, "1 CPU", LIMITS.capacity)]
