@@ -43,7 +43,6 @@ from .html.ranking_gallery import gallery_of as gallery_of
 from .html.site import SITE_INDEX as SITE_INDEX
 from .html.site import require_site as require_site
 from .html.site import write_site as write_site
-from .job_metrics import JOB_METRICS as JOB_METRICS
 from .job_metrics import served_metrics as served_metrics
 from .job_words import job_cancel_lines as job_cancel_lines
 from .job_words import job_end_lines as job_end_lines

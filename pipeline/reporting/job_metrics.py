@@ -38,10 +38,10 @@ from pipeline.storage import RequestMeter
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-LOOPBACK = "127.0.0.1"
+THIS_MACHINE = "127.0.0.1"
 """Where metrics are served if no address is named: they tell the names of datasets."""
 
-SHARD_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+SHARD_BUCKETS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 """The upper bounds of the histogram of shards' times."""
 
 JOB_METRICS = (
@@ -71,7 +71,7 @@ JOB_METRICS = (
         "histogram",
         "How long a worker had a shard that it counted.",
         ("dataset",),
-        SHARD_SECONDS,
+        SHARD_BUCKETS,
     ),
     Metric(
         "vdna_worker_seconds_total",
@@ -176,19 +176,26 @@ class JobMetrics:
             event: What happened.
         """
         with self._lock:
-            if self._client is None:
-                if isinstance(event, ClusterJoined):
-                    from pipeline.engine import RayMetrics
+            if isinstance(event, Started):
+                self._stage, self._steps, self._units = event, event.steps, event.total
+            if isinstance(event, ClusterJoined) and self._client is None:
+                self._client = self._joined()
+            if self._client is not None:
+                self._take(event, self._client)
+                self._client.add("vdna_storage_requests_total", self._requests.read())
 
-                    self._client = RayMetrics(JOB_METRICS)
-                return
-            self._take(event, self._client)
-            self._client.add("vdna_storage_requests_total", self._requests.read())
+    def _joined(self) -> MetricsClient:
+        """Returns Ray's client. A cluster is joined for a stage that has begun already."""
+        from pipeline.engine import RayMetrics
+
+        client = RayMetrics(JOB_METRICS)
+        if self._stage is not None:
+            self._tell_stage(self._stage, client)
+        return client
 
     def _take(self, event: Event, client: MetricsClient) -> None:
         match event:
             case Started():
-                self._stage, self._steps, self._units = event, event.steps, event.total
                 self._tell_stage(event, client)
             case StepDone():
                 self._tell_step(event, client)
@@ -292,4 +299,4 @@ def _place_of(place: str) -> tuple[str, int]:
     address, _, port = place.rpartition(":")
     if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UsageError(f"metrics_port is {place!r}; give a port from 1 to 65535, or ADDRESS:PORT")
-    return address.strip("[]") or LOOPBACK, int(port)
+    return address.strip("[]") or THIS_MACHINE, int(port)

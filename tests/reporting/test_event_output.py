@@ -18,10 +18,12 @@ from pipeline.events import (
     PoolChanged,
     Retried,
     Said,
+    ShardWork,
     Started,
     StepDone,
     StepFailed,
     Warned,
+    about,
 )
 from pipeline.reporting import event_output, show_progress
 from pipeline.reporting import progress as progress_module
@@ -71,9 +73,11 @@ def test_an_event_is_a_line_of_json_with_its_fields() -> None:
     with show_progress("json", out) as progress:
         progress(Said("a: listing photos"))
         progress(Started(total=6, steps=2, present=14))
-        progress(StepDone(3, failures=1, seconds=0.5, name="shard 0", ahead=2))
+        work = ShardWork(2, {"corrupt": 1})
+        progress(StepDone(3, 1, 0.5, "shard 0", 2, "cats", shard=0, work=work))
         progress(Finished())
     said, started, done, finished = lines_of(out)
+    assert not {"job", "dataset", "shard"} & {*said, *started, *finished}
     for line in (said, started, done, finished):
         assert (line["level"], line["logger"]) == ("INFO", "pipeline.events")
         assert datetime.fromisoformat(line["time"]).tzinfo is not None
@@ -89,8 +93,26 @@ def test_an_event_is_a_line_of_json_with_its_fields() -> None:
         "seconds": 0.5,
         "name": "shard 0",
         "ahead": 2,
+        "dataset": "cats",
+        "shard": 0,
+        "work": {"images": 2, "reasons": {"corrupt": 1}, "reused": 0, "bytes": 0, "spent": {}},
     }
     assert (finished["event"], finished["ok"]) == ("Finished", True)
+
+
+def test_each_line_of_json_says_what_it_is_about() -> None:
+    """Events and log records of a thread alike, by the innermost block."""
+    out = io.StringIO()
+    with show_progress("json", out, job="build-1") as progress, about(dataset="cats"):
+        progress(Said("listing"))
+        with about(shard=0, dataset=""):
+            logging.getLogger("pipeline.storage.retry").info("retrying")
+        progress(StepFailed("shard 3", "no answer", dataset="dogs", shard=3))
+    said, retried, failed = lines_of(out)
+    assert {line["job"] for line in (said, retried, failed)} == {"build-1"}
+    assert (said["dataset"], "shard" in said) == ("cats", False)
+    assert (retried["dataset"], retried["shard"]) == ("cats", 0)
+    assert (failed["dataset"], failed["shard"]) == ("dogs", 3)
 
 
 def test_a_step_that_fails_is_a_warning_in_json() -> None:
@@ -165,6 +187,11 @@ def test_a_build_tells_its_shards_in_json(small: Small, tmp_path: Path, workers:
     assert (started["total"], started["steps"], started["present"]) == (6, len(done), 0)
     assert sum(line["units"] for line in done) == 6
     assert all(line["seconds"] > 0 for line in done)
+    assert {(line["dataset"], line["shard"]) for line in done} == {
+        ("a", at) for at in range(len(done))
+    }
+    assert len({line["job"] for line in lines}) == 1
+    assert lines[0]["job"].startswith("build-")
     assert lines[-1]["event"] == "Finished"
 
 

@@ -41,8 +41,8 @@ from pipeline.events import (
     Warned,
     fanned_out,
 )
-from pipeline.reporting import JOB_METRICS, job_metrics, metrics_text, served_metrics
-from pipeline.reporting.job_metrics import JobMetrics, PrometheusMetrics
+from pipeline.reporting import job_metrics, metrics_text, served_metrics
+from pipeline.reporting.job_metrics import JOB_METRICS, JobMetrics, PrometheusMetrics
 from pipeline.storage import count_requests
 from tests.refreshing.test_outputs import outcome
 from tests.support.builders import write_photos
@@ -242,7 +242,9 @@ def test_metrics_go_to_ray_once_a_cluster_is_joined(monkeypatch: pytest.MonkeyPa
     with served_metrics(None) as listener:
         listener(Started(30, 2))
         assert sent == []
-        for event in (ClusterJoined(), Started(30, 2), DONE, Retried(1, 2), Finished()):
+        listener(ClusterJoined())  # the engine is opened when a stage has work for it
+        assert ("vdna_steps_left", 2, {"step": "shards"}) in sent
+        for event in (DONE, Retried(1, 2), Finished()):
             listener(event)
     assert ("vdna_images_total", 7, {"dataset": "cats"}) in sent
     failed = [value for name, value, _ in sent if name == "vdna_image_failures_total"]
