@@ -30,7 +30,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind, require_backend
 from pipeline.engine import Engine
 from pipeline.errors import GateError, UnexpectedError, UsageError, VdnaError, known_error
-from pipeline.events import Listener, Said, ignore
+from pipeline.events import Listener, Said, about, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources import ImageChanges, Listing, ManifestDifference
 from pipeline.spec import Resources
@@ -152,7 +152,8 @@ def _plan_and_count(
             what = str(replace(found, at_most=at_most))
         except Exception as error:  # the build may do without
             what = f"how much there is to read is not known: {known_error(error)}"
-        planner.progress(Said(f"{plan.request.name}: {what}"))
+        with about(dataset=plan.request.name):
+            planner.progress(Said(f"{plan.request.name}: {what}"))
 
     counted: dict[str, CountedDataset] = {}
     pending = list(requests)

@@ -17,7 +17,7 @@ from types import TracebackType
 from pipeline.building.plan_counting import CountedDataset
 from pipeline.counting import expected_bytes
 from pipeline.engine import Engine
-from pipeline.events import Listener, Started, StepDone, stage
+from pipeline.events import Listener, Started, StepDone, about, stage
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.spec import FOLDS
 
@@ -101,7 +101,8 @@ class Finishers:
     def _run(self, counted: CountedDataset, mapper: Callable[[], Mapper]) -> None:
         recipe = counted.plan.job.recipe
         with_folds = FOLDS * expected_bytes(recipe.spec, recipe.products)
-        with self._large if with_folds > LARGE_BYTES else nullcontext():
+        large = self._large if with_folds > LARGE_BYTES else nullcontext()
+        with about(dataset=counted.plan.request.name), large:
             self._finish(counted, mapper())
 
 

@@ -30,7 +30,8 @@ from pipeline.counting import (
     partial_uri,
 )
 from pipeline.counting.leases import lease_uri
-from pipeline.events import Said
+from pipeline.events import Held, ShardWork, StepDone, TakenOver
+from pipeline.reporting.progress import text_of
 from pipeline.sources import Entries, Manifest, plan
 from pipeline.spec import PRODUCTS, Resources
 from tests.golden.handmade import entries
@@ -168,7 +169,12 @@ def test_a_job_takes_over_from_a_dead_one_as_soon_as_its_lease_is_over(world: Wo
     assert isinstance(dead.error, Died)
     assert alive.ran is not None
     assert alive.ran[0].shards == 1
-    said = [event.message for event in alive.events if isinstance(event, Said)]
+    assert [event.steps for event in alive.events if isinstance(event, Held | TakenOver)] == [
+        1,
+        1,
+        0,
+    ]
+    said = list(filter(None, map(text_of, alive.events)))
     assert said == [
         "waiting for 1 shard that another job counts",
         "taking over 1 shard of another job",
@@ -184,7 +190,7 @@ def test_a_lease_that_is_long_over_is_not_waited_for(world: World) -> None:
     world.start("comes late", work, 3600, dies_at=NEVER)
     world.run(longest=7200)
     assert world.now < 3600 + LONGEST_SHARD
-    assert [event for event in world.jobs[1].events if isinstance(event, Said)] == []
+    assert list(filter(None, map(text_of, world.jobs[1].events))) == []
 
 
 def test_while_it_waits_a_job_lists_and_asks_for_no_single_shard(world: World) -> None:
@@ -200,11 +206,16 @@ def test_while_it_waits_a_job_lists_and_asks_for_no_single_shard(world: World) -
     assert world.requests["list partials"] == 3, "each job at first, and who waits at its end"
     others = sum(asked for name, asked in world.requests.items() if not name.startswith("list"))
     assert others < 45
-    said = [event.message for event in world.jobs[1].events if isinstance(event, Said)]
+    said = list(filter(None, map(text_of, world.jobs[1].events)))
     assert said == [
         "waiting for 1 shard that another job counts",
         "stored by another process meanwhile: 1 shard",
     ]
+    counts, waits = (
+        [event.work for event in job.events if isinstance(event, StepDone)] for job in world.jobs
+    )
+    assert counts == [ShardWork(images=1)]
+    assert waits == [None], "it is no work of who waits"
 
 
 def test_of_those_that_wait_for_a_dead_job_one_takes_its_shard(world: World) -> None:

@@ -188,7 +188,7 @@ def test_a_build_tells_its_shards_in_json(small: Small, tmp_path: Path, workers:
     assert sum(line["units"] for line in done) == 6
     assert all(line["seconds"] > 0 for line in done)
     assert {(line["dataset"], line["shard"]) for line in done} == {
-        ("a", at) for at in range(len(done))
+        ("photos", at) for at in range(len(done))
     }
     assert len({line["job"] for line in lines}) == 1
     assert lines[0]["job"].startswith("build-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.main import get_command
 
+from jobs.app import app
 from pipeline import api
 from pipeline.building import Request
 from pipeline.catalogue import Catalogue
@@ -318,6 +321,16 @@ def test_each_alert_has_its_entry_in_the_runbook() -> None:
         assert re.search("^    vdna ", mends, re.M), rule["alert"]
 
 
+def test_each_command_of_the_pages_is_one_that_the_command_line_takes() -> None:
+    group: Any = get_command(app)
+    pages = [(DOCS / name).read_text() for name in ("runbook.md", "monitoring.md")]
+    commands = re.findall(r"^    (vdna .*)$", "\n".join(pages), re.M)
+    for command in commands:
+        _, name, *words = shlex.split(command)
+        group.commands[name].make_context(name, words)
+    assert len(commands) > 10
+
+
 def test_promtool_finds_that_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
@@ -330,23 +343,19 @@ def test_promtool_finds_that_each_alert_fires_when_it_should(tmp_path: Path) -> 
         done = subprocess.run([promtool, *words], capture_output=True, text=True)
         return f"{done.returncode} {done.stdout} {done.stderr}"
 
-    assert ran("check", "rules", str(MONITORING / "alerts.yaml")).startswith("0 ")
-    assert ran("test", "rules", str(MONITORING / "alerts_test.yaml")).startswith("0 ")
-    shutil.copy(MONITORING / "alerts_test.yaml", tmp_path)
-    rules = (MONITORING / "alerts.yaml").read_text()
-    (tmp_path / "alerts.yaml").write_text(rules.replace("> 0.01", "> 0.1"))
-    assert "VdnaImagesFail" in ran("test", "rules", str(tmp_path / "alerts_test.yaml"))
     board = json.loads((MONITORING / "dashboard.json").read_text())
     queries = [
         re.sub(r"\$__range", "1h", re.sub(r"\$(\w+_price|dataset)", "1", target["expr"]))
         for panel in board["panels"]
         for target in panel["targets"]
     ]
-    groups = [
-        {
-            "name": "dashboard",
-            "rules": [{"record": f"q:{i}", "expr": q} for i, q in enumerate(queries)],
-        }
-    ]
-    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": groups}))
-    assert ran("check", "rules", str(tmp_path / "queries.yaml")).startswith("0 ")
+    rules = [{"record": f"query:{i}", "expr": query} for i, query in enumerate(queries)]
+    groups = {"groups": [{"name": "dashboard", "rules": rules}]}
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump(groups))
+    files = str(MONITORING / "alerts.yaml"), str(tmp_path / "queries.yaml")
+    assert ran("check", "rules", *files).startswith("0 ")
+    assert ran("test", "rules", str(MONITORING / "alerts_test.yaml")).startswith("0 ")
+    shutil.copy(MONITORING / "alerts_test.yaml", tmp_path)
+    text = (MONITORING / "alerts.yaml").read_text()
+    (tmp_path / "alerts.yaml").write_text(text.replace("> 0.01", "> 0.1"))
+    assert "VdnaImagesFail" in ran("test", "rules", str(tmp_path / "alerts_test.yaml"))
