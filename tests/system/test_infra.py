@@ -31,6 +31,8 @@ import typer
 import yaml
 from jsonschema import Draft202012Validator
 
+from infra.render import PLAIN
+
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 KUBERNETES = "1.31"
@@ -59,7 +61,9 @@ def documents() -> Iterator[tuple[str, Document]]:
 
 ALL = dict(documents())
 RAYJOBS = {name: d for name, d in ALL.items() if d["kind"] == "RayJob"}
-CORE = {name: d for name, d in ALL.items() if d["kind"] != "RayJob"}
+CUSTOM = ("RayJob", "PodMonitor")
+"""Kinds that Kubernetes itself does not know."""
+CORE = {name: d for name, d in ALL.items() if d["kind"] not in CUSTOM}
 [CRONJOB] = (d for d in CORE.values() if d["kind"] == "CronJob")
 CONFIGS = {d["metadata"]["name"]: d["data"] for d in CORE.values() if d["kind"] == "ConfigMap"}
 BUILD = "rayjob-build.yaml:RayJob/vdna-build"
@@ -94,10 +98,12 @@ def pods(job: Document) -> dict[str, Document]:
 def test_every_kubernetes_file_is_tested() -> None:
     assert len(RAYJOBS) == 3
     kinds = {"ConfigMap", "CronJob", "Namespace", "Role", "RoleBinding", "ServiceAccount"}
+    kinds |= {"NetworkPolicy", "PodDisruptionBudget"}
     assert {d["kind"] for d in CORE.values()} == kinds
-    assert {p.name for p in INFRA.rglob("*.y*ml")} - {"datasets.yaml"} == {
-        name.split(":")[0] for name in ALL
-    }
+    found = {p.name for p in (INFRA / "kuberay").rglob("*.y*ml")}
+    assert found == {name.split(":")[0] for name in ALL} == {f"{name}.yaml" for name in PLAIN}
+    elsewhere = {p.parent.name for p in INFRA.rglob("*.y*ml")}
+    assert elsewhere <= {"infra", "kuberay", "chart", "templates", "values", "trial", "monitoring"}
 
 
 # KubeRay's schema
@@ -258,6 +264,9 @@ def broken_rules(job: Document) -> list[str]:
         rule(not interactive, "backoffLimit excludes InteractiveMode")
     rule(spec.get("activeDeadlineSeconds", 1) > 0, "a deadline is positive")
 
+    if cluster.get("authOptions", {}).get("mode") == "token":
+        version = [int(part) for part in cluster.get("rayVersion", "0.0").split(".")[:2]]
+        rule(version >= [2, 52], "authOptions need Ray 2.52")
     options = cluster.get("autoscalerOptions", {})
     if cluster.get("enableInTreeAutoscaling") and options.get("version") == "v2":
         for group, pod in pods(job).items():
@@ -287,6 +296,7 @@ def test_rayjob_keeps_kuberays_rules(document: Document) -> None:
         (f"{HEAD_POD}.restartPolicy", "Always", "restartPolicy Never: head"),
         (f"{WORKER_POD}.restartPolicy", "OnFailure", "restartPolicy Never: cpu"),
         (f"{WORKERS}.minReplicas", 11, "min <= replicas"),
+        (f"{CLUSTER}.rayVersion", "2.51.1", "2.52"),
     ],
 )
 def test_broken_rule_is_caught(path: str, value: object, message: str) -> None:
@@ -318,6 +328,9 @@ def unsound(job: Document) -> list[str]:
         if not holds:
             found.append(text)
 
+    from pipeline.comparing.compare_options import MemoryLimit
+    from pipeline.engine.ray_decoding import ROOM_BYTES
+
     cluster = job["spec"]["rayClusterSpec"]
     need(cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") == "0", "work on the head")
     need(cluster.get("rayVersion") == docker_args()["RAY_VERSION"], "rayVersion is not the image's")
@@ -327,9 +340,17 @@ def unsound(job: Document) -> list[str]:
         need(pod.get("securityContext", {}).get("runAsNonRoot") is True, f"{group}: may be root")
         for container in pod["containers"]:
             limits, requests = (container["resources"].get(k, {}) for k in ("limits", "requests"))
-            need({"cpu", "memory"} <= limits.keys(), f"{group}: unlimited")
+            need({"cpu", "memory", "ephemeral-storage"} <= limits.keys(), f"{group}: unlimited")
             # A node short of memory kills first what uses more than it asked for.
-            need(limits.get("memory") == requests.get("memory"), f"{group}: memory overcommitted")
+            for resource in ("memory", "ephemeral-storage"):
+                same = limits.get(resource) == requests.get(resource)
+                need(same, f"{group}: {resource} overcommitted")
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+            need(ports.get("metrics") == 8080, f"{group}: metrics are not found")
+
+    submitter = job["spec"]["submitterPodTemplate"]["spec"]
+    need(submitter.get("automountServiceAccountToken") is False, "the submitter may use the API")
+    need(cluster.get("authOptions", {}).get("mode") == "token", "Ray asks for no token")
 
     arguments = shlex.split(job["spec"]["entrypoint"])
     options = dict(pairwise(arguments))
@@ -337,8 +358,13 @@ def unsound(job: Document) -> list[str]:
     for group in cluster["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         cpus, gpus = int(limits.get("cpu", 0)), int(limits.get("nvidia.com/gpu", 0))
-        fit = min(cpus // threads, gpus) if gpus else cpus // threads
+        shared = int(gpus / float(options.get("--gpus-per-worker", 1)))
+        fit = min(cpus // threads, shared) if gpus else cpus // threads
         need(cpus > fit * threads, "no spare CPU: recomputing a lost result can stall")
+        # A worker, and the images that are decoded for it on a GPU; then a task that compares.
+        memory = int(limits["memory"].removesuffix("Gi")) * 2**30
+        each = 5 * 2**30 + (2 * ROOM_BYTES if gpus else 0)
+        need(memory >= max(fit * each, MemoryLimit().bytes), f"{memory:,} bytes are not enough")
         if workers := int(options.get("--workers", 0)):
             need(workers == fit * group["maxReplicas"], f"{workers} workers do not fill the pods")
         else:
@@ -360,8 +386,20 @@ def test_rayjob_is_sound(document: Document) -> None:
         ("spec.backoffLimit", 0, "a lost head"),
         (f"{WORKER_POD}.serviceAccountName", "default", "cpu: no cloud identity"),
         (f"{HEAD_POD}.securityContext", {}, "head: may be root"),
-        (f"{HEAD_POD}.containers.0.resources.limits", {"memory": "8Gi"}, "head: unlimited"),
+        (
+            f"{HEAD_POD}.containers.0.resources.limits",
+            {"memory": "8Gi", "ephemeral-storage": "20Gi"},
+            "head: unlimited",
+        ),
         (f"{HEAD_POD}.containers.0.resources.requests.memory", "1Gi", "head: memory overcommitted"),
+        (
+            f"{WORKER_POD}.containers.0.resources.requests.ephemeral-storage",
+            "1Gi",
+            "cpu: ephemeral-storage overcommitted",
+        ),
+        (f"{WORKER_POD}.containers.0.ports.0.containerPort", 80, "cpu: metrics are not found"),
+        (f"{CLUSTER}.authOptions.mode", "disabled", "no token"),
+        ("spec.submitterPodTemplate.spec.automountServiceAccountToken", True, "submitter may"),
         ("spec.entrypoint", "vdna build a b --workers 10 --threads 13", "no spare CPU"),
         (f"{WORKERS}.maxReplicas", 20, "30 workers do not fill the pods"),
         ("spec.entrypoint", "vdna build a b", "pods added later"),
@@ -370,6 +408,13 @@ def test_rayjob_is_sound(document: Document) -> None:
 def test_unsound_rayjob_is_caught(path: str, value: object, message: str) -> None:
     [found] = unsound(rayjob(path, value))
     assert message in found
+
+
+def test_too_little_memory_is_caught() -> None:
+    small = {"cpu": "13", "memory": "14Gi", "ephemeral-storage": "20Gi"}
+    resources = {"requests": small, "limits": small}
+    [found] = unsound(rayjob(f"{WORKER_POD}.containers.0.resources", resources))
+    assert "are not enough" in found
 
 
 def images() -> set[str]:
