@@ -38,6 +38,7 @@ from jobs.submit import SETTINGS, submit
 from jobs.suggest import suggest
 from jobs.tag import tag
 from jobs.verify import verify
+from jobs.weights import weights
 
 app = typer.Typer(
     name="vdna",
@@ -74,6 +75,7 @@ app.command("import")(import_module("jobs.import").import_)  # its name is a key
 app.command()(export)
 app.command()(export_tables)
 app.add_typer(lens, name="lens")
+app.add_typer(weights, name="weights")
 
 if __name__ == "__main__":
     app()

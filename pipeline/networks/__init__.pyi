@@ -21,3 +21,4 @@ from .taps import parse as parse
 from .taps import rows as rows
 from .weights import drop as drop
 from .weights import sha256_of as sha256_of
+from .weights_pull import pull_weights as pull_weights

@@ -33,6 +33,7 @@ from pipeline.comparing import all_pairs
 from pipeline.counting.allocator import NEW_OBJECTS
 from pipeline.engine import InProcess
 from pipeline.errors import StorageError
+from pipeline.networks import describe
 from pipeline.reporting import matrix_rows
 from pipeline.spec import Resources
 from pipeline.wording import in_units
@@ -1517,6 +1518,27 @@ def test_every_command_and_option_in_the_docs_exists() -> None:
                     assert option in known[command], f"{page.name}: vdna {name}{rest}"
                     told += 1
     assert told > 50
+
+
+def test_weights_are_pulled_to_a_place_that_a_build_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(tiny.install(tmp_path).weights).as_uri()
+    monkeypatch.setattr("pipeline.networks.weights_pull.fetch", lambda *_: own)
+    folder = tmp_path / "kept"
+    for _ in range(2):
+        [pulled] = vdna_json("weights", "pull", "vgg16", "--to", folder)
+    [copy] = folder.iterdir()
+    assert pulled["uri"] == copy.as_uri()
+    assert copy.name == f"vgg16-{pulled['sha256'][:16]}{Path(own).suffix}"
+    assert describe(tiny.NAME, pulled["uri"]).weights_sha256 == pulled["sha256"]
+    assert describe(tiny.NAME, own).weights_sha256 == pulled["sha256"]
+    assert copy.stat().st_size == pulled["bytes"]
+    copy.write_bytes(b"torn")
+    done = vdna("weights", "pull", "vgg16", "--to", folder, exits=1)
+    refused(done, f"{copy} has other bytes than the weights of vgg16", "remove it")
+    monkeypatch.undo()
+    refused(vdna("weights", "pull", "vgg61", exits=2), "vgg61")
 
 
 def test_an_empty_name_of_a_catalogue_is_refused(tmp_path: Path) -> None:
