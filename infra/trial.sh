@@ -60,7 +60,7 @@ say "a build that loses a worker"
 started killed
 counting=no
 for _ in $(seq 150); do
-    on logs job/vdna-killed --tail 5 2>/dev/null | grep -q images && { counting=yes; break; }
+    on logs job/vdna-killed --tail 5 2>/dev/null | grep -Eq '[1-9][0-9,]*/[0-9,]+ images' && { counting=yes; break; }
     sleep 2
 done
 [ "$counting" = yes ] || { echo "vdna-killed did not begin to count"; on get pods; exit 1; }
