@@ -47,3 +47,7 @@ def pull(
         place = storage.readable(pulled.uri)
         size = in_units(pulled.bytes)
         say(f"{pulled.network}: {size}, sha256 {pulled.sha256[:12]}, in {place}")
+
+
+if __name__ == "__main__":
+    weights()
