@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_type_hints
 
 import pytest
@@ -131,7 +132,7 @@ def test_the_command_line_has_every_option_as_it_was_declared(
     for option in options_of(model):
         parameter = parameters[option.name]
         assert parameter.help == option.option.help
-        assert parameter.required == option.required
+        assert parameter.required == (option.required and NoneType not in option.kinds)
         if not option.required:
             assert as_declared(parameter.default, option) == option.default
         if not option.option.argument:
