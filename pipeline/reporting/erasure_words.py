@@ -106,10 +106,13 @@ def _fitted(uris: Sequence[str]) -> list[str]:
 def _copies(names: Sequence[str]) -> list[str]:
     if not names:
         return []
+    one = len(names) == 1
+    under = "copy under another name" if one else "copies under other names"
     return [
-        f"  warning: {count_of(len(names), 'copy', 'copies')} under other names, with equal bytes: "
+        f"  warning: {len(names):,} {under}, with equal bytes, {'stays' if one else 'stay'}: "
         f"{some_of(names)}.",
-        "  They stay. To erase them too, name them as well (--json lists them all)",
+        f"  To erase {'it' if one else 'them'}, too, run vdna erase with "
+        f"{'its name' if one else 'their names (--json lists them all)'}",
     ]
 
 

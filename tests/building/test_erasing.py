@@ -774,7 +774,8 @@ def test_copies_of_an_image_and_what_may_be_one_stay_and_are_told(home: Home) ->
     done = home.erase("0/03.png")
     assert (done.copies, done.alike) == (copies, alike)
     for lines in (preview_lines(preview), erased_lines(done)):
-        assert f"bytes: {copies[0]} and {copies[1]}." in "\n".join(lines)
+        said = f"  warning: 2 copies under other names, with equal bytes, stay: {copies[0]} and "
+        assert f"{said}{copies[1]}." in lines
     assert naming(home, home.uri("0/03.png")) == []
     assert home.erase("copy.png", "late.png", source_keeps=True).copies == ()
 
