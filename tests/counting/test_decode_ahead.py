@@ -16,6 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -25,8 +26,9 @@ from pipeline import images, storage
 from pipeline.building import Request, make_spec
 from pipeline.counting import Counter, Extractor, decode_run
 from pipeline.counting import decode_ahead as module
-from pipeline.counting.decode_ahead import Ahead, DecodeWork, runs_of
+from pipeline.counting.decode_ahead import Ahead, DecodedRun, DecodeWork, MemberRun, runs_of
 from pipeline.counting.decode_choice import DecodeChoice
+from pipeline.counting.stage_clock import StageMeter
 from pipeline.counting.stream import Stream
 from pipeline.dna import Partial
 from pipeline.errors import ConservationError, SourceError
@@ -303,6 +305,7 @@ def test_small_files_of_many_pixels_do_not_exceed_the_room_of_their_run(
     assert 0 < ahead.news()[0] < 20
     for work in pool.asked:
         done = decode_run(work)
+        assert done.spent["decode"] > 0 < done.spent["fetch"]
         assert 0 < done.nbytes <= work.run.room
         assert len(done.outcomes) <= len(work.run.members)
     assert any(len(decode_run(work).outcomes) < len(work.run.members) for work in pool.asked)
@@ -379,6 +382,19 @@ def test_the_room_of_a_run_is_what_it_may_take_until_it_is_there(
     third.end()
     assert idle(ahead)
     assert ahead.news()[0] == 1
+    ahead.close()
+
+
+def test_what_others_spent_on_a_run_counts_as_spent_for_its_worker() -> None:
+    done = DecodedRun((), 0.1, {"decode": 1000.0})
+    pending = SimpleNamespace(result=lambda: done, cancel=lambda: None)
+    pool: Any = SimpleNamespace(ask=lambda _: pending, free_cpus=lambda: 0)
+    ahead, meter = Ahead(pool, 1000, always=True), StageMeter()
+    ahead._choice.runs = 1
+    given = ahead.give(DecodeWork(MemberRun((), 10), tiny.RULE, True, Resources()))
+    assert given is not None
+    assert given.outcomes() == ((), False)
+    assert meter.read()["decode"] >= 1000
     ahead.close()
 
 

@@ -46,9 +46,11 @@ from pipeline.events import (
     TakenOver,
     Warned,
     fanned_out,
+    topic_here,
 )
 from pipeline.reporting import job_metrics, metrics_text, served_metrics
 from pipeline.reporting.job_metrics import JOB_METRICS, JobMetrics, PrometheusMetrics
+from pipeline.sources import Entry, Members
 from pipeline.storage import count_requests
 from tests.refreshing.test_outputs import outcome
 from tests.support.builders import write_photos
@@ -167,7 +169,9 @@ def test_a_pool_that_waits_for_a_node_says_so_and_a_stage_that_ends_leaves_nothi
     assert found == {"vdna_progress_timestamp_seconds{step=shards}": 1700000000}
 
 
-def test_a_build_in_this_process_is_served_while_it_runs(small: Small, tmp_path: Path) -> None:
+def test_a_build_in_this_process_is_served_while_it_runs(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By HTTP, with what its worker measured: two of its images cannot be read."""
     photos = tmp_path / "photos"
     write_photos(photos, 6)
@@ -181,6 +185,13 @@ def test_a_build_in_this_process_is_served_while_it_runs(small: Small, tmp_path:
     refused = pytest.raises(UsageError, match=rf"cannot be served at 127.0.0.1:{port}: .*another")
     with served_metrics(str(port)), refused, served_metrics(str(port)):
         pass
+    fetch, topics = Members.fetch, set()
+
+    def noting(self: Members, entry: Entry) -> Any:
+        topics.add(tuple(topic_here().items()))
+        return fetch(self, entry)
+
+    monkeypatch.setattr(Members, "fetch", noting)
     scraped: list[Samples] = []
 
     def scrape(event: Event) -> None:
@@ -193,6 +204,7 @@ def test_a_build_in_this_process_is_served_while_it_runs(small: Small, tmp_path:
             Catalogue(str(tmp_path / "c")), request, progress=fanned_out(listener, scrape)
         )
     assert (result.version.images, result.version.failed) == (6, 2)
+    assert topics == {(("dataset", "cats"), ("shard", at)) for at in range(len(scraped))}
     first, last = scraped[0], scraped[-1]
     assert first["vdna_images_total{dataset=cats}"] < 6
     assert first["vdna_steps_left{step=shards}"] == len(scraped) - 1
