@@ -22,7 +22,7 @@ from time import monotonic
 from pipeline import images
 from pipeline.counting.decode_ahead import Ahead, DecodedRun, DecodeWork, Given, MemberRun
 from pipeline.counting.decoder_threads import Decoders
-from pipeline.counting.stage_clock import StageMeter, spending
+from pipeline.counting.stage_clock import Spending, StageMeter
 from pipeline.dna import Failure
 from pipeline.errors import BadImage
 from pipeline.sources import Entry, Members
@@ -128,13 +128,13 @@ class Preparer:
         rule, on_device, hashed = self.rule, self.on_device, self.hashed
 
         def read(entry: Entry) -> Content:
-            with spending("fetch"):
+            with Spending("fetch"):
                 return fetch(entry)
 
         def make(content: Content) -> images.Loaded:
             if not isinstance(content, images.Decoded) and isolated:
                 return self._apart(content)
-            with spending("decode"):
+            with Spending("decode"):
                 if isinstance(content, images.Decoded):
                     return images.loaded(content, rule, on_device)
                 return images.load(content, rule, on_device, hashed)
@@ -169,7 +169,7 @@ class Preparer:
         self._decoders.close()
 
     def _apart(self, content: bytes) -> images.Loaded:
-        with spending("decode"):
+        with Spending("decode"):
             return images.load_isolated(
                 content,
                 self.rule,

@@ -2,7 +2,7 @@
 
     >>> meter = StageMeter()
     >>> add_spent({"decode": 2.5})
-    >>> with spending("network"):
+    >>> with Spending("network"):
     ...     pass
     >>> found = meter.read()
     >>> found["decode"], list(found), meter.read()
@@ -16,8 +16,7 @@ of all threads together: they tell the shares of the stages, not how long a shar
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Literal
 
@@ -39,21 +38,25 @@ def add_spent(seconds: Mapping[str, float]) -> None:
             _spent[name] = _spent.get(name, 0.0) + more
 
 
-@contextmanager
-def spending(name: Stage) -> Iterator[None]:
-    """Adds the time that the block takes.
+class Spending:
+    """Adds the time that a `with` block takes. It is a class, as each image has two such blocks.
 
     Args:
         name: The stage.
-
-    Yields:
-        Nothing.
     """
-    began = perf_counter()
-    try:
-        yield
-    finally:
-        add_spent({name: perf_counter() - began})
+
+    __slots__ = ("_began", "_name")
+
+    def __init__(self, name: Stage) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._began = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = perf_counter() - self._began
+        with _LOCK:
+            _spent[self._name] = _spent.get(self._name, 0.0) + seconds
 
 
 class StageMeter:

@@ -26,7 +26,7 @@ from pipeline.counting.decode_ahead import Ahead, MemberRun, runs_of
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
 from pipeline.counting.preparing import Fetch, Outcomes, Preparer
-from pipeline.counting.stage_clock import spending
+from pipeline.counting.stage_clock import Spending
 from pipeline.dna import Failure
 from pipeline.sources import Shard
 from pipeline.spec import Preprocess, Resources
@@ -125,7 +125,7 @@ class Stream:
         running: deque[tuple[list[int], int, Future[R]]] = deque()
 
         def run_network(places: list[int], values: list[NDArray[Any]]) -> R:
-            with spending("network"):
+            with Spending("network"):
                 return observe(places, self._batch(values))
 
         def start() -> None:
