@@ -29,7 +29,7 @@ BUILD = ("build", "a", "s3://images", "-c", "s3://dnas")
 NO_PLACES = (
     *("name", "names", "near", "spec", "to", "at", "layers", "neurons", "taps", "exemplar_taps"),
     *("extractor", "decoder", "device", "sample", "include", "exclude", "image_column"),
-    *("allow_query", "group_by", "by", "pair_by", "ray_address", "pushgateway"),
+    *("allow_query", "group_by", "by", "pair_by", "ray_address", "pushgateway", "metrics_port"),
 )
 """Words that name no file: a name in the catalogue, a pattern, a server."""
 SECRET_NAMES = (
