@@ -145,14 +145,15 @@ class Pool:
     seen: Seen
     layers: Layers
     positions: Array
-    everything: Background
     itself: Background
 
     @cached_property
     def noise(self) -> Array:
         return np.array([noise_of(curve, self.positions).mean() for curve in self.seen.curves])
 
-    def scores(self, dataset: Seen, others: Sequence[Seen]) -> dict[str, Array]:
+    def scores(
+        self, dataset: Seen, others: Sequence[Seen], everything: Background
+    ) -> dict[str, Array]:
         """Ranks the pool: what is small is near. `others` are pictures of the other datasets."""
         curve = dataset.curves.mean(axis=0)
         each = to_set(self.seen, curve)
@@ -166,12 +167,12 @@ class Pool:
             "EMD, layers alike": by_layer.mean(axis=1),
             "EMD, layers scaled": (by_layer / own).mean(axis=1),
             "EMD, layers fitted": by_layer @ self.fitted_layers(dataset, others),
-            HELD: plain - BACKGROUND_SHARE * self.everything.distances,
-            "EMD, less all": plain - self.everything.distances,
+            HELD: plain - BACKGROUND_SHARE * everything.distances,
+            "EMD, less all": plain - everything.distances,
             "EMD, held against the pool": plain - BACKGROUND_SHARE * self.itself.distances,
             "EMD, less the pool": plain - self.itself.distances,
             "likelihood": -self._mean_of(logs),
-            "likelihood ratio, all": -self._mean_of(logs - self.everything.log_shares),
+            "likelihood ratio, all": -self._mean_of(logs - everything.log_shares),
             "likelihood ratio, the pool": -self._mean_of(logs - self.itself.log_shares),
         }
         last = self.layers.slices[LAST]
@@ -244,14 +245,17 @@ def measured(
 ) -> dict[str, Any]:
     seen = joined([held for _, held in halves.values()])
     labels = np.repeat(np.array(list(halves)), [len(held.curves) for _, held in halves.values()])
-    datasets = [fitted for fitted, _ in halves.values()]
-    everything = np.mean([fitted.curves.mean(axis=0) for fitted in datasets], axis=0)
-    count = sum(len(fitted.curves) for fitted in datasets)
+
+    def against(kind: str, dataset: Seen) -> Background:
+        """All datasets in one: this one, and those of the other kinds as they are."""
+        each = [dataset, *(of for name, (of, _) in halves.items() if name != kind)]
+        curves = np.mean([one.curves.mean(axis=0) for one in each], axis=0)
+        return Background.of(curves, seen, sum(len(one.curves) for one in each))
+
     pool = Pool(
         seen,
         layers,
         positions,
-        Background.of(everything, seen, count),
         Background.of(seen.curves.mean(axis=0), seen, len(seen.curves)),
     )
     chance = np.random.default_rng(0)
@@ -267,7 +271,8 @@ def measured(
                     for name, (of, _) in halves.items()
                     if name != kind
                 ]
-                scores = pool.scores(Seen(fitted.curves[some], fitted.means[some]), others)
+                dataset = Seen(fitted.curves[some], fitted.means[some])
+                scores = pool.scores(dataset, others, against(kind, dataset))
                 for way, values in scores.items():
                     ap = average_precision(values, labels == kind)
                     precision.setdefault(way, {}).setdefault(kind, []).append(ap)

@@ -95,7 +95,8 @@ def show(
     if version.imported:
         say(f"  note: {version.provenance}")
     else:
-        say(f"  outliers   vdna rank --to {name} orders its images, the oddest last")
+        of_spec = f" --spec {snapshot.spec}" if snapshot.spec else ""
+        say(f"  outliers   vdna rank --to {name}{of_spec} orders its images, the oddest last")
     for note in (*version.notes, *image_notes(version, rule.alpha)):
         say(f"  note: {note}")
     for reason, count in Counter(failure.reason for failure in listed).most_common():

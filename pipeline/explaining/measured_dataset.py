@@ -25,8 +25,8 @@ from pipeline.explaining.sample_draw import by_hash
 from pipeline.spec import Spec
 from pipeline.wording import option
 
-MOST_BACKGROUND = 20
-"""The most datasets of a background, unless they are named."""
+MOST_BACKGROUND = 8
+"""The most datasets of a background, unless they are named: each worker reads them all."""
 
 MIXED_TOTAL = 2**24
 """What each dataset's counts of a neuron are scaled to in a background, before they are added."""
@@ -67,7 +67,7 @@ class StoredDna:
         if version.dna != self.dna:
             raise CorruptFile(
                 f"{catalogue.log_uri(self.commit)} states dna {version.dna} of {self.name}; images "
-                f"are ranked against {self.dna}"
+                f"are ranked against {self.dna}. If images were erased meanwhile, rank again"
             )
         return layer_counts(catalogue, self.name, version, weights, ranges)
 
@@ -172,22 +172,22 @@ def background_of(
     """
     spec = dataset.spec.digest
     if names:
-        found = [MeasuredDataset.find(catalogue, name, at, spec) for name in names]
-        if {other.version.dna for other in found} == {dataset.version.dna}:
+        named = [MeasuredDataset.find(catalogue, name, at, spec) for name in names]
+        if {other.version.dna for other in named} == {dataset.version.dna}:
             raise UsageError(
                 f"the background is {dataset.name} itself, which tells nothing; name others by "
                 f"{option('against', ['photos'])}"
             )
-        return sorted({other.version.dna: other for other in found}.values(), key=_name)
+        return sorted({other.version.dna: other for other in named}.values(), key=_name)
     commit, own = catalogue.at(at), dataset_of(dataset.name)
-    others = []
+    found = {dataset.version.dna: dataset}
     for name in by_hash(catalogue.names(commit.number, spec)):
         version = commit.datasets[name][spec]
-        if name != own and not version.part_of and not version.imported:
-            others.append(MeasuredDataset(name, commit, version, dataset.spec))
-        if len(others) == MOST_BACKGROUND - 1:
+        if len(found) == MOST_BACKGROUND:
             break
-    return sorted([dataset, *others], key=_name) if others else []
+        if name != own and not version.part_of and not version.imported:
+            found.setdefault(version.dna, MeasuredDataset(name, commit, version, dataset.spec))
+    return sorted(found.values(), key=_name) if len(found) > 1 else []
 
 
 def _name(dataset: MeasuredDataset) -> str:

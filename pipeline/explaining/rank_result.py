@@ -43,8 +43,8 @@ class Ranking:
         ignored: Number of files of other kinds, by suffix.
         duplicates: Number of images that were listed more than once.
         notes: What a reader should know, a sentence each.
-        background: The datasets that distances are held against; none if images are ordered by
-            the distance alone.
+        background: The datasets that distances are held against, each with the digest of its DNA;
+            none if images are ordered by the distance alone.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Ranking:
     ignored: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     notes: tuple[str, ...] = ()
-    background: tuple[str, ...] = ()
+    background: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         through = "" if self.lens == UNIFORM else f" through {self.lens}"
         ends = ""
         if self.nearest:
-            ends = f", nearest {self.nearest[0].name} at {self.nearest[0].emd:.4g} bins"
+            ends = f", nearest {self.nearest[0].name} at {self._shown(self.nearest[0]):.4g} bins"
         return f"<Ranking of {count_of(self.ranked, 'image')} by {self.name}{through}{ends}>"
 
     def _repr_html_(self) -> str:
@@ -78,10 +78,18 @@ class Ranking:
             for image in self._ends
         ]
         return html_table(
-            f"{count_of(self.ranked, 'image')} by distance to {self.name}",
+            f"{count_of(self.ranked, 'image')} by {self._order} to {self.name}",
             ("rank", "score", "emd", "image"),
             rows,
         )
+
+    @property
+    def _order(self) -> str:
+        return "score by distance" if self.background else "distance"
+
+    def _shown(self, image: RankedImage) -> float:
+        """Returns what an image is ordered by."""
+        return image.score if self.background else image.emd
 
     @property
     def _ends(self) -> list[RankedImage]:
@@ -101,7 +109,7 @@ class Ranking:
         return polars_frame(*self.cells)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws the distance of each image of both ends, the nearest first.
+        """Draws what images are ordered by, for each image of both ends, the nearest first.
 
         Args:
             ax: Axes to draw on. None makes a new figure.
@@ -113,8 +121,8 @@ class Ranking:
         # matplotlib takes what is between two dollars for a formula
         names = [image.name.rpartition("/")[2].replace("$", r"\$") for image in ends]
         labels = [f"{image.rank} {name}" for image, name in zip(ends, names, strict=True)]
-        unit = f"distance to {self.name} (bins)"
-        return bar_chart(labels, [image.emd for image in ends], unit, ax)
+        unit = f"{self._order} to {self.name} (bins)"
+        return bar_chart(labels, [self._shown(image) for image in ends], unit, ax)
 
     @property
     def cells(self) -> Cells:

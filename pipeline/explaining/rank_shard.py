@@ -31,8 +31,13 @@ from pipeline.dna import (
     neuron_name,
 )
 from pipeline.errors import ConservationError, CorruptFile, SpecMismatch
-from pipeline.explaining.image_distances import ImageDistances, ImageSums, require_finite
-from pipeline.explaining.measured_dataset import StoredDna, mixed_counts
+from pipeline.explaining.image_distances import (
+    BACKGROUND_SHARE,
+    ImageDistances,
+    ImageSums,
+    require_finite,
+)
+from pipeline.explaining.measured_dataset import MIXED_TOTAL, StoredDna, mixed_counts
 from pipeline.sources import Shard
 from pipeline.spec import Numerics, Resources, Spec, digest_of
 
@@ -155,7 +160,8 @@ class Target:
         lens = self.lens_on(spec)
         background = sorted(other.dna for other in self.background)
         seen = [self.dataset.dna, background, lens.digest if lens else "", list(self.layers)]
-        return digest_of(RANKS, _KIND.format, spec.digest, *seen, self.numerics.to_json())
+        rule = [BACKGROUND_SHARE, MIXED_TOTAL] if background else []
+        return digest_of(RANKS, _KIND.format, spec.digest, *seen, rule, self.numerics.to_json())
 
 
 def column_of(layer: str) -> str:

@@ -34,6 +34,7 @@ from pipeline.comparing import is_nested, lens_notes
 from pipeline.counting import (
     Recipe,
     ShardJob,
+    ShardReceipt,
     choose_backend,
     counted_by,
     device_kind,
@@ -53,7 +54,7 @@ from pipeline.networks import network_of
 from pipeline.options import shared_values
 from pipeline.sources import Entries, Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec, flat_numerics
-from pipeline.wording import count_of, some_of
+from pipeline.wording import count_of, option, some_of
 
 
 def rank(
@@ -120,8 +121,12 @@ def rank(
         manifest = catalogue.manifest(dataset.stored.name, dataset.version)
     else:
         manifest = _planned(catalogue, build, engine, progress)
-    job = _job(catalogue, recipe, manifest)
-    (ran,) = run_missing([(job, manifest)], engine, progress)
+    job = _job(catalogue, recipe, manifest, name)
+    if request.source is None:
+        (ran,) = run_missing([(job, manifest)], engine, progress, final=_changed_error)
+        _require_unchanged(name, source, ran.errors)
+    else:
+        (ran,) = run_missing([(job, manifest)], engine, progress)
     require_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
     with RankingOrder(manifest, job, chosen) as order:
         order.load()
@@ -136,7 +141,7 @@ def rank(
             commit=dataset.commit.number,
             lens=lens.name if lens else UNIFORM,
             layers=chosen,
-            background=tuple(other.name for other in background),
+            background={other.name: other.version.dna for other in background},
             ranked=ranked,
             failed=failed,
             undefined=undefined,
@@ -223,12 +228,32 @@ def _recipe(
     )
 
 
-def _job(catalogue: Catalogue, recipe: Recipe, manifest: Manifest) -> ShardJob:
+def _changed_error(receipt: ShardReceipt) -> str:
+    """Returns the error of a shard if its images are not as they were listed; else nothing."""
+    return receipt.error.removeprefix(f"{receipt.kind}: ") if receipt.changed else ""
+
+
+def _require_unchanged(name: str, source: str, failed: Sequence[ShardReceipt]) -> None:
+    """Checks that the images of a version are as they were when it was built.
+
+    Raises:
+        SourceError: If some have changed or are gone.
+    """
+    changed = list(filter(None, map(_changed_error, failed)))
+    if changed:
+        raise SourceError(
+            f"not all images of {name} are as they were when it was built: {some_of(changed)}. "
+            f"Build {dataset_of(name)} again first, or rank what is there now: vdna rank {source} "
+            f"{option('to', name)}"
+        )
+
+
+def _job(catalogue: Catalogue, recipe: Recipe, manifest: Manifest, name: str) -> ShardJob:
     """Returns the job, and stores its manifest where workers read it."""
     work = catalogue.ranks_uri(recipe.products[-1])
     uri = storage.join(work, "manifests", f"{manifest.digest}.parquet")
     store_manifest(uri, manifest)
-    return ShardJob(recipe, uri, work, catalogue.entries_uri)
+    return ShardJob(recipe, uri, work, catalogue.entries_uri, dataset=name)
 
 
 def _write(
@@ -243,7 +268,7 @@ def _write(
         "lens": ranking.lens,
         "lens_digest": lens.digest if lens else "",
         "layers": ranking.layers,
-        "background": ranking.background,
+        "background": dict(ranking.background),
         "ranked": ranking.ranked,
         "failed": ranking.failed,
         "undefined": ranking.undefined,

@@ -61,7 +61,7 @@ def read_ranking(catalogue: Catalogue, file: str) -> Ranking:
         nearest, farthest = (_images(stated[end]) for end in ("nearest", "farthest"))
         unranked = tuple(UnrankedImage(**image) for image in stated["unranked"])
         layers, notes = tuple(stated["layers"]), tuple(stated["notes"])
-        background = tuple(str(other) for other in stated.get("background", ()))
+        background = {str(name): str(dna) for name, dna in stated["background"].items()}
         totals = [int(stated[total]) for total in ("ranked", "failed", "undefined")]
         source, lens = str(stated["source"]), str(stated["lens"])
     _require_own(uri, file, [image.entry for image in (*nearest, *farthest)])
@@ -89,7 +89,7 @@ def _images(stated: Sequence[Mapping[str, Any]]) -> tuple[RankedImage, ...]:
     return tuple(
         RankedImage(
             int(image["rank"]),
-            float(image.get("score", image["emd"])),  # older files are in the order of distance
+            float(image["score"]),
             float(image["emd"]),
             tuple(image["layers"]),
             Entry(**image["entry"]),

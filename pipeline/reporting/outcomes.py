@@ -168,7 +168,7 @@ def ranking_json(ranking: Ranking) -> dict[str, object]:
         "commit": ranking.commit,
         "lens": ranking.lens,
         "layers": ranking.layers,
-        "background": ranking.background,
+        "background": dict(ranking.background),
         "ranked": ranking.ranked,
         "failed": ranking.failed,
         "undefined": ranking.undefined,
@@ -231,7 +231,7 @@ def ranking_sentence(ranking: Ranking) -> str:
 
 def background_sentence(ranking: Ranking) -> str:
     """Returns what the score of a ranking is."""
-    others, alone = ranking.background, option("order", "emd")
+    others, alone = list(ranking.background), option("order", "emd")
     together = "" if len(others) == 1 else ", taken together"
     return (
         f"in the order of the score: the distance to {ranking.name}, less three quarters of the "

@@ -44,6 +44,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
+from pipeline.events import Event, Retried
 from pipeline.explaining import Ranking, RankRequest, measured_dataset, rank, read_ranking
 from pipeline.explaining import ranking as rank_module
 from pipeline.explaining.image_emd import LayerEmd
@@ -807,6 +808,13 @@ def test_a_dataset_s_own_images_are_ranked_without_listing_them_and_odd_ones_com
     assert Path(storage.local_path(found.farthest[0].entry.uri)).name == "odd.png"
     named = rank(catalogue, dataclasses.replace(to, to="own@2"), engine, resources=RESOURCES)
     assert (named.ranked, named.counted_shards) == (7, 0)
+    (source / "good-02.png").unlink()
+    tries: list[Event] = []
+    gone = dataclasses.replace(to, order="score")  # of which nothing is done yet
+    told = r"good-02.png does not exist.*vdna rank .*own.*`to='own'`"
+    with pytest.raises(SourceError, match=told):
+        rank(catalogue, gone, engine, resources=RESOURCES, progress=tries.append)
+    assert not [event for event in tries if isinstance(event, Retried)]
     with pytest.raises(UsageError, match="`limit=3` chooses images of a source, and none is given"):
         RankRequest(None, "own", limit=3)
 
@@ -866,7 +874,7 @@ def test_the_score_is_the_distance_less_three_quarters_of_that_to_the_background
     catalogue, source = Catalogue(str(tmp_path / "catalogue")), three_built[1]
     out = tmp_path / "out.parquet"
     found = ranked(catalogue, source, engine, place, out=str(out), top=3, **options)
-    assert found.background == background
+    assert found.background == {name: catalogue.find(name).dna for name in background}
     rows = [row for row in pq.read_table(out).to_pylist() if row["error"] is None]
     assert len(rows) == 11
     for row in rows:
@@ -881,7 +889,7 @@ def test_the_score_is_the_distance_less_three_quarters_of_that_to_the_background
     lines = "\n".join(ranking_lines(found))
     assert ("in the order of the score: the distance to near" in lines) == bool(background)
     assert all(name in lines for name in background)
-    assert read_ranking(catalogue, str(out)).background == background
+    assert read_ranking(catalogue, str(out)).background == found.background
 
 
 def test_another_background_is_another_ranking(

@@ -20,7 +20,6 @@ from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SourceError
 from pipeline.explaining import Ranking, RankRequest, rank, read_ranking
-from pipeline.explaining import ranking as ranking_module
 from pipeline.reporting import ranking_lines
 from pipeline.spec import Resources, digest_of
 from tests.support import tiny_network as tiny
@@ -91,24 +90,6 @@ def test_a_ranking_is_read_as_it_was_reported(
         assert len(made.nearest) == len(made.farthest) == 2
         assert len(made.unranked) == 1
         assert read_ranking(catalogue, out) == replace(made, counted_shards=0)
-
-
-def test_a_file_without_scores_is_in_the_order_of_distance(
-    catalogue: Catalogue, tmp_path: Path, place: tiny.Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As files were before images had scores."""
-    reported = ranking_module.reported_images
-
-    def without_scores(ranking: Ranking) -> dict[str, Any]:
-        stated = reported(ranking)
-        for image in (*stated["nearest"], *stated["farthest"]):
-            del image["score"]
-        return stated
-
-    monkeypatch.setattr(ranking_module, "reported_images", without_scores)
-    made, out = ranked(catalogue, tmp_path, place)
-    assert read_ranking(catalogue, out) == replace(made, counted_shards=0)
-    assert [image.score for image in made.nearest] == [image.emd for image in made.nearest]
 
 
 def test_a_ranking_by_an_earlier_version_is_of_the_commit_that_had_it(
