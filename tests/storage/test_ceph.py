@@ -341,6 +341,8 @@ def prepared(role: str) -> tuple[str, str]:
     fill(f"{images}/a", 2)
     for seed in (2, 3) if role == "collect" else (2,):
         fill(f"{images}/b", 1, first_seed=seed)
+        if seed > 2:  # an image that is gone leaves a list of images that nothing needs
+            remove(f"{images}/b/photo-{seed - 1:04d}.jpg")
         kept = {"layer_gaussian": True, "exemplars": 1, "image_hashes": True}
         build(Catalogue(f"{dnas}/vdna"), "b", f"{images}/b", **kept)
         if role != "build":
