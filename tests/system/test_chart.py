@@ -202,6 +202,8 @@ def test_default_values_fit_their_schema_which_closes_every_object() -> None:
         ("jobs", {"a": {"command": "gc", "pools": {}}}, "non-empty"),
         ("jobs", {"A": {"command": "gc", "pools": {"cpu": {}}}}, "does not match"),
         ("refresh.shedule", "1 1 * * *", "'shedule' was unexpected"),
+        ("refresh.pushgateway", "http://me:secret@gateway:9091", "does not match"),
+        ("refresh.pushgateway", "http://gateway:9091;ls", "does not match"),
         ("networkPolicy.egress", [{"cidr": "example.com", "ports": [443]}], "does not match"),
         ("networkPolicy.egress", [{"cidr": "0.0.0.0/0"}], "'ports' is a required property"),
         ("priorityClasses.a", 2_000_000_000, "greater than the maximum"),
