@@ -27,6 +27,9 @@ OUTPUTS = ("catalogue", "out", "html", "figure", "junit", "summary", "metrics")
 INPUTS = ("source", "sources", "config", "changes", "weights", "ranges", "lens")
 """Options that name what a command reads."""
 
+NOT_SENT = ("metrics_port",)
+"""Options that are not taken from this machine's environment: they are about this machine."""
+
 NAMES = {"ranges": r"[0-9a-f]{32}", "lens": r".*(?<!\.parquet)"}
 """How an input is written that names a thing in the catalogue, and no file."""
 
@@ -129,6 +132,8 @@ def checked_words(
         _require_no_secret(word, given.get("allow_query") or "")
     added = []
     for option in context.command.params:
+        if option.name in NOT_SENT:
+            continue
         source = context.get_parameter_source(option.name)
         if source is not None and source.name == "ENVIRONMENT" and option.envvar in os.environ:
             _require_no_secret(given[option.name], "")

@@ -174,6 +174,7 @@ def test_what_the_environment_gives_here_is_given_to_the_job(
     monkeypatch.setenv("VDNA_CATALOGUE", "s3://dnas")
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     job = submitted(server, "--env", "AWS_REGION", "build", "a", "s3://b")
+    monkeypatch.setenv("VDNA_METRICS_PORT", "9464")  # of this machine, and no cluster's
     assert job.words == ("build", "--catalogue", "s3://dnas", "a", "s3://b")
     assert job.environment == {"AWS_REGION": "eu-central-1"}
     monkeypatch.setenv("VDNA_CATALOGUE", "dnas")
