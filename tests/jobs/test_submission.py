@@ -30,6 +30,7 @@ NO_PLACES = (
     *("name", "names", "near", "spec", "to", "at", "layers", "neurons", "taps", "exemplar_taps"),
     *("extractor", "decoder", "device", "sample", "include", "exclude", "image_column"),
     *("allow_query", "group_by", "by", "pair_by", "ray_address", "pushgateway", "metrics_port"),
+    "against",
 )
 """Words that name no file: a name in the catalogue, a pattern, a server."""
 SECRET_NAMES = (
@@ -173,8 +174,8 @@ def test_what_the_environment_gives_here_is_given_to_the_job(
 ) -> None:
     monkeypatch.setenv("VDNA_CATALOGUE", "s3://dnas")
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
-    job = submitted(server, "--env", "AWS_REGION", "build", "a", "s3://b")
     monkeypatch.setenv("VDNA_METRICS_PORT", "9464")  # of this machine, and no cluster's
+    job = submitted(server, "--env", "AWS_REGION", "build", "a", "s3://b")
     assert job.words == ("build", "--catalogue", "s3://dnas", "a", "s3://b")
     assert job.environment == {"AWS_REGION": "eu-central-1"}
     monkeypatch.setenv("VDNA_CATALOGUE", "dnas")
