@@ -10,6 +10,7 @@ once, however often it was tried.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ from pipeline.storage import RequestMeter
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+logger = logging.getLogger(__name__)
 
 THIS_MACHINE = "127.0.0.1"
 """Where metrics are served if no address is named: they tell the names of datasets."""
@@ -158,12 +161,16 @@ class PrometheusMetrics:
 class JobMetrics:
     """A listener that tells a client what happens. It is given one, or takes Ray's.
 
+    A client that raises an error ends no job: the log has one warning, and no client is told
+    anything more.
+
     Args:
         client: The client. None for Ray's, once the job has joined a cluster.
     """
 
     def __init__(self, client: MetricsClient | None = None) -> None:
         self._client = client
+        self._has_failed = False
         self._requests = RequestMeter()
         self._stage: Started | None = None
         self._steps = self._units = 0
@@ -176,13 +183,26 @@ class JobMetrics:
             event: What happened.
         """
         with self._lock:
-            if isinstance(event, Started):
-                self._stage, self._steps, self._units = event, event.steps, event.total
-            if isinstance(event, ClusterJoined) and self._client is None:
-                self._client = self._joined()
-            if self._client is not None:
-                self._take(event, self._client)
-                self._client.add("vdna_storage_requests_total", self._requests.read())
+            if self._has_failed:
+                return
+            try:
+                self._hear(event)
+                return
+            except Exception as raised:
+                self._has_failed, error = True, raised
+        # After the lock, as a handler of the log may tell its records to this listener.
+        what = f"{type(error).__name__}: {error}"
+        logger.warning("the metrics of this job end here, and the job goes on: %s", what)
+
+    def _hear(self, event: Event) -> None:
+        """Tells the client of an event, if there is one."""
+        if isinstance(event, Started):
+            self._stage, self._steps, self._units = event, event.steps, event.total
+        if isinstance(event, ClusterJoined) and self._client is None:
+            self._client = self._joined()
+        if self._client is not None:
+            self._take(event, self._client)
+            self._client.add("vdna_storage_requests_total", self._requests.read())
 
     def _joined(self) -> MetricsClient:
         """Returns Ray's client. A cluster is joined for a stage that has begun already."""

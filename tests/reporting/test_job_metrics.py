@@ -169,6 +169,37 @@ def test_a_pool_that_waits_for_a_node_says_so_and_a_stage_that_ends_leaves_nothi
     assert found == {"vdna_progress_timestamp_seconds{step=shards}": 1700000000}
 
 
+def test_a_client_that_fails_ends_no_job_and_is_told_nothing_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[str] = []
+
+    class Broken:
+        def set(self, name: str, value: float, **labels: str) -> None:
+            told.append(name)
+
+        def observe(self, name: str, value: float, **labels: str) -> None:
+            told.append(name)
+
+        def add(self, name: str, more: float, **labels: str) -> None:
+            told.append(name)
+            raise OSError("the agent is gone")
+
+    listener = JobMetrics(Broken())
+    listener(Started(30, 2))
+    listener(ClusterJoined())  # which would find another client
+    assert told.pop() == "vdna_storage_requests_total"
+    told.clear()
+    for event in (DONE, Warned("a node was lost"), Finished()):
+        listener(event)
+    assert told == []
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "the metrics of this job end here, and the job goes on: OSError: the agent is gone"
+    )
+
+
 def test_a_build_in_this_process_is_served_while_it_runs(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
