@@ -135,7 +135,7 @@ class Held:
     """The stage waits for steps that another job has claimed.
 
     Attributes:
-        steps: How many of them; 0 once it waits for none.
+        steps: How many of them; 0 once it waits no longer, as it has work again or they are done.
     """
 
     steps: int

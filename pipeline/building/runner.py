@@ -303,7 +303,7 @@ class _ShardRun:
 
     def _wait(self) -> list[tuple[ShardJob, int]]:
         """Waits for shards that another job counts; returns those that are to be taken over."""
-        self._progress(Held(self._held))
+        self._progress(Held(sum(map(len, self._others.held.values()))))
         pause = FIRST_PAUSE
         todo: list[tuple[ShardJob, int]] = []
         while self._others.held and not todo:
@@ -322,13 +322,8 @@ class _ShardRun:
                     pause = FIRST_PAUSE
         if todo:
             self._progress(TakenOver(len(todo)))
-        self._progress(Held(self._held))
+        self._progress(Held(0))
         return todo
-
-    @property
-    def _held(self) -> int:
-        """How many shards other jobs hold."""
-        return sum(map(len, self._others.held.values()))
 
     def _is_stored(self, at: int, index: int, receipt: ShardReceipt) -> None:
         """Takes note of a shard that is stored, and tells of it."""

@@ -184,6 +184,28 @@ def test_a_job_takes_over_from_a_dead_one_as_soon_as_its_lease_is_over(world: Wo
     assert world.now < 15 + longest
 
 
+def test_a_job_says_that_it_waits_when_it_begins_to_and_not_while_it_works(world: World) -> None:
+    """Two jobs die one after the other, so that it takes over one shard and waits for the next."""
+    work = works([2])
+    world.start("dies", work, 0, dies_at=WHILE_IT_COUNTS)
+    world.start("dies later", work, 40, dies_at=WHILE_IT_COUNTS)
+    world.start("goes on", work, 41, dies_at=NEVER)
+    world.chance.choice = lambda several: several[0]  # type: ignore[method-assign,assignment]  # a shard that takes seconds
+    world.run(longest=1000)
+    events = world.jobs[2].events
+    told = [(type(event), event.steps) for event in events if isinstance(event, Held | TakenOver)]
+    assert told == [
+        *((Held, 2), (TakenOver, 1), (Held, 0)),
+        *((Held, 1), (TakenOver, 1), (Held, 0)),
+    ]
+    assert list(filter(None, map(text_of, events))) == [
+        "waiting for 2 shards that another job counts",
+        "taking over 1 shard of another job",
+        "waiting for 1 shard that another job counts",
+        "taking over 1 shard of another job",
+    ]
+
+
 def test_a_lease_that_is_long_over_is_not_waited_for(world: World) -> None:
     work = works([1])
     world.start("dies", work, 0, dies_at=WHILE_IT_COUNTS)
