@@ -429,6 +429,12 @@ def test_pods_reach_stores_and_no_metadata_service() -> None:
     assert reaches(open_policy, "worker", "169.254.169.254", 443)
 
 
+def test_a_cache_of_names_that_is_added_is_asked_by_both_protocols() -> None:
+    rules = [rule for p in of_kind("NetworkPolicy") for rule in p["spec"]["egress"]]
+    [ports] = (rule["ports"] for rule in rules if "169.254.20.10/32" in str(rule["to"]))
+    assert ports == [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
+
+
 def test_only_our_pods_kuberay_and_prometheus_reach_ours() -> None:
     [policy] = (p for p in of_kind("NetworkPolicy", GUARDS) if "ingress" in p["spec"])
     ours = {"app.kubernetes.io/part-of": "vdna", "app.kubernetes.io/instance": "vdna"}
