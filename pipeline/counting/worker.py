@@ -133,7 +133,8 @@ class ShardReceipt:
         images: How many images were counted now.
         failures: How many images could not be read, of those that were read now.
         reused: How many images were not read, as an earlier build has kept the sums of their cells.
-        ahead: How many images were decoded elsewhere for the worker, since its last receipt.
+        ahead: How many images were decoded elsewhere for the worker, since its last receipt of a
+            shard that it made.
         missed: Why the worker had to decode some that were to be decoded elsewhere, or nothing.
         seconds: How long it took.
         error: Why it could not be counted this time, or nothing.
@@ -146,7 +147,8 @@ class ShardReceipt:
         read_bytes: Bytes of the images that were read now, where the source states their sizes.
         reasons: How many images could not be read, of those that were read now, by the reason.
         spent: Seconds that the worker's threads spent in each stage of the work, since its last
-            receipt (see `stage_clock`).
+            receipt of a shard that it made (see `stage_clock`). So those of a shard that failed are
+            in the receipt of the next one.
     """
 
     manifest_uri: str
