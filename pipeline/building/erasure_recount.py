@@ -162,7 +162,9 @@ class ErasureRecount:
         name = digest_of("erasing", sha256(manifest.data), products, backend)
         uri = storage.join(work, f"_erasing-{name}.parquet")
         storage.replace(uri, manifest.data)
-        return ShardJob(self._recipe(like), uri, work, self._catalogue.entries_uri), manifest
+        whole = like.kept.version.part_of or like.kept.name
+        job = ShardJob(self._recipe(like), uri, work, self._catalogue.entries_uri, dataset=whole)
+        return job, manifest
 
     def _uncounted(
         self, failed: Mapping[tuple[str, str], str]

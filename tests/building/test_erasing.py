@@ -68,7 +68,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.events import StepFailed, ignore
+from pipeline.events import StepDone, StepFailed, ignore
 from pipeline.reporting import erased_lines, preview_lines
 from pipeline.sources import entries_file, shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
@@ -587,7 +587,9 @@ def test_versions_that_cannot_be_counted_again_are_refused(home: Home) -> None:
     assert "SourceError" not in error
     assert "rerun" not in error
     failed = [event for event in told if isinstance(event, StepFailed)]
-    assert [(event.error, event.transient) for event in failed] == [(changed, False)]
+    assert [(event.error, event.transient, event.dataset) for event in failed] == [
+        (changed, False, "x")
+    ]
     preview = preview_erasure(home.catalogue, [str(home.images / "1/04.png")])
     assert (preview.recounted, preview.unreadable) == ({}, {"x": (f"x@1: {changed}",)})
     lines = preview_lines(preview)
@@ -663,7 +665,9 @@ def test_parts_lose_the_image_too(home: Home) -> None:
     home.build(by="1")
     home.remove("a/0.png")
     home.remove("c/7.png")
-    done = home.erase("a/0.png", "c/7.png")
+    told: list[object] = []
+    done = home.erase("a/0.png", "c/7.png", progress=told.append)
+    assert {of.dataset for of in told if isinstance(of, StepDone) and of.shard is not None} == {"x"}
     place = home.catalogue
     images = {name: place.find(name).images for name in place.head().datasets}
     assert images == {"x": 5, "x/a": 2, "x/b": 3}
