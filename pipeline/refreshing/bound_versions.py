@@ -76,7 +76,9 @@ def _problem(
                 f"{old}{bound.against} either"
             )
     if tag and not known:
-        return f"; if that is the tag you mean, vdna tag {dataset} {tag} gives it"
+        versions = head.datasets.get(dataset, {}).values()
+        whole = next((version.part_of for version in versions if version.part_of), dataset)
+        return f"; if that is the tag you mean, vdna tag {whole} {tag} gives it"
     return "" if known else None
 
 

@@ -285,6 +285,9 @@ def test_a_part_and_a_failed_build_are_judged_as_for_pairs(tmp_path: Path) -> No
         f"{{dataset: {name}, against: '@-1', max_move: 99}}" for name in ("day", "day/rain")
     ] + ["{dataset: day, min_images: 1}"]
     refresh(parted(tmp_path, {"day": 100}, *bounds))
+    untagged = MoveBound(dataset="day/rain", against="@release", max_move=99)
+    with pytest.raises(UsageError, match=r"you mean, vdna tag day release gives it$"):
+        require_known([untagged], Catalogue(str(tmp_path / "c")), [Request("day", "photos")])
     photo(99).save(tmp_path / "day" / "rain" / "new.jpg")
     told = json.loads(refresh(tmp_path / "datasets.yaml", "--json").stdout)["gate"]
     assert [row["outcome"] for row in told] == ["holds"] * 3
