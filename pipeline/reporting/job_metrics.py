@@ -4,8 +4,8 @@
     ...     build_datasets(catalogue, requests, engine, progress=listener)
 
 Without an address to serve them at, they go to Ray's own agent once the job has joined a cluster.
-All are sent by the process of the command, from what its workers' receipts say. So a shard counts
-once, however often it was tried.
+All are sent by the process of the command, from what its workers' receipts say. So as a rule a
+shard counts once, however often it was tried; `docs/monitoring.md` has the exceptions.
 """
 
 from __future__ import annotations
