@@ -148,7 +148,8 @@ def wrong_fields(error: ValidationError, most: int = 8) -> str:
     for one in error.errors(include_url=False)[:most]:
         field = ".".join(map(str, one["loc"])) or "the whole"
         value = shortened(one["input"])
-        wanted = _WANTED.get(one["type"], one["msg"]).format(**one.get("ctx", {}))
+        plain = _WANTED.get(one["type"])
+        wanted = plain.format(**one.get("ctx", {})) if plain else one["msg"]
         wanted = wanted.removeprefix("Value error, ")
         missing = one["type"] in ("missing", "missing_argument")
         said.append(

@@ -213,7 +213,8 @@ def ranking_lines(ranking: Ranking) -> list[str]:
             distances = "".join(f"  {each:8.2f}" for each in shown)
             lines.append(f"{image.rank:>{width},}{distances}  {image.name}")
     lines.append(ranking_sentence(ranking))
-    lines += [background_sentence(ranking)] if has_score else []
+    alone = option("order", "emd")
+    lines += [f"{background_sentence(ranking)}; {alone} orders by the distance alone"] * has_score
     lines += [f"  not ranked: {image}" for image in ranking.unranked]
     return lines + [f"note: {note}" for note in ranking.notes]
 
@@ -231,11 +232,11 @@ def ranking_sentence(ranking: Ranking) -> str:
 
 def background_sentence(ranking: Ranking) -> str:
     """Returns what the score of a ranking is."""
-    others, alone = list(ranking.background), option("order", "emd")
+    others = list(ranking.background)
     together = "" if len(others) == 1 else ", taken together"
     return (
         f"in the order of the score: the distance to {ranking.name}, less three quarters of the "
-        f"distance to {some_of(others)}{together}; {alone} orders by the distance alone"
+        f"distance to {some_of(others)}{together}"
     )
 
 

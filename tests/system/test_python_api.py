@@ -277,9 +277,8 @@ def test_a_ranking_is_drawn_with_a_bar_for_each_image(
     root: str, place: tiny_network.Place, photos: Path
 ) -> None:
     ranking = rank(root, RankRequest(str(photos / "b"), "a", weights=place.weights, top=2))
-    assert [bar.get_width() for bar in ranking.plot().patches] == ranking.to_polars()[
-        "emd"
-    ].to_list()
+    drawn = [bar.get_width() for bar in ranking.plot().patches]
+    assert drawn == ranking.to_polars()["score"].to_list() == sorted(drawn)
     pyplot.close("all")
 
 
