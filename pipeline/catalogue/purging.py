@@ -321,7 +321,8 @@ class _Purge:
         """Finds datasets and specs whose sums may be of a build that has not committed.
 
         Returns:
-            The name and spec of each.
+            The name and spec of each. The work of a ranking has the same form, with `_ranks` and
+            the digest of the ranking.
         """
         found = set()
         for item in items:

@@ -69,6 +69,7 @@ from pipeline.errors import (
     VdnaError,
 )
 from pipeline.events import StepDone, StepFailed, ignore
+from pipeline.explaining import RankRequest, rank
 from pipeline.reporting import erased_lines, preview_lines
 from pipeline.sources import entries_file, shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
@@ -511,6 +512,22 @@ def test_what_a_refused_build_has_left_later_is_removed_too(
     assert all(map(storage.exists, of_build))
     assert home.build().version.images == 12
     require_sound(home)
+
+
+def test_the_work_of_rankings_is_removed_too(home: Home) -> None:
+    """Of another folder with the image, and of the dataset's own images."""
+    filled(home, 12)
+    work = storage.join(home.catalogue.root, "_work", "_ranks")
+    for source in (str(home.images), None):
+        request = RankRequest(source, "x", weights=home.network.weights, max_failures=0.99)
+        with InProcess() as engine:
+            assert rank(home.catalogue, request, engine, resources=RESOURCES).ranked == 12
+    assert [item for item in storage.walk(work) if "/partials/" in item.uri]
+    home.remove("0/03.png")
+    home.erase("0/03.png")
+    assert [item for item in storage.walk(work) if "/partials/" in item.uri] == []
+    folder = Path(storage.local_path(home.catalogue.root))
+    assert not any("0/03.png" in text for text in texts_below(folder))
 
 
 def test_what_comparisons_keep_of_a_dna_is_removed_too(home: Home) -> None:
