@@ -21,7 +21,7 @@ from jobs.submission import (
     told_how_to_come_back,
     wait_to_end,
 )
-from pipeline.events import Listener
+from pipeline.events import Idle, Listener
 
 SETTINGS = {"allow_interspersed_args": False}
 """What comes after the name of the command belongs to that command."""
@@ -99,6 +99,7 @@ def submit(
     submission = Submission(checked, checked_environment(env or ()), working_dir)
     server = server_at(ray_address, kubernetes, rayjob)
     id = submit_once(server, submission)
+    progress(Idle())  # the job speaks for itself from here on
     tell(f"{id}: submitted to {server.address}")
     if follow and not wait and not as_json:
         raise typer.Exit(follow_to_end(server, id).exit_code)

@@ -211,7 +211,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Idle:
-    """The job waits until someone asks it for something. That it says nothing is no trouble."""
+    """The job waits for a request, or for a job elsewhere. That it says nothing is no trouble."""
 
 
 Event = (
