@@ -515,7 +515,7 @@ def test_what_a_refused_build_has_left_later_is_removed_too(
 
 
 def test_the_work_of_rankings_is_removed_too(home: Home) -> None:
-    """Of another folder with the image, and of the dataset's own images."""
+    """One ranking is of a folder that has the image, the other of the dataset's own images."""
     filled(home, 12)
     work = storage.join(home.catalogue.root, "_work", "_ranks")
     for source in (str(home.images), None):
