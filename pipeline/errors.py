@@ -145,13 +145,13 @@ def wrong_fields(error: ValidationError, most: int = 8) -> str:
         `gate.0.max is -1: it must be at least 0`.
     """
     said = []
-    for one in error.errors(include_url=False)[:most]:
+    for one in error.errors()[:most]:
         field = ".".join(map(str, one["loc"])) or "the whole"
         value = shortened(one["input"])
         plain = _WANTED.get(one["type"])
         wanted = plain.format(**one.get("ctx", {})) if plain else one["msg"]
         wanted = wanted.removeprefix("Value error, ")
-        missing = one["type"] in ("missing", "missing_argument")
+        missing = one["type"] == "missing"
         said.append(
             f"{field} is missing in {value}" if missing else f"{field} is {value}: {wanted}"
         )

@@ -1,6 +1,7 @@
 """A dataset of a table follows every change of its rows: it is what a build from nothing makes.
 
 Images are added, removed, changed and renamed, and get other labels and groups, in random orders.
+Small shards are put together, and small cells joined, in many of the histories.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import pytest
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.engine import InProcess
+from pipeline.sources import shard_merging
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.tiny_network import Oracle, Picture
 
 KINDS = ("add", "remove", "change", "rename", "relabel", "regroup")
 LABELS = ("rain", "sun")
-GROUPS = 3
-"""So few that shards have several images."""
+GROUPS = (1, 3)
+"""How many groups a table may have: so few that shards have several images, and in one group so
+many that cells are joined after others are gone."""
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +66,12 @@ class Table:
         self.path = folder / "images.csv"
         self.rows: dict[str, Row] = {}
         self._folder, self._chance, self._made = folder, chance, 0
+        self._groups = chance.choice(GROUPS)
         for _ in range(chance.randint(8, 16)):
             self.add()
 
     def add(self) -> None:
-        row = Row(
-            self._picture(), self._chance.choice(LABELS), f"v{self._chance.randrange(GROUPS)}"
-        )
+        row = Row(self._picture(), self._chance.choice(LABELS), self._group())
         self.write(self._new_name(), row)
 
     def remove(self) -> None:
@@ -114,7 +116,7 @@ class Table:
         return Picture(self._chance.choice(["good"] * 5 + ["empty"]), self._chance.randrange(12))
 
     def _group(self) -> str:
-        return f"v{self._chance.randrange(GROUPS)}"
+        return f"v{self._chance.randrange(self._groups)}"
 
     def _any(self) -> str:
         return self._chance.choice(sorted(self.rows))
@@ -132,15 +134,20 @@ class Table:
 
 def follow(
     base: Path, network: tiny.Place, oracle: Oracle, engine: InProcess, chance: random.Random
-) -> None:
-    """Builds after each step, and compares with what is added up image by image."""
+) -> bool:
+    """Builds after each step, and compares with what is added up image by image.
+
+    Returns:
+        Whether shards were put together, or cells joined.
+    """
+    joined = False
     table = Table(base / f"{len(list(base.iterdir()))}", chance)
     place = Catalogue(str(table.path.parent / "catalogue"))
     options = {
         "by": chance.choice(["weather", ""]),
         "group_by": chance.choice(["video", "video", None]),
-        "shard_images": chance.choice([1, 2, 4]),
-        "cell_images": chance.choice([1, 2, None]),
+        "shard_images": chance.choice([1, 2, 4, 16]),
+        "cell_images": chance.choice([1, 2, 4, None]),
     }
     for step in range(4):
         for kind in chance.choices(KINDS, k=2 * step):
@@ -161,18 +168,26 @@ def follow(
         assert {part.value for part in result.parts.values()} == wanted
         folds: dict[str, set[int]] = {}
         for head, members in place.manifest("x", result.version).tables():
+            joined = joined or bool(head.runs)
             for group in members["group"].to_pylist():
                 folds.setdefault(group, set()).add(head.fold)
         if options["group_by"]:
             assert folds.keys() == {row.group for row in table.rows.values()}
             assert all(len(of) == 1 for of in folds.values()), "a group is in two folds"
+    return joined
 
 
-MANY = [pytest.param(seed, marks=pytest.mark.soak) for seed in (101, *range(5))]
+MANY = [pytest.param(seed, marks=pytest.mark.soak) for seed in (101, *range(30))]
 
 
 @pytest.mark.parametrize("seed", [7, *MANY])
 def test_each_version_is_a_build_from_nothing(
-    base: Path, network: tiny.Place, oracle: Oracle, engine: InProcess, seed: int
+    base: Path,
+    network: tiny.Place,
+    oracle: Oracle,
+    engine: InProcess,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    follow(base, network, oracle, engine, random.Random(seed))
+    monkeypatch.setattr(shard_merging, "TOGETHER", 2)
+    print("JOINED", seed, follow(base, network, oracle, engine, random.Random(seed)))

@@ -87,6 +87,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "storage/test_secrets.py::test_values_that_are_sent_in_queries_are_taken_out",
         "storage/test_storage.py",
         "storage/test_uris.py",
+        "system/test_errors.py",
     ),
     "storage/uris.py": ("storage/test_uris.py",),
 }
@@ -130,7 +131,7 @@ ONLY: dict[str, tuple[str, ...]] = {
         *("Counter._new_counts", "dna_of_counts", "Noted.add", "_joined", "_sum_of_cells"),
         *(f"_CellSum.{name}" for name in ("__post_init__", "add", "is_whole")),
     ),
-    "errors.py": ("module", "redact", "_shown", "looks_secret"),
+    "errors.py": ("module", "redact", "_shown", "looks_secret", "wrong_fields", "shortened"),
 }
 """The functions of some modules that hold a promise, and that run without a GPU; `module` is what
 lies outside of all."""
