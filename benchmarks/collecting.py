@@ -164,7 +164,9 @@ class Timed(SerialMapper):
         self._store = store
         self.tasks: list[Task] = []
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], items: Sequence[T], *, memory: int = 0
+    ) -> Iterator[R]:
         for item in items:
             before, started = Counter(self._store.requests), time.process_time()
             result = function(item)

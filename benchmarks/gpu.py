@@ -115,7 +115,7 @@ def random_weights(name: str, folder: Path) -> str:
     """A file of random weights for a network of timm; the embedded network has its own."""
     import torch
 
-    from pipeline.networks.lookup import architecture
+    from pipeline.networks.registry import architecture
 
     path = folder / f"{name.replace(':', '-').replace('/', '-')}.pt"
     if not path.exists():
@@ -180,8 +180,8 @@ def rate(
 
     from pipeline.building import Request, make_spec
     from pipeline.counting import DeviceRanges, Extractor, Prepared
+    from pipeline.counting.activation_counts import GpuCounts, Means
     from pipeline.counting.micro_batch import bytes_per_image
-    from pipeline.counting.shard import GpuCounts, Means
     from pipeline.dna import Moments
     from pipeline.networks import describe
 

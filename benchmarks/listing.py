@@ -110,7 +110,9 @@ class Processes:
         self.cpu: Counter[str] = Counter()
         self.rounds = 0
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, memory: int = 0
+    ) -> Iterator[Any]:
         self.rounds += 1
         for done in as_completed([self._pool.submit(_timed, function, item) for item in items]):
             result, kind, used, store = done.result()

@@ -109,8 +109,7 @@ def child(options: list[str]) -> None:
 
     tiny.register()
     page = options[options.index("--summary") + 1]
-    real = Refreshed.outcome.fget
-    assert real is not None
+    real = vars(Refreshed)["outcome"].fget
 
     def outcome(done: Refreshed) -> dict[str, Any]:
         found: dict[str, Any] = real(done)

@@ -140,7 +140,7 @@ def gaussian_distance(a: Array, b: Array) -> float:
 def _root(x: Array) -> Array:
     """(neurons, r) with `root root^T` the covariance; r is the lesser of images and neurons."""
     centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
-    return centred.T if len(x) < x.shape[1] else np.linalg.qr(centred, mode="r").T
+    return centred.T if len(x) < x.shape[1] else np.asarray(np.linalg.qr(centred, mode="r")).T
 
 
 def estimated(layers: Layers, first: Seen, second: Seen, half: Array) -> dict[str, Array]:

@@ -17,26 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import (
-    Effort,
-    Matrix,
-    compare,
-    comparison_job,
-)
+from pipeline.comparing import Effort, Matrix, compare, comparison_job
+from pipeline.comparing.fold_statistics import METHOD
 
 COLUMNS = ("emd_corrected", "low", "high", "se", "p")
 
 
 def compared(catalogue: Catalogue, step: int | None) -> Matrix:
     """The matrix with points so many bins apart in all layers; None for the product's own."""
-    own, method = comparison_job.Job.step, comparison_job.METHOD
+    own = comparison_job.Job.step
     if step is not None:
         comparison_job.Job.step = lambda *_: step  # type: ignore[method-assign]  # in its place
-        comparison_job.METHOD = f"every {step} bins"  # else a kept matrix is taken
+        vars(comparison_job)["METHOD"] = f"every {step} bins"  # else a kept matrix is taken
     try:
         return compare(catalogue, effort=Effort(keep=False))
     finally:
-        comparison_job.Job.step, comparison_job.METHOD = own, method  # type: ignore[method-assign]  # put back
+        comparison_job.Job.step = own  # type: ignore[method-assign]  # put back
+        vars(comparison_job)["METHOD"] = METHOD
 
 
 def moved(matrix: Matrix, exact: Matrix) -> None:

@@ -108,8 +108,9 @@ def dealt(numbers: Sequence[int]) -> Array:
     if len(numbers) >= HASHED_GROUPS:
         return np.array([number % FOLDS for number in numbers])
     sizes, found = FoldSizes(), []
-    for number in numbers:
-        found.append(sizes.nearest(number, "", 1, len(numbers) // FOLDS))
+    for at, number in enumerate(numbers):
+        left = len(numbers) - at
+        found.append(sizes.nearest(number, "", 1, len(numbers) // FOLDS, left))
         sizes.add(found[-1], "")
     return np.array(found)
 

@@ -132,7 +132,9 @@ def crops(folder: Path, count: int, brightness: float, seed: int) -> Iterator[tu
         top, left = chance.integers(height - side + 1), chance.integers(width - side + 1)
         pixels = images[at][top : top + side, left : left + side]
         pixels = pixels[:, ::-1] if chance.random() < 0.5 else pixels
-        crop = Image.fromarray(np.ascontiguousarray(pixels)).resize((224, 224), Image.BICUBIC)
+        crop = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+            (224, 224), Image.Resampling.BICUBIC
+        )
         yield at, np.asarray(ImageEnhance.Brightness(crop).enhance(brightness))
 
 
@@ -276,7 +278,10 @@ def samples(
 ) -> dict[int, Sample]:
     """One of each size; their products with the pools in one piece."""
     drawn = [weights(chance, pools, shares, size) for size in sizes]
-    sums = sum(np.concatenate([d[name] for d in drawn]) @ pools[name].curves for name in shares)
+    sums: Array = sum(
+        (np.concatenate([d[name] for d in drawn]) @ pools[name].curves for name in shares),
+        start=np.zeros(()),
+    )
     some = next(iter(pools.values()))
     made = {}
     for number, size in enumerate(sizes):
@@ -416,7 +421,7 @@ def false_alarms(
     images = np.concatenate(parts, axis=1)
     ends = np.cumsum([part.shape[1] for part in parts])[:-1]
     by_group = [np.flatnonzero(one.group == group) for group in np.unique(one.group)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case, *sizes in cases:
         group, split = 1 if case == "single images" else 10, "split" in case
         tests = []

@@ -122,7 +122,8 @@ def builds(parts: Parts, run: str) -> Iterator[Row]:
 
 def planning(parts: Parts) -> Iterator[Row]:
     """Plans very many rows, and lists some by the product's client."""
-    from benchmarks.scale.measuring import cpu, resident, rows, watched_disk
+    from benchmarks.scale.counting import cpu, resident
+    from benchmarks.scale.measuring import rows, watched_disk
     from benchmarks.scale.stand_in import BUCKET, PREFIX, serving
     from pipeline.sources import Entries, list_source, plan
 

@@ -257,7 +257,7 @@ def verifying() -> dict[str, float]:
     in_tasks = 0.0
 
     class Timed(SerialMapper):
-        def map(self, function: Any, items: Sequence[Any]) -> Iterator[Any]:
+        def map(self, function: Any, items: Sequence[Any], *, memory: int = 0) -> Iterator[Any]:
             nonlocal in_tasks
             for item in items:
                 before = cpu()
