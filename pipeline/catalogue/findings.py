@@ -6,6 +6,7 @@ True
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ NEWEST_ONLY = (
     "every version that is kept"
 )
 """What a reader of the findings should know, unless all versions were checked."""
+
+HISTORY = "history"
+"""The check that says how many older versions have no files left, and so were not checked."""
 
 _OF_RECOUNTS = ("recount", "shard ")
 """How the names of checks begin that count images again."""
@@ -68,11 +72,14 @@ class Verification:
     @property
     def verdict(self) -> str:
         """What was checked, what is wrong, and what to do, in a sentence or two."""
-        names = {finding.dataset for finding in self.findings if finding.dataset}
-        versions = {(finding.dataset, finding.at) for finding in self.findings if finding.dataset}
+        of_versions = [each for each in self.findings if each.dataset and each.check != HISTORY]
+        names = {finding.dataset for finding in of_versions}
+        # A version has each check once, and some have more checks than others.
+        stored = (each.check for each in of_versions if not each.check.startswith(_OF_RECOUNTS))
+        versions = max(Counter(stored).values(), default=0)
         what = count_of(len(names), "dataset")
-        if len(versions) > len(names):
-            what = f"{count_of(len(versions), 'version')} of {what}"
+        if versions > len(names):
+            what = f"{count_of(versions, 'version')} of {what}"
         checks = count_of(len(self.findings), "check")
         wrong = [finding for finding in self.findings if not finding.ok]
         if not wrong:

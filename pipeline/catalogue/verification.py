@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Commit
-from pipeline.catalogue.findings import Finding
+from pipeline.catalogue.findings import HISTORY, Finding
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing_files
 from pipeline.catalogue.version_checks import VersionChecks
 from pipeline.errors import CorruptFile, NotFound, StorageError, TooManyBytes, VdnaError
@@ -209,7 +209,7 @@ def _with_files(
         have = "has" if count == 1 else "have"
         versions = count_of(count, "older version")
         detail = f"{versions} {have} no files left, as after `vdna gc --keep`"
-        findings.append(Finding(name, "history", True, detail))
+        findings.append(Finding(name, HISTORY, True, detail))
     return there, findings
 
 

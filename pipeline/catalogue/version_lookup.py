@@ -17,8 +17,11 @@ from pipeline.catalogue.replacing import as_replaced
 from pipeline.catalogue.version_files import VersionFiles
 from pipeline.catalogue.version_history import PastVersion, history_key, past_versions
 from pipeline.catalogue.version_names import VersionName
-from pipeline.errors import NotFound
+from pipeline.errors import NotFound, VdnaError
 from pipeline.wording import option, some_of
+
+LOOKED_BACK = 100
+"""In how many commits a dataset is looked for that is not there any more."""
 
 
 @dataclass(frozen=True)
@@ -232,12 +235,28 @@ class VersionLookup(VersionFiles):
             raise NotFound(
                 f"{self.root} has no dataset {dataset!r}; it has: "
                 f"{', '.join(sorted(commit.datasets)) or 'none'}"
-                + (f". Did you mean {near[0]}?" if near else "")
+                + (
+                    self._taken_out(dataset, commit)
+                    or (f". Did you mean {near[0]}?" if near else "")
+                )
             )
         return {
             spec: NamedVersion(version, commit.number)
             for spec, version in commit.datasets[dataset].items()
         }
+
+    def _taken_out(self, dataset: str, newest: Commit) -> str:
+        """Says which of the last commits took a dataset out; an empty text if none did."""
+        try:
+            for commit in islice(self.log(newest), LOOKED_BACK):
+                if dataset in commit.datasets:
+                    return (
+                        f". Commit {commit.number + 1} took it out; `vdna rollback {dataset} --to "
+                        f"{commit.number}` brings it back"
+                    )
+        except VdnaError:  # what is wrong with the log is no answer to a wrong name
+            pass
+        return ""
 
     def _numbered(self, number: int, newest: Commit) -> Commit | None:
         """Reads the commit of that number; None if there is none."""

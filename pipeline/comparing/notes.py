@@ -147,8 +147,8 @@ def paired_notes(paired: Paired) -> list[str]:
     if not found:
         return []
     return [
-        "images of the same path count as pairs, as those of two versions do, and the error bars "
-        f"allow for it (share of the images): {some_of(found)}"
+        "images of the same path and in the same fold count as pairs, as those of two versions do, "
+        f"and the error bars allow for it (share of the images): {some_of(found)}"
     ]
 
 

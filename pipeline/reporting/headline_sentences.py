@@ -20,7 +20,7 @@ from pipeline.comparing import (
     lone_datasets,
     widest_split,
 )
-from pipeline.dna import Floats
+from pipeline.dna import UNIFORM, Floats
 from pipeline.reporting.conclusions import (
     ALIKE,
     DIFFERENT,
@@ -130,7 +130,11 @@ def _of_two(matrix: Matrix, layer: str, verdict: NDArray[np.int8]) -> str:
         )
     if verdict[0, 1] == ALIKE:
         most = f": they are at most {_most(high)} bins apart" if known else ""
-        return f"{a} and {b} cannot be told apart{most}."
+        same = ""
+        if matrix.of(layer, "emd")[0, 1] == 0:
+            which = "" if matrix.lens == UNIFORM else " that the lens weighs"
+            same = f"Each neuron{which} has the same distribution in {a} and {b}. "
+        return f"{same}{a} and {b} cannot be told apart{most}."
     distance, interval = format_number(value), ""
     if known:
         distance, least, most = numbers_alike(value, low, high)

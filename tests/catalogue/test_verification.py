@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.building import Request, build_datasets
-from pipeline.catalogue import Catalogue, Finding, Version, footers_of, verify
+from pipeline.catalogue import Catalogue, Finding, Verification, Version, footers_of, verify
 from pipeline.counting import partial_uri, reduction
 from pipeline.dna import DnaFile, Failure, Partial, Ranges, encode_dna, encode_layers, to_table
 from pipeline.engine import InProcess
@@ -166,6 +166,14 @@ def test_an_intact_catalogue_passes(copy: Copy) -> None:
     assert found["failures"].detail.startswith("1 failure, each of a candidate")
     assert found["folds"].detail == "16 folds of 1 to 2 candidates sum to the DNA"
     assert found["partials"].detail == "16 partials sum to the DNA"
+
+
+def test_a_verdict_counts_versions_of_two_specs_and_none_without_files() -> None:
+    of_two_specs = [Finding("a", check, True, "") for check in ("spec", "counts") for _ in "12"]
+    more = [Finding("a", "exemplars", True, ""), Finding("a", "shard 3", True, "")]
+    gone = [Finding(name, "history", True, "") for name in "ab"]
+    verdict = Verification((Finding("", "log", True, ""), *of_two_specs, *more, *gone)).verdict
+    assert verdict == "2 versions of 1 dataset, 9 checks: nothing is wrong."
 
 
 def test_verifying_changes_nothing(copy: Copy) -> None:

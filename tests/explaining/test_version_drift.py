@@ -282,7 +282,7 @@ def test_progress_is_told_by_versions_and_then_by_layers(place: Catalogue) -> No
 def test_notes_are_of_pairs_that_are_compared(found: Drift) -> None:
     (note,) = found.notes()
     assert note.startswith(
-        "images of the same path count as pairs, as those of two versions do, and"
+        "images of the same path and in the same fold count as pairs, as those of two versions do"
     )
     last = found.rows[-1]
     assert last.step is not None
@@ -350,7 +350,7 @@ def test_the_command_says_it_all_for_people_and_as_json(
     assert said.exit_code == 0, said.output
     assert "from x@3  " in said.stdout.splitlines()[0]
     assert "From x@3 to x@5: layers" in said.stdout
-    assert "note: images of the same path count as pairs" in said.stdout
+    assert "note: images of the same path and in the same fold count as pairs" in said.stdout
     assert said.stdout.splitlines()[-1] == f"written to {page[1]}"
     assert Path(page[1]).read_text(encoding="utf-8").count('class="alarm"') == 3
     for words in (["--limit", "1"], ["--html", "page.pdf"]):

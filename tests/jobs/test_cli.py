@@ -606,7 +606,8 @@ def test_verify_passes_an_intact_catalogue(place: Path) -> None:
     assert {finding["at"] for finding in told["findings"]} == {None}
     *lines, note, verdict = vdna("verify", "b/other", "-c", place).stdout.splitlines()
     assert verdict == f"1 dataset, {len(lines)} checks: nothing is wrong."
-    assert told["verdict"] == f"2 datasets, {len(told['findings'])} checks: nothing is wrong."
+    checks = len(told["findings"])
+    assert told["verdict"] == f"3 versions of 2 datasets, {checks} checks: nothing is wrong."
     assert lines
     assert all(line.startswith("ok     b/other  ") for line in lines)
     assert note.startswith("note   only the newest version of each dataset was checked")
@@ -668,7 +669,8 @@ def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -
     assert command == f"    vdna rollback a --to 1 --spec {version[0]['spec'][:12]}"
     assert vdna_json("ls", "-c", tmp_path) == []
     assert len(vdna("ls", "-c", tmp_path).stdout.splitlines()) == 1  # the head of the table
-    refused(vdna("show", "a", "-c", tmp_path, exits=1), "has no dataset 'a'; it has: none")
+    gone = "has no dataset 'a'; it has: none. Commit 2 took it out; `vdna rollback a --to 1` brings"
+    refused(vdna("show", "a", "-c", tmp_path, exits=1), gone)
     for words in (("compare",), ("report", "--out", tmp_path / "x.html")):
         refused(vdna(*words, "-c", tmp_path, exits=2), "two datasets or more")
     vdna("verify", "-c", tmp_path)
@@ -1038,10 +1040,8 @@ def test_compare_says_whose_images_are_in_pairs(photos: Path, tmp_path: Path) ->
         Image.open(path).point(lambda value: value // 2).save(dark / f"{path.stem}.png")
     build("plain", photos, place, *SMALL)
     build("dark", dark, place, *SMALL)
-    note = (
-        "images of the same path count as pairs, as those of two versions do, and the error bars "
-    )
-    note += "allow for it (share of the images): dark and plain (100%)"
+    note = "images of the same path and in the same fold count as pairs, as those of two versions "
+    note += "do, and the error bars allow for it (share of the images): dark and plain (100%)"
     text = vdna("compare", "-c", place, "--html", page).stdout
     assert f"note: {note}" in text
     assert note in page.read_text()

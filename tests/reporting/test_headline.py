@@ -158,6 +158,13 @@ def test_two_datasets_have_one_sentence() -> None:
     assert headline(matrix_at({"a": 0, "b": 0.26}, 0.5, ("a", "b"))) == (
         "a and b cannot be told apart: they are at most 0.76 bins apart."
     )
+    same = matrix_at({"a": 0, "b": 0}, 0.5, ("a", "b"))
+    same = replace(same, emd=np.zeros_like(same.emd))
+    assert headline(same) == (
+        "Each neuron has the same distribution in a and b. "
+        "a and b cannot be told apart: they are at most 0.50 bins apart."
+    )
+    assert "Each neuron that the lens weighs has" in headline(replace(same, lens="colour"))
     assert headline(matrix_of("a", "b")) == (
         "a and b are 100.0 bins apart. Whether they differ is not tested."
     )
