@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from time import monotonic
 from types import MappingProxyType
 from typing import Literal
 
@@ -210,6 +211,61 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class DatasetBegun:
+    """A build begins with a dataset. It may say so again, if it has to begin anew.
+
+    Attributes:
+        dataset: Its name.
+    """
+
+    dataset: str
+
+
+Phase = Literal["planning", "merging", "committing"]
+"""What is done for a dataset as a whole. Its shards are counted between planning and merging."""
+
+
+@dataclass(frozen=True)
+class PhaseEnded:
+    """A phase of a dataset's build has ended, by an error or without.
+
+    Attributes:
+        dataset: The dataset.
+        phase: Which phase it was.
+        seconds: How long it took.
+    """
+
+    dataset: str
+    phase: Phase
+    seconds: float
+
+
+DatasetOutcome = Literal["committed", "unchanged", "failed"]
+"""What became of a dataset: it has a new version, or the one that it had, or there was an error."""
+
+
+@dataclass(frozen=True)
+class DatasetEnded:
+    """A build is done with a dataset.
+
+    Attributes:
+        dataset: Its name.
+        outcome: What became of it.
+        images: How many images its version has; 0 if it failed.
+        failures: How many images of its version could not be read; 0 if it failed.
+        error: The kind of the error if it failed.
+        message: The message of the error.
+    """
+
+    dataset: str
+    outcome: DatasetOutcome
+    images: int = 0
+    failures: int = 0
+    error: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class Idle:
     """The job waits for a request, or for a job elsewhere. That it says nothing is no trouble."""
 
@@ -227,6 +283,9 @@ Event = (
     | PoolChanged
     | Warned
     | Finished
+    | DatasetBegun
+    | PhaseEnded
+    | DatasetEnded
     | Idle
 )
 
@@ -323,3 +382,22 @@ def stage(listener: Listener, started: Started) -> Iterator[None]:
         ok = True
     finally:
         listener(Finished(ok))
+
+
+@contextmanager
+def phase(listener: Listener, dataset: str, name: Phase) -> Iterator[None]:
+    """Sends a `PhaseEnded` when the block ends, however it ends.
+
+    Args:
+        listener: Who is told.
+        dataset: The dataset.
+        name: Which phase the block is.
+
+    Yields:
+        Nothing.
+    """
+    began = monotonic()
+    try:
+        yield
+    finally:
+        listener(PhaseEnded(dataset, name, monotonic() - began))

@@ -23,7 +23,7 @@ from pipeline.errors import (
     SpecMismatch,
     TransientError,
 )
-from pipeline.events import Listener, Said
+from pipeline.events import Listener, Said, phase
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources import Manifest
 from pipeline.wording import count_of
@@ -54,17 +54,23 @@ def finish_dataset(
         Conflict: Another job has changed the dataset.
     """
     name, job = plan.request.name, plan.job
-    composed = sum_shards(plan.manifest, job.work_uri, job.recipe, name, mapper)
+    with phase(progress, name, "merging"):
+        composed = sum_shards(plan.manifest, job.work_uri, job.recipe, name, mapper)
     _require_readable(plan, composed)
-    version = store_sum(catalogue, name, plan.manifest, plan.manifest_sha256, composed, job.recipe)
-    whole = replace(version, by=plan.request.by or "")
-    parts = _finish_parts(catalogue, plan, mapper, progress)
-    _require_entries(name, plan.manifest)
-    commit = catalogue.put_version(name, whole, plan.base, parts=parts, planned_after=plan.erasure)
-    # An erasure commits before it removes a list. One that did so since the plan has refused this
-    # commit; one that did so before may still remove lists, and looks for this version in the end.
-    if commit.erasure:
+    with phase(progress, name, "committing"):
+        stored_sha256 = plan.manifest_sha256
+        version = store_sum(catalogue, name, plan.manifest, stored_sha256, composed, job.recipe)
+        whole = replace(version, by=plan.request.by or "")
+        parts = _finish_parts(catalogue, plan, mapper, progress)
         _require_entries(name, plan.manifest)
+        commit = catalogue.put_version(
+            name, whole, plan.base, parts=parts, planned_after=plan.erasure
+        )
+        # An erasure commits before it removes a list. One that did so since the plan has refused
+        # this commit; one that did so before may still remove lists, and looks for this version in
+        # the end.
+        if commit.erasure:
+            _require_entries(name, plan.manifest)
     replaced = plan.base if plan.base is not None and plan.base.dna != whole.dna else None
     return Result(
         name,

@@ -30,7 +30,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind, require_backend
 from pipeline.engine import Engine
 from pipeline.errors import GateError, UnexpectedError, UsageError, VdnaError, known_error
-from pipeline.events import Listener, Said, about, ignore
+from pipeline.events import DatasetEnded, DatasetOutcome, Listener, Said, about, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources import ImageChanges, Listing, ManifestDifference
 from pipeline.spec import Resources
@@ -101,9 +101,11 @@ def build_datasets(
     telling = threading.Lock()
 
     def fail(name: str, error: Exception) -> None:
+        known = _named(name, error)
+        planner.progress(DatasetEnded(name, "failed", 0, 0, type(known).__name__, str(known)))
         with telling:
-            problems[name] = _named(name, error)
-            failed(name, problems[name])
+            problems[name] = known
+            failed(name, known)
 
     def finish(counted: CountedDataset, mapper: Mapper) -> None:
         name = counted.plan.request.name
@@ -113,6 +115,9 @@ def build_datasets(
             fail(name, error)
             return
         requests, seconds = storage.requests_sent() - sent, monotonic() - began
+        outcome: DatasetOutcome = "committed" if finished.changed else "unchanged"
+        version = finished.version
+        planner.progress(DatasetEnded(name, outcome, version.images, version.failed))
         with telling:
             results[name] = replace(finished, requests=requests, seconds=seconds)
             done(results[name])

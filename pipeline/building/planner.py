@@ -47,7 +47,7 @@ from pipeline.counting import (
 )
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.events import Listener, Said, Started, StepDone, about, stage
+from pipeline.events import DatasetBegun, Listener, Said, Started, StepDone, about, phase, stage
 from pipeline.mapper import Mapper, NotOpened, map_in_order
 from pipeline.networks import Network, encode_ranges
 from pipeline.sources import (
@@ -189,7 +189,8 @@ class Planner:
 
         def planned(request: Request) -> DatasetPlan | Exception:
             try:
-                with about(dataset=request.name):
+                self.progress(DatasetBegun(request.name))
+                with about(dataset=request.name), phase(self.progress, request.name, "planning"):
                     return self._plan(request, ahead)
             except Exception as error:
                 return error

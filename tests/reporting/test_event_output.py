@@ -192,7 +192,11 @@ def test_a_build_tells_its_shards_in_json(small: Small, tmp_path: Path, workers:
     }
     assert len({line["job"] for line in lines}) == 1
     assert lines[0]["job"].startswith("build-")
-    assert lines[-1]["event"] == "Finished"
+    ended_as = [line["event"] for line in lines if line.get("event") in {"Finished", "PhaseEnded"}]
+    assert ended_as == ["PhaseEnded", "Finished", "PhaseEnded", "PhaseEnded"]
+    last = lines[-1]
+    assert (last["event"], last["dataset"]) == ("DatasetEnded", "photos")
+    assert (last["outcome"], last["images"], last["failures"]) == ("committed", 6, 0)
 
 
 def test_an_error_of_a_command_is_a_line_of_json(tmp_path: Path) -> None:
