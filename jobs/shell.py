@@ -141,8 +141,9 @@ def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
     A parameter that is annotated with an `Options` class becomes that class's options on the
     command line. One that is annotated with `Listener` becomes `--log-format`, and is given what
     shows events in that format. If the command has `--ray-address`, it becomes `--metrics-port`,
-    too, and what it is given also makes metrics of them. An error becomes one message and an exit
-    code; if nobody foresaw it, the message names a file with the details.
+    too, and what it is given also makes metrics of them, and a trace if the environment asks for
+    one. An error becomes one message and an exit code; if nobody foresaw it, the message names a
+    file with the details.
 
     Args:
         command: The function. Its docstring is the command's help.
@@ -180,7 +181,8 @@ def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
                 listener = shown
                 if listeners and measures:
                     place = given.pop(_METRICS_PORT.name)
-                    listener = stack.enter_context(_measured(shown, place))
+                    name = command.__name__.strip("_").replace("_", "-")
+                    listener = stack.enter_context(_measured(shown, place, name))
                 made: dict[str, Any] = dict.fromkeys(listeners, listener)
                 for name, model in models.items():
                     made[name] = model(**{o.name: given.pop(o.name) for o in options_of(model)})
@@ -205,14 +207,18 @@ def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
 
 
 @contextmanager
-def _measured(shown: Listener, place: str | None) -> Iterator[Listener]:
-    """Makes metrics of what is shown, unless the command's options are only checked."""
+def _measured(shown: Listener, place: str | None, name: str) -> Iterator[Listener]:
+    """Makes metrics and a trace of what is shown, unless the command's options are only checked."""
     if _only_checking.get():
         yield shown
         return
-    from pipeline.reporting import served_metrics
+    from pipeline.reporting import served_metrics, traced_job
 
-    with served_metrics(place) as metrics, heard_by(listener := fanned_out(shown, metrics)):
+    with (
+        traced_job(name) as trace,
+        served_metrics(place) as metrics,
+        heard_by(listener := fanned_out(shown, metrics, trace)),
+    ):
         yield listener
 
 

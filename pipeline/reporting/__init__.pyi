@@ -44,6 +44,7 @@ from .html.site import SITE_INDEX as SITE_INDEX
 from .html.site import require_site as require_site
 from .html.site import write_site as write_site
 from .job_metrics import served_metrics as served_metrics
+from .job_traces import traced_job as traced_job
 from .job_words import job_cancel_lines as job_cancel_lines
 from .job_words import job_end_lines as job_end_lines
 from .job_words import job_json as job_json

@@ -338,10 +338,11 @@ def test_commands_that_may_run_on_ray_have_a_port_and_tell_it_their_events(
     ]
 
 
-def test_commands_that_measure_nothing_import_no_client_of_metrics() -> None:
+def test_commands_that_measure_nothing_import_no_client_of_metrics_or_traces() -> None:
     code = (
         "import sys, jobs.ls, jobs.show, jobs.build, pipeline.reporting.job_metrics; "
-        "print(sorted({'prometheus_client', 'ray'} & set(sys.modules)))"
+        "import pipeline.reporting.job_traces; "
+        "print(sorted({'prometheus_client', 'ray', 'opentelemetry'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
