@@ -378,16 +378,13 @@ class _Troubles(logging.Handler):
 
 
 class _ToldExporter(SpanExporter):
-    """An exporter that has troubles told, and can be closed at any time."""
+    """An exporter that has it told if spans are lost."""
 
     def __init__(self, exporter: SpanExporter, troubles: _Troubles) -> None:
         self._exporter = exporter
         self._troubles = troubles
-        self._closed = threading.Event()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        if self._closed.is_set():
-            return SpanExportResult.FAILURE
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             self._troubles.forget()
@@ -396,9 +393,7 @@ class _ToldExporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        if not self._closed.is_set():
-            self._closed.set()
-            self._exporter.shutdown()
+        self._exporter.shutdown()
 
 
 @contextmanager
@@ -458,16 +453,17 @@ def _callers_context() -> Context:
 
 def _send_rest(provider: TracerProvider, exporter: _ToldExporter, troubles: _Troubles) -> None:
     """Sends the spans that are left, and gives up after `FLUSH_SECONDS`."""
+    sent = threading.Event()
 
     def send() -> None:
         provider.shutdown()
         troubles.leave_records()
+        sent.set()
 
-    thread = threading.Thread(target=send, name="last spans", daemon=True)
-    thread.start()
+    threading.Thread(target=send, name="last spans", daemon=True).start()
     with suppress(KeyboardInterrupt):  # the job is over: only the wait is cut short
-        thread.join(FLUSH_SECONDS)
-    if thread.is_alive():
+        sent.wait(FLUSH_SECONDS)
+    if not sent.is_set():
         exporter.shutdown()  # which ends its pause before it tries again
-        thread.join(GIVE_UP_SECONDS)
+        sent.wait(GIVE_UP_SECONDS)
         troubles.lost(f"not all was sent within {FLUSH_SECONDS:g} s of its end")
