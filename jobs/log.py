@@ -58,6 +58,8 @@ def log(
             print_json([asdict(row) for row in rows])
         else:
             say(*version_lines(rows))
+            for other in place.specs_beside(name, place.find(name, spec=options.spec).spec):
+                say(f"vdna log {name} --spec {other[:12]} lists its versions of another spec")
         return
     commits = list(islice(place.log(), limit or COMMITS))
     if as_json:

@@ -45,6 +45,13 @@ def rollback(
         say(f"{name}: nothing to do, {what} are its current version")
     else:
         say(f"{name}: back to {what} by commit {commit.number}")
+    then = place.resolve(f"{name}@{to}", before, former.spec).commit
+    for other in place.specs_beside(name, former.spec, then):
+        if other not in commit.datasets[name]:
+            say(
+                f"It also had a version of another spec then: vdna rollback {name} --to {to} "
+                f"--spec {other[:12]} brings it back"
+            )
 
 
 if __name__ == "__main__":

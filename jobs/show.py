@@ -97,6 +97,8 @@ def show(
     else:
         of_spec = f" --spec {snapshot.spec}" if snapshot.spec else ""
         say(f"  outliers   vdna rank --to {name}{of_spec} orders its images, the oddest last")
+    for other in place.specs_beside(name, version.spec, snapshot.at):
+        say(f"  also       vdna show {name} --spec {other[:12]} shows its version of another spec")
     for note in (*version.notes, *image_notes(version, rule.alpha)):
         say(f"  note: {note}")
     for reason, count in Counter(failure.reason for failure in listed).most_common():

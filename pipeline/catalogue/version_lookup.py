@@ -120,6 +120,20 @@ class VersionLookup(VersionFiles):
         """
         return self.resolve_in(self.at(at), name, spec)
 
+    def specs_beside(self, name: str, spec: str, at: int | str | None = None) -> list[str]:
+        """Lists the other specs under which a dataset has a version.
+
+        Args:
+            name: The dataset, or the name of a version of it.
+            spec: The digest of the spec that is left out.
+            at: The state to look in, as `at` takes it.
+
+        Returns:
+            The digests, sorted.
+        """
+        dataset = VersionName.parse(name).dataset
+        return sorted(self.at(at).datasets.get(dataset, {}).keys() - {spec})
+
     def find_all(
         self, names: Iterable[str], at: int | str | None = None, spec: str | None = None
     ) -> dict[str, Version]:

@@ -25,7 +25,7 @@ VERSION_COLUMNS = (
     "change: images added, removed, changed and equal since the version before. plain move, plain "
     "drift: the distance from the version before, and from the oldest one here, in bins, not "
     "corrected for the sizes of the samples. What a build and vdna drift print is corrected, and "
-    "so smaller"
+    "so smaller as a rule"
 )
 
 

@@ -689,6 +689,27 @@ def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -
     assert vdna_json("rm", "a", "-c", tmp_path) == {"commit": 4, "removed": ["a"]}
 
 
+def test_a_version_of_another_spec_is_told_with_the_command_for_it(
+    tmp_path: Path, photos: Path
+) -> None:
+    build("a", photos, tmp_path, *SMALL)
+    build("a", photos, tmp_path, *SMALL, *FEWER_BINS)
+    one, other = (row["spec"][:12] for row in vdna_json("ls", "-c", tmp_path))
+    own = vdna_json("show", "a", "-c", tmp_path)["spec"][:12]
+    beside = other if own == one else one
+    for command in ("show", "log"):
+        said = vdna(command, "a", "-c", tmp_path).stdout
+        assert f"vdna {command} a --spec {beside}" in said
+        assert f"--spec {own}" not in said
+        assert f"--spec {own}" in vdna(command, "a", "--spec", beside, "-c", tmp_path).stdout
+    vdna("rm", "a", "-c", tmp_path)
+    said = vdna("rollback", "a", "--to", 2, "--spec", own, "-c", tmp_path).stdout
+    (command,) = re.findall("vdna (rollback a --to 2 --spec .*) brings", said)
+    said = vdna(*command.split(), "-c", tmp_path).stdout
+    assert f"--spec {own}" not in said
+    assert [row["spec"][:12] for row in vdna_json("ls", "-c", tmp_path)] == [one, other]
+
+
 def test_a_dataset_gets_another_name(tmp_path: Path, photos: Path) -> None:
     build("a", photos, tmp_path, *SMALL)
     refused(vdna("rename", "a", "a", "-c", tmp_path, exits=1), "there is a dataset a already")
