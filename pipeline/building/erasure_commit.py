@@ -70,17 +70,35 @@ def state_without(
     """
     new = outcome.new
     changed = with_used_default(with_replaced(head, new))
+    tags, lost = tags_without(catalogue, head, new)
+    lost_tags += lost
+    receipt = _receipt(plan, new, reason, by)
+    return replace(changed, tags=tags, receipt=receipt)
+
+
+def tags_without(
+    catalogue: Catalogue, head: Commit, new: Mapping[str, Mapping[str, Version | None]]
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Parts the tags into those that stay and those of which no version is left.
+
+    Args:
+        catalogue: The catalogue, whose earlier commits are read.
+        head: The newest commit.
+        new: What stands in the place of versions, as `NewVersions.new` has it.
+
+    Returns:
+        The tags that stay, as a commit has them; and the others, as `photos@release`.
+    """
     tags: dict[str, dict[str, int]] = {}
+    lost = []
     for name, of in head.tags.items():
         gone = any(version is None for version in new.get(name, {}).values())
         for tag, number in of.items():
-            there = not gone or _has_kept(catalogue.commit(number), name, new[name])
-            if there:
+            if not gone or _has_kept(catalogue.commit(number), name, new[name]):
                 tags.setdefault(name, {})[tag] = number
             else:
-                lost_tags.append(f"{name}@{tag}")
-    receipt = _receipt(plan, new, reason, by)
-    return replace(changed, tags=tags, receipt=receipt)
+                lost.append(f"{name}@{tag}")
+    return tags, lost
 
 
 def commit_remains(catalogue: Catalogue, reason: str, by: str) -> Commit:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
+from pipeline.building.erasure_commit import NewVersions, tags_without
 from pipeline.building.erasure_plan import ErasurePlan, plan_erasure, still_held
 from pipeline.building.erasure_reading import cells_of, changed_images, images_to_read, look_at
 from pipeline.building.erasure_request import NOTHING_LEFT, ErasureCost, ErasurePreview
@@ -43,17 +44,19 @@ def preview_erasure(
     files = look_at(read.values(), progress)
     changed = {cells: changed_images(images, files) for cells, images in read.items()}
     commits: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
-    unreadable: dict[str, list[str]] = {}
-    emptied: dict[str, list[str]] = {}
+    emptied, unreadable = NewVersions(), NewVersions()
     for each in sorted(plan.affected, key=lambda each: (each.kept.name, each.kept.made)):
-        name, of = each.kept.name, each.kept.numbered_name
+        name = each.kept.name
         wrong = {why for head in each.lost for why in changed[cells_of(catalogue, each, head)]}
         if not each.after.heads:
-            emptied.setdefault(name, []).append(f"{of}: {NOTHING_LEFT}")
+            emptied.drop(each, NOTHING_LEFT)
         elif wrong:
-            unreadable.setdefault(name, []).append(f"{of}: {some_of(sorted(wrong))}")
+            unreadable.drop(each, some_of(sorted(wrong)))
         else:
             commits[each.counted_again].setdefault(name, []).append(each.kept.made)
+    _, lost = tags_without(catalogue, plan.head, emptied.new)
+    both = {name: {**of, **unreadable.new.get(name, {})} for name, of in emptied.new.items()}
+    _, lost_in_all = tags_without(catalogue, plan.head, {**unreadable.new, **both})
     return ErasurePreview(
         len(plan.images),
         plan.unknown,
@@ -64,8 +67,10 @@ def preview_erasure(
         {name: tuple(numbers) for name, numbers in commits[False].items()},
         _cost(catalogue, plan, read.values()),
         plan.copies,
-        {name: tuple(which) for name, which in unreadable.items()},
-        {name: tuple(which) for name, which in emptied.items()},
+        {name: tuple(which) for name, which in unreadable.dropped.items()},
+        {name: tuple(which) for name, which in emptied.dropped.items()},
+        tuple(lost),
+        tuple(tag for tag in lost_in_all if tag not in lost),
     )
 
 

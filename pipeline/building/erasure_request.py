@@ -122,6 +122,8 @@ class ErasurePreview:
             image that has to be read for it is gone, or has changed. With `drop_unreadable` they
             are removed; without it, nothing is erased.
         emptied: For each dataset, which versions are removed as all their images are erased.
+        lost_tags: The tags that name only such versions, and go with them.
+        unreadable_tags: The tags that go, too, if the versions of `unreadable` are removed.
     """
 
     images: int
@@ -135,6 +137,8 @@ class ErasurePreview:
     copies: tuple[str, ...] = ()
     unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     emptied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lost_tags: tuple[str, ...] = ()
+    unreadable_tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,19 @@ def preview_lines(preview: ErasurePreview, *, drop_unreadable: bool = False) -> 
         lines += [f"  {what}: {_versions(name, at)}" for name, at in of.items()]
     lines += [f"  remove: {why}" for of in preview.emptied.values() for why in of]
     unreadable = [why for of in preview.unreadable.values() for why in of]
+    tags = [*preview.lost_tags, *(preview.unreadable_tags if drop_unreadable else ())]
     if drop_unreadable:
         lines += [f"  remove, as it cannot be counted again: {why}" for why in unreadable]
     elif unreadable:
         lines += [f"  cannot be counted again: {why}" for why in unreadable]
+        named = some_of(preview.unreadable_tags)
         lines += [
             "  so that nothing would be erased, until these images are as they were listed.",
-            f"  With {option('drop_unreadable', True)}, these versions are removed",
+            f"  With {option('drop_unreadable', True)}, these versions are removed"
+            + (f", and their tags with them: {named}" if named else ""),
         ]
+    if tags:
+        lines.append(f"  tags that go with removed versions: {some_of(tags)}")
     lines.append(f"  {preview.cost}")
     if preview.stated:
         lines.append(

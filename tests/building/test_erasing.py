@@ -611,13 +611,22 @@ def test_versions_that_cannot_be_counted_again_are_refused(home: Home) -> None:
     assert (preview.recounted, preview.unreadable) == ({}, {"x": (f"x@1: {changed}",)})
     lines = preview_lines(preview)
     assert lines[1] == f"  cannot be counted again: x@1: {changed}"
-    (line,) = set(preview_lines(preview, drop_unreadable=True)) - {*lines}
-    assert line == f"  remove, as it cannot be counted again: x@1: {changed}"
+    assert (
+        "  With `drop_unreadable=True`, these versions are removed, and their tags with them: x@old"
+        in lines
+    )
+    gone = "  tags that go with removed versions: x@old"
+    assert set(preview_lines(preview, drop_unreadable=True)) - {*lines} == {
+        f"  remove, as it cannot be counted again: x@1: {changed}",
+        gone,
+    }
+    assert gone not in lines
     left = {item.uri for item in storage.walk(home.catalogue.root)}
     assert {item.uri for item in files} <= left  # nothing was removed
     done = home.erase("1/04.png", drop_unreadable=True)
     assert list(done.dropped) == ["x"]
-    assert done.lost_tags == ("x@old",)
+    assert done.lost_tags == preview.unreadable_tags == ("x@old",)
+    assert "  tags of removed versions, gone with them: x@old" in erased_lines(done)
     assert home.catalogue.find("x").dna == newest.version.dna
     with pytest.raises(NotFound):
         home.catalogue.find("x@1")
@@ -668,9 +677,13 @@ def test_a_dataset_of_erased_images_only_is_gone(home: Home) -> None:
     home.build()
     home.build("other")
     home.remove("a.png")
-    emptied = preview_erasure(home.catalogue, [str(home.images / "a.png")]).emptied
+    tag_version(home.catalogue, "x", "old")
+    preview = preview_erasure(home.catalogue, [str(home.images / "a.png")])
     done = home.erase("a.png")
-    assert set(done.dropped) == {"x", "other"} == set(emptied)
+    assert set(done.dropped) == {"x", "other"} == set(preview.emptied)
+    gone = "  tags that go with removed versions: x@old"
+    assert gone in preview_lines(preview)
+    assert (done.lost_tags, preview.unreadable_tags) == (preview.lost_tags, ())
     assert home.catalogue.head().datasets == {}
     assert naming(home, home.uri("a.png")) == []
 
