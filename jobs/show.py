@@ -38,6 +38,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one dataset: what was counted, how, what repeats, and what could not be read."""
+    from pipeline import storage
     from pipeline.catalogue import Catalogue
     from pipeline.reporting import image_notes, repeat_lines, window_days
     from pipeline.sources import label_of
@@ -94,6 +95,11 @@ def show(
         say(f"  note: {unknown}")
     if version.imported:
         say(f"  note: {version.provenance}")
+    elif not all(
+        storage.exists(place.uri(kind, version.spec, name, version.digest_in(kind)))
+        for kind in ("dna", "manifests")
+    ):
+        say("  note: its files are gone: `vdna gc` has removed them, or they were lost")
     else:
         of_spec = f" --spec {snapshot.spec}" if snapshot.spec else ""
         say(f"  outliers   vdna rank --to {name}{of_spec} orders its images, the oddest last")

@@ -242,8 +242,8 @@ def test_show_says_what_it_has_not_looked_for(
     assert "in groups that look alike not known" in repr(found)
 
 
-@pytest.mark.parametrize("kind", [IMAGE_HASHES, "manifests", "entries"])
-def test_show_shows_what_is_left_of_a_version_that_has_lost_its_hashes_or_names(
+@pytest.mark.parametrize("kind", [IMAGE_HASHES, "manifests", "entries", "dna"])
+def test_show_shows_what_is_left_of_a_version_that_has_lost_files(
     place: Catalogue, kind: str
 ) -> None:
     version = place.find("photos")
@@ -261,11 +261,16 @@ def test_show_shows_what_is_left_of_a_version_that_has_lost_its_hashes_or_names(
     try:
         for uri, data in sound.items():
             storage.replace(uri, data[:-9])
-        assert "note: it is not known which images it has more than once: " in shown()
+        told = "note: it is not known which images it has more than once: "
+        assert (told in shown()) == (kind != "dna")
         storage.delete_all(list(uris))
-        text = shown()
-        assert "note: it is not known which images it has more than once: " in text
+        text, gone = shown(), kind in ("dna", "manifests")
         assert "14 images, 1 failed" in text
+        assert ("vdna rank --to photos orders" in text) == (not gone)
+        assert ("note: its files are gone: `vdna gc` has removed them, or" in text) == gone
+        if kind == "dna":
+            return
+        assert told in text
         assert json.loads(shown("--json"))["repeats"] is None
         with pytest.raises((CorruptFile, SourceError)):
             find_repeats(place, "photos")
