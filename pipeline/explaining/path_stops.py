@@ -28,7 +28,7 @@ from pipeline.errors import NotFound, UsageError
 from pipeline.explaining.drift_path import LeftOut
 from pipeline.explaining.explain_options import DriftOptions
 from pipeline.explaining.version_table import is_kept
-from pipeline.wording import count_of, option, some_of
+from pipeline.wording import option, some_of
 
 _LOOKERS = 8
 
@@ -77,16 +77,18 @@ class Stops:
     @property
     def too_few(self) -> UsageError:
         """The error of a path that has fewer than two stops."""
-        count, verb = len(self.stops), "is" if len(self.stops) == 1 else "are"
-        if not self.window:
-            return UsageError(
-                f"a path takes two versions, and {count_of(count, 'version')} of {self.dataset} of "
-                f"spec {self.spec[:12]} {verb} kept"
-            )
         others = some_of([f"{of.name}, as {of.why}" for of in self.left_out])
+        left_out = f"; left out: {others}" if others else ""
+        count = len(self.stops)
+        if self.window:
+            return UsageError(
+                f"drift compares windows of days, and {self.dataset} has {count or 'none'} of "
+                f"{self.window!r}, where two are needed; give a shorter window{left_out}"
+            )
+        kept = f"only {self.stops[0].name} is kept" if count else "none is kept"
         return UsageError(
-            f"a path takes two windows, and {self.dataset} has {count} of {self.window!r}"
-            + (f"; left out: {others}" if others else "")
+            f"drift compares versions of {self.dataset}, and {kept} of spec {self.spec[:12]}; "
+            f"build it again when its images have changed{left_out}"
         )
 
 
