@@ -21,10 +21,15 @@ BETWEEN = " … "
 
 _LAST = re.compile(r"last:([1-9][0-9]{0,5})(d?)")
 _RANGE = re.compile(r"(\d{4}-\d{2}-\d{2})\.\.(\d{4}-\d{2}-\d{2})(?::([1-9][0-9]{0,5}))?")
+_LAST_ANY = re.compile(r"last:\s*(-?\d*)(.*)", re.DOTALL)
 _DATES = (
     re.compile(r"(?<!\d)(\d{4})(?:-|/|/month=)(\d{1,2})(?:-|/|/day=)(\d{1,2})(?!\d)"),
     re.compile(r"(?<!\d)(\d{4})(\d{2})(\d{2})(?!\d)"),
 )
+
+
+class WrongWindowError(ValueError):
+    """What is written as a window of days means none. The message says why, and what to write."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,20 @@ class DayWindow:
             The window; None if the text is none.
 
         Raises:
-            ValueError: A day is none of the calendar, or the last one is before the first one.
+            WrongWindowError: A day is none of the calendar, the last one is before the first one,
+                or what follows `last:` is no number of days.
         """
         if back := _LAST.fullmatch(text):
             return cls(text, length=int(back[1]), calendar=bool(back[2]))
+        if wrong := _LAST_ANY.fullmatch(text):
+            raise WrongWindowError(_wrong_length(wrong[1], wrong[2]))
         if not (days := _RANGE.fullmatch(text)):
             return None
-        first, last = date.fromisoformat(days[1]), date.fromisoformat(days[2])
+        first, last = map(_calendar_day, days.groups()[:2])
         if last < first:
-            raise ValueError(f"{last} is before {first}")
+            raise WrongWindowError(
+                f"the window ends before it begins; put the first day first: @{last}..{first}"
+            )
         return cls(text, first, last, int(days[3] or 0), calendar=not days[3])
 
     def days_of(self, there: Sequence[date]) -> list[date]:
@@ -139,6 +149,24 @@ class DayWindow:
         last = self.last or there[-1]
         length = (last - self.first).days + 1 if self.first else self.length
         return [last - timedelta(back) for back in reversed(range(length))]
+
+
+def _wrong_length(number: str, rest: str) -> str:
+    """Says what is wrong with what follows `last:`."""
+    if number and int(number) < 1:
+        return "a window has at least 1 day: @last:1d is the newest day"
+    days = int(number) if number and len(number) < 7 else 7
+    return (
+        f"{number + rest!r} is no number of days; write 1 to 999999 with a d, such as "
+        f"@last:{days}d, or without, @last:{days}, to count only days that have images"
+    )
+
+
+def _calendar_day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise WrongWindowError(f"{text} is no day of the calendar") from error
 
 
 def _named(days: Sequence[date]) -> str:

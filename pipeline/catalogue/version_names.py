@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from pipeline.catalogue.day_windows import DayWindow
+from pipeline.catalogue.day_windows import DayWindow, WrongWindowError
 from pipeline.catalogue.names import VERSION_MARK, check_name
 from pipeline.errors import UsageError
 
@@ -83,6 +83,8 @@ class VersionName:
         try:
             window = DayWindow.parse(text)
             return cls(dataset, window or last_moment(text))
+        except WrongWindowError as error:
+            raise UsageError(f"{name}: {error}") from error
         except ValueError as error:
             raise UsageError(f"{name}: after the @ stands {text!r}; give {KINDS}") from error
 

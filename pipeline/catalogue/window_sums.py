@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from pipeline import storage
 from pipeline.catalogue.commit import Commit, Version, canonical_json
 from pipeline.catalogue.composed_version import version_of
-from pipeline.catalogue.day_windows import BETWEEN, DayWindow, day_of
+from pipeline.catalogue.day_windows import BETWEEN, DayWindow, WrongWindowError, day_of
 from pipeline.catalogue.version_files import VersionFiles
 from pipeline.catalogue.version_names import VersionName, dataset_of
 from pipeline.counting import add_up, compose, plan_folds
@@ -92,7 +93,9 @@ def consecutive_windows(
         NotFound: The dataset keeps no days.
         UsageError: The length is none.
     """
-    window = DayWindow.parse(f"last:{length}")
+    window = None
+    with suppress(WrongWindowError):
+        window = DayWindow.parse(f"last:{length}")
     if window is None:
         raise UsageError(
             f"the window is {length!r}; give a number of days, such as 7d for days of the "

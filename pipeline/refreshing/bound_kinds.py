@@ -31,12 +31,12 @@ def _whole_name(name: str) -> str:
 
 
 def _version_mark(text: str) -> str:
-    try:
-        which = VersionName.parse(f"dataset{text}").which if text.startswith("@") else None
-    except UsageError:
-        which = None
-    if which is None:
+    if text[:1] != "@" or text == "@":
         _refuse('it must be an @ and a version, in quotes, such as "@-1" or "@release"')
+    try:
+        VersionName.parse(f"dataset{text}")
+    except UsageError as error:
+        _refuse(str(error).removeprefix(f"dataset{text}: "))
     return text
 
 

@@ -97,19 +97,25 @@ def test_windows_end_to_end_have_every_day_at_most_once(
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "why"),
     [
-        "last:0d",
-        "last:-1d",
-        "last:7w",
-        "last:",
-        "2026-11-07..2026-11-01",
-        "2026-11..2026-12",
-        "2026-11-01..2026-11-07:0",
+        ("last:0d", "a window has at least 1 day: @last:1d is the newest day"),
+        ("last:-1d", "a window has at least 1 day"),
+        (
+            "last:7days",
+            "'7days' is no number of days; write 1 to .* such as @last:7d, or with",
+        ),
+        ("last:28w", "'28w' is no number of days; .* @last:28d, or without, @last:28, to count"),
+        ("last:2000000d", "'2000000d' is no number of days; .*such as @last:7d"),
+        ("last:", "'' is no number of days; .*such as @last:7d"),
+        ("2026-11-07..2026-11-01", "ends before it begins; .* first: @2026-11-01..2026-11-07$"),
+        ("2026-11-07..2026-11-31", "2026-11-31 is no day of the calendar"),
+        ("2026-11..2026-12", r"after the @ stands .*a window of days \(@last:7d"),
+        ("2026-11-01..2026-11-07:0", r"after the @ stands .*a window of days \(@last:7d"),
     ],
 )
-def test_what_is_no_window_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"a window of days \(@last:7d"):
+def test_what_is_no_window_is_refused_with_the_reason(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"^cams@{text}: .*{why}"):
         VersionName.parse(f"cams@{text}")
 
 

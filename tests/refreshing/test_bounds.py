@@ -388,6 +388,8 @@ def test_the_table_of_the_gate_has_bounds_of_all_kinds(place: Catalogue) -> None
         ("{dataset: a, against: '@-1', max_move: .inf}", "gate.0.max_move", "inf"),
         ("{dataset: a, against: '-1', max_move: 1}", "gate.0.against", "'-1'"),
         ("{dataset: a, against: '@?', max_move: 1}", "gate.0.against", "'@?'"),
+        ("{dataset: a, against: '@?', max_move: 1}", "gate.0.against", "; give a commit's number"),
+        ("{dataset: a, against: '@last:0d', max_move: 1}", "gate.0.against", ": a window has at l"),
         ("{dataset: a, against: '@', max_move: 1}", "gate.0.against", '"@-1" or "@release"'),
         ("{dataset: a@3, against: '@-1', max_move: 1}", "gate.0.dataset", "without a version"),
         ("{dataset: a@3, min_images: 1}", "gate.0.dataset", "'a@3'"),
