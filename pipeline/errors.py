@@ -114,20 +114,31 @@ def printable(text: str) -> str:
 
 _WANTED = {
     "bool_type": "it must be true or false",
+    "dataclass_type": "it must have fields with names",
     "dict_type": "it must have fields with names",
     "extra_forbidden": "there is no such field",
     "finite_number": "it must be finite",
+    "float_parsing": "it must be a number",
     "float_type": "it must be a number",
     "greater_than": "it must be more than {gt:g}",
     "greater_than_equal": "it must be at least {ge:g}",
+    "int_from_float": "it must be a whole number",
+    "int_parsing": "it must be a whole number",
     "int_type": "it must be a whole number",
+    "invalid_key": "a field's name must be text, and not a number or a date",
+    "is_instance_of": "it must be a list",
     "json_invalid": "it is not JSON",
     "less_than": "it must be less than {lt:g}",
     "less_than_equal": "it must be at most {le:g}",
     "list_type": "it must be a list",
     "literal_error": "it must be {expected}",
     "model_type": "it must have fields with names",
+    "string_pattern_mismatch": "it must be written as the pattern {pattern} says",
+    "string_too_short": "it must have characters, at least {min_length}",
     "string_type": "it must be text",
+    "too_short": "it must have entries, at least {min_length}",
+    "tuple_type": "it must be a list",
+    "unexpected_keyword_argument": "there is no such field",
 }
 """What a field must be, by the names that pydantic gives to what is wrong. It has words of its own
 for the others."""

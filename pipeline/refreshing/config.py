@@ -239,7 +239,7 @@ def _problem(error: Exception) -> str:
 def _bound_at(data: Any, place: tuple[str | int, ...]) -> str:
     """Adds what a mistake's value does not say: the bound of the gate, or how a list is written."""
     match place:
-        case ("datasets",) if isinstance(data.get("datasets"), dict):
+        case ("datasets",) if isinstance(data.get("datasets") or {}, dict):
             return "; write a line `- {name: NAME, source: FOLDER}` for each dataset"
         case ("gate", int() as at, _, *_):
             return f" (in {shortened(data['gate'][at])})"

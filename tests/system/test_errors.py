@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,6 +19,23 @@ class Inner(BaseModel):
     model_config = ConfigDict(strict=True)
 
     count: int
+
+
+@dataclass
+class Point:
+    """What a commit and a spec are made of."""
+
+    x: int = 0
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+class Loose(BaseModel):
+    """One of a file that takes `"3"` for a number."""
+
+    point: Point = Point()
+    whole: int = 0
+    number: float = 0.0
 
 
 class Fields(BaseModel):
@@ -38,6 +57,12 @@ class Fields(BaseModel):
     at: datetime = datetime(2026, 1, 1)
     text: str = ""
     even: int = 0
+    some: Annotated[list[int], Field(min_length=2)] = [1, 2]
+    name: Annotated[str, Field(min_length=1)] = "n"
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{4}$")] = "0f0f"
+    pair: tuple[int, int] = (1, 2)
+    several: Sequence[int] = ()
+    loose: Loose = Loose()
 
     @field_validator("even")
     @classmethod
@@ -53,7 +78,7 @@ def refused(given: object) -> ValidationError:
     return caught.value
 
 
-SAID: dict[str, tuple[dict[str, Any], str]] = {
+SAID: dict[str, tuple[dict[Any, Any], str]] = {
     "bool_type": ({"flag": 3}, "flag is 3: it must be true or false"),
     "dict_type": ({"names": 3}, "names is 3: it must have fields with names"),
     "extra_forbidden": ({"colour": "red"}, "colour is 'red': there is no such field"),
@@ -68,6 +93,23 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     "literal_error": ({"kind": "cow"}, "kind is 'cow': it must be 'dog' or 'cat'"),
     "model_type": ({"inner": 3}, "inner is 3: it must have fields with names"),
     "string_type": ({"text": 3}, "text is 3: it must be text"),
+    "dataclass_type": ({"loose": {"point": 3}}, "loose.point is 3: it must have fields with names"),
+    "float_parsing": ({"loose": {"number": "x"}}, "loose.number is 'x': it must be a number"),
+    "int_from_float": ({"loose": {"whole": 1.5}}, "loose.whole is 1.5: it must be a whole number"),
+    "int_parsing": ({"loose": {"whole": "x"}}, "loose.whole is 'x': it must be a whole number"),
+    "invalid_key": ({5: 1}, "5 is 5: a field's name must be text, and not a number or a date"),
+    "is_instance_of": ({"several": 3}, "several is 3: it must be a list"),
+    "string_pattern_mismatch": (
+        {"digest": "0F"},
+        "digest is '0F': it must be written as the pattern ^[0-9a-f]{4}$ says",
+    ),
+    "string_too_short": ({"name": ""}, "name is '': it must have characters, at least 1"),
+    "too_short": ({"some": []}, "some is []: it must have entries, at least 2"),
+    "tuple_type": ({"pair": 3}, "pair is 3: it must be a list"),
+    "unexpected_keyword_argument": (
+        {"loose": {"point": {"y": 1}}},
+        "loose.point.y is 1: there is no such field",
+    ),
 }
 """Fields that are wrong, and what is said of them, by pydantic's name of what is wrong."""
 
