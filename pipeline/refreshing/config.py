@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -36,6 +37,10 @@ MAX_BYTES = 2**19
 
 MAX_NODES = 100_000
 """The most values of a document once its aliases are written out."""
+
+
+_NEEDS_QUOTES = re.compile("character '[@`%]' that cannot start any token")
+"""What YAML says of a value such as `@-1` that is not in quotes."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -233,7 +238,9 @@ def _problem(error: Exception) -> str:
         return str(error)
     mark = error.problem_mark or error.context_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return where + ", ".join(part for part in (error.context, error.problem) if part)
+    told = ", ".join(part for part in (error.context, error.problem) if part)
+    quotes = "; write the value in quotes" if _NEEDS_QUOTES.search(told) else ""
+    return where + told + quotes
 
 
 def _bound_at(data: Any, place: tuple[str | int, ...]) -> str:

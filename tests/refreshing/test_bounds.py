@@ -401,7 +401,7 @@ def test_the_table_of_the_gate_has_bounds_of_all_kinds(place: Catalogue) -> None
         ("{dataset: a, min_images: 1, layer: b}", "gate.0.layer", "'b'"),
         ("{dataset: a, min_images: 1, max_failed: 1}", "gate.0", "each is a bound of its own"),
         ("{dataset: a}", "gate.0", "give one of max_move, max_failed, min_images"),
-        ("{dataset: a, against: @-1, max_move: 1}", "is not YAML", "line 5"),
+        ("{dataset: a, against: @-1, max_move: 1}", "is not YAML: line 5", "write the value in q"),
     ],
 )
 def test_a_wrong_bound_is_refused_by_its_field(

@@ -152,7 +152,9 @@ def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     "text", ["datasets: [", "a: b: c", "\tdatasets:", b"\xff\xfe\xff", "*nowhere", "a: 1\n--- \nb"]
 )
 def test_what_is_not_yaml_is_refused(tmp_path: Path, text: str | bytes) -> None:
-    assert "is not YAML" in refusal(tmp_path, text)
+    message = refusal(tmp_path, text)
+    assert "is not YAML" in message
+    assert "in quotes" not in message
 
 
 @pytest.mark.parametrize(
