@@ -27,7 +27,11 @@ def preview_lines(preview: ErasurePreview, *, drop_unreadable: bool = False) -> 
     """
     lines = [f"{count_of(preview.images, 'image')} to erase"]
     lines += _unknown(preview.unknown)
-    for what, of in (("count again", preview.recounted), ("list anew", preview.restated)):
+    listed = (
+        "write only the list of images anew, which is in one file with that of a version that has "
+        "such an image; the counts stay"
+    )
+    for what, of in (("count again", preview.recounted), (listed, preview.restated)):
         lines += [f"  {what}: {_versions(name, at)}" for name, at in of.items()]
     lines += [f"  remove: {why}" for of in preview.emptied.values() for why in of]
     unreadable = [why for of in preview.unreadable.values() for why in of]
@@ -62,8 +66,13 @@ def erased_lines(erased: Erased) -> list[str]:
     """Returns what an erasure has done, as lines."""
     done = f"{count_of(erased.images, 'image')} erased, by commit {erased.commit}"
     lines = [done, *_unknown(erased.unknown)]
-    for what, of in (("counted again", erased.recounted), ("listed anew", erased.restated)):
-        lines += [f"  {name}: {count_of(n, 'version')} {what}" for name, n in of.items()]
+    for name, number in erased.recounted.items():
+        lines.append(f"  {name}: {count_of(number, 'version')} counted again")
+    for name, number in erased.restated.items():
+        lines.append(
+            f"  {name}: of {count_of(number, 'version')} only the list of images was written anew, "
+            "which was in one file with that of a version that had such an image; the counts stay"
+        )
     for of_dataset in erased.dropped.values():
         lines += [f"  removed: {why}" for why in of_dataset]
     if erased.lost_tags:

@@ -399,8 +399,20 @@ def test_a_version_that_shares_a_list_keeps_its_dna(home: Home, oracle: Oracle) 
     filled(home)
     home.remove("0/03.png")
     later = home.build()
+    preview = preview_erasure(home.catalogue, [str(home.images / "0/03.png")])
     done = home.erase("0/03.png")
     assert (done.recounted, done.restated) == ({"x": 1}, {"x": 1})
+    why = "in one file with that of a version that {} such an image; the counts stay"
+    wanted, told = preview_lines(preview), erased_lines(done)
+    assert wanted[1:3] == [
+        "  count again: x@1",
+        f"  write only the list of images anew, which is {why.format('has')}: x@2",
+    ]
+    assert told[1:3] == [
+        "  x: 1 version counted again",
+        "  x: of 1 version only the list of images was written anew, which was "
+        + why.format("had"),
+    ]
     now = home.catalogue.find("x")
     assert now.dna == later.version.dna
     assert now.sha256["dna"] == later.version.sha256["dna"]
