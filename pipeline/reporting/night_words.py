@@ -1,7 +1,7 @@
 """Says what a refresh did, from its outcome, as `Refreshed.outcome` has it.
 
 >>> night_sentence(outcome)                                              # doctest: +SKIP
-'1,000 datasets: 997 unchanged, 2 refreshed, 1 failed; images +21 -3 ~2; 0 drift alarms; …'
+'1,000 datasets: 997 unchanged, 2 refreshed, 1 failed; images +21 -3 ~2; 1 drift alarm: b; …'
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.building import Movement
 from pipeline.reporting.drift_words import move_told
-from pipeline.wording import count_of, in_units
+from pipeline.wording import count_of, in_units, some_of
 
 
 def state_of(outcome: Mapping[str, Any]) -> str:
@@ -52,7 +52,8 @@ def night_sentence(outcome: Mapping[str, Any]) -> str:
         parts.append(f"images {changes_told(found['images'])}{aside}")
         untested = count_of(found["untested"], "version")
         aside = f" ({untested} not tested)" if found["untested"] else ""
-        parts.append(f"{count_of(len(found['alarms']), 'drift alarm')}{aside}")
+        named = f": {some_of(found['alarms'])}" if found["alarms"] else ""
+        parts.append(f"{count_of(len(found['alarms']), 'drift alarm')}{named}{aside}")
     return "; ".join([*parts, cost_told(found["cost"])])
 
 

@@ -247,11 +247,18 @@ def test_a_long_summary_lists_what_has_changed_alone() -> None:
 def test_a_sentence_says_what_the_night_did_and_cost() -> None:
     told = night_sentence(outcome(unlisted=["old"]))
     assert told == (
-        "2 datasets: 1 unchanged, 1 refreshed, 1 not in the file; images +21 -3 ~2; 1 drift alarm; "
-        "23 images read (4.1 MB), 1,234 requests, 60.5 s, 5.5 s of workers"
+        "2 datasets: 1 unchanged, 1 refreshed, 1 not in the file; images +21 -3 ~2; "
+        "1 drift alarm: a; 23 images read (4.1 MB), 1,234 requests, 60.5 s, 5.5 s of workers"
     )
     pruned = night_sentence(outcome(unlisted=["old"], pruned=7))
     assert pruned == told.replace("1 not in the file", "1 taken out")
+    several = outcome()
+    several["summary"] |= {"alarms": list("abcdef"), "untested": 2}
+    assert "; 6 drift alarms: a, b, c and 3 more (2 versions not tested); " in (
+        night_sentence(several)
+    )
+    several["summary"] |= {"alarms": [], "untested": 0}
+    assert "; 0 drift alarms; " in night_sentence(several)
     rows = [UNCHANGED]
     still = sum_up(rows, [], [], {"requests": 10, "seconds": 1.5})
     quiet = outcome(datasets=rows) | {"summary": still}
