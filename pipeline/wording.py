@@ -1,7 +1,9 @@
-"""Words that many messages share: a number of things, and the name of an option.
+"""Words that many messages share: a number of things, a distance, and the name of an option.
 
 >>> count_of(1, "image"), count_of(1200, "image"), count_of(0, "match", "matches")
 ('1 image', '1,200 images', '0 matches')
+>>> in_bins(1), in_bins(1.00001), in_bins(2.34567), in_bins(0.0, 3)
+('1 bin', '1 bin', '2.346 bins', '0 bins')
 >>> option("max_failures"), option("bins", 100)
 ('`max_failures`', '`bins=100`')
 >>> with options_as_flags():
@@ -36,6 +38,12 @@ def count_of(number: int, one: str, many: str = "") -> str:
         Text such as `1 image` or `1,200 images`.
     """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def in_bins(distance: float, digits: int = 4) -> str:
+    """Writes a distance with so many digits, such as `1 bin` or `2.346 bins`."""
+    text = f"{distance:.{digits}g}"
+    return f"{text} bin" if text == "1" else f"{text} bins"
 
 
 def in_units(size: int) -> str:

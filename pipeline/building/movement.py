@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.wording import in_bins
+
 
 @dataclass(frozen=True)
 class Movement:
@@ -48,6 +50,6 @@ class Movement:
         if self.emd is None:
             return "a distance that is not defined"
         if self.interval is None or self.emd_corrected is None:
-            return f"{self.emd:.3g} bins, not corrected"
+            return f"{in_bins(self.emd, 3)}, not corrected"
         low, high = self.interval
-        return f"{self.emd_corrected:.3g} bins [{low:.3g}, {high:.3g}]"
+        return f"{in_bins(self.emd_corrected, 3)} [{low:.3g}, {high:.3g}]"

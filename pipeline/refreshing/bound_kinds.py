@@ -16,6 +16,7 @@ from pipeline.catalogue import VersionName, dataset_of
 from pipeline.comparing import ALL
 from pipeline.errors import UsageError
 from pipeline.options import Option
+from pipeline.wording import in_bins
 
 _SHARE = Option("", least=0, share=True)
 
@@ -96,7 +97,7 @@ class DistanceBound(_AnyKind):
     @property
     def label(self) -> str:
         """The bound in words."""
-        return f"{self.subject}: at most {self.most:.4g} bins"
+        return f"{self.subject}: at most {in_bins(self.most)}"
 
 
 class Bound(DistanceBound):

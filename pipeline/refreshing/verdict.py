@@ -21,6 +21,7 @@ from pipeline.refreshing.bound_kinds import (
 )
 from pipeline.refreshing.break_reasons import BreakReason
 from pipeline.refreshing.former_versions import FormerVersion
+from pipeline.wording import in_bins
 
 Outcome = Literal["holds", "broken", "no earlier version yet", "not judged"]
 
@@ -130,12 +131,12 @@ class Verdict:
                 return f"{what}: no earlier version of this name, so nothing is judged: {why}"
             return f"{what}: no earlier version yet, so nothing is judged"
         if isfinite(self.low):
-            distance = f"{self.emd_corrected:.4g} bins [{self.low:.4g}, {self.high:.4g}]"
+            distance = f"{in_bins(self.emd_corrected)} [{self.low:.4g}, {self.high:.4g}]"
             outcome = "surely more" if not self.holds else "holds"
             if self.holds and self.emd_corrected > bound.most:
                 outcome = "holds, as it is not surely more"
         elif isfinite(self.emd):
-            distance = f"{self.emd:.4g} bins, without an interval"
+            distance = f"{in_bins(self.emd)}, without an interval"
             distance += f", as {self.shared}" if self.shared else ""
             outcome = "holds" if self.holds else "more"
         else:

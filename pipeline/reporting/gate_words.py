@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
+from pipeline.wording import in_bins
 
 
 def measured_words(row: Mapping[str, Any]) -> str:
@@ -28,7 +29,7 @@ def measured_words(row: Mapping[str, Any]) -> str:
         return f"{value:,}"
     distance, low, high = (row.get(name) for name in ("emd_corrected", "low", "high"))
     if distance is None or low is None or high is None:
-        return f"{value:.4g} bins"
+        return in_bins(value)
     return f"{distance:.4g} [{low:.4g}, {high:.4g}] bins"
 
 
@@ -43,7 +44,7 @@ def reason_lines(row: Mapping[str, Any]) -> list[str]:
     """
     lines = []
     for reason in row.get("reasons", ()):
-        words = f"  {reason['layer']}[{reason['neuron']}]: {reason['emd']:.4g} bins"
+        words = f"  {reason['layer']}[{reason['neuron']}]: {in_bins(reason['emd'])}"
         if reason["share"] is not None:
             words += f", {reason['share']:.1%} of the distance"
         lines.append(words)

@@ -423,6 +423,8 @@ def test_all_kinds_are_read(tmp_path: Path) -> None:
     assert failed == FailedBound(dataset="a", max_failed=0.5)
     assert images == ImagesBound(dataset="a", min_images=7)
     assert str(images) == "gate {'dataset': 'a', 'min_images': 7}"
+    labels = [MoveBound(dataset="a", against="@-1", max_move=most).label for most in (0.5, 1)]
+    assert [label.rpartition(": ")[2] for label in labels] == ["at most 0.5 bins", "at most 1 bin"]
 
 
 @pytest.mark.parametrize(

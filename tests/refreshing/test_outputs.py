@@ -136,7 +136,7 @@ def outcome(*gate: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 BROKEN = verdict(
     "broken",
-    name="d@-1 and d, all neurons: at most 1 bins",
+    name="d@-1 and d, all neurons: at most 1 bin",
     sides=["d@-1", "d"],
     reasons=[
         {
@@ -171,7 +171,7 @@ def test_junit_has_a_case_for_each_bound_and_each_dataset() -> None:
     found = [(case.get("name"), [child.tag for child in case]) for case in gate]
     assert found == [
         ("a and b, all neurons: at most 3 bins", []),
-        ("d@-1 and d, all neurons: at most 1 bins", ["failure"]),
+        ("d@-1 and d, all neurons: at most 1 bin", ["failure"]),
         ("c", ["error"]),
         ("e", ["skipped"]),
     ]
@@ -225,6 +225,7 @@ def test_the_summary_has_tables_and_the_reasons() -> None:
     assert "| a and b, all neurons: at most 3 bins | 2.5 bins | ✅ holds | at most 2.5% |" in text
     sure = summary_markdown(outcome(verdict(emd_corrected=2.71, low=2.5, high=3.1))).decode()
     assert "| 2.71 \\[2.5, 3.1\\] bins | ✅ holds | at most 2.5% |" in sure
+    assert "| 1 bin | ✅ holds |" in summary_markdown(outcome(verdict(value=1.0))).decode()
     assert "| e | unknown | no earlier version yet | unknown |" in text
     assert "\n- stem\\[5\\]: 6.25 bins, 50.0% of the distance\n- in d@-1: s3://b/old.jpg\n" in text
     moved = "1.9 \\[1.2, 2.6\\], an alarm"
@@ -305,7 +306,7 @@ def test_the_page_says_first_what_needs_a_reader() -> None:
             "3 datasets: 1 unchanged, 1 refreshed, 1 failed, 1 not in the file",
             "a has drifted: 1.9 [1.2, 2.6], an alarm",
             "c does not exist",
-            "d@-1 and d, all neurons: at most 1 bins",
+            "d@-1 and d, all neurons: at most 1 bin",
             "stem[5]: 6.25 bins, 50.0% of the distance",
             "<td>+21 -3 ~2</td>",
             "<li>old</li>",

@@ -15,7 +15,7 @@ from pipeline.errors import printable
 from pipeline.reporting.gate_words import measured_words, reason_lines
 from pipeline.reporting.html.frame import asset, document, shown_text
 from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
-from pipeline.wording import in_units
+from pipeline.wording import in_bins, in_units
 
 REFRESHED = ("images", "failed", "change", "moved (bins)", "read", "bytes")
 """What is told of a dataset that was refreshed."""
@@ -94,7 +94,7 @@ def _gate_cells(row: Mapping[str, Any]) -> list[str]:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g} bins"
+    return f"{value:,}" if isinstance(value, int) else in_bins(value)
 
 
 def _table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]]) -> str:
