@@ -10,7 +10,7 @@ from pipeline.comparing.comparison_job import Job
 from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
 from pipeline.spec import LAYER_GAUSSIAN, Spec
-from pipeline.wording import option
+from pipeline.wording import option, some_of
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,21 @@ class Selection:
         if len(wanted) < 2:
             have = [name for name, specs in commit.datasets.items() if digest in specs]
             others = len(commit.datasets) - len(have)
-            hint = (
-                f" under spec {digest}; {others} are under others, which {option('spec')} chooses"
-                if others
-                else ""
-            )
             if names:
-                hint = f", {wanted[0]}; without a name all {len(have)} under its spec are compared"
-            raise UsageError(f"compare needs two datasets or more; there is {len(wanted)}{hint}")
+                why = f"only {wanted[0]} is named; "
+                why += (
+                    f"without a name all {len(have)} under its spec are compared"
+                    if len(have) > 1
+                    else "no other dataset is under its spec"
+                )
+            elif others:
+                why = (
+                    f"only {some_of(have)} is under spec {digest}; {others} are under others, "
+                    f"which {option('spec')} chooses"
+                )
+            else:
+                why = f"the catalogue has only {some_of(have)}"
+            raise UsageError(f"compare needs two different datasets or more, and {why}")
         versions = {name: there[name][digest] for name in wanted}
         return cls(digest, versions)
 

@@ -456,7 +456,10 @@ def test_names_that_are_not_there_are_refused(place: Catalogue) -> None:
 
 @pytest.mark.parametrize("names", [["photos"], ["photos", "photos"]])
 def test_fewer_than_two_are_refused(place: Catalogue, names: list[str]) -> None:
-    with pytest.raises(UsageError, match="there is 1, photos; without a name all 3 under its spec"):
+    with pytest.raises(
+        UsageError,
+        match=r"^compare needs two different .*, and only photos is named; without a name all 3",
+    ):
         compare(place, names)
 
 
@@ -466,14 +469,20 @@ def test_the_error_counts_datasets_under_other_specs(place: Catalogue) -> None:
         manifest = plan(entries(name, 3))
         partials = [hand_made(shard, other, ranges) for shard in manifest.shards]
         commit_dataset(place, name, manifest, partials, other, ranges)
-    with pytest.raises(UsageError, match="there is 1, new; without a name all 2 under its spec"):
+    with pytest.raises(UsageError, match="only new is named; without a name all 2 under its spec"):
         compare(place, ["new"])
     lone, ranges = tiny_spec(bins=9)
     manifest = plan(entries("lone", 3))
     partials = [hand_made(shard, lone, ranges) for shard in manifest.shards]
     commit_dataset(place, "lone", manifest, partials, lone, ranges)
-    with pytest.raises(UsageError, match=f"there is 1 under spec {lone.digest}; 4 are under other"):
+    with pytest.raises(UsageError, match=f"only lone is under spec {lone.digest}; 4 are under ot"):
         compare(place, spec=lone.digest)
+    with pytest.raises(UsageError, match="only lone is named; no other dataset is under its spec"):
+        compare(place, ["lone"])
+    single = empty_catalogue()
+    commit_dataset(single, "lone", manifest, partials, lone, ranges)
+    with pytest.raises(UsageError, match=r"and the catalogue has only lone$"):
+        compare(single)
 
 
 def test_the_order_of_the_names_is_kept(place: Catalogue) -> None:

@@ -400,7 +400,9 @@ def test_an_unknown_spec_or_moment_is_named(place: Path) -> None:
     refused(vdna("ls", "-c", place, "--at", "2000-01-01", exits=1), "as old as 2000-01-01")
     refused(vdna("ls", "-c", place, "--at", "yesterday", exits=2), "'yesterday'")
     refused(vdna("compare", "-c", place, "--layer", "blocks.9", exits=2), "'blocks.9'")
-    refused(vdna("compare", "a", "-c", place, exits=2), "two datasets or more; there is 1")
+    refused(
+        vdna("compare", "a", "-c", place, exits=2), "two different datasets or more, and only a is"
+    )
     refused(vdna("gc", "-c", place, "--keep", "0", exits=2), "keep is 0")
 
 
@@ -1171,7 +1173,7 @@ def test_compare_uses_one_spec(
     """`a` under 4 bins is not in the matrix of the default spec, and does not break it."""
     rows = vdna_json("compare", "-c", place)
     assert [(row["a"], row["b"]) for row in rows] == [("a", "b/other")]
-    refused(vdna("compare", "-c", place, "--spec", specs[4], exits=2), "there is 1")
+    refused(vdna("compare", "-c", place, "--spec", specs[4], exits=2), "only a is under spec")
     mismatch = vdna("compare", "a", "b/other", "-c", place, "--spec", specs[4], exits=1)
     refused(mismatch, "bins", "4", "8", "b/other")
     build("b/other", others, tmp_path, *SMALL, *FEWER_BINS)
