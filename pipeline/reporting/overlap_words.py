@@ -34,7 +34,9 @@ def overlap_lines(found: Overlaps) -> list[str]:
     if left := len(pairs) - len(lines):
         lines.append(f"… and {count_of(left, 'more pair')} of datasets with images in common")
     if not pairs and len(found.names) > 1:
-        lines.append(f"no image of {some_of(found.names)} is in two of these datasets")
+        two = len(found.names) == 2
+        told = " have no image in common" if two else ": no image is in two of these datasets"
+        lines.append(f"{some_of(found.names)}{told}")
     if found.unknown:
         lines.append(
             f"it is not known which images {some_of(found.unknown)} shares with others: build it "

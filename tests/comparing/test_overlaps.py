@@ -72,8 +72,10 @@ def test_datasets_say_what_they_have_in_common(
         "which counts its images again",
     ]
     assert overlap_lines(pipeline.find_overlaps(place, ["a", "c"])) == [
-        "no image of a and c is in two of these datasets"
+        "a and c have no image in common"
     ]
+    three = Overlaps(tuple("xyz"), np.ones(3, int), np.eye(3, dtype=int), ())
+    assert overlap_lines(three) == ["x, y and z: no image is in two of these datasets"]
     monkeypatch.setattr(overlap_words, "LISTED_OVERLAPS", 0)
     assert overlap_lines(found)[0] == "… and 1 more pair of datasets with images in common"
     assert overlap_lines(Overlaps((), np.array([]), np.zeros((0, 0), int), ())) == []
