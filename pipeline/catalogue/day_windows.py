@@ -104,7 +104,7 @@ class DayWindow:
         if self.calendar and len(present) < len(days):
             few = "" if present else "no day of it has images: "
             absent = [str(day) for day in days if day not in present]
-            raise ValueError(f"{few}there are none of {some_of(absent)}")
+            raise ValueError(f"{few}there are no images of {some_of(absent)}")
         return present
 
     def with_gaps(self, there: Sequence[date]) -> str:

@@ -210,7 +210,7 @@ def _lacking(dataset: str, window: DayWindow, there: Sequence[date]) -> str:
         window.days_of(there)
     except ValueError as error:
         rest = window.with_gaps(there)
-        return f"{error}{f' ({dataset}@{rest} takes the others)' if rest else ''}"
+        return f"{error}{f' ({dataset}@{rest} takes the days that have some)' if rest else ''}"
     return ""
 
 

@@ -31,7 +31,7 @@ def test_days_that_are_counted_back_end_with_the_newest(there: list[date], lengt
     if set(days) <= set(there):
         assert window(f"last:{length}d").days_of(there) == days
     else:
-        with pytest.raises(ValueError, match="there are none of 2026-1"):
+        with pytest.raises(ValueError, match="there are no images of 2026-1"):
             window(f"last:{length}d").days_of(there)
     if len(there) < length:
         with pytest.raises(ValueError, match=f"only {len(there)} of {length} days have images"):
@@ -48,7 +48,7 @@ def test_a_range_has_both_its_ends_and_all_between(there: list[date], at: int, m
     if set(days) <= set(there):
         assert asked.days_of(there) == days
         return
-    with pytest.raises(ValueError, match="there are none of") as caught:
+    with pytest.raises(ValueError, match="there are no images of") as caught:
         asked.days_of(there)
     assert ("no day of it has images" in str(caught.value)) == (not set(days) & set(there))
 

@@ -114,7 +114,9 @@ def test_a_window_of_the_calendar_that_lacks_a_day_is_told_and_left_out(place: C
     assert [row.name for row in found.rows] == [named(0, 2), named(6, 8)]
     ((name, why),) = [(of.name, of.why) for of in found.left_out]
     assert name == named(3, 5)
-    assert why == f"there are none of {day(3)} ({named(3, 5, 2)} takes the others)"
+    assert (
+        why == f"there are no images of {day(3)} ({named(3, 5, 2)} takes the days that have some)"
+    )
     other = place.find(named(3, 5, 2), at=1)
     assert (other.images, other.failed) == (30, 30)
 
@@ -164,7 +166,7 @@ def test_another_window_may_be_the_reference(place: Catalogue, by_twos: Drift) -
             "cams@1",
             {"window": "4d"},
             UsageError,
-            "of '4d', .*; left out: .*, as there are none",
+            "of '4d', .*; left out: .*, as there are no im",
         ),
         ("cams/day-2026-11-02", {"window": "1"}, NotFound, "has no parts, so it keeps no days"),
         ("cams@last:7d", {}, UsageError, "no history; vdna drift cams with .*window.*7d"),

@@ -411,7 +411,7 @@ def test_a_dataset_is_judged_against_a_window_of_its_days(tmp_path: Path) -> Non
     assert apart["reasons"]
     assert 0 < kept["low"] == kept["value"] < 99
     assert kept["holds"]
-    assert "there are none of 2026-10-31" in absent["error"]
+    assert "there are no images of 2026-10-31" in absent["error"]
 
 
 def test_a_dataset_whose_build_failed_is_not_judged_by_its_old_version(tmp_path: Path) -> None:
