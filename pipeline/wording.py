@@ -16,8 +16,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 NAMED = 3
 """How many items a list in a sentence names if it counts the others. One more is named, too."""
@@ -70,6 +71,23 @@ def some_of(names: Sequence[str]) -> str:
     if len(names) <= NAMED + 1:
         return f"{', '.join(names[:-1])} and {names[-1]}"
     return f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Asks at the end of an error whether a name that is known was meant.
+
+    >>> did_you_mean("phtos", ["photos", "cams"]), did_you_mean("x", ["photos"])
+    ('. Did you mean photos?', '')
+
+    Args:
+        name: The name that is not known.
+        known: The names that are.
+
+    Returns:
+        The question, to be added to the error; empty if no name is near.
+    """
+    near = get_close_matches(name, sorted(known), 1)
+    return f". Did you mean {near[0]}?" if near else ""
 
 
 def option(name: str, value: object = None) -> str:

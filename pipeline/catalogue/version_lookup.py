@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from itertools import groupby, islice
 
 from pipeline.catalogue.commit import Commit, Version
@@ -18,7 +17,7 @@ from pipeline.catalogue.version_files import VersionFiles
 from pipeline.catalogue.version_history import PastVersion, history_key, past_versions
 from pipeline.catalogue.version_names import VersionName
 from pipeline.errors import NotFound, VdnaError
-from pipeline.wording import option, some_of
+from pipeline.wording import did_you_mean, option, some_of
 
 LOOKED_BACK = 100
 """In how many commits a dataset is looked for that is not there any more."""
@@ -245,14 +244,10 @@ class VersionLookup(VersionFiles):
     def _in(self, commit: Commit, dataset: str) -> dict[str, NamedVersion]:
         """Returns the versions of a dataset that a commit holds."""
         if dataset not in commit.datasets:
-            near = get_close_matches(dataset, commit.datasets, 1)
             raise NotFound(
                 f"{self.root} has no dataset {dataset!r}; it has: "
                 f"{', '.join(sorted(commit.datasets)) or 'none'}"
-                + (
-                    self._taken_out(dataset, commit)
-                    or (f". Did you mean {near[0]}?" if near else "")
-                )
+                + (self._taken_out(dataset, commit) or did_you_mean(dataset, commit.datasets))
             )
         return {
             spec: NamedVersion(version, commit.number)

@@ -44,6 +44,7 @@ from pipeline.refreshing.bound_versions import require_versions
 from pipeline.refreshing.break_reasons import find_reasons
 from pipeline.refreshing.former_versions import FormerVersion, former_version, is_there
 from pipeline.refreshing.verdict import AnyVerdict, CountVerdict, Judged, Verdict, unjudged
+from pipeline.wording import did_you_mean
 
 
 def require_known(
@@ -75,6 +76,7 @@ def require_known(
             if name not in known and request is None and not _is_past(catalogue, version, head):
                 raise UsageError(
                     f"{bound}: there is no dataset {name!r}; there are {', '.join(sorted(known))}"
+                    + did_you_mean(name, known)
                 )
         if not isinstance(bound, DistanceBound):
             continue

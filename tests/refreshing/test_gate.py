@@ -137,7 +137,8 @@ def test_errors_name_the_bound(place: Catalogue) -> None:
 @pytest.mark.parametrize(
     ("bound", "said"),
     [
-        ({"b": "c"}, "there is no dataset 'c'; there are a, b, new, single"),
+        ({"b": "c"}, "there is no dataset 'c'; there are a, b, new, single$"),
+        ({"b": "sinlge"}, r"there is no dataset 'sinlge'; .*, single\. Did you mean single\?$"),
         ({"lens": "rain"}, "there is no lens 'rain'; .* has moved, own, signed, still"),
         ({"lens": "nowhere.parquet"}, "there is no lens 'nowhere.parquet'"),
         ({"a": "new", "layer": "stem"}, "there is no layer 'stem'; there are bn1, "),
