@@ -77,13 +77,27 @@ def _registry(outcome: Mapping[str, Any]) -> CollectorRegistry:
     for name in _OUTCOMES:
         bounds.labels(name).set(sum(row["outcome"] == name for row in outcome["gate"]))
     holds = gauge("gate_bound_holds", "Whether a bound that was judged holds.", "bound", "kind")
-    value = gauge("gate_bound_value", "The number that is judged.", "bound", "kind")
+    value = gauge(
+        "gate_bound_value",
+        "What is judged: the lower end of a distance's 95% interval, or the plain distance if it "
+        "has none; or a number of images.",
+        "bound",
+        "kind",
+    )
+    distance = gauge(
+        "gate_bound_distance",
+        "The corrected distance, as it is printed; nothing if it has no interval.",
+        "bound",
+        "kind",
+    )
     limit = gauge("gate_bound_limit", "The limit that it is judged by.", "bound", "kind")
     for row in outcome["gate"]:
         labels = row["name"], row["kind"]
         if row["outcome"] in ("holds", "broken"):
             holds.labels(*labels).set(row["holds"])
-        for metric, number in ((value, row["value"]), (limit, row["limit"])):
+        shown = row["emd_corrected"] if row.get("low") is not None else None
+        numbers = (row["value"], row["limit"], shown)
+        for metric, number in zip((value, limit, distance), numbers, strict=True):
             if number is not None:
                 metric.labels(*labels).set(number)
     images = gauge("dataset_images", "Number of images that were counted.", "dataset")

@@ -363,6 +363,13 @@ def test_metrics_have_every_number_that_is_known() -> None:
     assert names.count("vdna_gate_bound_holds") == names.count("vdna_gate_bound_value") == 2
     assert found["vdna_gate_bound_value", first] == 2.5
     assert found["vdna_gate_bound_limit", "e"] == 3
+    assert ("vdna_gate_bound_distance", first) not in found
+    sure = verdict(emd_corrected=2.71, low=2.5, high=3.1)
+    known = parsed(metrics_text(outcome(sure)).decode())
+    assert known["vdna_gate_bound_value", first] == 2.5
+    assert known["vdna_gate_bound_distance", first] == 2.71
+    plain = verdict(emd_corrected=2.71, low=None, high=None)
+    assert "vdna_gate_bound_distance{" not in metrics_text(outcome(plain)).decode()
     assert found["vdna_dataset_images", "a"] == 1200
     assert found["vdna_dataset_failed_images", "a"] == 3
     assert (found["vdna_dataset_built", "a"], found["vdna_dataset_built", "c"]) == (1, 0)
