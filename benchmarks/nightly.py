@@ -4,10 +4,10 @@
 
 Ceph's gateway runs here, from Debian's packages, with a folder of images for each dataset. The
 command `vdna refresh` runs as its user runs it, each time in a process of its own, so that imports
-count. First it builds all datasets, of the network of seven neurons that tests use: what a night
-without news takes does not depend on the network. Then nothing is new; then one dataset has another
-image, and the images of one are damaged. What each night took is its own account, with the requests
-that it sent.
+count. First it builds all datasets, of the network of seven neurons in two layers that tests use.
+What a dataset without news takes does not depend on the network; the matrix of all pairs does, and
+it is small here. Then nothing is new; then one dataset has another image, and the images of one are
+damaged. What each night took is its own account, with the requests that it sent.
 """
 
 from __future__ import annotations

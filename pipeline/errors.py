@@ -311,3 +311,28 @@ class DeliveryError(VdnaError):
     """All was done and is kept, but its outcome could not be written or sent where it should go."""
 
     exit_code = 4
+
+
+def reworded(error: VdnaError, message: str) -> VdnaError:
+    """Returns an error of the same kind and details with another message."""
+    if isinstance(error, UnexpectedError):
+        return UnexpectedError(message, error.details)
+    return type(error)(message)
+
+
+def joined_errors(problems: Sequence[VdnaError]) -> VdnaError | None:
+    """Makes one error of several.
+
+    Args:
+        problems: What went wrong, in the order to tell it in.
+
+    Returns:
+        An error with all messages, of the first kind that is not a gate's, if there is such a kind.
+        None if nothing went wrong.
+    """
+    if len(problems) < 2:
+        return problems[0] if problems else None
+    worst = next((each for each in problems if not isinstance(each, GateError)), problems[0])
+    joined = reworded(worst, "\n".join(map(str, problems)))
+    joined.__cause__ = worst
+    return joined

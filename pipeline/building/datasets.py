@@ -29,7 +29,7 @@ from pipeline.building.shared_lookups import SharedLookups
 from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind, require_backend
 from pipeline.engine import Engine
-from pipeline.errors import GateError, UnexpectedError, UsageError, VdnaError, known_error
+from pipeline.errors import UsageError, VdnaError, joined_errors, known_error, reworded
 from pipeline.events import DatasetEnded, DatasetOutcome, Listener, Said, about, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources import ImageChanges, Listing, ManifestDifference
@@ -126,7 +126,9 @@ def build_datasets(
         counted = _plan_and_count(planner, requests, finishers.begin, fail)
         left = [counted[name] for name in names if name in counted.keys() - finishers.begun]
         finishers.finish([of for of in left if of.plan.request.name not in problems], progress)
-    _raise_worst([problems[name] for name in names if name in problems])
+    error = joined_errors([problems[name] for name in names if name in problems])
+    if error is not None:
+        raise error
     return [results[name] for name in names]
 
 
@@ -234,19 +236,4 @@ def _named(name: str, error: Exception) -> VdnaError:
     known = known_error(error)
     if str(known).startswith(f"{name}: "):
         return known
-    return _reworded(known, f"{name}: {known}")
-
-
-def _reworded(error: VdnaError, message: str) -> VdnaError:
-    if isinstance(error, UnexpectedError):
-        return UnexpectedError(message, error.details)
-    return type(error)(message)
-
-
-def _raise_worst(problems: Sequence[VdnaError]) -> None:
-    """Raises one error for all, of the first kind that is not a gate's, if there is such a kind."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        worst = next((e for e in problems if not isinstance(e, GateError)), problems[0])
-        raise _reworded(worst, "\n".join(map(str, problems))) from worst
+    return reworded(known, f"{name}: {known}")

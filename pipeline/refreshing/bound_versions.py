@@ -10,6 +10,8 @@ left to the judgement after the builds, and so are windows of days.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from pipeline.catalogue import Catalogue, Commit, VersionName, last_versions, renames
 from pipeline.errors import NotFound, UsageError
 from pipeline.refreshing.bound_kinds import AnyBound, MoveBound
@@ -26,12 +28,17 @@ def require_versions(bound: AnyBound, catalogue: Catalogue, head: Commit, builds
         builds: How many datasets are about to be built.
 
     Raises:
-        UsageError: A name means no version, and none that the builds make can change that. The
-            message has the bound, and the tags and versions that there are.
+        UsageError: A name means no version, and none that the builds make can change that; the
+            message has the bound, and the tags and versions that there are. Or its time is to come.
     """
     newest = head.number + builds + 1  # one commit more may take datasets out
     for name in bound.names:
         named = VersionName.parse(name)
+        if isinstance(named.which, datetime) and named.which > datetime.now(UTC):
+            raise UsageError(
+                f"{bound}: {name} is the version of a time that has not passed, which is the one "
+                "that is judged. Name a month, a day or a time that is over, a commit or a tag"
+            )
         if named.which is None or named.is_window or named.dataset not in head.datasets:
             continue
         which = named.which if isinstance(named.which, int) else None

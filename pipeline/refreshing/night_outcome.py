@@ -36,7 +36,7 @@ def dataset_row(result: Result) -> dict[str, Any]:
         "images": version.images,
         "failed": version.failed,
         "changed": result.changed,
-        "is_new": result.changed and result.replaced is None,
+        "is_new": result.changed and result.replaced is None and changes is None,
         "dna": version.dna,
         "spec": version.spec,
         "image_changes": asdict(changes) if changes else None,

@@ -3,7 +3,8 @@
     >>> done = refresh("datasets.yaml")                              # doctest: +SKIP
     >>> [str(verdict) for verdict in done.verdicts], done.error
 
-One dataset that cannot be built does not keep the others from being built, compared and judged.
+One dataset that cannot be built does not keep the others from being built, compared and judged. A
+matrix that cannot be computed keeps no bound from being judged by the distances that it needs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pipeline.building import Result, build_datasets
 from pipeline.catalogue import Catalogue, remove
 from pipeline.comparing import Effort, Matrix, compare, with_movements
 from pipeline.engine import Engine, InProcess
-from pipeline.errors import DeliveryError, UsageError, VdnaError, known_error
+from pipeline.errors import DeliveryError, UsageError, VdnaError, joined_errors, known_error
 from pipeline.events import Listener
 from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.refreshing.config import Config, load_config
@@ -45,7 +46,8 @@ class Refreshed:
         datasets: What became of each dataset that could be built, in the order of the file.
         matrices: One matrix for each spec with two datasets or more.
         verdicts: What the gate says of each bound.
-        error: The first thing that went wrong; None if all is well.
+        error: What went wrong, in one error (see `joined_errors`); None if all is well. Broken
+            bounds are in it only if nothing else went wrong; `verdicts` have them in any case.
         failed: Why a dataset could not be built, by its name.
         unlisted: The datasets that were in the catalogue, and that the configuration does not name.
         pruned: Number of the commit that took them out; None if they stay.
@@ -143,6 +145,7 @@ class Refreshed:
             ],
             "unlisted": list(self.unlisted),
             "pruned": self.pruned,
+            "undelivered": str(self.undelivered) if self.undelivered else None,
         }
 
     def require_ok(self) -> None:
@@ -204,7 +207,7 @@ def refresh(
     found: dict[str, Result] = {}
     matrices: list[Matrix] = []
     verdicts: list[AnyVerdict] = []
-    problem: VdnaError | None = None
+    problems: list[VdnaError] = []
     failed: dict[str, VdnaError] = {}
     unlisted: tuple[str, ...] = ()
     pruned: int | None = None
@@ -221,31 +224,38 @@ def refresh(
                 relist=relist,
             )
         except VdnaError as error:
-            problem = error
+            problems.append(error)
     names = [request.name for request in requests]
     failed = {name: failed[name] for name in names if name in failed}
     built = [found[name] for name in names if name in found]
     results, moves = with_movements(place, built, effort)
     try:
         unlisted = tuple(unlisted_datasets(place.head(), config))
-        if unlisted and config.prune and problem is None:
+        if unlisted and config.prune and not problems:
             pruned = remove(place, unlisted).number
-        # One matrix for each spec, as datasets of different specs cannot be compared.
-        for spec in sorted({result.version.spec for result in results}):
+    except Exception as error:
+        problems.append(known_error(error))
+    # One matrix for each spec, as datasets of different specs cannot be compared.
+    for spec in sorted({result.version.spec for result in results}):
+        try:
             if len(place.names(spec=spec)) > 1:
                 matrices.append(compare(place, spec=spec, effort=effort))
+        except Exception as error:
+            problems.append(known_error(error))
+    try:
         verdicts = judge(
             place, config.gate, requests, results, matrices, effort, moves=moves, since=since
         )
-        require_kept(verdicts, config.path)
+        if not problems:
+            require_kept(verdicts, config.path)
     except Exception as error:
-        problem = problem or known_error(error)
+        problems.append(known_error(error))
     done = Refreshed(
         place,
         tuple(results),
         tuple(matrices),
         tuple(verdicts),
-        problem,
+        joined_errors(problems),
         failed,
         unlisted,
         pruned,

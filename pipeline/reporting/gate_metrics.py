@@ -71,7 +71,8 @@ def _registry(outcome: Mapping[str, Any]) -> CollectorRegistry:
     def gauge(name: str, told: str, *labels: str) -> Gauge:
         return Gauge(f"vdna_{name}", told, labels, registry=registry)
 
-    gauge("refresh_success", "Whether nothing went wrong.").set(outcome["error"] is None)
+    ok = outcome["error"] is None and outcome["undelivered"] is None
+    gauge("refresh_success", "Whether nothing went wrong.").set(ok)
     gauge("refresh_finished_timestamp_seconds", "When it ended.").set_to_current_time()
     bounds = gauge("gate_bounds", "Number of bounds of the gate, by their outcome.", "outcome")
     for name in _OUTCOMES:

@@ -28,7 +28,10 @@ def state_of(outcome: Mapping[str, Any]) -> str:
     wrong = [(counts["broken"], "broken"), (counts["not judged"], "not judged")]
     wrong.append((len(outcome["failed"]), "not built"))
     told = [f"{count} {what}" for count, what in wrong if count]
-    return ", ".join(told) or ("failed" if outcome["error"] else "all is well")
+    otherwise = "failed" if outcome["error"] else "all is well"
+    if outcome["undelivered"]:
+        told, otherwise = [*told, "not delivered"], ""
+    return ", ".join(told) or otherwise
 
 
 def night_sentence(outcome: Mapping[str, Any]) -> str:

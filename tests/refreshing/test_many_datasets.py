@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import storage
 from pipeline.building import datasets
 from pipeline.building.planner import Planner
 from pipeline.catalogue import Catalogue
@@ -58,6 +59,11 @@ class Night:
 
     def refresh(self, progress: Callable[[Event], None] | None = None) -> Refreshed:
         return refresh(str(self.file), resources=RESOURCES, progress=progress)
+
+    def file_of(self, kind: str, name: str) -> Path:
+        """Returns the path of a file of a dataset's current version."""
+        version = self.catalogue.find(name)
+        return Path(storage.local_path(self.catalogue.uri(kind, version.spec, name, version.dna)))
 
     def commits(self) -> Counter[str]:
         """Returns how many commits were made of each dataset."""
@@ -205,6 +211,34 @@ def test_the_gate_does_not_compare_again_what_the_outcome_has(
         again = night.refresh()  # nothing is new, so only the gate compares
         assert len(compared) == 2
         assert again.verdicts[0].row["value"] == verdict.row["value"]
+
+
+def test_a_matrix_that_cannot_be_computed_keeps_no_bound_from_being_judged(tmp_path: Path) -> None:
+    night = Night(tmp_path, 4)
+    night.refresh()
+    one, other, away, damaged = night.names
+    (night.folder / "photos" / away).rename(night.folder / "away")
+    night.file_of("dna", damaged).write_bytes(b"torn")
+    night.put(one, 2)
+    night.write([{"dataset": one, "min_images": 5}, {"a": one, "b": other, "max": 1000}])
+    done = night.refresh()
+    assert [verdict.outcome for verdict in done.verdicts] == ["broken", "holds"]
+    assert (done.matrices, list(done.failed)) == ((), [away])
+    assert type(done.error) is SourceError
+    for told in (f"{away}: ", night.file_of("dna", damaged).name):
+        assert told in str(done.error)
+
+
+def test_only_a_dataset_without_an_earlier_version_is_new(tmp_path: Path) -> None:
+    night = Night(tmp_path, 2)
+    found = night.refresh().outcome
+    assert [row["is_new"] for row in found["datasets"]] == [True, True]
+    assert found["summary"]["images"]["added"] == 2
+    night.file_of("failures", night.names[0]).unlink()  # it is written again
+    found = night.refresh().outcome
+    states = [(row["changed"], row["is_new"]) for row in found["datasets"]]
+    assert states == [(True, False), (False, False)]
+    assert found["summary"]["images"]["added"] == 0
 
 
 def test_the_outcome_counts_the_whole_night(tmp_path: Path) -> None:

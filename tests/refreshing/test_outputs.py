@@ -128,6 +128,7 @@ def outcome(*gate: dict[str, Any], **more: Any) -> dict[str, Any]:
         "error": None,
         "failed": [],
         "pruned": None,
+        "undelivered": None,
     }
     found = {**known, "gate": list(gate), "datasets": rows, "unlisted": [], **more}
     cost = {"requests": 1234, "seconds": 60.5}
@@ -384,6 +385,9 @@ def test_metrics_have_every_number_that_is_known() -> None:
     assert found["vdna_refresh_requests", ""] == 1234
     assert found["vdna_refresh_worker_seconds", ""] == 5.5
     assert parsed(metrics_text(outcome()).decode())["vdna_refresh_success", ""] == 1
+    untold = outcome(undelivered="the webhook does not answer")
+    assert parsed(metrics_text(untold).decode())["vdna_refresh_success", ""] == 0
+    assert summary_markdown(untold).startswith(b"## Refresh: not delivered")
 
 
 def test_no_name_breaks_the_metrics() -> None:
