@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -253,8 +253,9 @@ class Planner:
             return DatasetPlan(
                 request, manifest, job, base, parts, head, up_to_date=True, changes=changes
             )
-        if base is not None and not base.imported:
-            _require_meant(request, base, manifest)
+        former = base or _newest(head.datasets.get(request.name, {}).values())
+        if former is not None and not former.imported:
+            _require_meant(request, former, manifest)
         stored = store_manifest(uri, manifest)
         backend = self._backend(request, network, spec.digest, base)
         job = replace(job, recipe=replace(recipe, backend=backend))
@@ -478,8 +479,15 @@ class Planner:
         )
 
 
+def _newest(versions: Iterable[Version]) -> Version | None:
+    """Returns the newest version of a dataset, of whatever spec."""
+    return max(versions, key=lambda version: version.built, default=None)
+
+
 def _require_meant(request: Request, base: Version, manifest: Manifest) -> None:
     """Refuses to replace a dataset by another, or by a small rest of it, unless asked to.
+
+    A version of another spec counts, too, if there is none of this one.
 
     Raises:
         UsageError: The source is another than before, or has lost more than `MOST_LOST` of what

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,23 @@ def build(catalogue: Catalogue, folder: Path, name: str = "a", **options: Any) -
     return api.build(
         catalogue, Request(name, str(folder / "photos"), **wanted), resources=RESOURCES
     )
+
+
+def test_another_source_or_a_small_rest_under_a_new_spec_has_to_be_meant(
+    place: Catalogue, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "elsewhere", 3)
+    asked = tiny.install(tmp_path).options | {"bins": 4, "spec": "new"}
+    other = Request("a", str(tmp_path / "elsewhere"), **asked)
+    with pytest.raises(UsageError, match=r"its source was .*photos, and is .*elsewhere now; if it"):
+        api.build(place, other, resources=RESOURCES)
+    for photo in sorted((tmp_path / "photos").iterdir())[:2]:
+        photo.unlink()
+    with pytest.raises(UsageError, match=r"it had 3 images of .*photos, and has 1 now"):
+        build(place, tmp_path, bins=4, spec="new")
+    assert len(place.head().datasets["a"]) == 1
+    api.build(place, replace(other, replace=True), resources=RESOURCES)
+    assert len(place.head().datasets["a"]) == 2
 
 
 @pytest.mark.parametrize(
