@@ -49,7 +49,8 @@ def verify(
     progress: Listener,
     catalogue: CatalogueOption,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Datasets to check (default: all).")
+        list[str] | None,
+        typer.Argument(help="Datasets, or versions of them, to check (default: all datasets)."),
     ] = None,
     ray_address: RayOption = None,
     as_json: JsonOption = False,

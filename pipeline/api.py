@@ -627,7 +627,7 @@ def verify(
 
     Args:
         catalogue: Where the datasets are.
-        names: The datasets; none for all.
+        names: The datasets, or names of versions; none for all datasets.
         engine: Where versions are checked, and shards counted again; None for this process.
         resources: How fast to count; None for the engine's own.
         tell: Is called with each finding as soon as it is known.
@@ -638,7 +638,8 @@ def verify(
         A finding for each check.
 
     Raises:
-        NotFound: There is no such dataset or spec, or no dataset at all.
+        NotFound: There is no such dataset, version or spec, or no dataset at all.
+        UsageError: A name means a window of days.
     """
     place = _at(catalogue)
     place.at()  # says so if there is no catalogue

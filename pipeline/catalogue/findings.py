@@ -25,6 +25,12 @@ NEWEST_ONLY = (
 )
 """What a reader of the findings should know, unless all versions were checked."""
 
+NAMED_ONLY = (
+    "only the versions that were named were checked, and the newest one of a dataset; `vdna verify "
+    "--all` checks the log, and every version that is kept"
+)
+"""The same if an older version was named."""
+
 HISTORY = "history"
 """The check that says how many older versions have no files left, and so were not checked."""
 
@@ -91,12 +97,15 @@ class Verification:
     @property
     def note(self) -> str:
         """What was not checked, and how to check it; empty if everything was."""
-        return "" if self.all_versions else NEWEST_ONLY
+        if self.all_versions:
+            return ""
+        return NAMED_ONLY if self._has_older else NEWEST_ONLY
 
     def __repr__(self) -> str:
         wrong = [finding for finding in self.findings if not finding.ok]
         state = f"{len(wrong)} wrong: {wrong[0].detail}" if wrong else "all hold"
-        what = "all kept versions" if self.all_versions else "the newest versions"
+        chosen = "the versions that were named" if self._has_older else "the newest versions"
+        what = "all kept versions" if self.all_versions else chosen
         return f"<Verification of {what} in {count_of(len(self.findings), 'check')}, {state}>"
 
     def _repr_html_(self) -> str:
@@ -120,6 +129,11 @@ class Verification:
     def to_polars(self) -> pl.DataFrame:
         """Returns the table of `to_pandas` in Polars."""
         return polars_frame(*self._cells)
+
+    @property
+    def _has_older(self) -> bool:
+        """Whether a version was checked that is not its dataset's newest one."""
+        return any(finding.at is not None for finding in self.findings)
 
     @property
     def _cells(self) -> Cells:

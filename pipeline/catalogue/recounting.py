@@ -14,6 +14,7 @@ import random
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from pipeline.catalogue.commit import Version
 from pipeline.catalogue.findings import Finding
 from pipeline.catalogue.layout import RECOUNT_FOLDER
 from pipeline.catalogue.partial_sums import sum_of_partials
-from pipeline.catalogue.verification import newest_versions, raise_if_unanswered
+from pipeline.catalogue.verification import chosen_versions, made_earlier, raise_if_unanswered
 from pipeline.catalogue.version_checks import same_numbers
 from pipeline.catalogue.version_options import RECOUNTED_SHARDS
 from pipeline.counting import (
@@ -61,11 +62,11 @@ def recount(
     resources: Resources | None = None,
     progress: Listener | None = None,
 ) -> Iterator[Finding]:
-    """Counts shards of the newest versions again.
+    """Counts shards of the newest versions again, or of the versions that are named.
 
     Args:
         catalogue: The catalogue.
-        names: The datasets; none for all.
+        names: The datasets, or names of versions; none for all datasets.
         spec: The beginning of a spec's digest; None for all specs.
         engine: Where the shards are counted.
         sample: How many shards of each dataset to count, of those whose partial is kept. None
@@ -79,22 +80,25 @@ def recount(
         A finding for each shard, and one for each dataset.
 
     Raises:
-        NotFound: If there is no such dataset or spec.
+        NotFound: If there is no such dataset, version or spec.
+        UsageError: If a name means a window of days.
     """
     seed = secrets.randbelow(10**9) if seed is None else seed
-    for kept in newest_versions(catalogue, names, spec):
-        name, version = kept.name, kept.version
+    head = catalogue.head()
+    for kept in chosen_versions(catalogue, head, names, spec):
+        name, version, at = kept.name, kept.version, made_earlier(kept, head.number)
         if version.imported:
-            yield Finding(name, "recount", True, "imported: it has no images to count again")
+            yield Finding(name, "recount", True, "imported: it has no images to count again", at)
             continue
         try:
             dataset = _DatasetRecount(
                 catalogue, name, version, weights, resources or Resources(), progress or ignore
             )
-            yield from dataset.run(engine, sample, seed)
+            for finding in dataset.run(engine, sample, seed):
+                yield replace(finding, at=at)
         except VdnaError as error:
             raise_if_unanswered(error, f"{name}, recount")
-            yield Finding(name, "recount", False, f"not counted again: {error}")
+            yield Finding(name, "recount", False, f"not counted again: {error}", at)
 
 
 def recipe_of(

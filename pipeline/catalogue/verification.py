@@ -17,6 +17,8 @@ from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.findings import HISTORY, Finding
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing_files
 from pipeline.catalogue.version_checks import VersionChecks
+from pipeline.catalogue.version_lookup import NamedVersion
+from pipeline.catalogue.version_names import dataset_of, require_no_window
 from pipeline.errors import CorruptFile, NotFound, StorageError, TooManyBytes, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper, in_order, map_in_order
@@ -39,10 +41,11 @@ def verify(
 
     Args:
         catalogue: The catalogue.
-        names: The datasets; none for all.
+        names: The datasets, or names of versions; none for all datasets.
         spec: The beginning of a spec's digest; None for all specs.
-        all_versions: Whether to check every version that is kept, and the log. The newest versions
-            alone are checked otherwise.
+        all_versions: Whether to check every version that is kept of the datasets, and the log. Of
+            a dataset the newest version alone is checked otherwise. The name of a version means
+            that version alone, either way.
         mapper: Where versions are checked, one in a task; None for this process.
         progress: Told what is done.
 
@@ -51,11 +54,12 @@ def verify(
         more than `LARGE` images come last. Each of their findings comes when its check ends.
 
     Raises:
-        NotFound: If there is no such dataset or spec.
+        NotFound: If there is no such dataset, version or spec.
+        UsageError: If a name means a window of days.
         StorageError: If the store does not answer. That says nothing of what it holds.
     """
-    newest = list(newest_versions(catalogue, names, spec))
-    head = newest[0].commit if newest else 0
+    head = catalogue.head()
+    newest = list(chosen_versions(catalogue, head, names, spec))
     older: list[KeptVersion] = []
     if all_versions:
         known, of_log = _read_log(catalogue)
@@ -71,7 +75,7 @@ def verify(
             ],
         )
         yield from (of_log, *of_files)
-    for _, finding in _findings(catalogue, [*newest, *older], head, mapper, progress):
+    for _, finding in _findings(catalogue, [*newest, *older], head.number, mapper, progress):
         yield finding
 
 
@@ -128,33 +132,59 @@ def require_undamaged(
             )
 
 
-def newest_versions(
-    catalogue: Catalogue, names: Sequence[str], spec: str | None
+def chosen_versions(
+    catalogue: Catalogue, head: Commit, names: Sequence[str], spec: str | None
 ) -> Iterator[KeptVersion]:
-    """Finds the newest versions of datasets.
+    """Finds the newest versions of datasets, and the versions that names mean.
 
     Args:
         catalogue: The catalogue.
-        names: The datasets; none for all.
+        head: The newest commit.
+        names: The datasets, or names of versions; none for all datasets.
         spec: The beginning of a spec's digest; None for all specs.
 
     Yields:
-        Each version.
+        Each version once. One that is its dataset's current one has the newest commit.
 
     Raises:
-        NotFound: If there is no such dataset or spec.
+        NotFound: If there is no such dataset, version or spec.
+        UsageError: If a name means a window of days.
     """
-    commit = catalogue.head()
-    chosen = catalogue.spec_digest(commit, spec) if spec else None
-    for name in names or sorted(commit.datasets):
-        if name not in commit.datasets:
-            catalogue.find(name)  # raises
-        versions = commit.datasets[name]
+    if spec and not names:
+        catalogue.spec_digest(head, spec)  # says so if there is none
+    seen = set()
+    for name in names or sorted(head.datasets):
+        versions = catalogue.look_up(require_no_window(name), head)
+        chosen = catalogue.spec_digest(head, spec, versions) if spec else None
         if chosen is not None and chosen not in versions:
             raise NotFound(f"{name} has no version under spec {chosen}")
-        for digest, version in sorted(versions.items()):
-            if chosen in (None, digest):
-                yield KeptVersion(name, version, commit.number)
+        for digest, named in sorted(versions.items()):
+            kept = _kept(catalogue, head, dataset_of(name), named)
+            if chosen in (None, digest) and kept.identity not in seen:
+                seen.add(kept.identity)
+                yield kept
+
+
+def _kept(catalogue: Catalogue, head: Commit, dataset: str, named: NamedVersion) -> KeptVersion:
+    """Returns a version that was named with the commit that made it, if it is an older one."""
+    version = named.version
+    if version == head.datasets.get(dataset, {}).get(version.spec):
+        return KeptVersion(dataset, version, head.number)
+    made = catalogue.commit_that_made(dataset, version, named.commit)
+    return KeptVersion(dataset, version, named.commit, made)
+
+
+def made_earlier(kept: KeptVersion, head: int) -> int | None:
+    """Returns what a finding on a version states as `Finding.at`.
+
+    Args:
+        kept: The version.
+        head: Number of the newest commit.
+
+    Returns:
+        Number of the commit that made it; None if the newest commit holds it.
+    """
+    return None if kept.commit == head else kept.made
 
 
 def _read_log(catalogue: Catalogue) -> tuple[list[KeptVersion], Finding]:
@@ -263,7 +293,7 @@ def _findings(
     mapper = mapper or SerialMapper()
     of_tasks = [kept for kept in versions if not _is_large(kept)]
     tasks = [
-        VersionTask(number, catalogue.root, kept, None if kept.commit == head else kept.made)
+        VersionTask(number, catalogue.root, kept, made_earlier(kept, head))
         for number, kept in enumerate(of_tasks)
     ]
     if tasks:
@@ -275,7 +305,7 @@ def _findings(
                 progress(StepDone(len(findings), name=task.kept.name))
     for kept in filter(_is_large, versions):
         checks = VersionChecks(catalogue, kept, mapper, progress)
-        for finding in _run(checks, kept, None if kept.commit == head else kept.made):
+        for finding in _run(checks, kept, made_earlier(kept, head)):
             yield kept, finding
 
 

@@ -12,10 +12,19 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Finding, Version, collect, garbage, remove, verify
+from pipeline.catalogue import (
+    Catalogue,
+    Finding,
+    Verification,
+    Version,
+    collect,
+    garbage,
+    remove,
+    verify,
+)
 from pipeline.catalogue.verification import raise_if_unanswered
 from pipeline.counting import partial_uri
-from pipeline.errors import CorruptFile, NotFound, TooManyBytes, TransientError
+from pipeline.errors import CorruptFile, NotFound, TooManyBytes, TransientError, UsageError
 from pipeline.events import Event, Finished, Started, StepDone
 from pipeline.sources import plan
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
@@ -121,6 +130,34 @@ def test_names_choose_among_older_versions_too(place: Catalogue) -> None:
     assert {f.at for f in of_spec} == {None, 1, 2}
     with pytest.raises(NotFound):
         list(verify(place, ["x"], all_versions=True))
+
+
+def test_a_version_that_is_named_is_checked_alone(place: Catalogue) -> None:
+    everything = all_findings(place)
+
+    def of(*numbers: int | None) -> list[Finding]:
+        versions = ([f for f in everything if (f.dataset, f.at) == (NAME, at)] for at in numbers)
+        return [finding for found in versions for finding in found]
+
+    assert list(verify(place, [f"{NAME}@-1"])) == of(2)
+    assert list(verify(place, [f"{NAME}@1", NAME, f"{NAME}@4", f"{NAME}@1"])) == of(1, None)
+    assert list(verify(place, [f"{NAME}@1"], all_versions=True)) == [everything[0], *of(1)]
+    assert list(verify(place, [f"{NAME}@1", NAME], all_versions=True)) == [
+        everything[0], *of(1, None, 2),
+    ]  # fmt: skip
+    flip(uri_of(place, "dna", 1))
+    for name, state in (("@1", False), ("@-1", True), ("", True)):
+        assert all(f.ok for f in verify(place, [f"{NAME}{name}"])) == state, name
+    remove(place, [NAME])
+    assert {(f.dataset, f.at) for f in verify(place, [f"{NAME}@2"], SPEC.digest[:6])} == {(NAME, 2)}
+    with pytest.raises(NotFound, match="there is no photos@9; its versions are photos@3"):
+        list(verify(place, [f"{NAME}@9"]))
+    with pytest.raises(UsageError, match="photos@last:7d is a window of days"):
+        list(verify(place, [f"{NAME}@last:7d"]))
+    older, newest = Verification(tuple(of(1))), Verification(tuple(of(None)))
+    assert older.note.startswith("only the versions that were named were checked")
+    assert newest.note.startswith("only the newest version of each dataset was checked")
+    assert "<Verification of the versions that were named in" in repr(older)
 
 
 def test_a_spec_chooses_among_older_versions_too(place: Catalogue) -> None:

@@ -157,6 +157,19 @@ def test_a_sample_is_chosen_by_its_seed(place: Place) -> None:
     assert len({tuple(chosen(seed)) for seed in range(4)}) > 1
 
 
+def test_an_older_version_is_counted_again_by_its_name(place: Place) -> None:
+    photo(7).save(place.images / "later.jpg")
+    build(place.images.parent)
+    replaced_in_place(place.image(readable(place)[0]), 996)
+    (place.images / "later.jpg").unlink()
+    older = place.run(names=[f"{NAME}@-1"], sample=None)
+    assert {(finding.dataset, finding.at) for finding in older} == {(NAME, 1)}
+    assert wrong(older).keys() == {f"shard {readable(place)[0]}", "recount"}
+    newest = place.run(sample=None)
+    assert {finding.at for finding in newest} == {None}
+    assert len(wrong(newest)) == len(wrong(older)) + 1
+
+
 def test_a_forged_partial_with_correct_sums_is_found(place: Place) -> None:
     index = readable(place)[1]
     uri = place.partial(index)
