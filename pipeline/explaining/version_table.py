@@ -126,18 +126,22 @@ def is_kept(catalogue: Catalogue, dataset: str, of: PastVersion) -> bool:
 def tags_of(
     catalogue: Catalogue, dataset: str, past: Sequence[PastVersion]
 ) -> list[tuple[str, ...]]:
-    """Finds the tags of versions.
+    """Finds the tags of versions. A part has the tags of the dataset that it was a part of.
 
     Args:
         catalogue: The catalogue.
-        dataset: The dataset.
+        dataset: The dataset, or the part.
         past: Versions of it.
 
     Returns:
         The tags of each version, sorted.
     """
-    tags = sorted(catalogue.head().tags.get(dataset, {}).items())
-    return [tuple(tag for tag, number in tags if of.commit <= number <= of.last) for of in past]
+    known = catalogue.head().tags
+    found = []
+    for of in past:
+        tags = {**known.get(of.version.part_of, {}), **known.get(dataset, {})}
+        found.append(tuple(sorted(tag for tag, at in tags.items() if of.commit <= at <= of.last)))
+    return found
 
 
 def image_changes(

@@ -44,6 +44,7 @@ from pipeline.errors import (
     SpecMismatch,
     UsageError,
 )
+from pipeline.explaining.version_table import tags_of
 from pipeline.sources import plan
 from tests.catalogue.test_kept_versions import log, version
 from tests.catalogue.test_undoing import collect_old
@@ -251,6 +252,13 @@ def test_a_part_has_versions_too() -> None:
     tagged = replace(place.head(), tags={"a": {"v": 1}})
     place = Past([tagged, place.commit(1)])
     assert (place.find("a/x@v").dna, place.find("a@v").dna) == ("2", "1")
+    assert listed_tags(place, "a/x") == {"2": ("v",), "3": ()}
+
+
+def listed_tags(place: Past, name: str) -> dict[str, tuple[str, ...]]:
+    versions = list(past_versions(place.log(), name, "s"))
+    tags = tags_of(place, name, versions)
+    return {each.version.dna: of for each, of in zip(versions, tags, strict=True)}
 
 
 def test_a_dataset_in_a_folder_has_not_the_tags_of_a_dataset_of_that_name() -> None:
@@ -258,6 +266,10 @@ def test_a_dataset_in_a_folder_has_not_the_tags_of_a_dataset_of_that_name() -> N
     place = Past([replace(place.head(), tags={"a": {"v": 1}}), place.commit(1)])
     with pytest.raises(NotFound, match="there is no a/x@v"):
         place.find("a/x@v")
+    assert listed_tags(place, "a/x") == {"2": (), "3": ()}
+    part = replace(version("4"), part_of="a")  # it is one by now
+    later = replace(place.head(), number=3, datasets={"a/x": {"s": part}})
+    assert listed_tags(Past([later, *place.log()]), "a/x") == {"2": (), "3": (), "4": ()}
 
 
 # In a real catalogue.
