@@ -30,12 +30,12 @@ def rollback(
 
     vdna log and the page of a dataset list the commits. A later build looks at the source again.
     """
-    from pipeline.catalogue import Catalogue, roll_back
+    from pipeline.catalogue import Catalogue, name_of_version, roll_back
 
-    place = Catalogue(catalogue)
+    place, named = Catalogue(catalogue), name_of_version(name, to)
     before = place.at().number
     commit = roll_back(place, name, to, options.spec)
-    former = place.find(f"{name}@{to}", before, options.spec)
+    former = place.find(named, before, options.spec)
     version = place.find(name, commit.number, former.spec)
     if as_json:
         print_json({"commit": commit.number, "changed": commit.number != before} | asdict(version))
@@ -45,7 +45,7 @@ def rollback(
         say(f"{name}: nothing to do, {what} are its current version")
     else:
         say(f"{name}: back to {what} by commit {commit.number}")
-    then = place.resolve(f"{name}@{to}", before, former.spec).commit
+    then = place.resolve(named, before, former.spec).commit
     for other in place.specs_beside(name, former.spec, then):
         if other not in commit.datasets[name]:
             say(

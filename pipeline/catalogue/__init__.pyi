@@ -55,6 +55,7 @@ from .version_history import version_histories as version_histories
 from .version_names import VersionName as VersionName
 from .version_names import check_version_name as check_version_name
 from .version_names import dataset_of as dataset_of
+from .version_names import name_of_version as name_of_version
 from .version_names import require_no_window as require_no_window
 from .version_options import MOST_DAYS as MOST_DAYS
 from .version_options import CommitOptions as CommitOptions

@@ -17,8 +17,8 @@ from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.changes import parts_of, require_no_erasure, with_version, without_datasets
 from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.kept_versions import KeptVersion, missing_files
-from pipeline.catalogue.names import VERSION_MARK, check_name
-from pipeline.catalogue.version_names import VersionName, require_no_window
+from pipeline.catalogue.names import check_name
+from pipeline.catalogue.version_names import VersionName, name_of_version, require_no_window
 from pipeline.errors import CorruptFile, UsageError
 
 
@@ -62,7 +62,8 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
     Args:
         catalogue: The catalogue.
         name: The dataset. The newest commit need not have it.
-        to: What stands after the `@` in the name of a version: see `VersionName.parse`.
+        to: What stands after the `@` in the name of a version: see `VersionName.parse`. It may
+            begin with an `@`.
         spec: The beginning of the spec's digest, as `Catalogue.find` takes it.
 
     Returns:
@@ -75,7 +76,7 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
         Conflict: If a name of a part is another dataset's by now, or images were erased meanwhile.
     """
     erasure = catalogue.at().erasure
-    former_name = require_no_window(f"{check_name(name)}{VERSION_MARK}{to}")
+    former_name = require_no_window(name_of_version(check_name(name), to))
     named = catalogue.resolve(former_name, spec=spec)
     former, version = catalogue.commit(named.commit), named.version
     if version.part_of:

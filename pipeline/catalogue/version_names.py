@@ -98,6 +98,22 @@ def dataset_of(name: str) -> str:
     return name.partition(VERSION_MARK)[0]
 
 
+def name_of_version(dataset: str, which: int | str) -> str:
+    """Returns the name of a version of a dataset.
+
+    >>> name_of_version("photos", -1), name_of_version("photos", "@release")
+    ('photos@-1', 'photos@release')
+
+    Args:
+        dataset: The dataset, or a part of one.
+        which: What stands after the `@`, as `VersionName.parse` takes it. It may begin with an `@`.
+
+    Returns:
+        The name.
+    """
+    return f"{dataset}{VERSION_MARK}{str(which).removeprefix(VERSION_MARK)}"
+
+
 def require_no_window(name: str) -> str:
     """Checks that a name means a version that a commit holds, and no window of days.
 

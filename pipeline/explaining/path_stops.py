@@ -22,6 +22,7 @@ from pipeline.catalogue import (
     consecutive_windows,
     dataset_of,
     days_between,
+    name_of_version,
     past_versions,
 )
 from pipeline.errors import NotFound, UsageError
@@ -142,7 +143,8 @@ def _versions(
     )
     reference = None
     if asked.reference is not None:
-        catalogue.find(f"{dataset}@{asked.reference}", at, spec)  # says so if there is none
+        # says so if there is none
+        catalogue.find(name_of_version(dataset, asked.reference), at, spec)
     if len(kept) > 1:
         reference = _reference_version(catalogue, dataset, asked.reference, at, spec, kept)
     return Stops(dataset, spec, at, kept, left_out, reference)
@@ -172,11 +174,12 @@ def _reference_version(
 ) -> Stop:
     if which is None:
         return kept[0]
-    version = catalogue.find(f"{dataset}@{which}", at, spec)
+    name = name_of_version(dataset, which)
+    version = catalogue.find(name, at, spec)
     found = [of for of in kept if of.version.dna == version.dna]
     if not found:
         raise UsageError(
-            f"the reference {dataset}@{which} is not among the versions of {dataset} that are kept "
+            f"the reference {name} is not among the versions of {dataset} that are kept "
             f"and no newer than commit {at}: {', '.join(str(of.commit) for of in kept)}"
         )
     return found[-1]
@@ -216,7 +219,7 @@ def _reference_window(
     catalogue: Catalogue, dataset: str, which: str, at: int, stops: Sequence[Stop]
 ) -> Stop:
     """Returns the window that a text means: one of those on the path, or another one."""
-    name = f"{dataset}@{which}"
+    name = name_of_version(dataset, which)
     if not VersionName.parse(name).is_window:
         raise UsageError(
             f"the reference is {which!r}, and that of a path over windows is a window, too: give "

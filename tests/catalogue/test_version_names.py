@@ -388,8 +388,10 @@ def test_tags_outlive_the_dataset_and_lead_it_back(place: Catalogue) -> None:
         place.find("a@-1")
     roll_back(place, "a", "first")
     assert place.find("a").images == 4
-    roll_back(place, "a", -1)
+    roll_back(place, "a", "@-1")
     assert place.find("a").images == 6
+    with pytest.raises(UsageError, match="a@@-1: after the @ stands '@-1'"):
+        roll_back(place, "a", "@@-1")
 
 
 def test_a_part_is_tagged_with_its_whole(place: Catalogue) -> None:

@@ -182,7 +182,7 @@ def test_what_moved_is_that_of_the_last_alarm(place: Catalogue, found: Drift) ->
 
 
 def test_another_version_may_be_the_reference(place: Catalogue) -> None:
-    found = drift(place, "x", reference="5")
+    found = drift(place, "x", reference="@5")
     assert found.reference == "x@5"
     assert found.rows[4].reference is None
     assert [row.alarms for row in found.rows] == [

@@ -147,7 +147,7 @@ def test_another_window_may_be_the_reference(place: Catalogue, by_twos: Drift) -
     assert same.reference == named(5, 6)
     assert [row.reference is None for row in same.rows] == [of == 2 for of in range(4)]
     assert [row.step for row in same.rows] == [row.step for row in by_twos.rows]
-    other = drift(place, "cams@1", window="2", reference=f"{day(6)}..{day(8)}")
+    other = drift(place, "cams@1", window="2", reference=f"@{day(6)}..{day(8)}")
     assert other.reference == named(6, 8)
     assert other.rows[3].reference is not None
     assert other.rows[3].reference.paired == 1  # all of its images are in the reference

@@ -683,7 +683,7 @@ def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -
     assert vdna("rollback", "a", "--to", 1, "-c", tmp_path).stdout == (
         f"a: nothing to do, 6 images of {photos} (dna {digest}) are its current version\n"
     )
-    told = vdna_json("rollback", "a", "--to", 1, "-c", tmp_path)
+    told = vdna_json("rollback", "a", "--to", "@1", "-c", tmp_path)
     assert told == {"commit": 3, "changed": False} | {
         k: v for k, v in version[0].items() if k != "name"
     }
