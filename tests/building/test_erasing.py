@@ -876,20 +876,24 @@ def test_pairs_are_named_as_the_manifest_states(home: Home, tmp_path: Path) -> N
 
 def test_what_must_not_be_removed_and_names_an_image_is_told(home: Home) -> None:
     filled(home)
+    own = identity(home, "0/03.png")
     home.remove("0/03.png")
+    time = f"{home.catalogue.root}/lenses/mine/times.json"
+    storage.replace(time, json.dumps({"seen": [own]}).encode())
     note = f"{home.catalogue.root}/lenses/mine/notes.json"
     storage.replace(note, json.dumps({"why": f"see {home.uri('0/03.png')}"}).encode())
     torn = f"{home.catalogue.root}/lenses/mine/more.json.gz"
     storage.replace(torn, b"\x1f\x8b torn")
     page = f"{home.catalogue.root}/site/index.html"
     storage.replace(page, b'<img src="data:image/webp;base64,UklG" alt="03.png">')
-    with pytest.raises(VdnaError, match="not proved: 3 objects of") as told:
+    with pytest.raises(VdnaError, match="not proved: 4 objects of") as told:
         home.erase("0/03.png")
     shown = f"{page} has pictures inside, which may show an erased image; delete it"
     assert shown in str(told.value)
-    assert f"{note} still names an erased image; delete it" in str(told.value)
+    for uri in (note, time):
+        assert f"{uri} still names an erased image; delete it" in str(told.value)
     assert re.search(r"more\.json\.gz: .* cannot be searched; restore it, or", str(told.value))
-    for uri in (note, torn, page):
+    for uri in (time, note, torn, page):
         storage.delete(uri)
     with pytest.raises(NotFound, match="none names it: if it was erased before, nothing of it is"):
         home.erase("0/03.png")
