@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from difflib import get_close_matches
 
 NAMED = 3
@@ -45,6 +46,39 @@ def in_bins(distance: float, digits: int = 4) -> str:
     """Writes a distance with so many digits, such as `1 bin` or `2.346 bins`."""
     text = f"{distance:.{digits}g}"
     return f"{text} bin" if text == "1" else f"{text} bins"
+
+
+def digits_that_tell(value: float, least: int = 4) -> int:
+    """Finds how many digits tell a number from all others.
+
+    >>> digits_that_tell(0.5), digits_that_tell(1.0001e-05)
+    (4, 5)
+
+    Args:
+        value: The number.
+        least: At least so many are returned.
+
+    Returns:
+        The number of digits: the fewest that are read back as the same number.
+    """
+    return next((n for n in range(least, 17) if float(f"{value:.{n}g}") == value), 17)
+
+
+def in_percent(share: float) -> str:
+    """Writes a share in percent, with all digits that it has.
+
+    >>> in_percent(0.07), in_percent(0.123456789)
+    ('7%', '12.3456789%')
+
+    Args:
+        share: The share, from 0 to 1.
+
+    Returns:
+        The text.
+    """
+    exact = 100 * Decimal(repr(share))
+    text = f"{float(exact):g}"
+    return f"{text if Decimal(text) == exact else exact.normalize()}%"
 
 
 def in_units(size: int) -> str:

@@ -16,7 +16,7 @@ from pipeline.catalogue import VersionName, dataset_of
 from pipeline.comparing import ALL
 from pipeline.errors import UsageError
 from pipeline.options import Option
-from pipeline.wording import in_bins
+from pipeline.wording import digits_that_tell, in_bins, in_percent
 
 _SHARE = Option("", least=0, share=True)
 
@@ -64,7 +64,10 @@ class _AnyKind(BaseModel):
 
     @property
     def label(self) -> str:
-        """The bound in words, by which reports know it again in the next refresh."""
+        """The bound in words, by which reports know it again in the next refresh.
+
+        Bounds with other limits have other labels, however little they differ.
+        """
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -97,7 +100,7 @@ class DistanceBound(_AnyKind):
     @property
     def label(self) -> str:
         """The bound in words."""
-        return f"{self.subject}: at most {in_bins(self.most)}"
+        return f"{self.subject}: at most {in_bins(self.most, digits_that_tell(self.most))}"
 
 
 class Bound(DistanceBound):
@@ -211,7 +214,7 @@ class FailedBound(CountBound):
     def label(self) -> str:
         """The bound in words."""
         share = 0 < self.max_failed < 1
-        limit = f"{100 * self.max_failed:g}%" if share else f"{self.max_failed:,.0f}"
+        limit = in_percent(self.max_failed) if share else f"{self.max_failed:,.0f}"
         return f"{self.dataset}, failed images: at most {limit}"
 
     def allowed(self, candidates: int) -> int:

@@ -21,7 +21,7 @@ from pipeline.refreshing.bound_kinds import (
 )
 from pipeline.refreshing.break_reasons import BreakReason
 from pipeline.refreshing.former_versions import FormerVersion
-from pipeline.wording import in_bins
+from pipeline.wording import digits_that_tell, in_bins
 
 Outcome = Literal["holds", "broken", "no earlier version yet", "not judged"]
 
@@ -146,7 +146,8 @@ class Verdict:
                 f"; this refresh made no new version, so that of commit {self.judged.commit} "
                 "is judged"
             )
-        return f"{what}: {distance}, at most {bound.most:.4g}: {outcome}"
+        most = f"{bound.most:.{digits_that_tell(bound.most)}g}"
+        return f"{what}: {distance}, at most {most}: {outcome}"
 
 
 @dataclass(frozen=True)

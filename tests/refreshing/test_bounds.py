@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from decimal import Decimal
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.building import Request, rename_dataset
@@ -427,6 +431,18 @@ def test_all_kinds_are_read(tmp_path: Path) -> None:
     assert str(images) == "gate {'dataset': 'a', 'min_images': 7}"
     labels = [MoveBound(dataset="a", against="@-1", max_move=most).label for most in (0.5, 1)]
     assert [label.rpartition(": ")[2] for label in labels] == ["at most 0.5 bins", "at most 1 bin"]
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1, exclude_min=True, exclude_max=True))
+@example(1e-05, 0.01)
+@example(1.0001e-05, 0.0100001)
+@example(0.1 + 0.2, 5e-324)
+def test_a_label_states_the_whole_limit(most: float, share: float) -> None:
+    """So bounds that differ in it alone are told apart, as metrics know a bound by its label."""
+    (number,) = re.findall(": at most (.*) bins?$", Bound(a="a", b="b", max=most).label)
+    assert float(number) == most
+    (percent,) = re.findall(": at most (.*)%$", FailedBound(dataset="a", max_failed=share).label)
+    assert float(f"{Decimal(percent) / 100}") == share
 
 
 @pytest.mark.parametrize(
