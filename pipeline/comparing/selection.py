@@ -95,7 +95,7 @@ class Selection:
                     f"which {option('spec')} chooses"
                 )
             else:
-                why = f"the catalogue has only {some_of(have)}"
+                why = f"the catalogue has {f'only {some_of(have)}' if have else 'none'}"
             raise UsageError(f"compare needs two different datasets or more, and {why}")
         versions = {name: there[name][digest] for name in wanted}
         return cls(digest, versions)

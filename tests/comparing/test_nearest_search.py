@@ -343,7 +343,10 @@ def test_names_choose_among_whom_the_nearest_are_looked_for(place: Catalogue) ->
         ({}, "give `near`, .* or `top`"),
         ({"top": 0}, "top is 0; it must be at least 1"),
         ({"top": 1, "layer": "x"}, "no layer 'x' in tiny; it has stem, head"),
-        ({"top": 1, "names": ["lost"]}, "two datasets or more"),
+        (
+            {"top": 1, "names": ["lost"]},
+            "two different datasets or more, and only lost is named; without a name all 11",
+        ),
     ],
 )
 def test_a_wrong_question_is_refused(

@@ -674,7 +674,10 @@ def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -
     gone = "has no dataset 'a'; it has: none. Commit 2 took it out; `vdna rollback a --to 1` brings"
     refused(vdna("show", "a", "-c", tmp_path, exits=1), gone)
     for words in (("compare",), ("report", "--out", tmp_path / "x.html")):
-        refused(vdna(*words, "-c", tmp_path, exits=2), "two datasets or more")
+        refused(
+            vdna(*words, "-c", tmp_path, exits=2),
+            "two different datasets or more, and the catalogue has none",
+        )
     vdna("verify", "-c", tmp_path)
     digest = version[0]["dna"][:12]
     assert vdna(*command.split()[1:], "-c", tmp_path).stdout == (
