@@ -41,6 +41,8 @@ from pipeline.engine.ray_nodes import (
     Room,
     TaskMemory,
     alive_nodes,
+    head_address,
+    head_answers,
     left_out_words,
     list_nodes,
     room_of,
@@ -174,6 +176,8 @@ class RayEngine:
             if not self._ours:
                 return
             self._ours = False
+            if error is not None and not self._local and not head_answers(head_address()):
+                return  # Ray would wait for the head, and then end this process before it tells why
             session = session_folder() if self._local else None
             with without_stderr():
                 ray.shutdown()

@@ -178,6 +178,7 @@ def watched_cluster(warnings: RayWarnings) -> Iterator[None]:
         yield
     except BaseException:  # a reader who has enough, too: Ray may end now
         failed.set()
+        warnings.look_for_head(head)  # what follows may wait for it until Ray ends this process
         raise
     finally:
         ended.set()
@@ -195,6 +196,7 @@ class RayWarnings:
         """
         self._listener = listener
         self._told: set[tuple[str, ...]] = set()
+        self._telling = threading.Lock()
         self._gone_before: set[str] | None = None
         self._asked: dict[str, Any] | None = None
         self._spilled: int | None = None
@@ -278,8 +280,10 @@ class RayWarnings:
             what: What tells its kind from others; nothing if that is the message.
         """
         what = what or (message,)
-        if what not in self._told:
+        with self._telling:  # of several threads
+            is_new = what not in self._told
             self._told.add(what)
+        if is_new:
             self._listener(Warned(message))
 
 

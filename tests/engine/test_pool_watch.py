@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.data import DataContext
 
-from pipeline.engine import ray_nodes, ray_watch
+from pipeline.engine import RayEngine, ray_engine, ray_nodes, ray_watch
 from pipeline.engine.pool_watch import SETTLE_SECONDS, Limits, PoolWatch
 from pipeline.engine.ray_nodes import (
     GROWTH,
@@ -271,6 +272,47 @@ def test_a_cluster_is_watched_beside_the_job_and_its_stores_once_more_at_a_good_
     told = [event.message for event in events if isinstance(event, Warned)]
     assert ["head:1 does not answer" in each for each in told] == [True, False][: 1 + ends_well]
     assert looks["stores"] == 1 + ends_well
+
+
+def test_a_job_that_a_lost_head_ends_between_two_looks_tells_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[Event] = []
+    looked = threading.Event()
+
+    def answers(address: str) -> bool:
+        was_there, _ = not looked.is_set(), looked.set()
+        return was_there
+
+    monkeypatch.setattr(ray_watch, "list_nodes", list)
+    monkeypatch.setattr(ray_watch, "head_address", lambda: "head:1")
+    monkeypatch.setattr(ray_watch, "head_answers", answers)
+    with (
+        contextlib.suppress(ZeroDivisionError),
+        watched_cluster(RayWarnings(events.append)),
+    ):
+        looked.wait(10)
+        raise ZeroDivisionError
+    (event,) = events
+    assert isinstance(event, Warned)
+    assert "head:1 does not answer" in event.message
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_no_engine_waits_for_a_lost_head_before_its_error_is_told(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
+    monkeypatch.setattr(ray_engine, "head_answers", lambda address: is_there)
+    monkeypatch.setattr(ray_engine.ray, "shutdown", lambda: ended.append(True))
+    engine = RayEngine(address="head:1")
+    engine._ours = True
+    engine.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert ended == [True] * is_there
+    engine._ours = True
+    engine.__exit__(None, None, None)
+    assert len(ended) == 1 + is_there
 
 
 def test_each_worker_that_died_is_told_once() -> None:
