@@ -275,7 +275,7 @@ def test_a_window_is_said_to_be_one(place: Catalogue, source: Path, name: str, s
     [
         ("cams@last:9d", r"and 2 more \(cams@2026-10-25..2026-11-02:4 takes .*; cams has"),
         ("cams@last:9", "only 4 of 9 days have images"),
-        ("cams@2026-10-31..2026-11-03", "none of 2026-11-03"),
+        ("cams@2026-10-31..2026-11-03", "no images of 2026-11-03"),
         ("cams@2025-01-01..2025-01-02", "no day of it has images"),
         ("cams/day-2026-10-30@last:1d", "has no parts, so it keeps no days"),
         ("none@last:1d", "has no dataset 'none'"),

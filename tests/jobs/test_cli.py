@@ -1313,12 +1313,15 @@ def test_a_matrix_that_fails_hides_neither_builds_nor_their_errors(
     assert ([d["name"] for d in told["datasets"]], told["matrix"]) == (["a", "b"], None)
     assert told["failed"] == []
     assert told["error"] == "no space left"
-    told = json.loads(refresh(config(tmp_path, network, a, bad, b), "--json", exits=3).stdout)
+    told = json.loads(refresh(config(tmp_path, network, a, bad, b), "--json", exits=1).stdout)
     (failed,) = told["failed"]
     assert (failed["name"], failed["error"]) == ("bad", "GateError")
-    done = refresh(config(tmp_path, network, a, bad, b), exits=3)
+    assert told["error"].startswith("bad: 1 of 2")
+    assert told["error"].endswith("\nno space left")
+    done = refresh(config(tmp_path, network, a, bad, b), exits=1)
     assert done.stdout.startswith("a: 2 images; nothing to do")
     assert "error: bad: 1 of 2" in done.stderr
+    assert "no space left" in done.stderr
     assert "b: 2 images; nothing to do" in done.stdout
 
 
