@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -49,8 +50,8 @@ class LayerData:
 class TileCache:
     """Open files of the tile at hand, and the layers of DNAs that still fit into memory.
 
-    There is one in each process. The layers of a file that the job needs are read once, and lie on
-    disk from then on.
+    There is one in each thread that compares, as no two threads may read an open file at once. The
+    layers of a file that the job needs are read once, and lie on disk from then on.
     """
 
     files: dict[tuple[str, str, str, str, tuple[str, ...] | None], DnaFile] = field(
@@ -136,9 +137,19 @@ class TileCache:
         self.loaded.clear()
 
 
-cache = TileCache()
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.cache = TileCache()
+
+
+_of_thread = _OfThread()
+
+
+def cache_here() -> TileCache:
+    """Returns the cache of the thread that asks."""
+    return _of_thread.cache
 
 
 def clear_cache() -> None:
-    """Drops what this process holds of DNAs between tiles."""
-    cache.clear()
+    """Drops what this thread holds of DNAs between tiles."""
+    cache_here().clear()

@@ -14,7 +14,7 @@ from pipeline.comparing.comparison_job import Job
 from pipeline.comparing.emd_kernel import distances
 from pipeline.comparing.fold_statistics import PAIR_ESTIMATES, FoldSums, estimates, fold_sums
 from pipeline.comparing.gaussians import frechet, frechet_1d
-from pipeline.comparing.layer_cache import LayerData
+from pipeline.comparing.layer_cache import LayerData, TileCache
 from pipeline.comparing.tiles import Step, Tile
 from pipeline.counting import keep_memory
 from pipeline.dna import Floats
@@ -35,8 +35,9 @@ def compute(tile: Tile, *, keeps: bool = False) -> Block:
     """
     job = tile.job
     keep_memory()
-    layer_cache.cache.keep_only(tile)
-    layer_cache.cache.keeps = keeps
+    cache = layer_cache.cache_here()
+    cache.keep_only(tile)
+    cache.keeps = keeps
     shape = len(tile.a), len(tile.b)
     block: Block = {name: np.full((job.planes, *shape), np.nan) for name in job.columns}
     whole = _TileLayer.zeros(tile) if job.whole else None
@@ -45,10 +46,10 @@ def compute(tile: Tile, *, keeps: bool = False) -> Block:
     with ThreadPoolExecutor(1, "next-step") as ahead:
         waiting = None
         for step, following in itertools.zip_longest(steps, steps[1:]):
-            a, b = waiting.result() if waiting else _load(tile, step)
+            a, b = waiting.result() if waiting else _load(cache, tile, step)
             waiting = None
             if following is not None and following.beside:
-                waiting = ahead.submit(_load, tile, following)
+                waiting = ahead.submit(_load, cache, tile, following)
             part.fill(job, step, a, b, square=tile.square)
             del a, b
             if following is None or following.layer != step.layer:
@@ -65,11 +66,11 @@ def compute(tile: Tile, *, keeps: bool = False) -> Block:
     return block
 
 
-def _load(tile: Tile, step: Step) -> tuple[LayerData, LayerData]:
-    a = layer_cache.cache.layer_data(tile.job, tile.a[step.a.start : step.a.stop], step.layer)
+def _load(cache: TileCache, tile: Tile, step: Step) -> tuple[LayerData, LayerData]:
+    a = cache.layer_data(tile.job, tile.a[step.a.start : step.a.stop], step.layer)
     if tile.square and step.a == step.b:
         return a, a
-    return a, layer_cache.cache.layer_data(tile.job, tile.b[step.b.start : step.b.stop], step.layer)
+    return a, cache.layer_data(tile.job, tile.b[step.b.start : step.b.stop], step.layer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -917,9 +919,9 @@ def test_the_steps_of_a_layer_are_as_few_as_memory_allows() -> None:
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch) -> layer_cache.TileCache:
-    """Replaces the cache of this process by an empty one."""
+    """Replaces the cache of this thread by an empty one."""
     empty = layer_cache.TileCache()
-    monkeypatch.setattr(layer_cache, "cache", empty)
+    monkeypatch.setattr(layer_cache._of_thread, "cache", empty)
     return empty
 
 
@@ -964,6 +966,30 @@ def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
             found = tile_sums.compute(made[at])
             for name, numbers in alone[at].items():
                 assert np.array_equal(found[name], numbers, equal_nan=True), (made[at], name)
+
+
+def test_threads_that_compare_at_once_share_no_open_file(
+    place: Catalogue, cache: layer_cache.TileCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile, barrier = whole_tile(place, [0, 1], [2, 3]), threading.Barrier(3)
+    real, caches = layer_cache.TileCache._load, list[int]()
+
+    def noting(self: layer_cache.TileCache, *given: Any) -> Any:
+        caches.append(id(self))
+        return real(self, *given)
+
+    def compute(_: int) -> tile_sums.Block:
+        barrier.wait()
+        return tile_sums.compute(tile)
+
+    monkeypatch.setattr(layer_cache.TileCache, "_load", noting)
+    with ThreadPoolExecutor(3) as pool:
+        blocks = list(pool.map(compute, range(3)))
+    assert len(set(caches)) == 3
+    assert id(cache) not in caches
+    for block in blocks[1:]:
+        for name, numbers in block.items():
+            assert np.array_equal(numbers, blocks[0][name], equal_nan=True), name
 
 
 def test_a_dataset_without_folds_has_distances_and_no_error_bars(
@@ -1027,7 +1053,7 @@ def test_only_what_fits_beside_is_loaded_ahead(
     class Pool(tile_sums.ThreadPoolExecutor):
         def submit(self, function: Any, /, *of: Any, **how: Any) -> Any:
             if function is tile_sums._load:
-                ahead.append(of[1])
+                ahead.append(of[2])
             return super().submit(function, *of, **how)
 
     monkeypatch.setattr(tile_sums, "ThreadPoolExecutor", Pool)
