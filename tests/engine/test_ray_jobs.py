@@ -16,11 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click.testing
 import pytest
-import ray
+from ray._private.authentication.authentication_token_setup import (
+    enable_token_auth_by_default,
+    ensure_token_if_auth_enabled,
+)
+from ray._private.utils import write_ray_address
+from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
 from jobs.app import app
@@ -57,28 +63,41 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 @pytest.fixture(scope="module")
 def address(network: Small) -> Iterator[str]:
-    """Starts a cluster with a job server, whose machine has `vdna` and a slow decoder."""
+    """Starts a cluster with a job server, whose machine has `vdna` and a slow decoder.
+
+    Clusters of other tests run beside it. Ray tells a job its cluster by a file in the cluster's
+    folder, and the folder that clusters share by default names whichever of them began last. So
+    this one has a folder of its own, and a free port for the agent that starts jobs.
+    """
     program = network.folder / "bin" / "vdna"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m jobs.app "$@"\n')
     program.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
+    cluster = Cluster()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        # A short path: Ray's sockets lie in it, and theirs may have 107 bytes.
+        TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as own,
+    ):
         patch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
         for name, value in network.environment(SLOW).items():
             patch.setenv(name, value)
+        enable_token_auth_by_default()  # as `ray.init` does for a cluster that it starts
+        ensure_token_if_auth_enabled()
         try:
-            context = start_with_retries(
-                lambda: ray.init(
-                    address="local",
+            head = start_with_retries(
+                lambda: cluster.add_node(
                     num_cpus=2,
                     include_dashboard=True,
+                    dashboard_agent_listen_port=0,
                     object_store_memory=200 * 2**20,
-                    log_to_driver=False,
+                    temp_dir=own,
                 )
             )
-            yield f"http://{context.dashboard_url}"
+            write_ray_address(head.gcs_address, own)
+            yield f"http://{head.webui_url}"
         finally:
-            ray.shutdown()
+            cluster.shutdown()
 
 
 def vdna(*words: object, exits: int = 0) -> click.testing.Result:
