@@ -43,6 +43,29 @@ def drawn(datasets: int, layers: int) -> Any:
     )
 
 
+def fill(catalogue: str) -> float:
+    """Replaces the numbers of a catalogue's only kept matrix by random ones, error bars too.
+
+    Args:
+        catalogue: Where the catalogue is.
+
+    Returns:
+        How many MB the matrix takes.
+    """
+    from pipeline import storage
+    from pipeline.catalogue import Catalogue
+    from pipeline.comparing import Matrix
+
+    place = Catalogue(catalogue)
+    spec = place.at().default_spec
+    (kept,) = storage.walk(place.matrices_uri(str(spec)))
+    matrix = Matrix.decode(storage.read(kept.uri), kept.uri)
+    chance = np.random.default_rng(0)
+    data = matrix.mapped(lambda values: chance.random(values.shape)).encode()
+    storage.replace(kept.uri, data)
+    return len(data) / 1e6
+
+
 def _work(which: str, folder: str, datasets: int, layers: int) -> dict[str, Any]:
     from pipeline.comparing import Matrix
 

@@ -1,13 +1,14 @@
 """A night of many datasets: nothing is new, or one dataset has changed, and another is broken.
 
-    python -m benchmarks.nightly [--datasets 1000] [--images 1]
+    python -m benchmarks.nightly [--datasets 1000] [--images 1] [--layers 18]
 
 Ceph's gateway runs here, from Debian's packages, with a folder of images for each dataset. The
 command `vdna refresh` runs as its user runs it, each time in a process of its own, so that imports
-count. First it builds all datasets, of the network of seven neurons in two layers that tests use.
-What a dataset without news takes does not depend on the network; the matrix of all pairs does, and
-it is small here. Then nothing is new; then one dataset has another image, and the images of one are
-damaged. What each night took is its own account, with the requests that it sent.
+count. First it builds all datasets, of a network of many small layers. What a dataset without news
+takes does not depend on the network. The kept matrix of all pairs, which each night reads, grows
+with the layers: its numbers are replaced by random ones, error bars too, so that it is as large as
+one of datasets with many images. Then nothing is new; then one dataset has another image, and the
+images of one are damaged. What each night took is its own account, with the requests that it sent.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ import boto3
 import yaml
 
 from benchmarks import measure
+from benchmarks.deep_network import LAYERS, register, write_network
+from benchmarks.kept_matrix import fill
 from tests.support import ceph
-from tests.support import tiny_network as tiny
 from tests.support.builders import jpeg
 
 BUCKET = "nightly"
@@ -64,7 +66,7 @@ def write_config(folder: Path, datasets: int) -> Path:
     file = folder / "datasets.yaml"
     content = {
         "catalogue": f"s3://{BUCKET}/dnas",
-        "defaults": {**tiny.install(folder).options, "max_failures": 0},
+        "defaults": {**write_network(folder), "max_failures": 0},
         "datasets": [
             dict(zip(("name", "source"), of, strict=True))
             for of in zip(names, sources, strict=True)
@@ -102,12 +104,12 @@ def refresh(config: Path, page: Path) -> dict[str, Any]:
 
 
 def child(options: list[str]) -> None:
-    """Runs the command with the small network, and writes what it found beside the page."""
+    """Runs the command with the benchmark's network, and writes what it found beside the page."""
     from jobs import shell
     from jobs.refresh import refresh as command
     from pipeline.refreshing import Refreshed
 
-    tiny.register()
+    register()
     page = options[options.index("--summary") + 1]
     real = vars(Refreshed)["outcome"].fget
 
@@ -125,7 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=int, default=1000)
     parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=18)
     arguments = parser.parse_args()
+    os.environ[LAYERS] = str(arguments.layers)
     with ceph.started() as server, tempfile.TemporaryDirectory() as folder:
         os.environ |= server
         client = boto3.client("s3")
@@ -141,11 +145,14 @@ def main() -> None:
                     client.put_object(Bucket=BUCKET, Key=key, Body=b"no image")
             result[night] = refresh(config, Path(folder) / "night.html")
             print(json.dumps({night: result[night]}), file=sys.stderr, flush=True)
+            if night == "first":
+                result["matrix_mb"] = fill(f"s3://{BUCKET}/dnas")
     told = result["nothing new"]
     measure.emit(
         result,
         f"{arguments.datasets:,} datasets, nothing new: {told['seconds']:g} s, "
-        f"{told['requests_a_dataset']:g} requests for each dataset",
+        f"{told['requests_a_dataset']:g} requests for each dataset, "
+        f"a kept matrix of {result['matrix_mb']:,.0f} MB",
     )
 
 

@@ -37,7 +37,10 @@ KINDS = ("LIST", "HEAD", "GET", "PUT", "DELETE")
 
 
 class Counting(Chaos):
-    """A proxy that spoils nothing, and counts the requests of each kind."""
+    """A proxy that spoils nothing, and counts the requests of each kind.
+
+    One that the server fails is not counted: the client sends it again. A busy server fails some.
+    """
 
     def __init__(self, upstream: str) -> None:
         super().__init__(upstream)
@@ -52,7 +55,15 @@ class Counting(Chaos):
         if kind == "GET" and "list-type=2" in exchange.path:
             kind = "LIST"
             of = "images" if "prefix=images" in exchange.path else "catalogue"
-        self.kinds[f"{of} {kind}"] += 1
+        deliver = exchange.deliver
+
+        async def counted(answer: tuple[bytes, bytes]) -> None:
+            status = int(answer[0].split(b" ", 2)[1])
+            if status < 500:
+                self.kinds[f"{of} {kind}"] += 1
+            await deliver(answer)
+
+        exchange.deliver = counted  # type: ignore[method-assign]  # to see the answer
         return exchange
 
     def of(self, action: Callable[[], object]) -> dict[str, int]:
