@@ -291,23 +291,31 @@ class Matrix:
         return table
 
     def _table_of(self, plane: int) -> pa.Table:
-        size = len(self.names)
-        names, index = pa.array(self.names, pa.string()), np.arange(size)
-        emd = self.emd[plane].reshape(-1)
+        keys, emd = self._keys_of(plane), self.emd[plane].reshape(-1)
         columns: dict[str, Any] = {
-            "a": names.take(pa.array(np.repeat(index, size))),
-            "b": names.take(pa.array(np.tile(index, size))),
-            "layer": pa.repeat(self.planes[plane], size * size),
             "emd_range": pa.array(emd / self.bins, from_pandas=True),
-            "lens": pa.repeat(self.lens, size * size),
+            **dict(zip(keys.column_names, keys.columns, strict=True)),
         }
         for column in (*get_args(Measure), *ESTIMATES):
             values = self._known(column)
             if values is None:
-                columns[column] = pa.nulls(size * size, pa.float64())
+                columns[column] = pa.nulls(keys.num_rows, pa.float64())
             else:
                 columns[column] = pa.array(values[plane].reshape(-1), from_pandas=True)
         return pa.table({name: columns[name] for name in MATRIX_SCHEMA.names}, schema=MATRIX_SCHEMA)
+
+    def _keys_of(self, plane: int) -> pa.Table:
+        """Returns what the rows of a plane are about: the columns without numbers."""
+        size = len(self.names)
+        names, index = pa.array(self.names, pa.string()), np.arange(size)
+        return pa.table(
+            {
+                "a": names.take(pa.array(np.repeat(index, size))),
+                "b": names.take(pa.array(np.tile(index, size))),
+                "layer": pa.repeat(self.planes[plane], size * size),
+                "lens": pa.repeat(self.lens, size * size),
+            }
+        )
 
     def encode(self) -> bytes:
         """Makes the file of the matrix in memory, with a row group per plane.
@@ -356,33 +364,40 @@ class Matrix:
             CorruptFile: The file is torn, or not what was written.
         """
         file = SealedFile(data, MATRIX, name)
-        metadata, table = file.metadata, file.read()
+        file.check()
+        metadata = file.metadata
         with corrupt_if_unreadable(f"{name}: torn, or not a matrix"):
-            table = table.select(MATRIX_SCHEMA.names).cast(MATRIX_SCHEMA)
             names = tuple(metadata["names"])
-            shape = (-1, len(names), len(names))
-
-            def stacked(column: str) -> Floats:
-                return cast(Floats, table[column].to_numpy().reshape(shape))
-
+            shape = len(file.row_groups), len(names), len(names)
+            columns = {
+                column: np.empty(shape) for column in (*get_args(Measure), *metadata["estimates"])
+            }
+            emd, nfd, fd = (columns[column] for column in get_args(Measure))
             matrix = cls(
                 names,
                 tuple(metadata["layers"]),
-                stacked("emd"),
-                stacked("nfd"),
-                stacked("fd"),
+                emd,
+                nfd,
+                fd,
                 metadata["bins"],
                 metadata["members"],
                 metadata["spec_digest"],
                 metadata["lens"],
-                {column: stacked(column) for column in metadata["estimates"]},
+                {column: columns[column] for column in metadata["estimates"]},
                 metadata["lens_digest"],
                 metadata["method"],
             )
-            rows = ["a", "b", "layer", "lens"]
-            for plane in range(len(matrix.planes)):
-                mine = matrix._table_of(plane).select(rows)
-                stored = table.select(rows).slice(plane * len(names) ** 2, len(names) ** 2)
-                if not stored.equals(mine):
+            if len(matrix.planes) != len(file.row_groups):
+                layers = ", ".join(matrix.layers)
+                raise CorruptFile(
+                    f"{name}: has {count_of(shape[0], 'plane')}; its layers are {layers}"
+                )
+            for plane in range(shape[0]):  # one at a time: all names take gigabytes
+                stored = file.parquet.read_row_group(plane, MATRIX_SCHEMA.names)
+                stored = stored.select(MATRIX_SCHEMA.names).cast(MATRIX_SCHEMA)
+                for column, values in columns.items():
+                    values[plane] = stored[column].to_numpy().reshape(shape[1:])
+                mine = matrix._keys_of(plane)
+                if not stored.select(mine.column_names).equals(mine):
                     raise CorruptFile(f"{name}: its rows are not those of the datasets it states")
             return matrix

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import MATRIX, Catalogue, Version
 from pipeline.comparing import (
     ESTIMATES,
     Effort,
@@ -32,7 +32,7 @@ from pipeline.comparing.distance import emd, nfd
 from pipeline.comparing.intervals import estimate, floor, splits
 from pipeline.comparing.matrix import MATRIX_SCHEMA
 from pipeline.comparing.significance import difference_gram, flip_test, fold_shares
-from pipeline.dna import DNA
+from pipeline.dna import DNA, SealedFile, encode_sealed
 from pipeline.dna.dna_file import _concatenate
 from pipeline.errors import (
     CorruptFile,
@@ -244,6 +244,27 @@ def test_a_torn_matrix_is_refused_with_its_name(data: st.DataObject) -> None:
 def test_a_file_that_is_not_a_matrix_is_refused() -> None:
     with pytest.raises(CorruptFile, match="some/file"):
         Matrix.decode(plan(entries("x", 3)).data, "some/file")
+
+
+def test_a_matrix_whose_rows_are_not_those_that_it_states_is_refused() -> None:
+    file = SealedFile(some_matrix(3, 2).encode(), MATRIX, "m")
+    planes = [file.parquet.read_row_group(plane) for plane in range(3)]
+    turned = planes[0].select(["b", "a", *planes[0].column_names[2:]])
+    wrong = {
+        "has 4 planes; its layers are layer.0, layer.1": [*planes, planes[0]],
+        "has 1 plane; ": planes[:1],
+        "its rows are not those": planes[::-1],
+        "rows are not those of the datasets": [
+            turned.rename_columns(planes[0].column_names),
+            *planes[1:],
+        ],
+        "not a matrix": [planes[0].slice(1), *planes[1:]],
+    }
+    for why, tables in wrong.items():
+        with pytest.raises(CorruptFile, match=f"some/matrix: .*{why}"):
+            Matrix.decode(encode_sealed(MATRIX, file.metadata, tables), "some/matrix")
+    again = Matrix.decode(encode_sealed(MATRIX, file.metadata, planes), "some/matrix")
+    assert again.names == ("set/0", "set/1", "set/2")
 
 
 def test_a_layer_of_a_matrix() -> None:

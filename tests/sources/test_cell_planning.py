@@ -384,6 +384,17 @@ def test_a_day_that_is_added_has_only_itself_counted(
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("added", [1, 200, 10_000])
+def test_images_that_are_added_everywhere_have_hardly_more_than_themselves_counted(
+    large: tuple[Sequence[Entry], Manifest], added: int
+) -> None:
+    entries, before = large
+    chance = random.Random(added)
+    new = [image(f"day={chance.randrange(200):03d}/{n / 7:09.3f}") for n in range(added)]
+    assert added <= counted_again(before, replanned([*entries, *new], before)) <= 1.03 * added
+
+
+@pytest.mark.soak
 def test_cells_have_about_the_size_that_was_wanted(
     large: tuple[Sequence[Entry], Manifest],
 ) -> None:
