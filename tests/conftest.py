@@ -29,6 +29,7 @@ LONGEST = [
         "scale",
         "sharing",
         "histories",
+        "table_histories",
         "agreement",
         "elastic",
         "kills",

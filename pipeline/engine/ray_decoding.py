@@ -8,11 +8,12 @@ A task takes one CPU of any node. Its images travel through Ray's object stores.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline import images
 from pipeline.counting import RUN_BYTES, DecodedRun, DecodeWork, LostRun, Recipe, decode_run
@@ -27,6 +28,9 @@ that takes 5,000 images a second has them from as many cores."""
 TASK_RETRIES = 1
 """How often Ray runs a task again whose process or node was lost. After that, the actor decodes the
 images itself, each in a process apart, as one of them may be what ends the processes."""
+
+
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 class RayDecodePool:
@@ -149,6 +153,28 @@ def room_for_each(nodes: Sequence[Mapping[str, Any]], actors: int, resources: Re
             rooms.append(store / 2 / fit)
     room = int(min(rooms))
     return room if room >= RUN_BYTES else 0
+
+
+def loss_words(error: RayError) -> str:
+    """Says that Ray lost its workers, or could not start one, and names the reason.
+
+    Args:
+        error: What Ray raised.
+
+    Returns:
+        The message, which asks for the same command again.
+    """
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return (
+            f"a worker could not start: {lines[-1]}. Every machine of the cluster needs the same "
+            "vdna-pipeline, and the packages of your own networks and decoders; mend that, and "
+            "rerun the same command to go on"
+        )
+    return (
+        "a worker was lost, and others after it; rerun the same command to go on: "
+        f"{' '.join(lines)}"
+    )
 
 
 def cause_of(error: RayTaskError) -> BaseException:

@@ -35,7 +35,7 @@ from pipeline.counting import (
 )
 from pipeline.engine.device_errors import DeviceErrors
 from pipeline.engine.pool_watch import Limits, PoolWatch
-from pipeline.engine.ray_decoding import cause_of, may_decode_ahead, room_ahead
+from pipeline.engine.ray_decoding import cause_of, loss_words, may_decode_ahead, room_ahead
 from pipeline.engine.ray_nodes import (
     TASK_CPUS,
     Room,
@@ -196,7 +196,7 @@ class RayEngine:
 
         Raises:
             TransientError: If workers ran for `stall_seconds` and no shard ended, or none ran for
-                `capacity_seconds`.
+                `capacity_seconds`, or one could not start.
             UsageError: If this machine lacks the CPUs or GPUs that a worker takes, or Ray's object
                 store has no room for the images that are to be decoded ahead.
         """
@@ -294,6 +294,8 @@ class RayEngine:
                 raise cause from error
             except ExecutionTimeoutError as error:  # by the watch
                 raise TransientError(str(error)) from error
+            except RayError as error:
+                raise TransientError(loss_words(error)) from error
             finally:  # no other shard begins; while Ray shuts down it would be too late
                 with without_stderr():  # Ray tells there that it will run them again
                     rows.close()  # type: ignore[attr-defined]  # a generator
@@ -362,9 +364,7 @@ class RayEngine:
             cause = cause_of(error)
             raise cause from error
         except RayError as error:
-            raise TransientError(
-                f"a worker was lost, and others after it; rerun the same command to go on: {error}"
-            ) from error
+            raise TransientError(loss_words(error)) from error
 
     def beside_shards(self) -> Mapper:
         """Returns this engine, or one that asks for no CPU if shards take all of the cluster's.

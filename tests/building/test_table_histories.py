@@ -184,10 +184,13 @@ def follow(
     return joined
 
 
-JOINED = (1, 2, 7, 11, 12, 24, 28)
+JOINED = {
+    *(1, 2, 7, 11, 12, 24, 28, 32, 44, 47, 56, 63, 76, 99, 102, 112, 117, 121, 137, 145, 149),
+    *(169, 173, 180, 182, 184, 186),
+}
 """Histories in which cells are joined."""
 
-MANY = [pytest.param(seed, marks=pytest.mark.soak) for seed in (0, 1, *range(3, 30), 101)]
+MANY = [pytest.param(seed, marks=pytest.mark.soak) for seed in range(200) if seed != 2]
 
 
 @pytest.mark.parametrize("seed", [2, *MANY])

@@ -15,18 +15,21 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import ray
 from PIL import PngImagePlugin
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.dna import DNA, Partial
 from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch
+from pipeline.engine.ray_decoding import loss_words
 from pipeline.engine.ray_nodes import RayHome
 from pipeline.engine.ray_start import (
     MAX_STARTS,
@@ -344,6 +347,41 @@ def test_a_job_that_takes_hours_over_a_shard_has_not_stalled(
         place = Catalogue(str(tmp_path / "c"))
         (built,) = build_datasets(place, [request], engine, resources, progress=listen)
     assert (built.version.images, jumps) == (8, 2)
+
+
+class NeverStarts:
+    def __init__(self, **_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'fisheye'")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+
+@pytest.mark.soak
+def test_a_worker_that_cannot_start_ends_the_build_with_the_reason(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in small.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ray_engine, "ShardActor", NeverStarts)
+    resources = Resources(workers=1, threads=1)
+    write_photos(tmp_path / "source", 2)
+    request = Request("photos", str(tmp_path / "source"), **small.place.options)  # type: ignore[arg-type]  # by name
+    reason = "a worker could not start: ModuleNotFoundError: No module named 'fisheye'. Every "
+    with (
+        ray_engine.RayEngine(resources) as engine,
+        pytest.raises(TransientError, match=reason),
+    ):
+        build_datasets(Catalogue(str(tmp_path / "c")), [request], engine, resources)
+
+
+def test_lost_workers_are_told_without_the_traces_and_colours_of_ray() -> None:
+    of_task = RayTaskError("__init__", "\x1b[36mray::Pool\x1b[39m\nValueError: bad\n", None)
+    (start, lost) = (loss_words(ActorDiedError(cause)) for cause in (of_task, None))
+    assert start.startswith("a worker could not start: ValueError: bad. Every machine of ")
+    assert lost.startswith("a worker was lost, and others after it; rerun the same command to go ")
+    memory = OutOfMemoryError("node 7 ran\nout")
+    assert loss_words(memory).endswith(": node 7 ran out")
 
 
 @pytest.mark.soak
