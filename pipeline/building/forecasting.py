@@ -173,8 +173,9 @@ def forecast(
     share = resources.gpus_per_worker or 1.0
     workers = max(1, int(request.gpus / share)) if request.gpus else max(1, resources.workers or 1)
     workers = min(workers, len(heads))
-    alone = Likely(speed.seconds_per_image, speed.fastest, speed.slowest).times(images)
-    seconds = alone.times(1 / workers, speed.start_seconds)
+    each = Likely(speed.seconds_per_image, speed.fastest, speed.slowest)
+    alone = each.times(images, len(heads) * speed.shard_seconds)
+    seconds = alone.times(1 / workers, speed.start_seconds + speed.merge_seconds)
     hours = seconds.times(workers / 3600)
     gpus = workers * share if on_gpu else 0.0
     decoding = ceil(speed.decode_seconds / speed.seconds_per_image)

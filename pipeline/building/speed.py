@@ -4,7 +4,8 @@
     0.0106
 
 A worker of this process counts a sample in rounds, two at a time, as workers always do. The first
-round loads the network and is not measured.
+round loads the network and is not measured. Small rounds follow the large ones: from both it is
+known what a shard takes, however few images it has. In the end all rounds are merged.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from dataclasses import dataclass, replace
 from time import monotonic, thread_time
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline import images, storage
+from pipeline.building.committer import sum_shards
 from pipeline.building.counted_way import make_spec, products_of
 from pipeline.building.request import Request
 from pipeline.building.storing import store_manifest
@@ -32,12 +37,20 @@ from pipeline.counting import (
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, TransientError, UnexpectedError
 from pipeline.events import Listener, Said, Started, StepDone, stage
+from pipeline.mapper import SerialMapper
 from pipeline.networks import describe, encode_ranges, find_ranges
 from pipeline.sources import Entries, Entry, Listing, Members, Shard, plan
-from pipeline.spec import IMAGE_HASHES, Preprocess, Resources, available_cpus, digest_of
+from pipeline.sources.manifest import ManifestWriter
+from pipeline.spec import FOLDS, IMAGE_HASHES, Preprocess, Resources, available_cpus, digest_of
 
 SPEED_ROUNDS = 4
-"""About how many rounds are measured."""
+"""About how many large rounds are measured."""
+
+SMALL_ROUNDS = FOLDS - 1 - SPEED_ROUNDS
+"""How many small rounds follow, so that as many are merged as a dataset has folds."""
+
+SMALL_SHARE = 16
+"""How many times as many images a large round has as a small one."""
 
 DECODED = 32
 """Images that are decoded once more, by one thread, to see what decoding takes of a core."""
@@ -56,8 +69,11 @@ class Speed:
         failures: How many of them could not be read.
         rounds: In how many rounds they were measured.
         seconds_per_image: What a worker takes for an image.
-        fastest: The same in the fastest round.
-        slowest: The same in the slowest round.
+        fastest: The same in the fastest large round.
+        slowest: The same in the slowest large round.
+        shard_seconds: What a worker takes for a shard beside its images; 0 if the sample was so
+            small that this cannot be told.
+        merge_seconds: What it takes to merge the shards of a dataset.
         decode_seconds: What one core takes to decode an image.
         start_seconds: What it took to load the network.
         bytes_per_image: The mean size of the images that were measured.
@@ -74,6 +90,8 @@ class Speed:
     seconds_per_image: float
     fastest: float
     slowest: float
+    shard_seconds: float
+    merge_seconds: float
     decode_seconds: float
     start_seconds: float
     bytes_per_image: float
@@ -118,55 +136,109 @@ def measure_speed(
     """
     resources = replace(resources.with_cpus(available_cpus()), workers=0)
     drawn = plan(listing, limit=sample)
-    members = [entry for shard in drawn.shards for entry in shard.members]
-    each = max(1, len(members) // (1 + SPEED_ROUNDS))
-    together = Listing.of(replace(entry, group="sample") for entry in members)
+    every = pa.concat_tables(table for _, table in drawn.tables())
+    large, small = _rounds_of(every.num_rows)
+    sizes = large + small
     with (
         tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
         InProcess() as engine,
-        stage(progress, Started(len(members), -(-len(members) // each), step="rounds")),
+        stage(progress, Started(every.num_rows, len(sizes), step="rounds")),
     ):
         place = Catalogue(folder)
-        manifest = plan(together, shard_images=each, entries=Entries(place.entries_uri))
+        with ManifestWriter(Entries(place.entries_uri)) as writer:
+            for number, size in enumerate(sizes):
+                fold = number * FOLDS // len(sizes)
+                writer.add(fold, every.slice(sum(sizes[:number]), size))
+        manifest = writer.manifest(every.num_rows)
         recipe = _recipe(request, resources, place.root, progress)
         uri = place.uri("manifests", recipe.spec.digest, "sample", manifest.digest)
         store_manifest(uri, manifest)
         job = ShardJob(recipe, uri, place.work_uri("sample", recipe.spec.digest), place.entries_uri)
 
-        def run(indices: Sequence[int]) -> list[ShardReceipt]:
-            receipts = []
+        def run(indices: Sequence[int]) -> tuple[list[ShardReceipt], float]:
+            receipts, began = [], monotonic()
             for receipt in engine.run_shards([(job, index) for index in indices]):
                 _require_done(receipt)
                 progress(StepDone(receipt.images + receipt.failures, receipt.failures))
                 receipts.append(receipt)
-            return receipts
+            return receipts, monotonic() - began
 
-        rounds = range(len(manifest.heads))
-        (first,) = run(rounds[:1])
+        rounds = range(len(sizes))
+        of_first, seconds = run(rounds[:1])
+        of_large = run(rounds[1 : len(large)]) if len(large) > 1 else (of_first, seconds)
+        of_small = run(rounds[len(large) :])
         began = monotonic()
-        receipts = run(rounds[1:]) or [first]
-        took = monotonic() - began if len(rounds) > 1 else first.seconds
-        decode_seconds = _decode_seconds(manifest.shards[rounds[-1]], recipe)
-    counted = sum(receipt.images + receipt.failures for receipt in receipts)
-    mean = took / counted
-    single = [receipt.seconds / (receipt.images + receipt.failures) for receipt in receipts]
+        sum_shards(manifest, job.work_uri, recipe, "sample", SerialMapper())
+        merging = monotonic() - began
+        decode_seconds = _decode_seconds(manifest.shards[len(large) - 1], recipe)
+    receipts = of_large[0] + of_small[0]
+    mean, shard = _seconds_of_each(of_large, of_small)
+    single = [receipt.seconds / _images_of([receipt]) for receipt in of_large[0]]
     usual = sum(single) / len(single)
     return Speed(
         way=way_digest(request),
         device="cuda" if recipe.device == "cuda" else "cpu",
         machine=_machine(recipe.device),
         threads=resources.threads or 1,
-        images=counted,
+        images=_images_of(receipts),
         failures=sum(receipt.failures for receipt in receipts),
         rounds=len(receipts),
         seconds_per_image=mean,
         fastest=mean * min(single) / usual,
         slowest=mean * max(single) / usual,
+        shard_seconds=shard,
+        merge_seconds=merging,
         decode_seconds=decode_seconds,
-        start_seconds=max(0.0, first.seconds - mean * (first.images + first.failures)),
-        bytes_per_image=sum(entry.size for entry in members) / len(members),
+        start_seconds=max(0.0, of_first[0].seconds - shard - mean * _images_of(of_first)),
+        bytes_per_image=pc.sum(every["size"]).as_py() / every.num_rows,
         cell_bytes=expected_bytes(recipe.spec, recipe.products),
     )
+
+
+def _rounds_of(images: int) -> tuple[list[int], list[int]]:
+    """Cuts a sample into rounds.
+
+    Args:
+        images: How many there are.
+
+    Returns:
+        The images of each large round, and of each small one; no small ones of a small sample.
+    """
+    few = images // (SMALL_SHARE * (1 + SPEED_ROUNDS) + SMALL_ROUNDS)
+    small = [few] * SMALL_ROUNDS if few else []
+    rest = images - sum(small)
+    each = max(1, rest // (1 + SPEED_ROUNDS))
+    large = [each] * (rest // each)
+    if small:
+        large[-1] += rest % each  # instead of one more round
+    elif rest % each:
+        large.append(rest % each)
+    return large, small
+
+
+def _images_of(receipts: Sequence[ShardReceipt]) -> int:
+    """Adds up how many images were read, or could not be."""
+    return sum(receipt.images + receipt.failures for receipt in receipts)
+
+
+def _seconds_of_each(
+    large: tuple[Sequence[ShardReceipt], float], small: tuple[Sequence[ShardReceipt], float]
+) -> tuple[float, float]:
+    """Finds what an image takes, and what a shard takes beside its images.
+
+    Args:
+        large: The large rounds, and the seconds that they took together.
+        small: The same of the small ones.
+
+    Returns:
+        Seconds for each image, and for each shard.
+    """
+    (receipts, seconds), (others, more) = large, small
+    images = _images_of(receipts)
+    share = _images_of(others) / images
+    shard = max(0.0, (more - share * seconds) / (len(others) - share * len(receipts) or 1.0))
+    shard = min(shard, seconds / len(receipts) / 2)  # a machine that is busy for a moment
+    return (seconds - len(receipts) * shard) / images, shard
 
 
 def _recipe(request: Request, resources: Resources, folder: str, progress: Listener) -> Recipe:

@@ -9,20 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import api, storage
 from pipeline.building import Forecast, ForecastRequest, Request, build_datasets, forecast
+from pipeline.building.speed import _rounds_of, _seconds_of_each
 from pipeline.catalogue import Catalogue
+from pipeline.counting import ShardReceipt
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError, SpecMismatch, UsageError, VdnaError
 from pipeline.events import Event, StepDone
 from pipeline.reporting import forecast_json, forecast_lines
-from pipeline.spec import Resources
+from pipeline.spec import FOLDS, Resources
 from tests.support import tiny_network as tiny
 from tests.support.tiny_network import Picture
 
 IMAGES = 40
 BAD = 3
+RECEIPT = ShardReceipt("manifest", 0)
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +115,15 @@ def test_nothing_is_left_behind_and_each_round_is_told(
 def test_time_is_what_images_take_shared_by_workers_after_the_start(
     source: Path, options: dict[str, Any], known: Callable[..., str]
 ) -> None:
-    speeds = {"seconds_per_image": 90.0, "fastest": 45.0, "slowest": 180.0, "start_seconds": 7.0}
+    speeds = {"seconds_per_image": 90.0, "fastest": 45.0, "slowest": 180.0, "start_seconds": 4.0}
+    speeds |= {"shard_seconds": 12.0, "merge_seconds": 3.0}
     asked = ForecastRequest(str(source), measured=known(**speeds), **options)
-    for workers, each in ((1, 3600.0), (4, 900.0)):
+    for workers in (1, 4):
         found = forecast(asked, Resources(workers=workers))
+        each, once = 3600.0 / workers, 12.0 * found.shards / workers + 7
         seconds = [found.seconds.low, found.seconds.likely, found.seconds.high]
-        assert seconds == [each / 2 + 7, each + 7, each * 2 + 7]
-        assert found.worker_hours.likely == pytest.approx((3600 + 7 * workers) / 3600)
+        assert seconds == [each / 2 + once, each + once, each * 2 + once]
+        assert found.worker_hours.likely == pytest.approx((each + once) * workers / 3600)
         assert found.workers == workers
     told: list[Any] = []
     many = Resources(workers=1000, threads=3, decode="here")
@@ -157,6 +164,7 @@ def test_the_cost_is_of_workers_requests_and_bytes(
         size += len(data)
     prices = priced(tmp_path, "{worker_hour: 2.0, thousand_requests: 500.0, gigabyte: 1000000}")
     speeds = {"seconds_per_image": 90.0, "fastest": 45.0, "slowest": 180.0, "start_seconds": 0.0}
+    speeds |= {"shard_seconds": 0.0, "merge_seconds": 0.0}
     asked = ForecastRequest(place, measured=known(**speeds), price=prices, **options)
     found = forecast(asked)
     assert found.requests == IMAGES + 7 * found.shards
@@ -166,6 +174,45 @@ def test_the_cost_is_of_workers_requests_and_bytes(
     assert found.cost.likely == pytest.approx(2.0 + store)
     assert (found.cost.low, found.cost.high) == pytest.approx((1.0 + store, 4.0 + store))
     assert forecast_lines(found)[-1].startswith(f"cost: about {found.cost.likely:,.2f} USD (")
+
+
+def test_small_rounds_follow_the_large_ones_of_a_sample_that_has_enough(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    for seed in range(97):
+        (tmp_path / f"{seed:02}.png").write_bytes(Picture("good", seed).data)
+    told: list[Event] = []
+    asked = ForecastRequest(str(tmp_path), **options)
+    speed = forecast(asked, Resources(threads=1), told.append).speed
+    steps = [event.units for event in told if isinstance(event, StepDone)]
+    assert (steps[0], sorted(steps[1:5]), steps[5:]) == (17, [17, 17, 17, 18], [1] * 11)
+    assert (speed.images, speed.rounds) == (80, 15)
+    assert speed.merge_seconds > 0
+
+
+@given(st.floats(0.001, 9), st.floats(0, 9), st.integers(16, 500), st.integers(1, 4))
+def test_what_an_image_and_a_shard_take_is_found_from_rounds_of_two_sizes(
+    image: float, shard: float, images: int, rounds: int
+) -> None:
+    shard = min(shard, image * images)  # the images of a large round take at least half of it
+
+    def measured(count: int, each: int) -> tuple[list[ShardReceipt], float]:
+        receipts = [replace(RECEIPT, images=each - 1, failures=1) for _ in range(count)]
+        return receipts, count * (each * image + shard)
+
+    found = _seconds_of_each(measured(rounds, images), measured(11, max(1, images // 16)))
+    assert found == pytest.approx((image, shard), rel=1e-6, abs=1e-6)
+    assert _seconds_of_each(measured(rounds, images), ([], 0.0))[1] == 0
+    busy = measured(11, 1)[0], 1e6
+    assert _seconds_of_each(measured(rounds, images), busy)[0] > 0
+
+
+@given(st.integers(1, 5000))
+def test_the_rounds_are_the_whole_sample(images: int) -> None:
+    large, small = _rounds_of(images)
+    assert sum(large) + sum(small) == images
+    assert min(large) >= 16 * max(small, default=0)
+    assert len(large) + len(small) == FOLDS if images >= 91 else not small
 
 
 @pytest.mark.parametrize(
