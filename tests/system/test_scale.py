@@ -9,12 +9,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3fs import S3FileSystem
 
 from benchmarks.collecting import DictStore
-from benchmarks.s3_requests import per_unit
+from benchmarks.s3_requests import BUCKET, Counting, per_unit
 from benchmarks.scale import __main__ as command
 from benchmarks.scale import checking
 from benchmarks.scale import model as modelling
@@ -28,6 +30,7 @@ from benchmarks.scale.shape import (
     shards_of_folds,
     sums_of,
 )
+from pipeline import storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import leases, plan_folds
@@ -38,6 +41,7 @@ from pipeline.spec import FOLDS, PRODUCTS
 from pipeline.storage import Stored, objects
 from tests.golden.handmade import entries
 from tests.support import tiny_network
+from tests.support.chaos import answers
 
 PARTS = command.kept_parts()
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -455,6 +459,21 @@ def test_all_parts_can_be_measured(
     assert differences <= found.keys()
     assert {name for name, value in numbers.items() if value <= 0} <= differences
     assert min(numbers.values()) >= 0
+
+
+def test_a_request_that_the_server_fails_is_counted_once(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    uri = f"s3://{BUCKET}/images/one.jpg"
+    storage.create(uri, b"x")
+    with Counting(s3_server) as proxy:
+        proxy.on(answers(503, "SlowDown"), "GET", "one.jpg", times=2)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        S3FileSystem.clear_instance_cache()
+        assert proxy.of(lambda: storage.read(uri)) == {"images GET": 1}
+    S3FileSystem.clear_instance_cache()
+    assert proxy.injected == 2
 
 
 @pytest.mark.soak  # it builds 1,440 images
