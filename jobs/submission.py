@@ -114,7 +114,7 @@ def checked_words(
     name, *rest = words
     if name not in COMMANDS:
         raise UsageError(f"{name!r} cannot be submitted; these can: {', '.join(COMMANDS)}")
-    with _in_environment(there or {}):
+    with in_environment(there or {}):
         context = parsed_words(words)
         with only_checking():
             context.command.invoke(context)
@@ -157,8 +157,15 @@ def parsed_words(words: Sequence[str]) -> Any:
 
 
 @contextmanager
-def _in_environment(there: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables for the block that are not set here."""
+def in_environment(there: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables for the block that are not set here.
+
+    Args:
+        there: The variables.
+
+    Yields:
+        Nothing.
+    """
     added = {name: value for name, value in there.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -254,6 +261,19 @@ def told_how_to_come_back(server: JobServer, id: str) -> Iterator[None]:
         raise TransientError(f"{str(error).rstrip('.')}. The job {id} may go on; {back}") from error
 
 
+def names_in_catalogue(option: str, value: str | None) -> bool:
+    """Tells whether the value of an option names a thing in the catalogue, and no file.
+
+    Args:
+        option: The name of the option.
+        value: What it is.
+
+    Returns:
+        Whether it does.
+    """
+    return value is not None and re.fullmatch(NAMES.get(option, "(?!)"), value) is not None
+
+
 def _require_seen(name: str, value: Any, working_dir: str | None, *, takes_folder: bool) -> None:
     """Refuses a place that is relative to this machine's folder."""
     from pipeline.errors import UsageError
@@ -261,7 +281,7 @@ def _require_seen(name: str, value: Any, working_dir: str | None, *, takes_folde
     from pipeline.wording import option
 
     for place in [value] if isinstance(value, str) else value or ():
-        if protocol_of(place) != "file" or re.fullmatch(NAMES.get(name, "(?!)"), place):
+        if protocol_of(place) != "file" or names_in_catalogue(name, place):
             continue
         if Path(local_path(place) if "://" in place else place).is_absolute():
             continue

@@ -16,6 +16,7 @@ from jobs.submission import (
     checked_environment,
     checked_words,
     follow_to_end,
+    in_environment,
     parsed_words,
     server_at,
     told_how_to_come_back,
@@ -92,12 +93,16 @@ def submit(
         )
     rayjob = read_template(template) if template else None
     there = template_environment(rayjob) if rayjob else None
+    if budget is None and (unused := price or measured):
+        raise UsageError(f"--budget says what a build may cost; without it {unused} is not read")
     checked = checked_words(words, working_dir, there)
-    if budget is not None:
-        options = parsed_words(checked).params
-        require_budget(checked, options, budget, price, measured, progress)
     submission = Submission(checked, checked_environment(env or ()), working_dir)
     server = server_at(ray_address, kubernetes, rayjob)
+    if budget is not None:
+        with in_environment(there or {}):
+            options = parsed_words(checked).params
+        options |= {"price": price, "measured": measured}
+        require_budget(checked[0], options, budget, working_dir, progress)
     id = submit_once(server, submission)
     progress(Idle())  # the job speaks for itself from here on
     tell(f"{id}: submitted to {server.address}")

@@ -145,6 +145,19 @@ def forecast(
             f"{option('gpus_per_worker', 1)} where there is a GPU, and give what it prints with "
             f"--json to {option('measured')} here"
         )
+    share = resources.gpus_per_worker or 1.0
+    if known is not None and not on_gpu and resources.gpus_per_worker:
+        raise UsageError(
+            f"the workers are to have GPUs, and {request.measured} was measured on "
+            f"{known.machine}, which has none"
+        )
+    if known is not None and on_gpu and not resources.gpus_per_worker and request.gpus is None:
+        raise UsageError(
+            f"{request.measured} was measured on a GPU, {known.machine}, and the workers are to "
+            f"have none; give {option('gpus_per_worker', 1)}, or give {option('gpus')}"
+        )
+    if request.gpus is not None and request.gpus < share:
+        raise UsageError(f"gpus is {request.gpus}, and one worker is to have {share:g} of them")
     if known is not None:
         _require_same_speed(known, asked, str(request.measured))
         if unused := _set_for_a_sample(request, resources):
@@ -170,9 +183,7 @@ def forecast(
     images, size, requests = sampled_reading(manifest, range(len(heads)))
     if not storage.canonical(request.source).startswith(LOCAL):
         requests += SHARD_REQUESTS * len(heads)
-    share = resources.gpus_per_worker or 1.0
-    workers = max(1, int(request.gpus / share)) if request.gpus else max(1, resources.workers or 1)
-    workers = min(workers, len(heads))
+    workers = min(_workers(request, resources), len(heads))
     each = Likely(speed.seconds_per_image, speed.fastest, speed.slowest)
     alone = each.times(images, len(heads) * speed.shard_seconds)
     seconds = alone.times(1 / workers, speed.start_seconds + speed.merge_seconds)
@@ -197,6 +208,14 @@ def forecast(
         currency=prices.currency if prices else "",
         speed=speed,
     )
+
+
+def _workers(request: ForecastRequest, resources: Resources) -> int:
+    """Returns how many workers are asked for, and have a GPU if they are to have some."""
+    if request.gpus is None:
+        return max(1, resources.workers or 1)
+    fit = int(request.gpus / (resources.gpus_per_worker or 1.0))
+    return min(fit, resources.workers or fit)
 
 
 def _read_prices(path: str) -> Prices:

@@ -14,11 +14,13 @@ import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from resource import RUSAGE_SELF, getrusage
 from time import monotonic, thread_time
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from pipeline import images, storage
 from pipeline.building.committer import sum_shards
@@ -56,6 +58,10 @@ DECODED = 32
 """Images that are decoded once more, by one thread, to see what decoding takes of a core."""
 
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Speed:
     """How fast a worker counts.
@@ -78,6 +84,7 @@ class Speed:
         start_seconds: What it took to load the network.
         bytes_per_image: The mean size of the images that were measured.
         cell_bytes: About how many bytes the sums of some images take.
+        memory_bytes: The most memory that this process has had. A worker has no other networks.
     """
 
     way: str
@@ -87,15 +94,16 @@ class Speed:
     images: int
     failures: int
     rounds: int
-    seconds_per_image: float
-    fastest: float
-    slowest: float
-    shard_seconds: float
-    merge_seconds: float
-    decode_seconds: float
-    start_seconds: float
-    bytes_per_image: float
+    seconds_per_image: Positive
+    fastest: Positive
+    slowest: Positive
+    shard_seconds: NotNegative
+    merge_seconds: NotNegative
+    decode_seconds: NotNegative
+    start_seconds: NotNegative
+    bytes_per_image: NotNegative
     cell_bytes: int
+    memory_bytes: int
 
 
 def way_digest(request: Request) -> str:
@@ -192,6 +200,7 @@ def measure_speed(
         start_seconds=max(0.0, of_first[0].seconds - shard - mean * _images_of(of_first)),
         bytes_per_image=pc.sum(every["size"]).as_py() / every.num_rows,
         cell_bytes=expected_bytes(recipe.spec, recipe.products),
+        memory_bytes=1024 * getrusage(RUSAGE_SELF).ru_maxrss,
     )
 
 

@@ -21,6 +21,7 @@ from .figure import kind_of as kind_of
 from .forecast_words import cost_words as cost_words
 from .forecast_words import forecast_json as forecast_json
 from .forecast_words import forecast_lines as forecast_lines
+from .forecast_words import hours_or_money as hours_or_money
 from .gate_junit import junit_xml as junit_xml
 from .gate_metrics import metrics_text as metrics_text
 from .gate_metrics import push_metrics as push_metrics

@@ -41,16 +41,16 @@ def forecast_lines(found: Forecast) -> list[str]:
         f"{count_of(speed.images, 'image')} in {count_of(speed.rounds, 'round')}{failed}; "
         f"{speed.machine}"
     )
-    each = count_of(found.worker_cores, "core")
+    each = f"{count_of(found.worker_cores, 'core')} and {in_units(speed.memory_bytes)} of memory"
     decoding = f", {found.decode_cores:,} of them to decode" if on_gpu else ""
-    gpu_hours = f", {_amount(found.gpu_hours.likely)} GPU-hours" if on_gpu else ""
+    gpu_hours = f", {hours_or_money(found.gpu_hours.likely)} GPU-hours" if on_gpu else ""
     lines = [
         f"{found.source}: {count_of(found.images, 'image')}{size}",
         f"speed: {_likely_words(rate, '{:,.1f}'.format, ' images/s')} a worker, by {measured}",
         f"shards: {found.shards:,} of up to {count_of(found.shard_images, 'image')}{asked}",
         f"time: {_likely_words(found.seconds, duration)} on {count_of(found.workers, 'worker')}",
-        f"workers: {_amount(found.worker_hours.likely)} hours together{gpu_hours}; {each} each"
-        f"{decoding}",
+        f"workers: {hours_or_money(found.worker_hours.likely)} hours together{gpu_hours}; "
+        f"{each} each{decoding}",
     ]
     return lines if found.cost is None else [*lines, f"cost: {cost_words(found)}"]
 
@@ -66,11 +66,18 @@ def cost_words(found: Forecast) -> str:
     """
     if found.cost is None:
         return "an amount that is not known without prices"
-    return _likely_words(found.cost, _amount, f" {found.currency}")
+    return _likely_words(found.cost, hours_or_money, f" {found.currency}")
 
 
-def _amount(value: float) -> str:
-    """Writes hours or money: two decimals, or two digits of what is less than one."""
+def hours_or_money(value: float) -> str:
+    """Writes hours or money.
+
+    Args:
+        value: The number.
+
+    Returns:
+        It with two decimals, or with two digits if it is less than one.
+    """
     return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.2g}"
 
 

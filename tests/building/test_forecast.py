@@ -82,11 +82,12 @@ def test_all_images_are_counted_to_measure_a_small_source(found: Forecast, sourc
 
 def test_the_lines_tell_of_unreadable_images_and_of_small_amounts(found: Forecast) -> None:
     speed = replace(found.speed, failures=2, seconds_per_image=0.5, fastest=0.4, slowest=1.0)
+    speed = replace(speed, memory_bytes=2 * 10**9)
     hours = replace(found.worker_hours, likely=0.00312)
     lines = forecast_lines(replace(found, speed=speed, worker_hours=hours))
     measured = f"32 images in 4 rounds, 2 of them unreadable; {speed.machine}"
     assert lines[1] == f"speed: about 2.0 images/s (1.0 to 2.5) a worker, by {measured}"
-    assert lines[4] == "workers: 0.0031 hours together; 1 core each"
+    assert lines[4] == "workers: 0.0031 hours together; 1 core and 2.0 GB of memory each"
 
 
 def test_the_shards_are_those_of_a_build(
@@ -137,7 +138,8 @@ def test_time_is_what_images_take_shared_by_workers_after_the_start(
 def test_gpus_are_counted_by_the_speed_of_a_gpu(
     source: Path, options: dict[str, Any], known: Callable[..., str]
 ) -> None:
-    gpu = known(device="cuda", seconds_per_image=0.5, decode_seconds=2.6, start_seconds=0.0)
+    speeds: dict[str, Any] = {"seconds_per_image": 0.5, "decode_seconds": 2.6, "start_seconds": 0.0}
+    gpu = known(device="cuda", memory_bytes=3 * 10**9, **speeds)
     asked = ForecastRequest(str(source), measured=gpu, gpus=2, **options)
     found = forecast(asked)
     assert (found.workers, found.gpus, found.decode_cores, found.worker_cores) == (2, 2, 6, 7)
@@ -145,10 +147,19 @@ def test_gpus_are_counted_by_the_speed_of_a_gpu(
     shared = forecast(asked, Resources(gpus_per_worker=0.5))
     assert (shared.workers, shared.gpus) == (4, 2)
     assert shared.gpu_hours.likely == shared.worker_hours.likely / 2
-    assert "GPU-hours; 7 cores each, 6 of them to decode" in forecast_lines(found)[4]
+    said = "GPU-hours; 7 cores and 3.0 GB of memory each, 6 of them to decode"
+    assert said in forecast_lines(found)[4]
+    assert forecast(asked, Resources(workers=1)).workers == 1
+    assert forecast(replace(asked, gpus=None), Resources(gpus_per_worker=1, workers=2)).gpus == 2
+    with pytest.raises(UsageError, match="gpus is 1, and one worker is to have 2 of them"):
+        forecast(replace(asked, gpus=1), Resources(gpus_per_worker=2))
+    with pytest.raises(UsageError, match=r"was measured on a GPU, .*`gpus_per_worker=1`"):
+        forecast(replace(asked, gpus=None))
     asked = replace(asked, measured=known())
     with pytest.raises(UsageError, match=r"gpus is 2, and .*known\.json was measured on .*none"):
         forecast(asked)
+    with pytest.raises(UsageError, match=r"are to have GPUs, and .*known\.json was .*none"):
+        forecast(replace(asked, gpus=None), Resources(gpus_per_worker=1))
     with pytest.raises(UsageError, match="gpus is 2, and the sample would be counted by CPUs"):
         forecast(replace(asked, measured=None))
 
@@ -256,11 +267,17 @@ def test_a_wrong_price_is_named(
         forecast(ForecastRequest(str(source), price=gone, **options))
 
 
-def test_what_is_no_speed_is_named(source: Path, options: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_no_speed_is_named(
+    source: Path, options: dict[str, Any], known: Callable[..., str], tmp_path: Path
+) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")
     with pytest.raises(UsageError, match=r"other\.json: speed is missing .*vdna plan --json"):
         forecast(ForecastRequest(str(source), measured=str(path), **options))
+    for field in ("seconds_per_image", "slowest"):
+        asked = ForecastRequest(str(source), measured=known(**{field: 0.0}), **options)
+        with pytest.raises(UsageError, match=rf"speed\.{field} is 0\.0: it must be more than 0"):
+            forecast(asked)
 
 
 def test_a_sample_that_cannot_be_counted_ends_the_forecast(

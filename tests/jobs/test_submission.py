@@ -16,9 +16,11 @@ from jobs import submission
 from jobs.app import app
 from jobs.submission import COMMANDS, INPUTS, OUTPUTS
 from pipeline import storage
+from pipeline.catalogue import Catalogue
 from pipeline.engine import job_server
 from pipeline.engine.job_server import Submission
 from pipeline.errors import TransientError, UsageError, VdnaError
+from pipeline.networks import decode_ranges
 from tests.support import tiny_network as tiny
 from tests.support.memory_jobs import MemoryJobs
 from tests.support.tiny_network import Picture
@@ -285,6 +287,40 @@ def test_a_build_that_may_cost_more_than_its_budget_is_not_submitted(
     ):
         assert says in vdna("submit", *words, exits=2).stderr
     assert len(server.known) == 1
+    done = vdna("submit", *AT, "--price", "p.yaml", *pictures, exits=2)
+    assert "--budget says what a build may cost; without it p.yaml is not read" in done.stderr
+
+
+def test_a_budget_is_for_the_build_that_the_cluster_would_run(
+    server: MemoryJobs,
+    pictures: tuple[object, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its catalogue may be in the template, its ranges there, and its source in a folder."""
+    monkeypatch.setattr(submission, "_require_seen", lambda *_, **__: None)
+    monkeypatch.setattr("pipeline.engine.KubeRayJobServer", lambda name, template: server)
+    monkeypatch.chdir(tmp_path)
+    budget = ("--price", "prices.yaml", "--budget", 1e6, "--no-follow")
+    words, weights = list(pictures[:3]), pictures[pictures.index("--extractor") :]
+    template = Path(__file__).parents[2] / "infra" / "kuberay" / "rayjob-build.yaml"
+    at = ("--kubernetes", "vdna", "--template", template)
+    vdna("submit", *at, *budget, *words, *weights)
+
+    file = tmp_path / str(pictures[pictures.index("--ranges") + 1])
+    (digest,) = {decode_ranges(file.read_bytes(), "r")[0].digest}
+    storage.create(Catalogue("memory://dnas").ranges_uri(digest), file.read_bytes())
+    vdna("submit", *AT, *budget, *[digest if word == str(file) else word for word in pictures])
+
+    (tmp_path / "there" / "photos").mkdir(parents=True)
+    for seed in range(5):
+        path = tmp_path / "there" / "photos" / f"{seed}.png"
+        path.write_bytes(Picture("good", seed).data)
+    relative = ["photos" if word == "memory://budget" else word for word in pictures]
+    done = vdna("submit", *AT, "--working-dir", "there", *budget, *relative)
+    assert "photos will cost about" in done.stderr
+    assert len(server.known) == 3
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("options", [(), ("--wait",)])
