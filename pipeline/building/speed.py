@@ -84,7 +84,7 @@ class Speed:
         start_seconds: What it took to load the network.
         bytes_per_image: The mean size of the images that were measured.
         cell_bytes: About how many bytes the sums of some images take.
-        memory_bytes: The most memory that this process has had. A worker has no other networks.
+        memory_bytes: The most memory that this process has had, with all that it did before.
     """
 
     way: str

@@ -368,6 +368,8 @@ class Matrix:
         metadata = file.metadata
         with corrupt_if_unreadable(f"{name}: torn, or not a matrix"):
             names = tuple(metadata["names"])
+            if any(group.rows != len(names) ** 2 for group in file.row_groups):
+                raise CorruptFile(f"{name}: its rows are not those of the datasets it states")
             shape = len(file.row_groups), len(names), len(names)
             columns = {
                 column: np.empty(shape) for column in (*get_args(Measure), *metadata["estimates"])

@@ -258,7 +258,7 @@ def test_a_matrix_whose_rows_are_not_those_that_it_states_is_refused() -> None:
             turned.rename_columns(planes[0].column_names),
             *planes[1:],
         ],
-        "not a matrix": [planes[0].slice(1), *planes[1:]],
+        "not those of the datasets it states": [planes[0].slice(1), *planes[1:]],
     }
     for why, tables in wrong.items():
         with pytest.raises(CorruptFile, match=f"some/matrix: .*{why}"):
