@@ -155,6 +155,11 @@ def room_for_each(nodes: Sequence[Mapping[str, Any]], actors: int, resources: Re
     return room if room >= RUN_BYTES else 0
 
 
+def cannot_start(error: RayError) -> bool:
+    """Tells whether an actor raised an error before it had any work."""
+    return isinstance(error, RayActorError) and error.actor_init_failed
+
+
 def loss_words(error: RayError) -> str:
     """Says that Ray lost its workers, or could not start one, and names the reason.
 
@@ -165,7 +170,7 @@ def loss_words(error: RayError) -> str:
         The message, which asks for the same command again.
     """
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
-    if isinstance(error, RayActorError) and error.actor_init_failed:
+    if cannot_start(error):
         return (
             f"a worker could not start: {lines[-1]}. Every machine of the cluster needs the same "
             "vdna-pipeline, and the packages of your own networks and decoders; mend that, and "

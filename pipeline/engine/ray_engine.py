@@ -35,7 +35,13 @@ from pipeline.counting import (
 )
 from pipeline.engine.device_errors import DeviceErrors
 from pipeline.engine.pool_watch import Limits, PoolWatch
-from pipeline.engine.ray_decoding import cause_of, loss_words, may_decode_ahead, room_ahead
+from pipeline.engine.ray_decoding import (
+    cannot_start,
+    cause_of,
+    loss_words,
+    may_decode_ahead,
+    room_ahead,
+)
 from pipeline.engine.ray_nodes import (
     TASK_CPUS,
     Room,
@@ -123,7 +129,7 @@ class RayEngine:
         self._warnings = RayWarnings(self._progress)
         self._devices = DeviceErrors()
         self._messages, self._watch = ExitStack(), ExitStack()
-        self._ours = False
+        self._ours = self._lost = False
 
     def __enter__(self) -> RayEngine:
         os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
@@ -176,8 +182,8 @@ class RayEngine:
             if not self._ours:
                 return
             self._ours = False
-            if error is not None and not self._local and not head_answers(head_address()):
-                return  # Ray would wait for the head, and then end this process before it tells why
+            if error is not None and not self._local and (self._lost or not self._head_is_there):
+                return  # Ray would wait for what is lost, and may end this process before it tells
             session = session_folder() if self._local else None
             with without_stderr():
                 ray.shutdown()
@@ -285,17 +291,11 @@ class RayEngine:
             )
             rows = iter(dataset.iter_rows())
             try:
-                for row in rows:
-                    watch.ended()
-                    with watch.paused():  # the job may now commit a dataset, which takes long
-                        yield row
-            except RayTaskError as error:
-                cause = cause_of(error)
-                raise cause from error
-            except ExecutionTimeoutError as error:  # by the watch
-                raise TransientError(str(error)) from error
-            except RayError as error:
-                raise TransientError(loss_words(error)) from error
+                with self._known_errors():
+                    for row in rows:
+                        watch.ended()
+                        with watch.paused():  # the job may now commit a dataset, which takes long
+                            yield row
             finally:  # no other shard begins; while Ray shuts down it would be too late
                 with without_stderr():  # Ray tells there that it will run them again
                     rows.close()  # type: ignore[attr-defined]  # a generator
@@ -352,7 +352,7 @@ class RayEngine:
         remote = ray.remote(runtime_env=self._runtime_env(), **options)(call)
         waiting = list(reversed(items))
         running: list[Any] = []
-        try:
+        with self._known_errors():
             while waiting or running:
                 while waiting and len(running) < limit:
                     running.append(remote.remote(waiting.pop()))
@@ -360,10 +360,28 @@ class RayEngine:
                 for result, requests in ray.get(done):
                     count_requests(requests)
                     yield result
+
+    @contextmanager
+    def _known_errors(self) -> Iterator[None]:
+        """Raises what a worker raised in the block, and says it if Ray has lost the workers.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            TransientError: Workers were lost for good, or none could start, or the watch ended the
+                block.
+            BaseException: A worker raised it.
+        """
+        try:
+            yield
         except RayTaskError as error:
             cause = cause_of(error)
             raise cause from error
+        except ExecutionTimeoutError as error:  # by the watch
+            raise TransientError(str(error)) from error
         except RayError as error:
+            self._lost |= not cannot_start(error)
             raise TransientError(loss_words(error)) from error
 
     def beside_shards(self) -> Mapper:
@@ -390,6 +408,10 @@ class RayEngine:
         A Ray of our own logs nothing of that. Ray's client would print all logs.
         """
         return not self._local and not str(self._address).startswith("ray://")
+
+    @property
+    def _head_is_there(self) -> bool:
+        return head_answers(head_address())
 
     @property
     def _local(self) -> bool:

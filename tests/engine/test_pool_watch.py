@@ -7,12 +7,14 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.data import DataContext
+from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
 from pipeline.engine import RayEngine, ray_engine, ray_nodes, ray_watch
 from pipeline.engine.pool_watch import SETTLE_SECONDS, Limits, PoolWatch
@@ -296,6 +298,34 @@ def test_a_job_that_a_lost_head_ends_between_two_looks_tells_of_it(
     (event,) = events
     assert isinstance(event, Warned)
     assert "head:1 does not answer" in event.message
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"), [(WorkerCrashedError(), False), (RayTaskError("f", "", KeyError()), True)]
+)
+def test_no_engine_waits_for_lost_workers_of_a_cluster_before_its_error_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: RayError, waits: bool
+) -> None:
+    """A node that dies may be this process's own, and Ray then ends it without a word."""
+    ended: list[bool] = []
+
+    def get(references: object) -> None:
+        raise error
+
+    remote = SimpleNamespace(remote=lambda item: item)
+    monkeypatch.setattr(ray_engine.ray, "remote", lambda **_: lambda function: remote)
+    monkeypatch.setattr(ray_engine.ray, "wait", lambda references: (references, []))
+    monkeypatch.setattr(ray_engine.ray, "get", get)
+    monkeypatch.setattr(ray_engine.ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
+    monkeypatch.setattr(ray_engine, "head_answers", lambda address: True)
+    engine = RayEngine(Resources(workers=1), address="head:1")
+    monkeypatch.setattr(engine, "_cpus", lambda: 1)
+    engine._ours = True
+    with pytest.raises((TransientError, KeyError)) as raised:
+        list(engine.map(str, [1]))
+    engine.__exit__(raised.type, raised.value, None)
+    assert ended == [True] * waits
 
 
 @pytest.mark.parametrize("is_there", [True, False])
