@@ -149,7 +149,7 @@ def forecast(
     if known is not None and not on_gpu and resources.gpus_per_worker:
         raise UsageError(
             f"the workers are to have GPUs, and {request.measured} was measured on "
-            f"{known.machine}, which has none"
+            f"{known.machine}, which has none; give a speed that was measured on a GPU"
         )
     if known is not None and on_gpu and not resources.gpus_per_worker and request.gpus is None:
         raise UsageError(
@@ -157,7 +157,10 @@ def forecast(
             f"have none; give {option('gpus_per_worker', 1)}, or give {option('gpus')}"
         )
     if request.gpus is not None and request.gpus < share:
-        raise UsageError(f"gpus is {request.gpus}, and one worker is to have {share:g} of them")
+        raise UsageError(
+            f"gpus is {request.gpus}, and one worker is to have {share:g} of them; give more in "
+            f"all, or fewer to a worker ({option('gpus_per_worker')})"
+        )
     if known is not None:
         _require_same_speed(known, asked, str(request.measured))
         if unused := _set_for_a_sample(request, resources):

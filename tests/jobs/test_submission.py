@@ -298,7 +298,6 @@ def test_a_budget_is_for_the_build_that_the_cluster_would_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its catalogue may be in the template, its ranges there, and its source in a folder."""
-    monkeypatch.setattr(submission, "_require_seen", lambda *_, **__: None)
     monkeypatch.setattr("pipeline.engine.KubeRayJobServer", lambda name, template: server)
     monkeypatch.chdir(tmp_path)
     budget = ("--price", "prices.yaml", "--budget", 1e6, "--no-follow")
@@ -307,10 +306,11 @@ def test_a_budget_is_for_the_build_that_the_cluster_would_run(
     at = ("--kubernetes", "vdna", "--template", template)
     vdna("submit", *at, *budget, *words, *weights)
 
-    file = tmp_path / str(pictures[pictures.index("--ranges") + 1])
-    (digest,) = {decode_ranges(file.read_bytes(), "r")[0].digest}
-    storage.create(Catalogue("memory://dnas").ranges_uri(digest), file.read_bytes())
-    vdna("submit", *AT, *budget, *[digest if word == str(file) else word for word in pictures])
+    file = str(pictures[pictures.index("--ranges") + 1])
+    data = Path(file).read_bytes()
+    ranges, _ = decode_ranges(data, file)
+    storage.create(Catalogue("memory://dnas").ranges_uri(ranges.digest), data)
+    vdna("submit", *AT, *budget, *[ranges.digest if word == file else word for word in pictures])
 
     (tmp_path / "there" / "photos").mkdir(parents=True)
     for seed in range(5):

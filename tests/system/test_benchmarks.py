@@ -182,3 +182,15 @@ def test_the_benchmarks_of_many_dnas_compare_what_they_say() -> None:
     assert result["neurons"] == 160
     result = result_of("benchmarks.nearest", *few, "--neurons", "40", "--groups", "2", "--top", "3")
     assert (result["pairs"], result["graph_pairs"]) == (8, 36)
+
+
+@pytest.mark.soak
+def test_the_benchmark_of_a_night_counts_what_each_night_did() -> None:
+    found = result_of("benchmarks.nightly", "--datasets", "3", "--layers", "2")
+    nights = [found[name]["summary"]["datasets"] for name in ("first", "nothing new")]
+    assert [(night["refreshed"], night["unchanged"]) for night in nights] == [(3, 0), (0, 3)]
+    last = found["one changed, one broken"]
+    counts = last["summary"]["datasets"]
+    assert (counts["refreshed"], counts["unchanged"], counts["failed"]) == (1, 1, 1)
+    assert (found["nothing new"]["exit"], last["exit"]) == (0, 1)
+    assert found["matrix_mb"] > 0
