@@ -204,11 +204,10 @@ def _add_folds(folds: Array, share: Array, signs: Array, whole: Array, rows: Arr
         for k in range(count):
             for p in range(points):
                 deviations[k, p] = (folds[k, n, p] - whole[n, p]) * share[k]
-        for j in range(len(signs)):
-            row = rows[n, j]
-            for k in range(count):
-                for p in range(points):
-                    row[p] += signs[j, k] * deviations[k, p]
+        for k in range(count):
+            for p in range(points):
+                for j in range(len(signs)):
+                    rows[n, p, j] += signs[j, k] * deviations[k, p]
 
 
 def noise_by_layer(

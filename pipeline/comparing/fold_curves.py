@@ -1,7 +1,7 @@
 """Holds cumulative distributions of DNAs and of their folds, as all sums over folds need them.
 
 >>> curves = FoldCurves.of([whole], [folds])                                # doctest: +SKIP
->>> curves.noise.rows.shape                  # DNAs, neurons, draws, points    # doctest: +SKIP
+>>> curves.noise.rows.shape                  # DNAs, neurons, points, draws    # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class FoldCurves:
         _fill(
             points.below,
             points.totals,
-            patterns(points.numbers),
+            np.ascontiguousarray(patterns(points.numbers).T),
             grid(self.bins, len(self.unknown), self.step),
             self.bins,
             self.noise.whole[slot],
@@ -180,16 +180,19 @@ class FoldCurves:
 def _fill(
     below: Ints,
     totals: Ints,
-    patterns: Floats,
+    signs: Floats,
     at: Ints,
     bins: int,
     whole_curve: Floats,
     rows: Draws,
     offsets: NDArray[np.float32],
 ) -> None:
-    """Fills the curves of one DNA from the counts of its folds at the bins `at`."""
+    """Fills the curves of one DNA from the counts of its folds at the bins `at`.
+
+    `signs` (K, 15) are factors of the folds for each draw.
+    """
     deviation = np.zeros(at.shape[1])
-    draws = np.zeros((len(patterns), at.shape[1]))
+    draws = np.zeros((at.shape[1], signs.shape[1]))
     for neuron in range(len(at)):
         points = 0
         while points < at.shape[1] and at[neuron, points] < bins - 1:
@@ -205,7 +208,7 @@ def _fill(
                 offsets[k, neuron, g] = below[k, neuron, g] * own - whole_curve[neuron, g]
                 apart = below[k, neuron, g] - total * whole_curve[neuron, g]
                 deviation[g] = apart * scale
-            for row in range(len(patterns)):
-                for g in range(points):
-                    draws[row, g] += patterns[row, k] * deviation[g]
-        rows[neuron, :, : at.shape[1]] = draws
+            for g in range(points):
+                for draw in range(signs.shape[1]):
+                    draws[g, draw] += signs[k, draw] * deviation[g]
+        rows[neuron, : at.shape[1], : signs.shape[1]] = draws

@@ -276,7 +276,7 @@ def fold_sums(
     )
 
 
-METHOD = "3"
+METHOD = "4"
 """Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
 `fold_points`, `fold_curves`, `noise_kernel`, `noise_vectors` or `significance`: kept matrices,
 tiles and counts of folds of another version are made anew."""

@@ -31,20 +31,28 @@ from pipeline.comparing.intervals import (
     REACH,
 )
 from pipeline.comparing.noise_vectors import (
-    BOTH,
+    ERROR,
     ERRORS,
+    EXCESS,
     FAR_A,
     FAR_B,
-    LEAN,
+    LEAN_A,
+    LEAN_B,
     LEVELS,
-    LINES,
-    MOVES,
+    MINUS,
     NEAR_A,
     NEAR_B,
-    PLAIN,
-    ROUNDING,
-    add_paired_points,
-    add_points,
+    PLUS,
+    ROWS,
+    SET_BITS,
+    SIZE,
+    TURNED_REACH,
+    VALUES,
+    add_far_points,
+    add_less,
+    add_more,
+    sort_paired_points,
+    sort_points,
 )
 from pipeline.compiled import compiled
 from pipeline.dna import Floats, Ints
@@ -54,26 +62,20 @@ Draws = NDArray[np.float32]
 
 Flags = NDArray[np.bool_]
 
+Places = NDArray[np.int32]
+
 _CLIPS = len(KNOTS)
 _PATTERNS = np.float32(PATTERNS)
 
 _LINE = 64
 """Bytes of a line of a cache."""
 
-_BLOCK = 64
-"""Neurons whose sums are in float32."""
+_BLOCK = 512
+"""About how many points have their sums in float32, and are read from the second cache for several
+DNAs."""
 
-
-def padded_points(points: int) -> int:
-    """Rounds a number of points up to whole vectors.
-
-    Args:
-        points: Points of a curve.
-
-    Returns:
-        A multiple of `LANES`.
-    """
-    return -(-points // LANES) * LANES
+_GROUP = 8
+"""How many DNAs of a are compared at most with one of b while its points are in the cache."""
 
 
 def _zeros(shape: tuple[int, ...], kind: Any = np.float32) -> NDArray[Any]:
@@ -85,18 +87,30 @@ def _zeros(shape: tuple[int, ...], kind: Any = np.float32) -> NDArray[Any]:
     return values
 
 
+def _room(points: int) -> tuple[Draws, Places, Places, Ints, Draws]:
+    """Returns room for the points of some neurons of a pair.
+
+    Returns:
+        (VALUES, P) what is known of points (see `noise_vectors`), (P + LANES,) which of them are
+        near zero, (P + LANES,) which are far from it, (2,) how many are, and (ROWS, LANES) sums.
+    """
+    near, far = np.empty((2, points + LANES), np.int32)
+    values = np.zeros((VALUES, points), np.float32)
+    return values, near, far, np.empty(2, np.int64), _zeros((ROWS, LANES))
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseCurves:
     """Cumulative distributions of D DNAs in C neurons, and draws of their noise, at P points.
 
-    Points of padding are 0.
+    P is rounded up to whole vectors. All is 0 at what is added.
 
     Attributes:
         whole: (D, C, P) float64 cumulative distributions.
-        rows: (D, C, 15, P) float32 draws of their noise.
+        rows: (D, C, P, 16) float32 fifteen draws of their noise, and a zero.
         variance: (D, C, P) float32 variance of their noise.
         reach: (D, C, P) float32 the largest draw, plus or minus.
-        sums: (D, C, 15) float32 sum of each draw over all points.
+        sums: (D, C, 16) float32 sum of each draw over all points.
     """
 
     whole: Floats
@@ -112,18 +126,18 @@ class NoiseCurves:
         Args:
             neurons: Number of neurons.
             size: Number of DNAs.
-            points: Number of points, without padding.
+            points: Number of points.
 
         Returns:
             Curves to be filled: `whole` and `rows` first, then the rest by `finish`.
         """
-        shape = size, neurons, padded_points(points)
+        shape = size, neurons, -(-points // LANES) * LANES
         return cls(
-            _zeros(shape, np.float64),
-            _zeros((size, neurons, PATTERNS, shape[2])),
-            _zeros(shape),
-            _zeros(shape),
-            _zeros((size, neurons, PATTERNS)),
+            np.zeros(shape),
+            _zeros((*shape, LANES)),
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.float32),
+            _zeros((size, neurons, LANES)),
         )
 
     @staticmethod
@@ -131,12 +145,12 @@ class NoiseCurves:
         """Computes what a neuron of a DNA takes.
 
         Args:
-            points: Number of points, without padding.
+            points: Number of points.
 
         Returns:
             The number of bytes.
         """
-        return padded_points(points) * (8 + 4 * (PATTERNS + 2)) + 4 * PATTERNS
+        return -(-points // LANES) * LANES * (8 + 4 * (LANES + 2)) + 4 * LANES
 
     @property
     def nbytes(self) -> int:
@@ -156,18 +170,16 @@ class NoiseCurves:
 @compiled
 def _finish(rows: Draws, variance: Draws, reach: Draws, sums: Draws) -> None:
     for n in range(len(rows)):
-        variance[n] = 0
-        reach[n] = 0
-        for k in range(rows.shape[1]):
-            total = np.float32(0)
-            for i in range(rows.shape[2]):
-                draw = rows[n, k, i]
-                variance[n, i] += draw * draw
-                reach[n, i] = max(reach[n, i], abs(draw))
-                total += draw
-            sums[n, k] = total
-        for i in range(rows.shape[2]):
-            variance[n, i] /= _PATTERNS
+        sums[n] = 0
+        for i in range(rows.shape[1]):
+            square = largest = np.float32(0)
+            for k in range(PATTERNS):
+                draw = rows[n, i, k]
+                square += draw * draw
+                largest = max(largest, abs(draw))
+                sums[n, k] += draw
+            variance[n, i] = square / _PATTERNS
+            reach[n, i] = largest
 
 
 def noise_sums(
@@ -195,24 +207,33 @@ def noise_sums(
         fifteen draws, each twice.
     """
     used = np.flatnonzero(weights)
-    size_a, size_b = len(a.whole), len(b.whole)
+    size_a, size_b, points = len(a.whole), len(b.whole), a.whole.shape[2]
     added = np.zeros((size_a, size_b, len(ADDED)))
     changes = np.zeros((size_a, size_b, DRAWS, len(CHANGES)))
     together = np.zeros((size_a, size_b), bool) if paired is None else paired
+    workers = max(1, min(size_a, threads or available_cpus()))
+    most = max(1, min(_GROUP, size_a // (2 * workers)))
+    blocks = _blocks(used, max(1, _BLOCK // max(1, points)))
 
-    def row(i: int) -> None:
-        first = i if a is b else 0
-        lanes, sums = _lanes(), _Sums.zeros(size_b - first)
-        for at in range(0, len(used), _BLOCK):
-            some = used[at : at + _BLOCK]
-            _add_row(
-                some, weights, i, first, together[i], a.whole, a.rows, a.variance, a.reach, a.sums,
-                b.whole, b.rows, b.variance, b.reach, b.sums, *lanes, *sums.arrays,
+    def group(first: int) -> None:
+        """Computes some rows, and of pairs that are there twice only one."""
+        rows = slice(first, min(first + most, size_a))
+        start = first if a is b else 0
+        sums = np.zeros((rows.stop - first, size_b - start, ROWS, LANES))
+        room = _room(max(_BLOCK, points))
+        for at, stop in blocks:
+            _add_block(
+                at, stop, weights, a is b, together[rows, start:], a.whole[rows],
+                a.rows[rows], a.variance[rows], a.reach[rows], a.sums[rows], b.whole[start:],
+                b.rows[start:], b.variance[start:], b.reach[start:], b.sums[start:], *room, sums,
             )  # fmt: skip
-        added[i, first:], changes[i, first:] = sums.combined(together[i, first:])
+        _combine(
+            sums, together[rows, start:], _FACTORS, _CONSTANTS, added[rows, start:],
+            changes[rows, start:],
+        )  # fmt: skip
 
-    with ThreadPoolExecutor(max(1, min(size_a, threads or available_cpus()))) as pool:
-        list(pool.map(row, range(size_a)))
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(group, range(0, size_a, most)))
     if a is b:
         below = np.tril_indices(size_a, -1)
         added[below] = added.transpose(1, 0, 2)[below]
@@ -221,6 +242,13 @@ def noise_sums(
         mirrored[alone] = swapped(mirrored[alone])
         changes[below] = mirrored
     return added, changes
+
+
+def _blocks(used: Ints, most: int) -> list[tuple[int, int]]:
+    """Cuts neurons into blocks of neighbours, of at most so many."""
+    runs = np.split(used, np.flatnonzero(np.diff(used) > 1) + 1)
+    ends = [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+    return [(at, min(at + most, stop)) for first, stop in ends for at in range(first, stop, most)]
 
 
 def swapped(changes: Floats) -> Floats:
@@ -252,54 +280,16 @@ def neuron_noise(
         (C, 6) of `ADDED` and (C, 30, 8) of `CHANGES`, in bins.
     """
     neurons = a.whole.shape[1]
-    lanes, sums = _lanes(), _Sums.zeros(neurons)
-    _add_neurons(
-        step, paired, a.whole[0], a.rows[0], a.variance[0], a.reach[0], a.sums[0],
-        b.whole[0], b.rows[0], b.variance[0], b.reach[0], b.sums[0], *lanes, *sums.arrays,
+    sums = np.zeros((neurons, 1, ROWS, LANES))
+    flags = np.full((neurons, 1), paired)
+    _add_each(
+        np.full(neurons, step), paired, a.whole, a.rows, a.variance, a.reach, a.sums, b.whole,
+        b.rows, b.variance, b.reach, b.sums, *_room(a.whole.shape[2]), sums[:, 0],
     )  # fmt: skip
-    return sums.combined(np.full(neurons, paired))
-
-
-def _lanes() -> tuple[Draws, Draws, Draws]:
-    """Returns room for the sums of one pair, whose vectors are not added up yet."""
-    return tuple(_zeros((n, LANES)) for n in (LEVELS, DRAWS * MOVES, PATTERNS * LINES))  # type: ignore[return-value]  # three
-
-
-@dataclass(frozen=True, eq=False)
-class _Sums:
-    """Sums over points and neurons of N pairs; see `noise_vectors`.
-
-    Attributes:
-        levels: (N, 9) sums without a draw.
-        moves: (N, 30, 7) changes of clipped and plain differences near zero.
-        lines: (N, 15, 4) the noise of each side, with the sign of the difference at each point.
-        leans: (N, 15, 2) the noise of each side, with the sign of each neuron's mean difference.
-    """
-
-    levels: Floats
-    moves: Floats
-    lines: Floats
-    leans: Floats
-
-    @classmethod
-    def zeros(cls, pairs: int) -> _Sums:
-        shapes = (LEVELS,), (DRAWS, MOVES), (PATTERNS, LINES), (PATTERNS, 2)
-        return cls(*(np.zeros((pairs, *shape)) for shape in shapes))
-
-    @property
-    def arrays(self) -> tuple[Floats, Floats, Floats, Floats]:
-        return self.levels, self.moves, self.lines, self.leans
-
-    def combined(self, paired: Flags) -> tuple[Floats, Floats]:
-        """Returns the (N, 6) sums of `ADDED` and (N, 30, 8) of `CHANGES`.
-
-        Args:
-            paired: (N,) whether a pair has only the draws with a minus.
-        """
-        added = np.empty((len(paired), len(ADDED)))
-        changes = np.empty((len(paired), DRAWS, len(CHANGES)))
-        _combine(*self.arrays, paired, _FACTORS, _CONSTANTS, added, changes)
-        return added, changes
+    added = np.empty((neurons, 1, len(ADDED)))
+    changes = np.empty((neurons, 1, DRAWS, len(CHANGES)))
+    _combine(sums, flags, _FACTORS, _CONSTANTS, added, changes)
+    return added[:, 0], changes[:, 0]
 
 
 _FACTORS = np.concatenate([ABOVE, BELOW])
@@ -311,121 +301,131 @@ _CONSTANTS = (_FACTORS * np.array(KNOTS)).sum(axis=1)
 
 @compiled
 def _combine(
-    levels: Floats, moves: Floats, lines: Floats, leans: Floats, paired: Flags, factors: Floats,
-    constants: Floats, added: Floats, changes: Floats,
-) -> None:  # fmt: skip
-    functions = len(factors)
-    for pair in range(len(levels)):
-        level = levels[pair]
-        draws = PATTERNS if paired[pair] else DRAWS
-        added[pair, 0] = level[BOTH] / draws - level[PLAIN]
-        for f in range(functions):
-            added[pair, 1 + f] = -level[ERRORS] * constants[f]
-            for knot in range(_CLIPS):
-                added[pair, 1 + f] += factors[f, knot] * level[knot]
-        for draw in range(DRAWS):
-            minus = paired[pair] or draw % 2 == 1
-            sign = -1.0 if minus else 1.0
-            line, lean = lines[pair, draw // 2], leans[pair, draw // 2]
-            far = line[FAR_A] + sign * line[FAR_B]
-            move = moves[pair, draw | 1 if minus else draw]
-            change = changes[pair, draw]
-            plain = move[_CLIPS] + 2 * REACH * far
-            change[0] = plain / (2 * REACH)
-            for f in range(functions):
-                moved = plain
-                for knot in range(_CLIPS):
-                    moved += factors[f, knot] * move[knot]
-                change[1 + f] = moved / (2 * REACH)
-            change[1 + functions] = line[NEAR_A] + sign * line[NEAR_B] + far
-            change[2 + functions] = lean[0] + sign * lean[1]
+    sums: Floats, paired: Flags, factors: Floats, constants: Floats, added: Floats, changes: Floats
+) -> None:
+    """Writes the (A, B, 6) sums of `ADDED` and (A, B, 30, 8) of `CHANGES`.
 
-
-@compiled
-def _add_neuron(
-    weight: float, paired: bool, curve_a: Floats, rows_a: Draws, variance_a: Draws, reach_a: Draws,
-    sums_a: Draws, curve_b: Floats, rows_b: Draws, variance_b: Draws, reach_b: Draws, sums_b: Draws,
-    levels: Draws, moves: Draws, lines: Draws, leans: Floats,
-) -> None:  # fmt: skip
-    """Adds the sums of one neuron of a pair.
-
-    `levels`, `moves` and `lines` have a last axis of lanes; `leans` is (15, 2).
+    `sums` (A, B, ROWS, LANES) are over points and neurons, with the rows of `noise_vectors`. A
+    paired pair has only the draws with a minus.
     """
-    by = np.float32(weight)
-    for at in range(len(curve_a) // LANES):
-        if paired:
-            add_paired_points(
-                curve_a, curve_b, variance_a, variance_b, reach_a, reach_b, rows_a, rows_b, at, by,
-                moves, lines, levels,
-            )  # fmt: skip
-        else:
-            add_points(
-                curve_a, curve_b, variance_a, variance_b, reach_a, reach_b, rows_a, rows_b, at, by,
-                moves, lines, levels,
-            )  # fmt: skip
-    lean = np.float32(0)
-    for i in range(LANES):
-        lean += levels[LEAN, i]
-        levels[LEAN, i] = 0
-    i = 0
-    while lean == 0 and i < len(curve_a):
-        difference = curve_a[i] - curve_b[i]
-        if abs(difference) > ROUNDING:
-            lean = np.float32(difference)
-        i += 1
-    way = weight if lean > 0 else -weight
-    for k in range(len(rows_a)):
-        leans[k, 0] += way * sums_a[k]
-        leans[k, 1] += way * sums_b[k]
-
-
-@compiled
-def _add_up(lanes: NDArray[Any], to: NDArray[Any]) -> None:
-    """Adds (N, lanes) up to (N,), and clears them."""
-    for n in range(len(lanes)):
-        total = 0.0
-        for i in range(LANES):
-            total += lanes[n, i]
-        to[n] += total
-        lanes[n] = 0
-
-
-@compiled
-def _add_row(
-    used: Ints, weights: Floats, row: int, first: int, paired: Flags,
-    whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws, reach_a: Draws, sums_a: Draws,
-    whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws, reach_b: Draws, sums_b: Draws,
-    of_levels: Draws, of_moves: Draws, of_lines: Draws,
-    levels: Floats, moves: Floats, lines: Floats, leans: Floats,
-) -> None:  # fmt: skip
-    """Adds some neurons of one DNA of a against those of b from `first` on."""
-    for j in range(first, len(whole_b)):
-        at = j - first
-        for n in used:
-            _add_neuron(
-                weights[n], paired[j], whole_a[row, n], rows_a[row, n], variance_a[row, n],
-                reach_a[row, n], sums_a[row, n], whole_b[j, n], rows_b[j, n], variance_b[j, n],
-                reach_b[j, n], sums_b[j, n], of_levels, of_moves, of_lines, leans[at],
-            )  # fmt: skip
-        _add_up(of_levels, levels[at])
-        _add_up(of_moves, moves[at].reshape(-1))
-        _add_up(of_lines, lines[at].reshape(-1))
+    functions = len(factors)
+    for i in range(sums.shape[0]):
+        for j in range(sums.shape[1]):
+            rows, more = sums[i, j], added[i, j]
+            level = rows[LEVELS]
+            draws = PATTERNS if paired[i, j] else DRAWS
+            more[0] = rows[EXCESS, :PATTERNS].sum() / draws
+            for f in range(functions):
+                more[1 + f] = -level[ERRORS] * constants[f]
+                for knot in range(_CLIPS):
+                    more[1 + f] += factors[f, knot] * level[knot]
+            for draw in range(DRAWS):
+                k = draw // 2
+                minus = paired[i, j] or draw % 2 == 1
+                first = MINUS if minus else PLUS
+                sign = -1.0 if minus else 1.0
+                far = rows[FAR_A, k] + sign * rows[FAR_B, k]
+                change = changes[i, j, draw]
+                plain = rows[first + _CLIPS, k] + 2 * REACH * far
+                change[0] = plain / (2 * REACH)
+                for f in range(functions):
+                    moved = plain
+                    for knot in range(_CLIPS):
+                        moved += factors[f, knot] * rows[first + knot, k]
+                    change[1 + f] = moved / (2 * REACH)
+                change[1 + functions] = rows[NEAR_A, k] + sign * rows[NEAR_B, k] + far
+                change[2 + functions] = rows[LEAN_A, k] + sign * rows[LEAN_B, k]
 
 
 @compiled
 def _add_neurons(
-    step: float, paired: bool, whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws,
-    reach_a: Draws, sums_a: Draws, whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws,
-    reach_b: Draws, sums_b: Draws, of_levels: Draws, of_moves: Draws, of_lines: Draws,
-    levels: Floats, moves: Floats, lines: Floats, leans: Floats,
+    first: int, stop: int, weights: Floats, paired: bool, i: int, j: int,
+    whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws, reach_a: Draws, sums_a: Draws,
+    whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws, reach_b: Draws, sums_b: Draws,
+    values: Draws, near: Places, far: Places, counts: Ints, sums: Draws,
 ) -> None:  # fmt: skip
-    """Writes the sums of each neuron of one pair."""
-    for n in range(len(whole_a)):
-        _add_neuron(
-            step, paired, whole_a[n], rows_a[n], variance_a[n], reach_a[n], sums_a[n], whole_b[n],
-            rows_b[n], variance_b[n], reach_b[n], sums_b[n], of_levels, of_moves, of_lines,
-            leans[n],
+    """Adds the sums of some neurons, of DNA i of a and j of b.
+
+    What is summed is odd in the difference x and its noise together. So both are turned by the sign
+    of x, and the result for b against a is that for a against b to the last bit.
+    """
+    neurons, points = whole_a.shape[1:]
+    counts[:] = 0
+    for n in range(first, stop):
+        by, at = np.float32(weights[n]), (n - first) * points
+        first_a, first_b = (i * neurons + n) * points, (j * neurons + n) * points
+        if paired:
+            for k in range(points):
+                square = np.float32(0)
+                for draw in range(PATTERNS):
+                    noise = rows_a[i, n, k, draw] - rows_b[j, n, k, draw]
+                    square += noise * noise
+                values[ERROR, at + k] = np.sqrt(square / _PATTERNS)
+            lean = sort_paired_points(
+                whole_a, whole_b, first_a, first_b, variance_a, variance_b, reach_a, reach_b, by,
+                at, points, values, near, far, counts, SET_BITS,
+            )  # fmt: skip
+        else:
+            lean = sort_points(
+                whole_a, whole_b, first_a, first_b, variance_a, variance_b, reach_a, reach_b, by,
+                at, points, values, near, far, counts, SET_BITS,
+            )  # fmt: skip
+        k = at
+        while lean == 0 and k < at + points:
+            lean = values[SIZE, k] * values[TURNED_REACH, k]
+            k += 1
+        way = by if lean > 0 else -by
+        for draw in range(LANES):
+            sums[LEAN_A, draw] += way * sums_a[i, n, draw]
+            sums[LEAN_B, draw] += way * sums_b[j, n, draw]
+    first_a, first_b = (i * neurons + first) * points, (j * neurons + first) * points
+    add_less(rows_a, rows_b, first_a, first_b, counts[0], near, values, sums)
+    if not paired:
+        add_more(rows_a, rows_b, first_a, first_b, counts[0], near, values, sums)
+    add_far_points(rows_a, rows_b, first_a, first_b, counts[1], far, values, sums)
+
+
+@compiled
+def _add_up(sums: Draws, to: Floats) -> None:
+    """Adds sums of some neurons to those of all, and clears them."""
+    for row in range(ROWS):
+        for k in range(LANES):
+            to[row, k] += sums[row, k]
+            sums[row, k] = 0
+
+
+@compiled
+def _add_block(
+    first: int, stop: int, weights: Floats, mirrored: bool, paired: Flags,
+    whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws, reach_a: Draws, sums_a: Draws,
+    whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws, reach_b: Draws, sums_b: Draws,
+    values: Draws, near: Places, far: Places, counts: Ints, few: Draws, sums: Floats,
+) -> None:  # fmt: skip
+    """Adds the neurons from `first` to `stop` of some DNAs of a against those of b.
+
+    If `mirrored`, the first of b are those of a, and a DNA is not compared with those before it.
+    """
+    for j in range(len(whole_b)):
+        for i in range(min(j + 1, len(whole_a)) if mirrored else len(whole_a)):
+            _add_neurons(
+                first, stop, weights, paired[i, j], i, j, whole_a, rows_a, variance_a, reach_a,
+                sums_a, whole_b, rows_b, variance_b, reach_b, sums_b, values, near, far, counts,
+                few,
+            )  # fmt: skip
+            _add_up(few, sums[i, j])
+
+
+@compiled
+def _add_each(
+    weights: Floats, paired: bool,
+    whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws, reach_a: Draws, sums_a: Draws,
+    whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws, reach_b: Draws, sums_b: Draws,
+    values: Draws, near: Places, far: Places, counts: Ints, few: Draws, sums: Floats,
+) -> None:  # fmt: skip
+    """Writes the (C, ROWS, LANES) sums of each neuron of the first DNAs."""
+    for n in range(whole_a.shape[1]):
+        _add_neurons(
+            n, n + 1, weights, paired, 0, 0, whole_a, rows_a, variance_a, reach_a, sums_a, whole_b,
+            rows_b, variance_b, reach_b, sums_b, values, near, far, counts, few,
         )  # fmt: skip
-        _add_up(of_levels, levels[n])
-        _add_up(of_moves, moves[n].reshape(-1))
-        _add_up(of_lines, lines[n].reshape(-1))
+        _add_up(few, sums[n])

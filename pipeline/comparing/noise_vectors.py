@@ -1,18 +1,15 @@
-"""Adds draws of noise to sixteen points of a pair of curves at a time, in LLVM's own terms.
+"""Adds draws of noise to the points of a neuron's curves, fifteen draws at a time, in LLVM's terms.
 
-Numba would make a loop over points of it, with sums that are added up across a vector after each
-draw. Here a sum stays a vector over all neurons of a block, and is added up once.
-
-For each point, let x be the difference of two curves, s its standard error, and n one draw of its
-noise. What is summed is odd in x and n together. So x and n are turned by the sign of x, and the
-result for b against a is that for a against b to the last bit.
+A vector has a lane for each pattern of folds, and one that is always zero. What is summed over the
+points of a neuron stays in registers. Numba would write it back to memory after each point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -20,214 +17,363 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from pipeline.comparing.emd_kernel import LANES
-from pipeline.comparing.intervals import DRAWS, KNOTS, PATTERNS, REACH
+from pipeline.comparing.intervals import KNOTS, REACH
 
 MOVES = len(KNOTS) + 1
 """Sums of a draw: changes of clipped differences, and of plain ones."""
 
-NEAR_A, NEAR_B, FAR_A, FAR_B = range(4)
-LINES = 4
-"""Sums of a pattern of folds: of the noise of a, and of b, with the sign of the difference, over
-points near zero and over points that are far from it."""
+MINUS, PLUS = 0, MOVES
+"""The first rows of the sums of both kinds of draws: the noise of a less that of b, and with it."""
 
-PLAIN, ERRORS, BOTH, LEAN = range(len(KNOTS), len(KNOTS) + 4)
-LEVELS = len(KNOTS) + 4
-"""Sums of a pair without a draw: clipped differences, plain ones, standard errors, the larger of
-difference and noise over all draws, and differences with their signs, which no weight multiplies.
+NEAR_A, NEAR_B, EXCESS, LEVELS, FAR_A, FAR_B, LEAN_A, LEAN_B = range(2 * MOVES, 2 * MOVES + 8)
+"""Rows of other sums.
+
+Over points near zero: the noise of a, and of b, with the sign of the difference; what noise is
+larger by than the difference, where it is; and without a draw, one a lane, clipped differences and
+standard errors. Over points far from zero: the noise of a, and of b, with the sign of the
+difference. Over all points: the same with the sign of each neuron's mean difference, which the
+caller adds.
 """
+
+ROWS = LEAN_B + 1
+"""Rows of sums."""
+
+SIZE, WEIGHT, LINE, TURNED_REACH, ERROR, FIRST_KNOT = range(6)
+"""Rows of what is known of each point: the size of its difference; the weight of its neuron; the
+same with the sign of the difference, or 0 if there is none; the share of the noise that is added,
+with that sign, but never 0; the standard error; and that times each of the knots."""
+
+VALUES = FIRST_KNOT + len(KNOTS)
+"""Rows of what is known of each point."""
+
+ERRORS = len(KNOTS)
+"""Lane of `LEVELS` behind those of the clipped differences."""
 
 ROUNDING = 1e-12
 """Cumulative distributions, which are up to 1, differ by less if they are equal."""
 
-FARTHEST = KNOTS[-1]
-"""A point is far if no draw brings it so close to zero, in standard errors, that it is clipped."""
+SET_BITS = np.array(
+    [sorted(range(8), key=lambda bit: (not byte >> bit & 1, bit)) for byte in range(256)], np.int32
+)
+"""(256, 8): which bits of a byte are set, in order; the others follow."""
+
+_HUGE = 1e30
+"""Larger than any difference."""
 
 
-def _add_points(paired: bool) -> Any:
-    """Returns an intrinsic that adds one vector of points of one neuron to the sums of a pair.
+class _Writer:
+    """Writes code with vectors.
 
-    Its arguments are the neuron's curves of a and of b (P,) float64; the variance of their noise,
-    and how far it reaches, (P,) each; the draws of a and of b (15, P); which vector of points is
-    meant; the weight of the neuron; and the sums `moves` (30 x `MOVES`, 16), `lines` (15 x `LINES`,
-    16) and `levels` (`LEVELS`, 16). All but the curves are float32, and all are contiguous. If
-    `paired`, only the draws with a minus are made, and the variance is theirs.
+    Args:
+        context: Numba's.
+        builder: Where the code goes.
+        kinds: The types of an intrinsic's arguments.
+        arguments: The arguments.
+    """
+
+    def __init__(self, context: Any, builder: Any, kinds: Any, arguments: Any) -> None:
+        self.builder = builder
+        self.word, self.float = ir.IntType(64), ir.FloatType()
+        self.vector = ir.VectorType(self.float, LANES)
+        self.given = [
+            make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else value
+            for kind, value in zip(kinds, arguments, strict=True)
+        ]
+
+    def _vector_at(self, array: Any, offset: Any) -> Any:
+        start = self.builder.gep(array.data, [offset])
+        return self.builder.bitcast(start, self.vector.as_pointer())
+
+    def _vector(self, array: Any, offset: Any) -> Any:
+        return self.builder.load(self._vector_at(array, offset), align=4)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        kind = ir.FunctionType(self.vector, [self.vector] * len(arguments))
+        function = cgutils.get_or_insert_function(
+            self.builder.module, kind, f"llvm.{name}.v{LANES}f32"
+        )
+        return self.builder.call(function, arguments)
+
+    def fma(self, x: Any, y: Any, z: Any) -> Any:
+        """Returns x y + z."""
+        return self._call("fma", x, y, z)
+
+    def absolute(self, values: Any) -> Any:
+        """Returns |x|."""
+        return self._call("fabs", values)
+
+    def least(self, x: Any, y: Any) -> Any:
+        """Returns the lesser of x and y."""
+        return self.builder.select(self.builder.fcmp_ordered("<", x, y), x, y)
+
+    def constant(self, *values: float) -> Any:
+        """Returns a vector whose first lanes have these values, and whose others are zero."""
+        lanes = [*map(float, values), *[0.0] * (LANES - len(values))]
+        return ir.Constant(self.vector, lanes)
+
+    def all(self, value: float) -> Any:
+        """Returns a vector with one number in all lanes."""
+        return self.constant(*[value] * LANES)
+
+    def everywhere(self, value: Any, kind: Any = None) -> Any:
+        """Returns a vector with one value in all lanes."""
+        builder, unknown = self.builder, ir.Constant(kind or self.vector, ir.Undefined)
+        first = builder.insert_element(unknown, value, ir.IntType(32)(0))
+        lanes = unknown.type.count
+        places = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        return builder.shuffle_vector(first, unknown, places)
+
+
+class _Points(_Writer):
+    """Writes the code of a loop over some points of a neuron; see `_adding`.
+
+    Args:
+        rows: The rows of the sums.
+        code: See `_Writer`.
+    """
+
+    def __init__(self, rows: Sequence[int], *code: Any) -> None:
+        super().__init__(*code)
+        self.draws, self.starts, self.count = self.given[:2], self.given[2:4], self.given[4]
+        self.places, self.values, self.sums = self.given[5:]
+        self.held = {row: cgutils.alloca_once(self.builder, self.vector) for row in rows}
+
+    def sum_up(self, add: Callable[[list[Any], list[Any]], None]) -> None:
+        """Adds the points to sums in registers, and these to those in memory.
+
+        Args:
+            add: Is called with a point's draws of a and of b; and with its values, each in all
+                lanes.
+        """
+        builder, word = self.builder, self.word
+        size = cgutils.unpack_tuple(builder, self.values.shape)[1]
+        for place in self.held.values():
+            builder.store(self.constant(), place)
+        with cgutils.for_range(builder, self.count) as loop:
+            point = builder.sext(builder.load(builder.gep(self.places.data, [loop.index])), word)
+            draws = [
+                self._vector(of, builder.mul(builder.add(start, point), word(LANES)))
+                for of, start in zip(self.draws, self.starts, strict=True)
+            ]
+            at = [builder.add(point, builder.mul(size, word(row))) for row in range(VALUES)]
+            values = [builder.load(builder.gep(self.values.data, [place])) for place in at]
+            add(draws, [self.everywhere(value) for value in values])
+        for row, place in self.held.items():
+            first = word(row * LANES)
+            total = builder.fadd(self._vector(self.sums, first), builder.load(place))
+            builder.store(total, self._vector_at(self.sums, first), align=4)
+
+    def add(self, row: int, values: Any, weights: Any) -> None:
+        """Adds weighted values to a row."""
+        place = self.held[row]
+        self.builder.store(self.fma(values, weights, self.builder.load(place)), place)
+
+
+class _Sorter(_Writer):
+    """Writes the code that tells near points from far ones; see `sort_points`."""
+
+    def __init__(self, paired: bool, *code: Any) -> None:
+        super().__init__(*code)
+        self.paired = paired
+        self.curves, self.starts = self.given[:2], self.given[2:4]
+        self.variances, self.reaches = self.given[4:6], self.given[6:8]
+        weight, self.first, self.points, self.values, self.near, self.far = self.given[8:14]
+        self.counts, self.numbers = self.given[14:]
+        self.weights = self.everywhere(weight)
+        self.size = cgutils.unpack_tuple(self.builder, self.values.shape)[1]
+
+    def sort(self) -> Any:
+        """Sorts the points, and returns the sum of their differences."""
+        builder = self.builder
+        lean = cgutils.alloca_once(builder, self.vector)
+        counts = [builder.gep(self.counts.data, [self.word(number)]) for number in range(2)]
+        builder.store(self.constant(), lean)
+        with cgutils.for_range(builder, builder.udiv(self.points, self.word(LANES))) as loop:
+            at = builder.mul(loop.index, self.word(LANES))
+            first = builder.add(self.first, at)
+            apart, limit = self._tell(at, first)
+            builder.store(builder.fadd(builder.load(lean), apart), lean)
+            size = self.absolute(apart)
+            near = builder.fcmp_ordered("<", size, limit)
+            apart_and_far = builder.and_(
+                builder.fcmp_ordered(">=", size, limit),
+                builder.fcmp_ordered(">", size, self.constant()),
+            )
+            for flags, places, count in zip(
+                (near, apart_and_far), (self.near, self.far), counts, strict=True
+            ):
+                self._keep(flags, first, places, count)
+        total = ir.FunctionType(self.float, [self.float, self.vector])
+        reduce = cgutils.get_or_insert_function(
+            builder.module, total, f"llvm.vector.reduce.fadd.v{LANES}f32"
+        )
+        return builder.call(reduce, [self.float(0.0), builder.load(lean)], fastmath=("reassoc",))
+
+    def _tell(self, of_neuron: Any, first: Any) -> tuple[Any, Any]:
+        """Writes what is known of a vector of points; returns differences, and where far begins."""
+        builder = self.builder
+        at = [builder.add(start, of_neuron) for start in self.starts]
+        apart = self._difference(at)
+        below = builder.fcmp_ordered("<", apart, self.constant())
+        equal = builder.fcmp_ordered("==", apart, self.constant())
+        sign = builder.select(below, self.all(-1), self.all(1))
+        line = builder.select(equal, self.constant(), builder.fmul(sign, self.weights))
+        if self.paired:
+            error = self._vector(self.values, self._row(ERROR, first))
+        else:
+            error = self._call("sqrt", builder.fadd(*map(self._vector, self.variances, at)))
+            self._write(ERROR, first, error)
+        self._write(SIZE, first, self.absolute(apart))
+        self._write(WEIGHT, first, self.weights)
+        self._write(LINE, first, line)
+        self._write(TURNED_REACH, first, builder.fmul(sign, self.all(REACH)))
+        knot = error
+        for row, factor in enumerate(KNOTS, FIRST_KNOT):
+            knot = builder.fmul(error, self.all(factor))
+            self._write(row, first, knot)
+        reach = builder.fadd(*map(self._vector, self.reaches, at))
+        # No draw brings a point nearer to zero than the last knot, if it is farther than that.
+        return apart, self.fma(reach, self.all(REACH), knot)
+
+    def _difference(self, at: Sequence[Any]) -> Any:
+        """Returns a - b in float32, and zero where that may be rounding."""
+        builder = self.builder
+        wide = ir.VectorType(ir.DoubleType(), LANES)
+        curves = [
+            builder.load(builder.bitcast(builder.gep(of.data, [place]), wide.as_pointer()), align=8)
+            for of, place in zip(self.curves, at, strict=True)
+        ]
+        apart = builder.fsub(*curves)
+        size = self.absolute(builder.fptrunc(apart, self.vector))
+        large = builder.fcmp_ordered(">", size, self.all(ROUNDING))
+        return builder.select(large, builder.fptrunc(apart, self.vector), self.constant())
+
+    def _keep(self, flags: Any, first: Any, places: Any, count: Any) -> None:
+        """Appends the numbers of those points that have a flag, eight points at a time."""
+        builder, short = self.builder, ir.IntType(32)
+        eight = ir.VectorType(short, 8)
+        mask = builder.zext(builder.bitcast(flags, ir.IntType(LANES)), self.word)
+        for start in range(0, LANES, 8):
+            half = builder.and_(builder.lshr(mask, self.word(start)), self.word(255))
+            listed = builder.gep(self.numbers.data, [builder.mul(half, self.word(8))])
+            lanes = builder.load(builder.bitcast(listed, eight.as_pointer()), align=4)
+            from_first = builder.trunc(builder.add(first, self.word(start)), short)
+            held = builder.load(count)
+            place = builder.bitcast(builder.gep(places.data, [held]), eight.as_pointer())
+            builder.store(builder.add(lanes, self.everywhere(from_first, eight)), place, align=4)
+            builder.store(builder.add(held, builder.ctpop(half)), count)
+
+    def _row(self, row: int, first: Any) -> Any:
+        return self.builder.add(self.builder.mul(self.size, self.word(row)), first)
+
+    def _write(self, row: int, first: Any, values: Any) -> None:
+        place = self._vector_at(self.values, self._row(row, first))
+        self.builder.store(values, place, align=4)
+
+
+def _add_far(points: _Points, draws: list[Any], values: list[Any]) -> None:
+    """Adds a point that no draw brings near zero, so that nothing is clipped."""
+    for row, draw in zip((FAR_A, FAR_B), draws, strict=True):
+        points.add(row, draw, values[LINE])
+
+
+def _add_less(points: _Points, draws: list[Any], values: list[Any]) -> None:
+    """Adds a point that some draw brings near zero, or that is there: the noise of a less b's."""
+    builder = points.builder
+    for row, draw in zip((NEAR_A, NEAR_B), draws, strict=True):
+        points.add(row, draw, values[LINE])
+    behind = points.constant(*(0 for _ in KNOTS), _HUGE)
+    most = builder.fmul(values[ERROR], points.constant(*KNOTS, 1))
+    points.add(LEVELS, points.least(builder.fadd(values[SIZE], behind), most), values[WEIGHT])
+    _add_moves(points, MINUS, builder.fsub(*draws), values)
+
+
+def _add_more(points: _Points, draws: list[Any], values: list[Any]) -> None:
+    """Adds the same point once more: the noise of a and b's."""
+    _add_moves(points, PLUS, points.builder.fadd(*draws), values)
+
+
+def _add_moves(points: _Points, first: int, draws: Any, values: list[Any]) -> None:
+    """Adds how sums change as draws of noise are added, and as they are taken away."""
+    builder, size, weights = points.builder, values[SIZE], values[WEIGHT]
+    noise = builder.fmul(draws, values[TURNED_REACH])
+    above = points.absolute(builder.fadd(size, noise))
+    below = points.absolute(builder.fsub(size, noise))
+    for number, knot in enumerate(values[FIRST_KNOT:]):
+        change = builder.fsub(points.least(above, knot), points.least(below, knot))
+        points.add(first + number, change, weights)
+    points.add(first + len(KNOTS), builder.fsub(above, below), weights)
+    excess, zero = builder.fsub(points.absolute(noise), size), points.constant()
+    is_more = builder.fcmp_ordered(">", excess, zero)
+    points.add(EXCESS, builder.select(is_more, excess, zero), weights)
+
+
+def _adding(add: Callable[[_Points, list[Any], list[Any]], None], rows: Sequence[int]) -> Any:
+    """Returns an intrinsic that adds some points of a neuron to the sums of a pair.
+
+    Its arguments are the draws of a and of b (..., `LANES`), and the numbers of the first point
+    among all of each; how many points are added, and which of P, int32; what is known of all P
+    (`VALUES`, P); and the sums (`ROWS`, `LANES`). All but the numbers are float32, and all are
+    contiguous.
     """
 
     def typed(
-        context: Any, curve_a: Any, curve_b: Any, variance_a: Any, variance_b: Any, reach_a: Any,
-        reach_b: Any, rows_a: Any, rows_b: Any, at: Any, weight: Any, moves: Any, lines: Any,
-        levels: Any,
+        context: Any, rows_a: Any, rows_b: Any, first_a: Any, first_b: Any, count: Any, places: Any,
+        values: Any, sums: Any,
     ) -> Any:  # fmt: skip
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            given = [
-                None if n in (8, 9) else make_array(kind)(context, builder, value)
-                for n, (kind, value) in enumerate(zip(signature.args, arguments, strict=True))
-            ]
-            _Points(builder, given, arguments[8], arguments[9], paired).add()
+            points = _Points(rows, context, builder, signature.args, arguments)
+            points.sum_up(lambda draws, values: add(points, draws, values))
             return context.get_dummy_value()
 
-        arrays = curve_a, curve_b, variance_a, variance_b, reach_a, reach_b, rows_a, rows_b
-        return types.void(*arrays, types.intp, types.float32, moves, lines, levels), code
+        whole = (types.intp,) * 3
+        return types.void(rows_a, rows_b, *whole, places, values, sums), code
 
     return intrinsic(typed)
 
 
-class _Points:
-    """Writes the code of one vector of points."""
+def _sorting(paired: bool) -> Any:
+    """Returns an intrinsic that writes what is known of a neuron's points, and sorts them.
 
-    def __init__(self, builder: Any, given: Sequence[Any], at: Any, weight: Any, paired: bool):
-        self.builder = builder
-        self.paired = paired
-        self.word = ir.IntType(64)
-        self.vector = ir.VectorType(ir.FloatType(), LANES)
-        self.at = builder.mul(at, self.word(LANES))
-        self.rows_a, self.rows_b = given[6:8]
-        self.moves, self.lines, self.levels = given[10:]
-        self.weight = self._everywhere(weight)
-        self.apart = self._difference(*given[:2])
-        variance = self._paired_variance() if paired else self._sum(*given[2:4])
-        self.error = builder.call(self._function("sqrt", 1), [variance])
-        self.reach = self._sum(*given[4:6])
-        self.size = self._absolute(self.apart)
-        below = builder.fcmp_ordered("<", self.apart, self._constant(0))
-        self.sign = builder.select(below, self._constant(-1), self._constant(1))
-        equal = builder.fcmp_ordered("==", self.apart, self._constant(0))
-        self.weight_of_sign = builder.select(equal, self._constant(0), self.weight)
-        self.knots = [builder.fmul(self.error, self._constant(knot)) for knot in KNOTS]
+    Its arguments are the curves of a and of b float64, and the numbers of the neuron's first point
+    among all of each; the variance of their noise, and how far it reaches; the weight of the
+    neuron; the number of its first point among P, and how many it has, a multiple of `LANES`; what
+    is known of the P points (`VALUES`, P), to which it writes; which points are near zero, and
+    which are far from it (P + `LANES`,) int32, and how many so far (2,) int64, to which it adds;
+    and `SET_BITS`. All others are float32, and all are contiguous. A point is far if it is apart and
+    no draw brings it so close to zero that it is clipped. If `paired`, the standard errors are
+    there already. It returns the sum of the differences, which no weight multiplies.
+    """
 
-    def add(self) -> None:
-        """Adds what needs no draw, and then the draws: the short way if all points are far."""
-        builder = self.builder
-        for level, knot in enumerate(self.knots):
-            self._add(self.levels, self.word(level), self._least(self.size, knot))
-        self._add(self.levels, self.word(PLAIN), self.size)
-        self._add(self.levels, self.word(ERRORS), self.error)
-        self._add(self.levels, self.word(LEAN), self.apart, self._constant(1))
-        reached = builder.fmul(self.reach, self._constant(REACH))
-        limit = builder.fadd(reached, builder.fmul(self.error, self._constant(FARTHEST)))
-        near = builder.fcmp_ordered("<", self.size, limit)
-        mask = builder.bitcast(near, ir.IntType(LANES))
-        with builder.if_else(builder.icmp_unsigned("!=", mask, mask.type(0))) as (then, otherwise):
-            with then:
-                self._loop(self._near)
-            with otherwise:
-                self._loop(self._far)
-                draws = PATTERNS if self.paired else DRAWS
-                self._add(
-                    self.levels, self.word(BOTH), builder.fmul(self.size, self._constant(draws))
-                )
+    def typed(
+        context: Any, curve_a: Any, curve_b: Any, first_a: Any, first_b: Any, variance_a: Any,
+        variance_b: Any, reach_a: Any, reach_b: Any, weight: Any, first: Any, points: Any,
+        values: Any, near: Any, far: Any, counts: Any, numbers: Any,
+    ) -> Any:  # fmt: skip
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return _Sorter(paired, context, builder, signature.args, arguments).sort()
 
-    def _difference(self, a: Any, b: Any) -> Any:
-        """Returns a - b in float32, and zero where that may be rounding."""
-        wide = ir.VectorType(ir.DoubleType(), LANES)
-        curves = (self.builder.load(self._place(of, self.at, wide), align=8) for of in (a, b))
-        apart = self.builder.fsub(*curves)
-        absolute = ir.FunctionType(wide, [wide])
-        size = self.builder.call(
-            cgutils.get_or_insert_function(self.builder.module, absolute, f"llvm.fabs.v{LANES}f64"),
-            [apart],
-        )
-        apart = self.builder.fptrunc(apart, self.vector)
-        large = self.builder.fcmp_ordered(">", size, ir.Constant(wide, [ROUNDING] * LANES))
-        return self.builder.select(large, apart, self._constant(0))
+        noise = variance_a, variance_b, reach_a, reach_b, types.float32
+        whole = (types.intp,) * 2
+        lists = near, far, counts, numbers
+        return types.float32(curve_a, curve_b, *whole, *noise, *whole, values, *lists), code
 
-    def _sum(self, a: Any, b: Any) -> Any:
-        return self.builder.fadd(self._load(a, self.at), self._load(b, self.at))
-
-    def _paired_variance(self) -> Any:
-        """Returns the mean square of what the draws of a and of b differ by."""
-        total = cgutils.alloca_once_value(self.builder, self._constant(0))
-        with cgutils.for_range(self.builder, self.word(PATTERNS)) as loop:
-            one, other = self._draws(loop.index)
-            noise = self.builder.fsub(one, other)
-            square = self.builder.fmul(noise, noise)
-            self.builder.store(self.builder.fadd(self.builder.load(total), square), total)
-        return self.builder.fdiv(self.builder.load(total), self._constant(PATTERNS))
-
-    def _loop(self, body: Any) -> None:
-        """Calls `body` with the number of each pattern."""
-        with cgutils.for_range(self.builder, self.word(PATTERNS)) as loop:
-            body(loop.index)
-
-    def _draws(self, pattern: Any) -> list[Any]:
-        builder = self.builder
-        found = []
-        for rows in (self.rows_a, self.rows_b):
-            width = cgutils.unpack_tuple(builder, rows.shape)[1]
-            found.append(self._load(rows, builder.add(builder.mul(pattern, width), self.at)))
-        return found
-
-    def _turned(self, pattern: Any) -> list[Any]:
-        """Returns the draws of both sides, turned by the sign of the difference."""
-        return [self.builder.fmul(draw, self.sign) for draw in self._draws(pattern)]
-
-    def _far(self, pattern: Any) -> None:
-        for side, draw in zip((FAR_A, FAR_B), self._turned(pattern), strict=True):
-            self._add(self.lines, self._line(pattern, side), draw, self.weight_of_sign)
-
-    def _near(self, pattern: Any) -> None:
-        builder = self.builder
-        one, other = self._turned(pattern)
-        for side, draw in ((NEAR_A, one), (NEAR_B, other)):
-            self._add(self.lines, self._line(pattern, side), draw, self.weight_of_sign)
-        largest = self._constant(0)
-        for half in range(1 if self.paired else 0, 2):
-            noise = builder.fsub(one, other) if half else builder.fadd(one, other)
-            moved = builder.fmul(noise, self._constant(REACH))
-            above = self._absolute(builder.fadd(self.size, moved))
-            below = self._absolute(builder.fsub(self.size, moved))
-            row = builder.add(builder.mul(pattern, self.word(2)), self.word(half))
-            row = builder.mul(row, self.word(MOVES))
-            for number, knot in enumerate(self.knots):
-                change = builder.fsub(self._least(above, knot), self._least(below, knot))
-                self._add(self.moves, builder.add(row, self.word(number)), change)
-            plain = builder.add(row, self.word(len(KNOTS)))
-            self._add(self.moves, plain, builder.fsub(above, below))
-            size = self._absolute(moved)
-            larger = builder.select(builder.fcmp_ordered(">", self.size, size), self.size, size)
-            largest = builder.fadd(largest, larger)
-        self._add(self.levels, self.word(BOTH), largest)
-
-    def _line(self, pattern: Any, side: int) -> Any:
-        return self.builder.add(self.builder.mul(pattern, self.word(LINES)), self.word(side))
-
-    def _add(self, sums: Any, row: Any, values: Any, weight: Any = None) -> None:
-        """Adds weighted values to a vector of sums."""
-        place = self._place(sums, self.builder.mul(row, self.word(LANES)))
-        multiply_add = self._function("fma", 3)
-        sum_ = self.builder.load(place, align=4)
-        weight = self.weight if weight is None else weight
-        self.builder.store(self.builder.call(multiply_add, [weight, values, sum_]), place, align=4)
-
-    def _place(self, array: Any, offset: Any, kind: Any = None) -> Any:
-        start = self.builder.gep(array.data, [offset])
-        return self.builder.bitcast(start, (kind or self.vector).as_pointer())
-
-    def _load(self, array: Any, offset: Any) -> Any:
-        return self.builder.load(self._place(array, offset), align=4)
-
-    def _function(self, name: str, arguments: int) -> Any:
-        kind = ir.FunctionType(self.vector, [self.vector] * arguments)
-        return cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.{name}.v{LANES}f32")
-
-    def _absolute(self, values: Any) -> Any:
-        return self.builder.call(self._function("fabs", 1), [values])
-
-    def _least(self, x: Any, y: Any) -> Any:
-        return self.builder.select(self.builder.fcmp_ordered("<", x, y), x, y)
-
-    def _constant(self, value: float) -> Any:
-        return ir.Constant(self.vector, [float(value)] * LANES)
-
-    def _everywhere(self, value: Any) -> Any:
-        builder, unknown = self.builder, ir.Constant(self.vector, ir.Undefined)
-        first = builder.insert_element(unknown, value, ir.IntType(32)(0))
-        places = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        return builder.shuffle_vector(first, unknown, places)
+    return intrinsic(typed)
 
 
-add_points: Any = _add_points(paired=False)
-"""Adds a vector of points of two independent datasets."""
+sort_points: Any = _sorting(paired=False)
+"""Sorts the points of two independent datasets."""
 
-add_paired_points: Any = _add_points(paired=True)
-"""Adds a vector of points of two datasets whose images are in pairs."""
+sort_paired_points: Any = _sorting(paired=True)
+"""Sorts the points of two datasets whose images are in pairs."""
+
+add_far_points: Any = _adding(_add_far, (FAR_A, FAR_B))
+"""Adds points that are far from zero."""
+
+# More sums than these would not stay in registers.
+add_less: Any = _adding(_add_less, (*range(MINUS, MINUS + MOVES), NEAR_A, NEAR_B, EXCESS, LEVELS))
+"""Adds points near zero, with all draws that have a minus."""
+
+add_more: Any = _adding(_add_more, (*range(PLUS, PLUS + MOVES), EXCESS))
+"""Adds the draws of the same points that have a plus. Datasets whose images are in pairs have none.
+"""
