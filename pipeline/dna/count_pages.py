@@ -164,12 +164,10 @@ class _Header:
         return value >> 1 ^ -(value & 1)
 
 
-@intrinsic
-def _word_at(_: Any, page: Any, at: Any) -> Any:
-    """Loads eight bytes of a page as one number, the first byte as the lowest."""
-
+def _to_word(_: Any, page: Any, at: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        held = make_array(signature.args[0])(context, builder, arguments[0])
+        array: Any = make_array
+        held = array(signature.args[0])(context, builder, arguments[0])
         place = builder.gep(held.data, [arguments[1]])
         word = ir.IntType(64)
         return builder.load(builder.bitcast(place, word.as_pointer()), align=1)
@@ -177,12 +175,16 @@ def _word_at(_: Any, page: Any, at: Any) -> Any:
     return types.int64(page, types.intp), code
 
 
+_word_at: Any = intrinsic(_to_word)
+"""Loads eight bytes of a page as one number, the first byte as the lowest."""
+
+
 @compiled
 def _varint(page: PageBytes, at: int, stop: int) -> tuple[int, int]:
     """Returns a number of seven bits a byte, and where it ends: past `stop` if it is cut off."""
     value, shift = 0, 0
     while at < stop and shift < 64:
-        byte = np.int64(page[at])
+        byte = int(page[at])
         at += 1
         value |= (byte & 127) << shift
         shift += 7
@@ -277,7 +279,7 @@ def _read_differences(page: PageBytes, at: int, stop: int, to: Ints) -> bool:
         for part in range(parts):
             if done == size:
                 break
-            width = np.int64(page[widths + part])
+            width = int(page[widths + part])
             if width > _WIDEST or at + length * width // 8 > stop:
                 return False
             here = to[done : done + length]

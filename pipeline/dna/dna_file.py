@@ -180,7 +180,7 @@ class DnaFile:
         """
         neurons, counts = self.spec.tap(layer).neurons, self._plain_counts(layer)
         batches = self._batches(layer) if counts is None else self._without_counts(layer)
-        parts = {}
+        parts: dict[int, DNA] = {}
         for fold, rows in zip_longest(self.folds, batches):
             if fold is None or rows is None or pc.any(pc.not_equal(rows["fold"], fold)).as_py():
                 raise CorruptFile(f"{self.name}: layer {layer} does not hold its folds in order")
