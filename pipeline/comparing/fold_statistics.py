@@ -23,11 +23,21 @@ from numpy.typing import NDArray
 from pipeline.comparing.emd_kernel import ONE, distances
 from pipeline.comparing.fold_curves import FoldCurves
 from pipeline.comparing.fold_points import SPLITS
-from pipeline.comparing.intervals import ADDED, CHANGES, DRAWS, Estimates, estimate, floor, splits
+from pipeline.comparing.intervals import (
+    ADDED,
+    CHANGES,
+    DRAWS,
+    Estimates,
+    estimate,
+    floor,
+    floor_square,
+    splits,
+)
 from pipeline.comparing.noise_kernel import neuron_noise, noise_sums
 from pipeline.comparing.significance import (
     curve_difference_gram,
     difference_gram,
+    difference_grams,
     flip_test,
     fold_shares,
     paired_shares,
@@ -41,6 +51,9 @@ as the same, but have half of the degrees of freedom."""
 
 LEAST_COPIED = 0.95
 """From this share of both datasets' images in pairs on, one is taken for a copy of the other."""
+
+PAIRS_AT_ONCE = 256
+"""Pairs of DNAs that are estimated together. What is computed of them fits into caches."""
 
 FEW_NEURONS = 256
 """Inner products of up to so many neurons are computed in float64."""
@@ -292,49 +305,94 @@ NEURON_COLUMNS = ("emd", "shift", *PAIR_ESTIMATES)
 """What is known of a neuron's distance."""
 
 
-def estimates(sums: FoldSums) -> dict[str, Floats]:
+def estimates(sums: FoldSums, weight: float = 1.0, *, upper: bool = False) -> dict[str, Floats]:
     """Computes all estimates of pairs from their sums.
 
     Args:
-        sums: Means over neurons whose weights are not negative.
+        sums: Sums over neurons whose weights are not negative.
+        weight: What to divide them by: the weight of all neurons, or NaN.
+        upper: Whether only pairs above the diagonal are wanted.
 
     Returns:
-        (P, A, B) of each of `PAIR_ESTIMATES`; NaN if a DNA has fewer than two folds.
+        (P, A, B) of each of `PAIR_ESTIMATES`; NaN if a DNA has fewer than two folds, and for pairs
+        that are not wanted.
     """
     found = {name: np.full(sums.theta.shape, np.nan) for name in PAIR_ESTIMATES}
     folds_a, folds_b = ((images > 0).sum(axis=1) for images in (sums.images_a, sums.images_b))
     estimated = (folds_a >= 2)[:, None] & (folds_b >= 2)
+    if upper:
+        estimated = np.triu(estimated, 1)
     found["paired"][:] = np.where(estimated, sums.paired, np.nan)
-    together = sums.paired >= LEAST_PAIRED
     for k_a, k_b in product(np.unique(folds_a).tolist(), np.unique(folds_b).tolist()):
         if min(k_a, k_b) < 2:
             continue
-        a, b = np.flatnonzero(folds_a == k_a), np.flatnonzero(folds_b == k_b)
-        images_a, images_b = sums.images_a[a, None, :k_a], sums.images_b[None, b, :k_b]
-        here = np.ix_(np.arange(len(sums.theta)), a, b)
-        flags = together[np.ix_(a, b)], sums.copied[np.ix_(a, b)] >= LEAST_COPIED
-        of_emd = estimate(sums.theta[here], sums.added[here], sums.changes[here], k_a, k_b, *flags)
-        for name in INTERVAL:
-            found[name][here] = getattr(of_emd, name)
-        found["floor"][here] = floor(
-            sums.half_a[:, a, None, : len(splits(k_a))],
-            images_a,
-            sums.half_b[:, None, b, : len(splits(k_b))],
-            images_b,
-        )
-        apart = difference_gram(
-            sums.gram_aa[:, a, None, :k_a, :k_a],
-            sums.gram_bb[:, None, b, :k_b, :k_b],
-            sums.gram_ab[here][..., :k_a, :k_b],
-            *fold_shares(images_a, images_b),
-        )
-        alone = ~together[np.ix_(a, b)]
-        p = np.full(found["p"][here].shape, np.nan)
-        p[:, alone] = flip_test(apart[:, alone])
-        found["p"][here] = p
-    for i, j in np.argwhere(together & estimated):
-        found["p"][:, i, j] = _paired_test(sums.select(slice(i, i + 1), slice(j, j + 1)))
+        alike = _OfAlike.of(sums, weight, k_a, k_b)
+        pairs = np.argwhere(estimated & (folds_a == k_a)[:, None] & (folds_b == k_b))
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            rows, columns = pairs[start : start + PAIRS_AT_ONCE].T
+            for name, values in alike.estimates(rows, columns).items():
+                found[name][:, rows, columns] = values
+    for i, j in np.argwhere((sums.paired >= LEAST_PAIRED) & estimated):
+        one = sums.select(slice(i, i + 1), slice(j, j + 1))
+        found["p"][:, i, j] = _paired_test(one.divided(weight))
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _OfAlike:
+    """Estimates of pairs whose DNAs have so many folds.
+
+    Attributes:
+        sums: Sums over neurons.
+        weight: What to divide them by.
+        folds: Folds of a, and of b.
+        squares: What each DNA of a, and of b, adds to the square of a floor.
+        grams: Means of the inner products of the folds of each DNA of a, and of b.
+    """
+
+    sums: FoldSums
+    weight: float
+    folds: tuple[int, int]
+    squares: tuple[Floats, Floats]
+    grams: tuple[Floats, Floats]
+
+    @classmethod
+    def of(cls, sums: FoldSums, weight: float, k_a: int, k_b: int) -> _OfAlike:
+        sides = (
+            (k_a, sums.half_a, sums.images_a, sums.gram_aa),
+            (k_b, sums.half_b, sums.images_b, sums.gram_bb),
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):  # of DNAs without folds
+            squares = [
+                floor_square(halves[..., : len(splits(k))] / weight, images[:, :k])
+                for k, halves, images, _ in sides
+            ]
+        grams = [gram[..., :k, :k] / weight for k, _, _, gram in sides]
+        return cls(sums, weight, (k_a, k_b), (squares[0], squares[1]), (grams[0], grams[1]))
+
+    def estimates(self, rows: Ints, columns: Ints) -> dict[str, Floats]:
+        """Returns the (P, N) estimates of N pairs."""
+        sums, (k_a, k_b) = self.sums, self.folds
+        emd, added, changes = (
+            of[:, rows, columns] / self.weight for of in (sums.theta, sums.added, sums.changes)
+        )
+        together = sums.paired[rows, columns] >= LEAST_PAIRED
+        copied = sums.copied[rows, columns] >= LEAST_COPIED
+        of_emd = estimate(emd, added, changes, k_a, k_b, together, copied)
+        found = {name: getattr(of_emd, name) for name in INTERVAL}
+        found["floor"] = np.sqrt(self.squares[0][:, rows] + self.squares[1][:, columns])
+        found["p"] = np.full(emd.shape, np.nan)
+        found["p"][:, ~together] = self._test(rows[~together], columns[~together])
+        return found
+
+    def _test(self, rows: Ints, columns: Ints) -> Floats:
+        """Returns the (P, N) p of N pairs of independent datasets."""
+        (k_a, k_b), (own_a, own_b) = self.folds, self.grams
+        across = self.sums.gram_ab[:, rows, columns, :k_a, :k_b] / self.weight
+        if k_a == k_b:
+            return flip_test(difference_grams(own_a, own_b, across, rows, columns))
+        shares = fold_shares(self.sums.images_a[rows, :k_a], self.sums.images_b[columns, :k_b])
+        return flip_test(difference_gram(own_a[:, rows], own_b[:, columns], across, *shares))
 
 
 def _paired_test(sums: FoldSums) -> Floats:

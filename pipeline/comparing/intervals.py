@@ -63,6 +63,7 @@ from numpy.typing import NDArray
 from scipy.linalg import hadamard
 from scipy.special import stdtrit
 
+from pipeline.compiled import compiled
 from pipeline.dna import Floats
 from pipeline.spec import FOLDS
 
@@ -165,10 +166,13 @@ def estimate(
     if min(folds_a, folds_b) < 2:
         unknown = np.full_like(emd, np.nan)
         return Estimates(unknown, unknown, unknown, unknown)
-    variances = (changes**2).mean(axis=-2)
+    sums = len(CHANGES)
+    variances, sides = np.empty((*emd.shape, sums)), np.empty((*emd.shape, 2))
+    flat = changes.reshape(-1, DRAWS, sums)
+    _mean_squares(flat, variances.reshape(-1, sums), sides.reshape(-1, 2))
     plain = variances[..., 0]
     more = np.maximum(variances[..., _FULL].max(axis=-1) - plain, 0)
-    freedom = _freedom(changes[..., 0], folds_a, folds_b)
+    freedom = _freedom(sides, folds_a, folds_b)
     quantile: Floats = stdtrit(freedom, (1 + CONFIDENCE) / 2)
 
     def tightest(which: slice, sign: int) -> tuple[Floats, Floats]:
@@ -235,13 +239,44 @@ def _upper_end(sums: Floats, emd: Floats, quantile: Floats, spread: Floats, more
         return cast(Floats, np.where(full < emd, (sums + root) / (1 - rising), full))
 
 
-def _freedom(changes: Floats, folds_a: int, folds_b: int) -> Floats:
+@compiled
+def _mean_squares(changes: Floats, variances: Floats, sides: Floats) -> None:
+    """Writes the (N, 8) mean squares of (N, 30, 8) changes, and the (N, 2) of each side's `emd`.
+
+    The changes of a side are the sums of each two draws, and those of the other their differences.
+    """
+    draws, sums = changes.shape[1:]
+    both = np.empty((2, draws // 2))
+    for n in range(len(changes)):
+        variances[n] = 0
+        for k in range(draws):
+            for i in range(sums):
+                variances[n, i] += changes[n, k, i] * changes[n, k, i]
+        for i in range(sums):
+            variances[n, i] /= draws
+        for k in range(draws // 2):
+            plus, minus = changes[n, 2 * k, 0], changes[n, 2 * k + 1, 0]
+            both[0, k] = (plus + minus) * (plus + minus)
+            both[1, k] = (plus - minus) * (plus - minus)
+        for side in range(2):
+            sides[n, side] = _in_pairs(both[side]) / (draws // 2)
+
+
+@compiled
+def _in_pairs(x: Floats) -> float:
+    """Returns the sum of eight values or more, in the order in which NumPy adds them."""
+    total: float = ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
+    for i in range(8, len(x)):
+        total += x[i]
+    return total
+
+
+def _freedom(sides: Floats, folds_a: int, folds_b: int) -> Floats:
     """Returns the degrees of freedom of the sum of both sides' variances (Satterthwaite, 1946).
 
     For draws that are there twice, that is the number of folds less one.
     """
-    plus, minus = changes[..., 0::2], changes[..., 1::2]
-    one, other = (((plus + sign * minus) ** 2).mean(axis=-1) for sign in (1, -1))
+    one, other = sides[..., 0], sides[..., 1]
     scale = one**2 / (folds_a - 1) + other**2 / (folds_b - 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = (one + other) ** 2 / scale
@@ -258,6 +293,7 @@ def _root(square: Floats) -> Floats:
     return cast(Floats, np.sqrt(np.maximum(square, 0)))  # NaN stays
 
 
+@cache
 def splits(folds: int) -> NDArray[np.int64]:
     """Finds balanced ways to cut folds in halves.
 
@@ -273,7 +309,9 @@ def splits(folds: int) -> NDArray[np.int64]:
     size = 1 << (folds - 1).bit_length()
     rows = hadamard(size, dtype=np.int64)[1:, :folds]
     uneven = np.abs(rows.sum(axis=1))
-    return np.ascontiguousarray(rows[uneven == uneven.min()])
+    found = np.ascontiguousarray(rows[uneven == uneven.min()])
+    found.flags.writeable = False
+    return found
 
 
 def floor(halves_a: Floats, images_a: Images, halves_b: Floats, images_b: Images) -> Floats:
@@ -291,12 +329,22 @@ def floor(halves_a: Floats, images_a: Images, halves_b: Floats, images_b: Images
     Returns:
         (...) distances, in bins.
     """
-    square = 0.0
-    for apart, images in ((halves_a, images_a), (halves_b, images_b)):
-        one = (splits(images.shape[-1]) + 1) // 2
-        share = (images @ one.T) / images.sum(axis=-1, keepdims=True)
-        square = square + (apart**2 * share * (1 - share)).mean(axis=-1)
-    return cast(Floats, np.sqrt(square))
+    return np.sqrt(floor_square(halves_a, images_a) + floor_square(halves_b, images_b))
+
+
+def floor_square(halves: Floats, images: Images) -> Floats:
+    """Computes what one of two samples adds to the square of their `floor`.
+
+    Args:
+        halves: (..., S) distances between the two sides of each of the `splits` of its folds.
+        images: (..., K) images of each fold.
+
+    Returns:
+        (...) squared distances, in bins.
+    """
+    one = (splits(images.shape[-1]) + 1) // 2
+    share = (images @ one.T) / images.sum(axis=-1, keepdims=True)
+    return cast(Floats, (halves**2 * share * (1 - share)).mean(axis=-1))
 
 
 @cache

@@ -39,6 +39,9 @@ CHECKED_IMAGES = 16
 LEAST_FOLDS = 6
 """The fewest folds that are tested. Their smallest possible p is 1 / 2^5, which is below 5%."""
 
+_BESIDE = 3
+"""Differences whose signs are all tried at once, for each choice of the others' signs."""
+
 _SKEWNESS = 2.0
 """Factor of the cubes in the statistic of a test; `_correct_skewness` derives it."""
 
@@ -71,6 +74,53 @@ def difference_gram(
     spread = size - (own_a.sum(axis=(-1, -2)) + own_b.sum(axis=(-1, -2))) / pairs
     difference[_trace(difference) <= 1e-6 * np.abs(spread) + 1e-13 * size] = 0
     return difference
+
+
+def difference_grams(
+    gram_aa: Floats, gram_bb: Floats, gram_ab: Floats, rows: Ints, columns: Ints
+) -> Floats:
+    """Computes `difference_gram` of many pairs of datasets that have equally many folds.
+
+    Args:
+        gram_aa: (P, A, K, K) inner products of the cumulative distributions of a's folds.
+        gram_bb: (P, B, K, K) those of b's folds.
+        gram_ab: (P, N, K, K) those of a's folds with b's, of the pairs.
+        rows: (N,) which of a is in a pair.
+        columns: (N,) which of b is in it.
+
+    Returns:
+        (P, N, K, K) inner products of the differences of folds of one place.
+    """
+    found = np.empty_like(gram_ab)
+    for plane in range(len(found)):
+        own = np.ascontiguousarray(gram_aa[plane]), np.ascontiguousarray(gram_bb[plane])
+        _subtract(*own, gram_ab[plane], rows, columns, found[plane])
+    return found
+
+
+@compiled
+def _subtract(
+    gram_aa: Floats, gram_bb: Floats, gram_ab: Floats, rows: Ints, columns: Ints, found: Floats
+) -> None:
+    folds = gram_ab.shape[-1]
+    for n in range(len(rows)):
+        own_a, own_b, across, difference = (
+            gram_aa[rows[n]],
+            gram_bb[columns[n]],
+            gram_ab[n],
+            found[n],
+        )
+        size, total, trace = 0.0, 0.0, 0.0
+        for i in range(folds):
+            for j in range(folds):
+                own = own_a[i, j] + own_b[i, j]
+                total += own
+                difference[i, j] = own - across[i, j] - across[j, i]
+            size += own_a[i, i] + own_b[i, i]
+            trace += difference[i, i]
+        spread = size - total / folds
+        if trace <= 1e-6 * abs(spread) + 1e-13 * size:
+            difference[:] = 0
 
 
 def curve_difference_gram(
@@ -170,13 +220,13 @@ def flip_test(gram: Floats) -> Floats:
     if folds < LEAST_FOLDS:
         return np.full(gram.shape[:-2], np.nan)
     found = np.empty(len(flat))
-    _flip_tests(_correct_skewness(flat), found)
-    found[~np.isfinite(flat).all(axis=(1, 2))] = np.nan
+    _flip_tests(flat, found)
     return found.reshape(gram.shape[:-2])
 
 
-def _correct_skewness(gram: Floats) -> Floats:
-    """Returns h + 2 h^3 / (sum of all h^2) for the inner product h of each two differences.
+@compiled
+def _correct_skewness(gram: Floats, to: Floats) -> None:
+    """Writes h + 2 h^3 / (sum of all h^2) for the inner product h of each two differences.
 
     Let W be the sum of h over all pairs, in units of its deviation under random signs. Differences
     of few images from many are skewed, so that h^3 has a mean above zero: c in those units, over
@@ -189,92 +239,112 @@ def _correct_skewness(gram: Floats) -> Floats:
     20% and nothing depends on it. Cubes change their sign as h does, so that the test stays exact
     for differences that are symmetric.
     """
-    folds = gram.shape[-1]
-    squares = gram**2
-    squares[:, range(folds), range(folds)] = 0
-    total = squares.sum(axis=(1, 2))[:, None, None] / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(total > 0, squares / total, 0)
-    return np.asarray(gram * (1 + _SKEWNESS * share))
+    total = 0.0
+    for i in range(len(gram)):
+        for j in range(len(gram)):
+            total += gram[i, j] * gram[i, j] if i != j else 0.0
+    total /= 2
+    for i in range(len(gram)):
+        for j in range(len(gram)):
+            h = gram[i, j]
+            share = h * h / total if i != j and total > 0 else 0.0
+            to[i, j] = h * (1 + _SKEWNESS * share)
 
 
 @compiled
 def _flip_tests(gram: Floats, p: Floats) -> None:
     """Writes the (N,) p of N grams.
 
-    All signs of the first half of the differences, whose first keeps its sign, are held at once.
-    Those of the other half follow each other so that only one changes at a time (a Gray code).
+    All signs of the first half of the differences, whose first keeps its sign, are held at once,
+    and so are those of the next three. Those of the others follow each other so that only one
+    changes at a time (a Gray code).
     """
     folds = gram.shape[-1]
     free = folds // 2
     at = folds - free
-    mine, theirs = _signs(at - 1), _signs(free)
-    lengths, within = np.empty(mine.shape[1]), np.empty(theirs.shape[1])
+    lengths, within, room = np.empty(1 << at - 1), np.empty(1 << free), np.empty(1 << free)
     products = np.empty((free, len(lengths)))
+    turned = np.empty((1 << _BESIDE, len(lengths)))
+    one, none = np.empty((folds, folds)), np.zeros(folds)
     for test in range(len(gram)):
-        one = gram[test]
-        _square(one[1:at, 1:at], mine, lengths)
-        for k in range(len(lengths)):
-            lengths[k] += one[0, 0]
-        for i in range(1, at):
-            for k in range(len(lengths)):
-                lengths[k] += 2 * one[0, i] * mine[i - 1, k]
+        _correct_skewness(gram[test], one)
+        if not np.isfinite(one).all():
+            p[test] = np.nan
+            continue
+        _square(one[1:at, 1:at], one[0, 1:at], one[0, 0], room, lengths)
         for j in range(free):
-            products[j] = 2 * one[0, at + j]
-            for i in range(1, at):
-                for k in range(len(lengths)):
-                    products[j, k] += 2 * one[i, at + j] * mine[i - 1, k]
+            _choose_signs(2 * one[1:at, at + j], 2 * one[0, at + j], products[j])
             for k in range(len(lengths)):
                 lengths[k] += products[j, k]
-        _square(one[at:, at:], theirs, within)
+        _square(one[at:, at:], none[at:], 0.0, room, within)
         found = lengths[0] + within[0]
         for i in range(folds):  # equal lengths differ by rounding
             found -= 1e-6 * one[i, i]
-        count = _turn(lengths, products[0], 0.0, found - within[0])
+        turned[0] = 0
+        for j in range(_BESIDE):
+            for choice in range(1 << j):
+                for k in range(len(lengths)):
+                    turned[choice + (1 << j), k] = turned[choice, k] - 2 * products[j, k]
+        for choice in range(len(within)):
+            within[choice] = found - within[choice]
+        count = _at_least(lengths, products[0], 0.0, turned, within)
         choice = 0
-        for step in range(1, 1 << free):
+        for step in range(1, 1 << free - _BESIDE):
             other = 0
             while not step >> other & 1:
                 other += 1
             choice ^= 1 << other
             sign = -2.0 if choice >> other & 1 else 2.0
-            count += _turn(lengths, products[other], sign, found - within[choice])
+            least = within[choice << _BESIDE :]
+            count += _at_least(lengths, products[_BESIDE + other], sign, turned, least)
         p[test] = count / 2.0 ** (folds - 1)
 
 
 @compiled
-def _turn(lengths: Floats, products: Floats, sign: float, least: float) -> int:
-    """Adds products to squared lengths, and counts the lengths that are at least so large."""
+def _at_least(lengths: Floats, products: Floats, sign: float, turned: Floats, least: Floats) -> int:
+    """Adds products to squared lengths, and counts how many are so large, turned in each way."""
     count = 0
+    a, b, c, d, e, f, g, h = (
+        least[0], least[1], least[2], least[3], least[4], least[5], least[6], least[7],
+    )  # fmt: skip
     for k in range(len(lengths)):
         length = lengths[k] + sign * products[k]
         lengths[k] = length
-        count += 1 if length >= least else 0
+        count += 1 if length + turned[0, k] >= a else 0
+        count += 1 if length + turned[1, k] >= b else 0
+        count += 1 if length + turned[2, k] >= c else 0
+        count += 1 if length + turned[3, k] >= d else 0
+        count += 1 if length + turned[4, k] >= e else 0
+        count += 1 if length + turned[5, k] >= f else 0
+        count += 1 if length + turned[6, k] >= g else 0
+        count += 1 if length + turned[7, k] >= h else 0
     return count
 
 
 @compiled
-def _signs(folds: int) -> Floats:
-    """Returns all (folds, 2^folds) choices of signs, the unchanged one first."""
-    signs = np.ones((folds, 1 << folds))
-    for i in range(folds):
-        for k in range(1 << folds):
-            if k >> i & 1:
-                signs[i, k] = -1.0
-    return signs
+def _choose_signs(terms: Floats, constant: float, to: Floats) -> None:
+    """Writes a constant plus all terms, for all choices of their signs, the unchanged one first."""
+    to[0] = constant
+    for i in range(len(terms)):
+        size = 1 << i
+        for k in range(size):
+            to[size + k] = to[k] - terms[i]
+        for k in range(size):
+            to[k] += terms[i]
 
 
 @compiled
-def _square(gram: Floats, signs: Floats, to: Floats) -> None:
+def _square(gram: Floats, fixed: Floats, constant: float, room: Floats, to: Floats) -> None:
     """Writes the squared length of the sum of differences, for all choices of their signs."""
-    for k in range(len(to)):
-        to[k] = 0.0
-        for i in range(len(gram)):
-            to[k] += gram[i, i]
+    # `fixed` are the products with a difference that keeps its sign, whose square is `constant`.
+    to[0] = constant
     for i in range(len(gram)):
-        for j in range(i):
-            for k in range(len(to)):
-                to[k] += 2 * gram[i, j] * signs[i, k] * signs[j, k]
+        size = 1 << i
+        _choose_signs(gram[i, :i], fixed[i], room)
+        for k in range(size):
+            to[size + k] = to[k] + gram[i, i] - 2 * room[k]
+        for k in range(size):
+            to[k] += gram[i, i] + 2 * room[k]
 
 
 def false_discovery(p: Floats) -> Floats:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.comparing import layer_cache
 from pipeline.comparing.comparison_job import Job
 from pipeline.comparing.emd_kernel import distances
-from pipeline.comparing.fold_statistics import PAIR_ESTIMATES, FoldSums, estimates, fold_sums
+from pipeline.comparing.fold_statistics import FoldSums, estimates, fold_sums
 from pipeline.comparing.gaussians import frechet, frechet_1d
 from pipeline.comparing.layer_cache import LayerData, TileCache
 from pipeline.comparing.tiles import Step, Tile
@@ -147,22 +147,14 @@ class _TileLayer:
 def _estimates(sums: FoldSums, scale: float, *, square: bool) -> Block:
     """Returns the (A, B) estimates of all pairs from sums of one plane.
 
-    They are computed row by row, which bounds memory. A square has each pair once, and NaN on the
-    diagonal.
+    A square has each pair once, and NaN on the diagonal.
     """
-    _, rows, columns = sums.theta.shape
-    block = {name: np.full((rows, columns), np.nan) for name in PAIR_ESTIMATES}
-    for row in range(rows):
-        first = row + 1 if square else 0
-        if first == columns:
-            continue
-        some = sums.select(slice(row, row + 1), slice(first, None))
-        found = estimates(some.divided(scale))
-        for name in PAIR_ESTIMATES:
-            block[name][row, first:] = found[name][0, 0]
-            if square:
-                block[name][first:, row] = found[name][0, 0]
-    return block
+    found = {name: of[0] for name, of in estimates(sums, scale, upper=square).items()}
+    if square:
+        for values in found.values():
+            below = np.tril_indices(len(values), -1)
+            values[below] = values.T[below]
+    return found
 
 
 def _nfd(a: LayerData, b: LayerData, weights: Floats) -> Floats:

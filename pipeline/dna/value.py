@@ -322,7 +322,7 @@ class DNA:
         """
         found = self.counts.sum(axis=1) + self.underflow + self.overflow + self.nonfinite
         expected = self.images * self.positions
-        negative = np.asarray((self.counts < 0).any(axis=1))
+        negative = np.asarray(self.counts.min(axis=1, initial=0) < 0)
         for column in INT_COLUMNS:
             negative |= getattr(self, column) < 0
         wrong = np.flatnonzero(negative if self.unknown else (found != expected) | negative)
