@@ -1,6 +1,6 @@
 """Reads counts from the pages of a Parquet file, several times as fast as pyarrow does.
 
->>> read_count_pages(data, parquet, 0, 1000)                     # doctest: +SKIP
+>>> read_count_pages(data, parquet, 0, "counts", 1000)           # doctest: +SKIP
 
 Counts are lists of one length without nulls, compressed with zstd, and kept as differences
 (`DELTA_BINARY_PACKED`). Most of pyarrow's time goes into finding where lists begin and which values
@@ -25,8 +25,6 @@ from pipeline.compiled import compiled
 from pipeline.dna.arrays import Ints
 
 PageBytes = NDArray[np.uint8]
-
-_PATH = "counts.list.element"
 
 _DATA_PAGE, _DELTA, _RLE = 0, 5, 3
 """Numbers in the header of a page: the kind of page, and encodings of values and levels."""
@@ -53,35 +51,39 @@ _UNEXPECTED = (
 """What reading raises if the pages are damaged, or of another layout."""
 
 
-def read_count_pages(data: Any, parquet: pq.ParquetFile, row_group: int, bins: int) -> Ints | None:
-    """Reads the counts of one row group.
+def read_count_pages(
+    data: Any, parquet: pq.ParquetFile, row_group: int, column: str, length: int
+) -> Ints | None:
+    """Reads one column of a row group.
 
     Args:
         data: The bytes of the file, or a memory map.
         parquet: The open file.
         row_group: The number of the row group.
-        bins: How many counts a row has.
+        column: The column.
+        length: How many counts a row has.
 
     Returns:
-        (rows, bins) int64, or None if the column is not written as expected, or is damaged.
+        (rows, length) int64, or None if the column is not written as expected, or is damaged.
     """
     found = parquet.metadata.row_group(row_group)
     columns = [found.column(index) for index in range(found.num_columns)]
-    index = next((i for i, column in enumerate(columns) if column.path_in_schema == _PATH), None)
+    path = f"{column}.list.element"
+    index = next((i for i, chunk in enumerate(columns) if chunk.path_in_schema == path), None)
     if index is None:
         return None
-    column, levels = columns[index], parquet.schema.column(index)
-    kind = (column.physical_type, column.compression, column.dictionary_page_offset)
+    chunk, levels = columns[index], parquet.schema.column(index)
+    kind = (chunk.physical_type, chunk.compression, chunk.dictionary_page_offset)
     deep = (levels.max_repetition_level, levels.max_definition_level)
     if (kind, deep) != (("INT64", "ZSTD", None), (1, 3)):
         return None
-    if not column.num_values == found.num_rows * bins > 0:
+    if not chunk.num_values == found.num_rows * length > 0:
         return None
-    counts = np.empty((found.num_rows, bins), np.int64)
-    start = column.data_page_offset
-    pages = memoryview(data)[start : start + column.total_compressed_size]
+    counts = np.empty((found.num_rows, length), np.int64)
+    start = chunk.data_page_offset
+    pages = memoryview(data)[start : start + chunk.total_compressed_size]
     try:
-        plain = _read(pages, column.total_uncompressed_size, bins, counts.reshape(-1))
+        plain = _read(pages, chunk.total_uncompressed_size, length, counts.reshape(-1))
     except _UNEXPECTED:
         return None
     return counts if plain else None
@@ -103,7 +105,8 @@ def _read(pages: memoryview, largest: int, bins: int, to: Ints) -> bool:
         body = pages[start:at]
         if zlib.crc32(body) != fields[4] & 0xFFFFFFFF:
             return False
-        page = np.zeros(length + _WORD, np.uint8)
+        page = np.empty(length + _WORD, np.uint8)
+        page[length:] = 0
         page[:length] = np.frombuffer(pa.decompress(body, length, "zstd"), np.uint8)
         here = to[done : done + about[1]]
         if not 0 < about[1] == len(here) or not _read_page(page, length, done, bins, here):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -160,7 +161,7 @@ class DnaFile:
             ConservationError: The counts do not add up to the images.
         """
         wanted = self.spec.layers if layers is None else layers
-        parts = [self._decode(self._group(layer), layer, self._totals[""]) for layer in wanted]
+        parts = [self._read_layer(layer) for layer in wanted]
         dna = parts[0] if len(parts) == 1 else _concatenate(parts)
         dna.check(self.name)
         return dna
@@ -242,14 +243,23 @@ class DnaFile:
 
     def _plain_counts(self, layer: str) -> Ints | None:
         """Returns the (rows, bins) counts of a layer, or None if only pyarrow can read them."""
-        from pipeline.dna.count_pages import read_count_pages  # numba takes long to import
-
         self._require_loaded(layer)
         if any("counts" in totals.unknown for totals in self._totals.values()):
             return None
-        return read_count_pages(
-            self._sealed.data, self._sealed.parquet, self._index(layer), self.spec.bins
+        if "numba" not in sys.modules:  # importing it takes longer than pyarrow takes for a DNA
+            return None
+        from pipeline.dna.count_pages import read_count_pages
+
+        sealed = self._sealed
+        index, bins = self._index(layer), self.spec.bins
+        return read_count_pages(sealed.data, sealed.parquet, index, "counts", bins)
+
+    def _read_layer(self, layer: str) -> DNA:
+        counts = self._plain_counts(layer)
+        rows = (
+            self._group(layer) if counts is None else pa.concat_tables(self._without_counts(layer))
         )
+        return self._decode(rows, layer, self._totals[""], counts)
 
     def _without_counts(self, layer: str) -> Iterator[pa.Table]:
         """Yields the same rows as `_batches`, but for their counts."""

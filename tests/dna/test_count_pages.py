@@ -26,7 +26,7 @@ def written(rows: Any, **layout: Any) -> bytes:
 
 
 def counts_in(data: bytes, bins: int) -> Ints | None:
-    return read_count_pages(data, open_parquet(data, "test"), 0, bins)
+    return read_count_pages(data, open_parquet(data, "test"), 0, "counts", bins)
 
 
 @pytest.mark.parametrize("bins", [1, 7, 100, 1000])
@@ -70,7 +70,7 @@ def test_no_flipped_bit_of_a_page_changes_what_is_read() -> None:
     for bit in range(8 * column.total_compressed_size):
         broken = bytearray(data)
         broken[start + bit // 8] ^= 1 << bit % 8
-        found = read_count_pages(broken, parquet, 0, 20)
+        found = read_count_pages(broken, parquet, 0, "counts", 20)
         read += found is not None
         assert found is None or np.array_equal(found, rows)
     assert 0 < read < 4 * column.total_compressed_size  # statistics are not looked at
