@@ -109,7 +109,8 @@ def _read(pages: memoryview, largest: int, bins: int, to: Ints) -> bool:
         page[length:] = 0
         page[:length] = np.frombuffer(pa.decompress(body, length, "zstd"), np.uint8)
         here = to[done : done + about[1]]
-        if not 0 < about[1] == len(here) or not _read_page(page, length, done, bins, here):
+        whole = 0 < about[1] == len(here) and len(here) % bins == 0  # pages hold whole rows
+        if not whole or not _read_page(page, length, bins, here):
             return False
         done += len(here)
     return at == len(pages)
@@ -203,9 +204,9 @@ def _signed(value: int) -> int:
 
 
 @compiled
-def _read_page(page: PageBytes, stop: int, first: int, bins: int, to: Ints) -> bool:
+def _read_page(page: PageBytes, stop: int, bins: int, to: Ints) -> bool:
     """Fills counts from a page of version 1, and tells whether it was as expected."""
-    # `first` is the number of the page's first value. The page ends at `stop`, and is padded.
+    # The page ends at `stop`, and is padded.
     at = 0
     for width, level, every in ((1, 1, bins), (2, 3, 0)):
         if at + 4 > stop:
@@ -214,7 +215,7 @@ def _read_page(page: PageBytes, stop: int, first: int, bins: int, to: Ints) -> b
         at += 4
         if size > stop - at:
             return False
-        if not _has_levels(page, at, at + size, width, level, every, first, len(to)):
+        if not _has_levels(page, at, at + size, width, level, every, len(to)):
             return False
         at += size
     return _read_differences(page, at, stop, to)
@@ -222,7 +223,7 @@ def _read_page(page: PageBytes, stop: int, first: int, bins: int, to: Ints) -> b
 
 @compiled
 def _has_levels(
-    page: PageBytes, at: int, stop: int, width: int, level: int, every: int, first: int, size: int
+    page: PageBytes, at: int, stop: int, width: int, level: int, every: int, size: int
 ) -> bool:
     """Tells whether the levels of all values are equal, but 0 where a list begins."""
     # Levels are in runs, or in groups of eight values of `width` bits. A list begins at every
@@ -236,19 +237,18 @@ def _has_levels(
         used = length * width if packed else 1
         if at + used > stop:
             return False
-        place = first + done
         if packed:
             length = min(8 * length, size - done)
             for i in range(length):
                 bit = i * width
                 found = page[at + (bit >> 3)] >> (bit & 7) & ((1 << width) - 1)
-                begins = every > 0 and (place + i) % every == 0
+                begins = every > 0 and (done + i) % every == 0
                 if found != (0 if begins else level):
                     return False
         else:
             length = min(length, size - done)
             found = page[at]
-            begun = 0 if every == 0 else -(-(place + length) // every) - -(-place // every)
+            begun = 0 if every == 0 else -(-(done + length) // every) - -(-done // every)
             if begun != (length if found == 0 else 0) or found not in (0, level):
                 return False
         at += used

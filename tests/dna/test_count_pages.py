@@ -60,6 +60,10 @@ def test_other_lists_and_layouts_are_left_to_pyarrow(rows: Any, layout: dict[str
     assert counts_in(written(rows, **layout), 2) is None
 
 
+def test_one_list_is_not_taken_for_two() -> None:
+    assert counts_in(written([[1] * 31, [1]]), 16) is None
+
+
 def test_no_flipped_bit_of_a_page_changes_what_is_read() -> None:
     rows = np.random.default_rng(0).integers(0, 9, (4, 20))
     data = written(rows)
