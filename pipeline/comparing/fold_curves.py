@@ -164,7 +164,7 @@ class FoldCurves:
         self.halves[:, slot, : points.halves.shape[1]] = points.halves
         self.unknown[:, slot] = (points.totals == 0).any(axis=0)
         _fill(
-            points.below,
+            np.ascontiguousarray(points.below.transpose(1, 0, 2)),  # as they are kept
             points.totals,
             np.ascontiguousarray(patterns(points.numbers).T),
             grid(self.bins, len(self.unknown), self.step),
@@ -189,24 +189,28 @@ def _fill(
 ) -> None:
     """Fills the curves of one DNA from the counts of its folds at the bins `at`.
 
-    `signs` (K, 15) are factors of the folds for each draw.
+    `below` is (C, K, points). `signs` (K, 15) are factors of the folds for each draw.
     """
-    deviation = np.zeros(at.shape[1])
+    deviation, added = np.zeros(at.shape[1]), np.zeros(at.shape[1], np.int64)
     draws = np.zeros((at.shape[1], signs.shape[1]))
     for neuron in range(len(at)):
         points = 0
         while points < at.shape[1] and at[neuron, points] < bins - 1:
             points += 1
         scale = 1.0 / max(totals[:, neuron].sum(), 1)
+        added[:] = 0
+        for k in range(below.shape[1]):
+            for g in range(points):
+                added[g] += below[neuron, k, g]
         for g in range(points):
-            whole_curve[neuron, g] = below[:, neuron, g].sum() * scale
+            whole_curve[neuron, g] = added[g] * scale
         draws[:] = 0
-        for k in range(len(below)):
+        for k in range(below.shape[1]):
             total = totals[k, neuron]
             own = 1.0 / max(total, 1)
             for g in range(points):
-                offsets[k, neuron, g] = below[k, neuron, g] * own - whole_curve[neuron, g]
-                apart = below[k, neuron, g] - total * whole_curve[neuron, g]
+                offsets[k, neuron, g] = below[neuron, k, g] * own - whole_curve[neuron, g]
+                apart = below[neuron, k, g] - total * whole_curve[neuron, g]
                 deviation[g] = apart * scale
             for g in range(points):
                 for draw in range(signs.shape[1]):

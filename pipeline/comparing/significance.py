@@ -104,12 +104,8 @@ def _subtract(
 ) -> None:
     folds = gram_ab.shape[-1]
     for n in range(len(rows)):
-        own_a, own_b, across, difference = (
-            gram_aa[rows[n]],
-            gram_bb[columns[n]],
-            gram_ab[n],
-            found[n],
-        )
+        own_a, own_b = gram_aa[rows[n]], gram_bb[columns[n]]
+        across, difference = gram_ab[n], found[n]
         size, total, trace = 0.0, 0.0, 0.0
         for i in range(folds):
             for j in range(folds):
