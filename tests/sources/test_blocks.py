@@ -86,6 +86,17 @@ def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
     assert [replace(head, index=at) for at, head in enumerate(heads)] == list(whole.heads)
 
 
+def test_cells_of_a_block_end_where_those_of_the_whole_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mostly at the end of a folder."""
+    monkeypatch.setattr(blocks, "BLOCK_IMAGES", 10**6)
+    found = [Entry(f"s3://b/{i // 90}/{i:05}.jpg", "", 9, "e") for i in range(480)]
+    sizes = NewShardSizes(shard_images=64, cell_images=8)
+    whole = plan(found, shard_images=64, cell_images=8)
+    made = plan_block(parts_of(found, 2), "", None, sizes, Entries(), Pairing())
+    assert made.heads == whole.heads
+    assert len({cell for head in made.heads for cell in head.cells[:-1]}) > 1
+
+
 def test_a_name_that_goes_changes_its_own_block_alone() -> None:
     uris = [f"s3://b/{i:04}.jpg" for i in range(1_000)]
     ends = ends_of(uris)
