@@ -44,7 +44,16 @@ _SHIFTS = np.array([[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 23], [6, 10, 15
 """How far each step of MD5 rotates, by its round."""
 
 _BLOCK = 64
-"""The bytes of a block of MD5."""
+"""The bytes of a block of MD5: 16 words."""
+
+_NAMES = 16
+"""How many names are hashed at a time. A register of a processor holds as many words, or half."""
+
+_SUM = 16 * _NAMES
+"""Where the sums of the names begin, behind the words of a block of each."""
+
+_START = np.array([0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476], np.uint32)
+"""The four words that a sum of MD5 begins with (RFC 1321, section 3.3)."""
 
 
 def crc32_of(texts: pa.StringArray | pa.ChunkedArray) -> NDArray[np.uint32]:
@@ -78,6 +87,21 @@ def name_numbers(uris: pa.StringArray | pa.ChunkedArray, pairing: Pairing) -> ND
     found = np.empty(len(uris), np.uint64)
     _numbers(data, bounds, root, way, _SUFFIXES, found)
     return found
+
+
+def folder_ends(uris: pa.StringArray | pa.ChunkedArray) -> NDArray[np.int64]:
+    """Returns the places of the uris whose folder is another than that of the uri before.
+
+    Args:
+        uris: Some uris.
+
+    Returns:
+        What `cell_cuts.folder_ends` returns.
+    """
+    data, bounds = text_bytes(uris)
+    differ = np.zeros(len(uris), np.bool_)
+    _compare_folders(data, bounds, differ)
+    return np.flatnonzero(differ)
 
 
 _WHOLE, _BELOW_ROOT, _BY_STEM = range(3)
@@ -134,16 +158,34 @@ def _numbers(
     found: NDArray[np.uint64],
 ) -> None:
     """Fills `found` with the numbers of names. `root` ends with a slash."""
-    block = np.zeros(_BLOCK, np.uint8)
-    words = block.view(np.uint32)
+    starts, stops = np.empty(len(found), np.int64), np.empty(len(found), np.int64)
     for row in range(len(found)):
         start, stop = int(bounds[row]), int(bounds[row + 1])
         if way == _BY_STEM:
             start = _file_start(data, start, stop)
         elif way == _BELOW_ROOT:
             start = _path_start(data, start, stop, root)
-        stop = _stem_end(data, start, stop, suffixes)
-        found[row] = _md5(data, start, stop, block, words)
+        starts[row], stops[row] = start, _stem_end(data, start, stop, suffixes)
+    held = np.zeros(_SUM + 4 * _NAMES, np.uint32)
+    for first in range(0, len(found), _NAMES):
+        last = min(first + _NAMES, len(found))
+        _md5(data, starts[first:last], stops[first:last], held, found[first:last])
+
+
+@compiled
+def _compare_folders(data: Bytes, bounds: NDArray[np.int32], differ: NDArray[np.bool_]) -> None:
+    """Notes whose folder is another than that of the text before."""
+    before, length = 0, -1  # of the folder of the text before
+    for row in range(len(differ)):
+        start, stop = int(bounds[row]), int(bounds[row + 1])
+        its = _file_start(data, start, stop) - start
+        is_same = its == length
+        at = its
+        while is_same and at > 0:  # folders that differ do so near their ends
+            at -= 1
+            is_same = data[start + at] == data[before + at]
+        differ[row] = row > 0 and not is_same
+        before, length = start, its
 
 
 @compiled
@@ -185,50 +227,127 @@ def _stem_end(data: Bytes, start: int, stop: int, suffixes: NDArray[np.int64]) -
 
 
 @compiled
-def _md5(data: Bytes, start: int, stop: int, block: Bytes, words: NDArray[Word]) -> np.uint64:
-    """Returns the last eight bytes of an MD5 (RFC 1321), the lowest of them first.
+def _md5(
+    data: Bytes,
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    held: NDArray[Word],
+    found: NDArray[np.uint64],
+) -> None:
+    """Gives the last eight bytes of an MD5 (RFC 1321) of some texts, the lowest of them first.
 
     Args:
         data: The bytes.
-        start: Where in them the text begins.
-        stop: Where it ends.
-        block: (64,), which is overwritten.
-        words: (16,), the same memory.
+        starts: Where in them each text begins; (N,), at most `_NAMES`.
+        stops: Where it ends.
+        held: Memory that is overwritten: the words of a block of each text, the first ones of all
+            before the second ones, and then the four words of each sum.
+        found: (N,), which gets the numbers.
     """
-    a0, b0 = np.uint32(0x67452301), np.uint32(0xEFCDAB89)
-    c0, d0 = np.uint32(0x98BADCFE), np.uint32(0x10325476)
-    length = stop - start
-    for first in range(0, length + 9, _BLOCK):
-        size = min(_BLOCK, max(0, length - first))
-        for at in range(size):
-            block[at] = data[start + first + at]
-        for at in range(size, _BLOCK):
-            block[at] = 0
-        if 0 <= length - first < _BLOCK:
-            block[length - first] = 0x80
-        if length + 9 <= first + _BLOCK:
-            words[14], words[15] = np.uint32(length << 3), np.uint32(length >> 29)
-        a, b, c, d = a0, b0, c0, d0
-        for i in range(16):
-            step = _rotated(a, b & c | ~b & d, i, words[i], b)
-            a, b, c, d = d, step, b, c
-        for i in range(16, 32):
-            step = _rotated(a, d & b | ~d & c, i, words[5 * i + 1 & 15], b)
-            a, b, c, d = d, step, b, c
-        for i in range(32, 48):
-            step = _rotated(a, b ^ c ^ d, i, words[3 * i + 5 & 15], b)
-            a, b, c, d = d, step, b, c
-        for i in range(48, 64):
-            step = _rotated(a, c ^ (b | ~d), i, words[7 * i & 15], b)
-            a, b, c, d = d, step, b, c
-        a0, b0 = np.uint32(a0 + a), np.uint32(b0 + b)
-        c0, d0 = np.uint32(c0 + c), np.uint32(d0 + d)
-    return np.uint64(c0) | np.uint64(d0) << np.uint64(32)
+    most = 0
+    for number in range(4):
+        for name in range(_NAMES):
+            held[_SUM + number * _NAMES + name] = _START[number]
+    for name in range(len(found)):
+        most = max(most, _last_block(starts[name], stops[name]))
+    for block in range(most + 1):
+        for name in range(len(found)):
+            _take_block(data, starts[name], stops[name], block, held, name)
+        _add_block(held)
+        for name in range(len(found)):
+            if block == _last_block(starts[name], stops[name]):
+                c, d = held[_SUM + 2 * _NAMES + name], held[_SUM + 3 * _NAMES + name]
+                found[name] = np.uint64(c) | np.uint64(d) << np.uint64(32)
 
 
 @compiled
-def _rotated(a: Word, mixed: Word, step: int, word: Word, b: Word) -> Word:
-    """Returns what a step of MD5, from 0, puts in the place of `a`."""
-    x = np.uint32(a + mixed + _SINES[step] + word)
-    shift = _SHIFTS[step >> 4, step & 3]
+def _last_block(start: int, stop: int) -> int:
+    """Returns the number of the last block of a text: nine bytes stand behind the text in it."""
+    return (stop - start + 8) // _BLOCK
+
+
+@compiled
+def _take_block(
+    data: Bytes, start: int, stop: int, block: int, held: NDArray[Word], name: int
+) -> None:
+    """Puts the words of a block of a text into their places. Behind its last block are zeros."""
+    first = start + block * _BLOCK
+    for number in range(16):
+        at = first + 4 * number
+        left = stop - at
+        word = np.uint32(0)
+        if left >= 4:
+            word = np.uint32(
+                np.uint32(data[at])
+                | np.uint32(data[at + 1]) << 8
+                | np.uint32(data[at + 2]) << 16
+                | np.uint32(data[at + 3]) << 24
+            )
+        elif left >= 0:
+            word = np.uint32(0x80 << 8 * left)
+            for behind in range(left):
+                word |= np.uint32(np.uint32(data[at + behind]) << 8 * behind)
+        held[number * _NAMES + name] = word
+    if block == _last_block(start, stop):
+        held[14 * _NAMES + name] = np.uint32((stop - start) << 3)
+        held[15 * _NAMES + name] = np.uint32((stop - start) >> 29)
+
+
+@compiled
+def _add_block(held: NDArray[Word]) -> None:
+    """Adds the block of each text to its sum.
+
+    The steps of one text depend on each other. Those of several do not, so one instruction can do
+    the same step of all. LLVM finds that out only if there is no loop inside this one.
+    """
+    for name in range(_NAMES):
+        a0, b0 = held[_SUM + name], held[_SUM + _NAMES + name]
+        c0, d0 = held[_SUM + 2 * _NAMES + name], held[_SUM + 3 * _NAMES + name]
+        a, b, c, d = a0, b0, c0, d0
+        a, b, c, d = _four_steps(0, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(4, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(8, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(12, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(16, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(20, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(24, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(28, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(32, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(36, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(40, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(44, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(48, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(52, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(56, a, b, c, d, held, name)
+        a, b, c, d = _four_steps(60, a, b, c, d, held, name)
+        held[_SUM + name], held[_SUM + _NAMES + name] = np.uint32(a0 + a), np.uint32(b0 + b)
+        held[_SUM + 2 * _NAMES + name] = np.uint32(c0 + c)
+        held[_SUM + 3 * _NAMES + name] = np.uint32(d0 + d)
+
+
+@compiled
+def _four_steps(
+    i: int, a: Word, b: Word, c: Word, d: Word, held: NDArray[Word], name: int
+) -> tuple[Word, Word, Word, Word]:
+    """Takes four steps of MD5, from step `i`. Each changes one of the four words."""
+    a = _step(i, a, b, c, d, held, name)
+    d = _step(i + 1, d, a, b, c, held, name)
+    c = _step(i + 2, c, d, a, b, held, name)
+    b = _step(i + 3, b, c, d, a, held, name)
+    return a, b, c, d
+
+
+@compiled
+def _step(i: int, a: Word, b: Word, c: Word, d: Word, held: NDArray[Word], name: int) -> Word:
+    """Returns what step `i` of MD5, from 0, puts in the place of `a`."""
+    if i < 16:
+        mixed, word = b & c | ~b & d, i
+    elif i < 32:
+        mixed, word = d & b | ~d & c, 5 * i + 1 & 15
+    elif i < 48:
+        mixed, word = b ^ c ^ d, 3 * i + 5 & 15
+    else:
+        mixed, word = c ^ (b | ~d), 7 * i & 15
+    x = np.uint32(a + mixed + _SINES[i] + held[word * _NAMES + name])
+    shift = _SHIFTS[i >> 4, i & 3]
     return np.uint32(b + np.uint32(x << shift | x >> (32 - shift)))

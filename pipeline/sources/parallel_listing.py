@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
+from queue import SimpleQueue
 
 from pipeline import storage
 from pipeline.storage import Stored
@@ -68,6 +69,7 @@ def list_pages(uri: str, ranges: dict[int, KeyRange] | None = None) -> Iterator[
     todo = deque(sorted(number for number, of_range in state.items() if not of_range.done))
     begun: list[int] = []  # ranges with a page read and more to come; the last one split is last
     reading: dict[Future[tuple[list[Stored], str, bool]], int] = {}
+    come: SimpleQueue[Future[tuple[list[Stored], str, bool]]] = SimpleQueue()
     with ThreadPoolExecutor(LISTERS, "list") as pool:
 
         def ask_for_pages() -> None:
@@ -75,28 +77,30 @@ def list_pages(uri: str, ranges: dict[int, KeyRange] | None = None) -> Iterator[
                 number = todo.popleft() if todo else _split(state, begun)
                 if number is None:
                     return
-                reading[pool.submit(storage.list_page, uri, state[number].after)] = number
+                future = pool.submit(storage.list_page, uri, state[number].after)
+                reading[future] = number
+                future.add_done_callback(come.put)
 
         ask_for_pages()
         while reading:
-            for future in wait(reading, return_when=FIRST_COMPLETED).done:
-                number = reading.pop(future)
-                items, last, more = future.result()
-                until = state[number].until
-                if until is not None and last > until:
-                    end = storage.join(uri, until)
-                    items = [item for item in items if item.uri <= end]
-                    more = False
-                state[number] = KeyRange(last, until, done=not more)
-                if more:
-                    todo.append(number)
-                if more and number not in begun:
-                    begun.append(number)
-                elif not more and number in begun:
-                    begun.remove(number)
-                ask_for_pages()
-                found = found or bool(items)
-                yield items
+            future = come.get()
+            number = reading.pop(future)
+            items, last, more = future.result()
+            until = state[number].until
+            if until is not None and last > until:
+                end = storage.join(uri, until)
+                items = [item for item in items if item.uri <= end]
+                more = False
+            state[number] = KeyRange(last, until, done=not more)
+            if more:
+                todo.append(number)
+            if more and number not in begun:
+                begun.append(number)
+            elif not more and number in begun:
+                begun.remove(number)
+            ask_for_pages()
+            found = found or bool(items)
+            yield items
     if not found:
         yield storage.alone(uri)
 

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,6 +37,13 @@ STRETCH_KEYS = 2**18
 
 LARGEST_STRETCH = 2**40
 """No task holds so many candidates: it writes nothing before it ends."""
+
+LAYOUT: dict[str, Any] = {
+    "compression": "lz4",
+    "write_statistics": False,
+    "use_dictionary": REPEATING,
+}
+"""How a part is written. It is read once or twice and then removed, so it need not be small."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class Stretch:
 
     def run(self) -> FoundStretch:
         """Lists the ranges until they are read or the task has enough."""
+        from pipeline.sources import name_kernel  # noqa: F401 - loads numba, for very many names
+
         ranges = dict(enumerate(self.ranges))
         lister = SourceLister(self.source, self.rules, None, ignore, ranges, LARGEST_STRETCH)
         lister.list_objects(None, self.keys)
@@ -129,8 +139,7 @@ def store_sorted(
     for start, stop in pairwise([*bounds, rows.num_rows]):
         some = rows.slice(start, stop - start)
         sink = io.BytesIO()
-        layout = {"write_statistics": False, "use_dictionary": REPEATING}
-        with SealedWriter(sink, PART, some.schema, **layout) as writer:
+        with SealedWriter(sink, PART, some.schema, **LAYOUT) as writer:
             for piece in cut_rows(some):
                 writer.write(piece)
             writer.seal({})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -37,8 +37,8 @@ PAGE_BYTES = 2**20
 BEFORE_SEND = "before-send.s3"
 """The event of botocore that comes with each request."""
 
-_COUNTED: WeakSet[Any] = WeakSet()
-"""The clients whose requests are counted."""
+_PREPARED: WeakSet[Any] = WeakSet()
+"""The clients whose requests are counted, and whose pages of listings we read."""
 
 _PRECONDITION_FAILED = 412
 
@@ -214,36 +214,36 @@ class S3Store(FsspecStore):
         """
         fs, _ = self.open(uri)
 
-        def page() -> dict[str, Any]:
-            client = sync(fs.loop, fs.set_session)
-            client.meta.events.register(BEFORE_PARSE, take_objects, unique_id="vdna-objects")
-            return _call(fs, "list_objects_v2", PAGE_BYTES, **asked)
-
-        listing = attempt(uri, page)
-        items = []
-        for item in listing.get("Contents", ()):
-            key = item["Key"]
-            if key <= last:
+        listing = attempt(uri, lambda: _call(fs, "list_objects_v2", PAGE_BYTES, **asked))
+        found = listing.get("Contents", ())
+        keys = [item["Key"] for item in found]
+        for before, key in pairwise([last, *keys]):
+            if key <= before:
                 raise StorageError(
-                    f"{uri}: the store lists {key!r} after {last!r}; only the order of the keys "
+                    f"{uri}: the store lists {key!r} after {before!r}; only the order of the keys "
                     "shows that a listing is whole, so this store cannot be listed"
                 )
-            last = key
-            name = f"s3://{asked['Bucket']}/{key}"
-            size, modified = item["Size"], item.get("LastModified")
-            etag = item.get("ETag")
-            identity = etag.strip('"') if etag else identity_of({**item, "size": size})
-            items.append(Stored(name, size, identity, modified))
+        root = f"s3://{asked['Bucket']}/"
+        items = [
+            Stored(root + key, item["Size"], _identity(item), item.get("LastModified"))
+            for key, item in zip(keys, found, strict=True)
+        ]
         if not listing.get("IsTruncated"):
             return items, {}
         token = {"ContinuationToken": listing["NextContinuationToken"]}
         return items, {name: value for name, value in asked.items() if name != "StartAfter"} | token
 
 
+def _identity(item: Details) -> str:
+    """Returns what tells the content of an object in a page from another: mostly its ETag."""
+    etag = item.get("ETag")
+    return etag.strip('"') if etag else identity_of({**item, "size": item["Size"]})
+
+
 async def _in_time(fs: Any, call: Callable[[], Awaitable[Any]], size: int = 0) -> Any:
     """Makes one call, within the time for `size` bytes, once there is a client to make it."""
     try:
-        _count_those_of(await fs.set_session())
+        _prepare(await fs.set_session())
         async with within(RetrySettings.from_environment().seconds_for(size)):
             return await call()
     except Exception as error:
@@ -252,11 +252,12 @@ async def _in_time(fs: Any, call: Callable[[], Awaitable[Any]], size: int = 0) -
         raise
 
 
-def _count_those_of(client: Any) -> None:
-    """Has a client's requests counted from now on."""
-    if client not in _COUNTED:
-        _COUNTED.add(client)
+def _prepare(client: Any) -> None:
+    """Has a client's requests counted from now on, and its pages of listings read by us."""
+    if client not in _PREPARED:
+        _PREPARED.add(client)
         client.meta.events.register(BEFORE_SEND, lambda **_: count_requests())
+        client.meta.events.register(BEFORE_PARSE, take_objects)
 
 
 def _call(fs: Any, method: str, size: int, **arguments: Any) -> dict[str, Any]:

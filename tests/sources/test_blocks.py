@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import zlib
 from dataclasses import asdict, replace
 from itertools import pairwise
 
@@ -15,6 +17,7 @@ from pipeline.sources import (
     Entry,
     Listing,
     NewShardSizes,
+    blocks,
     plan,
     shard_sizes,
 )
@@ -83,6 +86,17 @@ def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
     assert [replace(head, index=at) for at, head in enumerate(heads)] == list(whole.heads)
 
 
+def test_cells_of_a_block_end_where_those_of_the_whole_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mostly at the end of a folder."""
+    monkeypatch.setattr(blocks, "BLOCK_IMAGES", 10**6)
+    found = [Entry(f"s3://b/{i // 90}/{i:05}.jpg", "", 9, "e") for i in range(480)]
+    sizes = NewShardSizes(shard_images=64, cell_images=8)
+    whole = plan(found, shard_images=64, cell_images=8)
+    made = plan_block(parts_of(found, 2), "", None, sizes, Entries(), Pairing())
+    assert made.heads == whole.heads
+    assert len({cell for head in made.heads for cell in head.cells[:-1]}) > 1
+
+
 def test_a_name_that_goes_changes_its_own_block_alone() -> None:
     uris = [f"s3://b/{i:04}.jpg" for i in range(1_000)]
     ends = ends_of(uris)
@@ -123,6 +137,22 @@ def test_shards_of_a_block_are_nearly_equal() -> None:
     for sizes in of_block.values():
         assert max(sizes) <= 16
         assert len(sizes) == -(-sum(sizes) // 16) or len(set(sizes[:-1])) == 1
+
+
+def test_blocks_end_alike_with_the_kernel_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    uris = pa.array([f"s3://b/é{i}.jpg" for i in range(2_000)])
+    from pipeline.sources import name_kernel  # noqa: F401 - it is loaded from here on
+
+    monkeypatch.setattr(zlib, "crc32", lambda name: pytest.fail("the kernel is loaded"))
+    ends = block_ends(uris, BLOCK)
+    assert len(ends) > 20
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "pipeline.sources.name_kernel")
+    assert block_ends(uris, BLOCK) == ends
+    assert "pipeline.sources.name_kernel" not in sys.modules
+    monkeypatch.setattr(blocks, "FEW", 10)
+    assert block_ends(uris, BLOCK) == ends
+    assert "pipeline.sources.name_kernel" in sys.modules
 
 
 @pytest.mark.parametrize("form", ["s3://b/{:07}.jpg", "s3://b/{0:x}/{0:08b}", "s3://b/day={}/f"])

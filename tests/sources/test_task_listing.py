@@ -32,6 +32,7 @@ from pipeline.sources import (
     parallel_listing,
     plan,
     source_lister,
+    stretches,
     task_listing,
 )
 from tests.sources.test_listing import FakeStore, patched_storage
@@ -152,9 +153,14 @@ def test_blocks_are_planned_while_the_listing_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [3, 9, 40, 120])
-def test_an_interrupted_listing_goes_on(tmp_path: Path, at: int) -> None:
-    """Wherever it ends, nothing is lost."""
+def test_an_interrupted_listing_goes_on(
+    tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it ends, nothing is lost, also if another version has written its parts."""
     keys = frames(3_000)
+    layout = stretches.LAYOUT
+    if at == 40:
+        monkeypatch.setattr(stretches, "LAYOUT", {"compression": "zstd"})
 
     def before(asked: int) -> None:
         if asked >= at:
@@ -163,6 +169,7 @@ def test_an_interrupted_listing_goes_on(tmp_path: Path, at: int) -> None:
     first = Run(tmp_path, FakeStore(keys, 20, before))
     with pytest.raises(StorageError, match="the machine is gone"):
         first.list()
+    monkeypatch.setattr(stretches, "LAYOUT", layout)
     again = Run(tmp_path, FakeStore(keys, 20))
     found = again.list()
     assert found.planned is not None
