@@ -13,7 +13,6 @@ from jobs.output import print_json, say
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
-    RayOption,
     engine_for,
     guarded,
     pinned,
@@ -29,6 +28,16 @@ from pipeline.wording import count_of, option
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue, Outliers, Version
     from pipeline.explaining import Repeats
+
+
+RankingRayOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a Ray cluster that ranks the images (default: RAY_ADDRESS, or Ray on this "
+        "machine)."
+    ),
+]
+"""It is not the `RayOption` of long jobs, with which a command that only reads takes a port."""
 
 
 @guarded
@@ -61,7 +70,7 @@ def show(
         str | None,
         typer.Option(help="File or url of the weights that it was built with, to rank its images."),
     ] = None,
-    ray_address: RayOption = None,
+    ray_address: RankingRayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one dataset: what was counted, how, what repeats or is odd, and what could not be read.
