@@ -30,16 +30,6 @@ if TYPE_CHECKING:
     from pipeline.explaining import Repeats
 
 
-RankingRayOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Address of a Ray cluster that ranks the images (default: RAY_ADDRESS, or Ray on this "
-        "machine)."
-    ),
-]
-"""It is not the `RayOption` of long jobs, with which a command that only reads takes a port."""
-
-
 @guarded
 def show(
     snapshot: SnapshotOptions,
@@ -70,12 +60,12 @@ def show(
         str | None,
         typer.Option(help="File or url of the weights that it was built with, to rank its images."),
     ] = None,
-    ray_address: RankingRayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one dataset: what was counted, how, what repeats or is odd, and what could not be read.
 
-    Only --outliers may read images and run the network. --workers and such options are for that.
+    Only --outliers may read images and run the network. --workers and such options are for that,
+    and RAY_ADDRESS names a cluster for it.
     """
     from pipeline import storage
     from pipeline.catalogue import Catalogue
@@ -94,7 +84,7 @@ def show(
     def rank(failures_allowed: int) -> None:
         from pipeline import api
 
-        with engine_for(resources, ray_address, progress) as engine:
+        with engine_for(resources, None, progress) as engine:
             api.rank(
                 place,
                 RankRequest(None, name, weights=weights, max_failures=failures_allowed),
