@@ -4,13 +4,15 @@
 
 Six changes of crops of photographs are attributes, at strengths that the words of
 `vdna lens fit --ignore` do not have. For each a lens is fitted that ignores it and keeps the other
-five, in seven ways:
+five, in eight ways:
 
     same crops             the same crops, with the change and without
-    other crops            other crops with the change than without, their distances corrected
+    other crops            other crops with the change than without, and the distance of the ignored
+                           one as it is, those of the others corrected, as `vdna lens fit` does
     twice as many          the same, of twice as many crops on either side
-    not corrected          other crops, their distances as they are
-    ignored not corrected  the distance of the ignored one as it is, those of the others corrected
+    both corrected         other crops, all distances corrected
+    twice, both corrected  the same, of twice as many crops on either side
+    not corrected          other crops, all distances as they are
     with the word          other crops, and beside them the word of the change, made of the crops
                            without (`--ignore dark:light --ignore brightness`)
     the word alone         the word in place of the other crops
@@ -59,8 +61,9 @@ WAYS = {
     "same crops": (["same crops"], "same crops"),
     "other crops": (["other crops"], "other crops"),
     "twice as many": (["twice as many"], "twice as many"),
+    "both corrected": (["both corrected"], "both corrected"),
+    "twice, both corrected": (["twice, both corrected"], "twice, both corrected"),
     "not corrected": (["not corrected"], "not corrected"),
-    "ignored not corrected": (["not corrected"], "other crops"),
     "with the word": (["other crops", "words"], "other crops"),
     "the word alone": (["words"], "other crops"),
 }
@@ -175,7 +178,18 @@ def measured(spec: Any, folds: dict[str, Any]) -> dict[str, Any]:
         ],
         "fresh": [Attribute(f"{w}, fresh", f"{NONE}, fresh", True) for w in ATTRIBUTES],
     }
-    return {way: AttributeDistances.measured(of, spec, readers) for way, of in ways.items()}
+    seen = {way: AttributeDistances.measured(of, spec, readers) for way, of in ways.items()}
+    return {
+        **seen,
+        "both corrected": without_plain(seen["other crops"]),
+        "twice, both corrected": without_plain(seen["twice as many"]),
+    }
+
+
+def without_plain(seen: Any) -> Any:
+    """Leaves the corrected distances alone, so that what is ignored is fitted to these, too."""
+    halves = tuple(replace(half, plain=None) for half in seen.halves)
+    return replace(seen, whole=replace(seen.whole, plain=None), halves=halves)
 
 
 def rows_of(parts: Sequence[tuple[Any, Sequence[int]]]) -> Any:
@@ -183,11 +197,12 @@ def rows_of(parts: Sequence[tuple[Any, Sequence[int]]]) -> Any:
     from pipeline.explaining.lens_problem import NeuronDistances
 
     def joined(of: Callable[[Any], Any]) -> Any:
+        views = [(of(seen), list(rows)) for seen, rows in parts]
+        plain = [view.distances if view.plain is None else view.plain for view, _ in views]
         return NeuronDistances(
-            *(
-                np.concatenate([getattr(of(seen), name)[list(rows)] for seen, rows in parts])
-                for name in ("distances", "variances")
-            )
+            np.concatenate([view.distances[rows] for view, rows in views]),
+            np.concatenate([view.variances[rows] for view, rows in views]),
+            np.concatenate([all_[rows] for all_, (_, rows) in zip(plain, views, strict=True)]),
         )
 
     first = parts[0][0]

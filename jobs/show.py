@@ -1,28 +1,39 @@
-"""Show one dataset: what was counted, how, what repeats, and what could not be read."""
+"""Show one dataset: what was counted, how, what repeats or is odd, and what could not be read."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.output import print_json, say
-from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
-from pipeline.catalogue import SnapshotOptions
-from pipeline.errors import CorruptFile, SourceError
+from jobs.shell import (
+    CatalogueOption,
+    JsonOption,
+    engine_for,
+    guarded,
+    pinned,
+    run_alone,
+)
+from pipeline.catalogue import MOST_OUTLIERS, SnapshotOptions
+from pipeline.errors import CorruptFile, SourceError, VdnaError
 from pipeline.events import Listener
-from pipeline.wording import count_of
+from pipeline.explaining import RankRequest
+from pipeline.spec import Resources
+from pipeline.wording import count_of, option
 
 if TYPE_CHECKING:
-    from pipeline.catalogue import Catalogue, Version
+    from pipeline.catalogue import Catalogue, Outliers, Version
     from pipeline.explaining import Repeats
 
 
 @guarded
 def show(
     snapshot: SnapshotOptions,
+    resources: Resources,
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
     catalogue: CatalogueOption,
     progress: Listener,
@@ -35,19 +46,55 @@ def show(
             min=0,
         ),
     ] = None,
+    outliers: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of outliers to list: the images whose own DNA is the farthest from the "
+            "dataset's. If they were never ranked, all images are read again for it, as by vdna "
+            "rank --to NAME. 0 lists none. Without it 5 are listed, if they are known.",
+            min=0,
+            max=MOST_OUTLIERS,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="File or url of the weights that it was built with, to rank its images."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one dataset: what was counted, how, what repeats, and what could not be read."""
+    """Show one dataset: what was counted, how, what repeats or is odd, and what could not be read.
+
+    Only --outliers may read images and run the network. --workers and such options are for that,
+    and RAY_ADDRESS names a cluster for it.
+    """
     from pipeline import storage
     from pipeline.catalogue import Catalogue
-    from pipeline.reporting import image_notes, repeat_lines, window_days
+    from pipeline.reporting import image_notes, outlier_lines, repeat_lines, window_days
     from pipeline.sources import label_of
 
     place = Catalogue(catalogue)
+    given = {key: value for key, value in vars(snapshot).items() if value is not None}
+    if outliers:
+        snapshot = pinned(place, snapshot)
     version = place.find(name, snapshot.at, snapshot.spec)
     spec = place.spec(version.spec)
     listed = place.failures(name, version) if version.failed else []
     found, unknown = _repeats(place, name, version, repeats, progress)
+
+    def rank(failures_allowed: int) -> None:
+        from pipeline import api
+
+        with engine_for(resources, None, progress) as engine:
+            api.rank(
+                place,
+                RankRequest(None, name, weights=weights, max_failures=failures_allowed),
+                engine=engine,
+                resources=resources,
+                progress=progress,
+                **vars(snapshot),
+            )
+
+    odd, unread = _outliers(place, name, version, outliers, rank)
     if as_json:
         print_json(
             {
@@ -55,6 +102,7 @@ def show(
                 **asdict(version),
                 "spec_fields": spec.to_json(),
                 "repeats": None if found is None else found.to_json(),
+                "outliers": None if odd is None else odd.to_json(),
                 "failures": [asdict(failure) for failure in listed],
             }
         )
@@ -91,8 +139,12 @@ def show(
         say(f"  noted      {version.transparent:,} transparent, {single}")
     for line in repeat_lines(found) if found is not None else ():
         say(f"  {line}")
-    if unknown:
-        say(f"  note: {unknown}")
+    for note in filter(None, (unknown, unread)):
+        say(f"  note: {note}")
+    chosen = "".join(f" {option(key, value)}" for key, value in given.items())
+    if odd is not None:
+        for line in outlier_lines(odd, name):
+            say(f"  {line}")
     if version.imported:
         say(f"  note: {version.provenance}")
     elif not all(
@@ -100,9 +152,9 @@ def show(
         for kind in ("dna", "manifests")
     ):
         say("  note: its files are gone: `vdna gc` has removed them, or they were lost")
-    else:
-        of_spec = f" --spec {snapshot.spec}" if snapshot.spec else ""
-        say(f"  outliers   vdna rank --to {name}{of_spec} orders its images, the oddest last")
+    elif odd is None and not unread and outliers is None:
+        for line in outlier_lines(None, name, chosen):
+            say(f"  {line}")
     for other in place.specs_beside(name, version.spec, snapshot.at):
         say(f"  also       vdna show {name} --spec {other[:12]} shows its version of another spec")
     for note in (*version.notes, *image_notes(version, rule.alpha)):
@@ -130,6 +182,51 @@ def _repeats(
         return find_repeats(place, name, version, listed, progress=progress), ""
     except (SourceError, CorruptFile) as error:
         return None, f"it is not known which images it has more than once: {error}"
+
+
+def _outliers(
+    place: Catalogue,
+    name: str,
+    version: Version,
+    listed: int | None,
+    rank: Callable[[int], None],
+) -> tuple[Outliers | None, str]:
+    """Returns the outliers to list, or why they cannot be read.
+
+    If somebody has asked for them, and none are kept, the images are ranked first.
+
+    Args:
+        place: The catalogue.
+        name: The dataset.
+        version: Its version.
+        listed: How many are to be listed; None if nobody has asked for them.
+        rank: Ranks the images of the version, of which so many may be unreadable.
+
+    Raises:
+        VdnaError: Images were erased while these were ranked.
+    """
+    from pipeline.building import allowed_failures
+    from pipeline.catalogue import find_outliers
+    from pipeline.reporting import OUTLIERS_LISTED
+
+    if listed == 0:
+        return None, ""
+    try:
+        found = find_outliers(place, version)
+    except CorruptFile as error:
+        if listed is None:
+            return None, f"its outliers cannot be read: {error}"
+        found = None
+    if found is None and listed is not None:
+        usual = allowed_failures(RankRequest.max_failures, version.images + version.failed)
+        rank(max(usual, version.failed))
+        found = find_outliers(place, version)
+        if found is None:
+            raise VdnaError(
+                f"images were erased while those of {name} were ranked, so the ranking is not "
+                "kept; run the same command again"
+            )
+    return None if found is None else found.first(listed or OUTLIERS_LISTED), ""
 
 
 if __name__ == "__main__":

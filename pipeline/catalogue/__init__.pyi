@@ -21,6 +21,10 @@ from .kept_lenses import find_lens as find_lens
 from .kept_lenses import keep_lens as keep_lens
 from .kept_lenses import newest_lenses as newest_lenses
 from .kept_lenses import spec_of_lens as spec_of_lens
+from .kept_outliers import FarImage as FarImage
+from .kept_outliers import Outliers as Outliers
+from .kept_outliers import find_outliers as find_outliers
+from .kept_outliers import keep_outliers as keep_outliers
 from .kept_versions import KeptVersion as KeptVersion
 from .kept_versions import missing_files as missing_files
 from .leaving import LeavingVersion as LeavingVersion
@@ -58,6 +62,7 @@ from .version_names import dataset_of as dataset_of
 from .version_names import name_of_version as name_of_version
 from .version_names import require_no_window as require_no_window
 from .version_options import MOST_DAYS as MOST_DAYS
+from .version_options import MOST_OUTLIERS as MOST_OUTLIERS
 from .version_options import CommitOptions as CommitOptions
 from .version_options import RetentionOptions as RetentionOptions
 from .version_options import SnapshotKeywords as SnapshotKeywords

@@ -234,6 +234,7 @@ def _unneeded(
         *_needed_by_builds(catalogue, (item.uri for item in work)),
         *(catalogue.fold_points_uri(spec, dna) for spec, dna in dnas),
         *(catalogue.coarse_curves_uri(spec, dna) for spec, dna in dnas),
+        *(catalogue.outliers_uri(spec, dna) for spec, dna in dnas),
     }
     folders = (_objects_in(catalogue, folder) for folder in (*VERSION_FILES, "entries"))
     for item in chain(*folders, work):

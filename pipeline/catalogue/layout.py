@@ -124,6 +124,10 @@ class Layout:
         """Returns the object that keeps what says how far a DNA is from others at least."""
         return self._uri("_work", "_coarse_curves", spec, f"{dna}.parquet")
 
+    def outliers_uri(self, spec: str, dna: str) -> str:
+        """Returns the object that keeps which images of a DNA's own are the farthest from it."""
+        return self._uri("_work", "_outliers", spec, f"{dna}.parquet")
+
     def matrix_uri(self, spec: str, members: Mapping[str, str], lens: str) -> str:
         """Returns the url of a matrix.
 

@@ -22,6 +22,7 @@ from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import VERSION_FILES, Commit
 from pipeline.catalogue.garbage_collection import NotedPlan, needed_by_version, noted_plans
 from pipeline.catalogue.kept_lenses import lenses_fitted_on
+from pipeline.catalogue.kept_outliers import measured_dnas
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
 from pipeline.catalogue.layout import RECOUNT_FOLDER, WINDOWS
 from pipeline.catalogue.matrix_header import find_matrix_metadata
@@ -96,6 +97,7 @@ def purge(
     - the sums of `vdna verify --deep` on a cluster, which tell no dataset. One that runs has to be
       run again;
     - matrices with a DNA that no kept version has, and what was derived from matrices;
+    - outliers whose distances were measured to such a DNA;
     - whatever else names one of the images and is needed by no kept version.
 
     A build that has counted shards while it listed keeps those of lists without the images. The
@@ -350,6 +352,9 @@ class _Purge:
         of_a_dna = ("_work/_fold_points/", "_work/_coarse_curves/")
         if path.startswith(of_a_dna) and has_erased:  # also of windows, which no commit names
             return path.rpartition("/")[2].removesuffix(".parquet") not in self._kept_dnas
+        if path.startswith("_work/_outliers/") and has_erased:  # torn ones can be found again
+            measured = measured_dnas(uri)
+            return not measured or not measured <= self._kept_dnas
         if path.startswith(("_work/_pair_neurons/", "_work/_tiles/")) or uri.endswith(".tmp"):
             return self._is_older(item)
         kind, _, name = path.partition("/")

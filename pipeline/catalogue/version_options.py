@@ -15,6 +15,9 @@ RECOUNTED_SHARDS = 3
 MOST_DAYS = 36_500.0
 """A hundred years: more days than this are taken as these."""
 
+MOST_OUTLIERS = 100
+"""How many of a dataset's own images a ranking keeps as the farthest, at most."""
+
 EVERY_SHARD = "all"
 
 

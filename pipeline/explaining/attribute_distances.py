@@ -4,9 +4,10 @@
     >>> seen.fit("no-fog", ["ignored"]).suppression                            # doctest: +SKIP
 
 An attribute is a pair of datasets, with it and without. What neurons see of it is their distance
-between the two, corrected for the sizes of the samples, as noise is no signal to be cancelled. If
-the two are the very same images with a change and without (WITH=WITHOUT), it is their plain
-distance. How differently images take the change adds to that, the less the more images there are.
+between the two, corrected for the sizes of the samples. A lens that ignores it is fitted to the
+plain distance, of which the correction takes too much (see `lens_problem`). If the two are the very
+same images with a change and without (WITH=WITHOUT), it is their plain distance. How differently
+images take the change adds to that, the less the more images there are.
 
 The ridge of a fit (see `lens_problem`) is the one that does best if fitted on half of the folds of
 every dataset and scored on the other half. These scores are also the ones that are reported, and
@@ -168,7 +169,7 @@ class AttributeDistances:
             for layers in zip(*parts, strict=True)
         ]
         p, *columns = (np.array(rows) for rows in zip(*of_attributes, strict=True))
-        whole, *halves = map(NeuronDistances, columns[::2], columns[1::2])
+        whole, *halves = map(NeuronDistances, columns[::3], columns[1::3], columns[2::3])
         return cls(tuple(map(str, attributes)), spec, {}, {}, whole, tuple(halves), p)
 
     def fit(
@@ -203,10 +204,11 @@ class AttributeDistances:
 
         ridge = min(RIDGES, key=lost)
         weights = whole.fit(ridge, groups, non_negative=non_negative) / self.spec.neurons
-        through = np.mean([of.rows @ x for x, of in fitted(ridge)], axis=0)
+        through = np.mean([of.through(x) for x, of in fitted(ridge)], axis=0)
         scores = self.scores(roles, through)
         how = {
             "kind": "ignore",
+            "ignored_as": "plain",
             "non_negative": non_negative,
             "by": "layer" if by_layer else "neuron",
             "ridge": ridge,
@@ -331,7 +333,8 @@ def _layer(
     """Measures the attributes in one layer.
 
     Yields:
-        For each attribute, by neuron: p, then distance and variance of all folds and of each half.
+        For each attribute, by neuron: p, then distance, variance and plain distance of all folds
+        and of each half.
     """
     held: dict[str, list[FoldCurves]] = {}
 
@@ -354,7 +357,7 @@ def _layer(
                 of, distance = paired_estimates(a, b), "emd"
             else:
                 of, distance = neuron_estimates(a, b, test=False), "emd_corrected"
-            columns += [np.nan_to_num(of[distance]), np.nan_to_num(of["se"] ** 2)]
+            columns += map(np.nan_to_num, (of[distance], of["se"] ** 2, of["emd"]))
         yield columns
 
 

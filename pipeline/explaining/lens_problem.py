@@ -8,11 +8,14 @@ Weights x of mean 1 (Ramtoula et al., CVPR 2023, section 5.3) minimise
     10 mean over ignored (r x)^2 + mean over kept (r x - 1)^2 + ridge sum v (x - 1)^2
 
 where r is an attribute's row of distances, divided by their sum: r x is its distance through the
-lens over that of all neurons alike. The factor 10 says that ignoring is more urgent than keeping.
-v, of sum 1, is by how much a neuron's distances vary from image to image, by the jackknife over
-folds, nine parts of ten, and one part the same for all: a weight on a neuron that varies does
-something else on other images. The problem is convex. It is solved in closed form if weights may be
-negative, and by its dual otherwise, with SciPy's trust region method.
+lens over that of all neurons alike. What is ignored is fitted to as plain distances, and what is
+kept to as corrected ones. The correction leaves nothing of a neuron whose distance chance alone
+could make. The attribute may move that neuron, too, and a lens does not cancel what it is not shown
+(docs/experiments.md, "Fitted to other images"). The factor 10 says that ignoring is more urgent
+than keeping. v, of sum 1, is by how much a neuron's distances vary from image to image, by the
+jackknife over folds, nine parts of ten, and one part the same for all: a weight on a neuron that
+varies does something else on other images. The problem is convex. It is solved in closed form if
+weights may be negative, and by its dual otherwise, with SciPy's trust region method.
 """
 
 from __future__ import annotations
@@ -42,12 +45,14 @@ class NeuronDistances:
     """What neurons see of A attributes.
 
     Attributes:
-        distances: (A, N) distances, in bins.
+        distances: (A, N) distances, in bins; corrected, unless both sides are the same images.
         variances: (A, N) variances of these.
+        plain: (A, N) the same distances, not corrected; None if they are equal.
     """
 
     distances: Floats
     variances: Floats
+    plain: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +68,32 @@ class FitProblem:
     roles: Sequence[Role]
 
     @cached_property
+    def _distances(self) -> Floats:
+        """(A, N) what is fitted to: plain distances where one is ignored, and corrected ones."""
+        if self.view.plain is None:
+            return self.view.distances
+        ignored = np.array(self.roles)[:, None] == "ignored"
+        return np.where(ignored, self.view.plain, self.view.distances)
+
+    @cached_property
     def _total(self) -> Floats:
-        total = self.view.distances.sum(axis=1, keepdims=True)
-        return np.where(total > 0, total, np.inf)
+        return _sums(self._distances)
 
     @cached_property
     def rows(self) -> Floats:
-        """(A, N) distances, each row divided by its sum."""
-        return self.view.distances / self._total
+        """(A, N) distances that are fitted to, each row divided by its sum."""
+        return self._distances / self._total
+
+    def through(self, x: Floats) -> Floats:
+        """Computes the distances through weights, corrected on whatever the weights were fitted to.
+
+        Args:
+            x: (N,) weights of mean 1.
+
+        Returns:
+            (A,) distances, as shares of those of all neurons alike.
+        """
+        return np.asarray(self.view.distances / _sums(self.view.distances) @ x)
 
     @cached_property
     def _shares(self) -> Floats:
@@ -137,6 +160,12 @@ class FitProblem:
         off = (self.rows @ x - self._wanted) ** 2
         shares = np.where(told, self._shares, 0.0)
         return float(off @ shares)
+
+
+def _sums(distances: Floats) -> Floats:
+    """Returns the (A, 1) sums of rows; infinity where nothing is left of a row."""
+    total = distances.sum(axis=1, keepdims=True)
+    return np.where(total > 0, total, np.inf)
 
 
 def _non_negative(rows: Floats, wanted: Floats, ridge: Floats, share: Floats) -> Floats:

@@ -10,6 +10,9 @@ the shards and workers.
 
 The score is the distance, less a share of the distance to a background: the other datasets of the
 catalogue, unless some are named (see `measured_dataset`).
+
+If the images are the dataset's own, and no lens, order or background is chosen, the farthest are
+kept in the catalogue as the outliers of that version (see `pipeline.catalogue.kept_outliers`).
 """
 
 from __future__ import annotations
@@ -29,7 +32,16 @@ from pipeline.building import (
     run_missing,
     store_manifest,
 )
-from pipeline.catalogue import Catalogue, Commit, Version, dataset_of, software
+from pipeline.catalogue import (
+    MOST_OUTLIERS,
+    Catalogue,
+    Commit,
+    Outliers,
+    Version,
+    dataset_of,
+    keep_outliers,
+    software,
+)
 from pipeline.comparing import is_nested, lens_notes
 from pipeline.counting import (
     Recipe,
@@ -71,7 +83,7 @@ def rank(
     """Orders images of a source by the distance of their own DNA to that of a dataset.
 
     Images are read and counted as the dataset's own were, by its spec. What was computed is kept:
-    the same call goes on from there.
+    the same call goes on from there. The outliers of a dataset are kept for `vdna show`.
 
     Args:
         catalogue: Where the dataset is.
@@ -101,6 +113,8 @@ def rank(
     top = request.top
     output = None if request.out is None else storage.canonical(request.out)
     resources.require_engine(engine.in_process)
+    is_kept = _is_plain(request, lens)
+    erasure = catalogue.head().erasure if is_kept else 0
     dataset = MeasuredDataset.find(catalogue, request.to, at, spec)
     name = dataset.name
     source = request.source or dataset.listed_source
@@ -159,7 +173,30 @@ def rank(
         )
         if output is not None:
             _write(order, ranking, lens, target.numerics, output)
+        if is_kept:
+            _keep(catalogue, order, ranking, erasure)
     return ranking
+
+
+def _is_plain(request: RankRequest, lens: Lens | None) -> bool:
+    """Tells whether a dataset's own images are ordered as they are if no option says how."""
+    is_own = request.source is None and lens is None
+    return is_own and request.order == "score" and not request.against
+
+
+def _keep(catalogue: Catalogue, order: RankingOrder, ranking: Ranking, erasure: int) -> None:
+    """Keeps the farthest images beside the version, whatever number of them is reported."""
+    found = Outliers(
+        spec=ranking.version.spec,
+        dna=ranking.version.dna,
+        ranked=ranking.ranked,
+        failed=ranking.failed,
+        undefined=ranking.undefined,
+        median=order.median(),
+        background=dict(ranking.background),
+        images=order.outliers(MOST_OUTLIERS),
+    )
+    keep_outliers(catalogue, found, erasure)
 
 
 def _recipe(

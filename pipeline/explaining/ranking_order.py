@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
+from pipeline.catalogue import FarImage
 from pipeline.counting import ShardJob, partial_uri
 from pipeline.dna import FileKind, SealedWriter
 from pipeline.errors import CorruptFile, SourceError, StorageError, TransientError
@@ -33,6 +35,9 @@ GROUP_ROWS = 65_536
 
 SHARD_READERS = 16
 """Shards that are read at a time."""
+
+_FARTHEST = "score desc, uri desc, member desc"
+"""The order in which the farthest image is first: that of the file, backwards."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,42 @@ class RankingOrder:
             The images, the farthest first.
         """
         ranked, _, _ = self.totals()
-        return tuple(self._ranked("score desc, uri desc, member desc", count, ranked, -1))
+        return tuple(self._ranked(_FARTHEST, count, ranked, -1))
+
+    def outliers(self, count: int) -> tuple[FarImage, ...]:
+        """Finds the images of `farthest` by their names alone, so that no list is read for them.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The images, the farthest first.
+        """
+        ranked, _, _ = self.totals()
+        rows = self._rows(
+            "select uri, member, score, emd from images where emd is not null "
+            f"order by {_FARTHEST} limit {int(count)}"
+        )
+        return tuple(
+            FarImage(uri, member, ranked - place, score, emd)
+            for place, (uri, member, score, emd) in enumerate(rows)
+        )
+
+    def median(self) -> float:
+        """Finds the distance that half of the images have at most, in bounded memory.
+
+        Returns:
+            The distance of one of them, in bins; NaN if none has a distance.
+        """
+        ranked, _, _ = self.totals()
+        left = (ranked - 1) // 2
+        with self._disk():
+            query = "select emd from images where emd is not null order by emd"
+            for batch in self._db.sql(query).to_arrow_reader(GROUP_ROWS):
+                if left < batch.num_rows:
+                    return float(batch.column(0)[left].as_py())
+                left -= batch.num_rows
+        return math.nan
 
     def unranked(self) -> tuple[UnrankedImage, ...]:
         """Finds the first images without a distance.

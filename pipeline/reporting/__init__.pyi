@@ -73,6 +73,8 @@ from .outcomes import ranking_json as ranking_json
 from .outcomes import ranking_lines as ranking_lines
 from .outcomes import replacement_lines as replacement_lines
 from .outcomes import work_lines as work_lines
+from .outlier_words import OUTLIERS_LISTED as OUTLIERS_LISTED
+from .outlier_words import outlier_lines as outlier_lines
 from .overlap_words import overlap_lines as overlap_lines
 from .page import HtmlPage as HtmlPage
 from .page import Report as Report

@@ -214,7 +214,8 @@ def ranking_lines(ranking: Ranking) -> list[str]:
             lines.append(f"{image.rank:>{width},}{distances}  {image.name}")
     lines.append(ranking_sentence(ranking))
     alone = option("order", "emd")
-    lines += [f"{background_sentence(ranking)}; {alone} orders by the distance alone"] * has_score
+    by_score = background_sentence(ranking.name, list(ranking.background))
+    lines += [f"{by_score}; {alone} orders by the distance alone"] * has_score
     lines += [f"  not ranked: {image}" for image in ranking.unranked]
     return lines + [f"note: {note}" for note in ranking.notes]
 
@@ -230,12 +231,11 @@ def ranking_sentence(ranking: Ranking) -> str:
     return ", ".join(notes + _left_out(ranking.ignored, ranking.duplicates))
 
 
-def background_sentence(ranking: Ranking) -> str:
-    """Returns what the score of a ranking is."""
-    others = list(ranking.background)
+def background_sentence(name: str, others: Sequence[str]) -> str:
+    """Returns what the score of images is that are ranked by a dataset, held against others."""
     together = "" if len(others) == 1 else ", taken together"
     return (
-        f"in the order of the score: the distance to {ranking.name}, less three quarters of the "
+        f"in the order of the score: the distance to {name}, less three quarters of the "
         f"distance to {some_of(others)}{together}"
     )
 

@@ -29,7 +29,7 @@ _ASKED = "`vdna show --repeats 5`"
 
 @dataclass(frozen=True)
 class RepeatGroup:
-    """What is said of images that repeat each other, or of those of one colour.
+    """What is said of images that repeat each other, of those of one colour, or of an outlier.
 
     Attributes:
         text: How many there are, and the names of the first of them.
@@ -48,7 +48,7 @@ class RepeatKind:
         word: The kind.
         text: How many there are.
         groups: The groups that are listed.
-        more: How many groups are not listed, or an empty text.
+        more: How many groups are not listed or what their order is, or an empty text.
     """
 
     word: str
@@ -66,12 +66,13 @@ def repeat_lines(found: Repeats) -> list[str]:
     Returns:
         A line for each kind of image, each followed by a line for each group that is listed.
     """
-    lines = []
-    for kind in repeat_kinds(found):
-        lines.append(f"{kind.word:10} {kind.text}")
-        lines += [f"  {group.text}" for group in kind.groups]
-        lines += [f"  {kind.more}"] if kind.more else []
-    return lines
+    return [line for kind in repeat_kinds(found) for line in kind_lines(kind)]
+
+
+def kind_lines(kind: RepeatKind) -> list[str]:
+    """Returns what is said of one kind of images, with a line for each group that is listed."""
+    lines = [f"{kind.word:10} {kind.text}", *(f"  {group.text}" for group in kind.groups)]
+    return [*lines, f"  {kind.more}"] if kind.more else lines
 
 
 def repeat_kinds(found: Repeats) -> Sequence[RepeatKind]:

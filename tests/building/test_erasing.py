@@ -48,7 +48,9 @@ from pipeline.catalogue import (
     Catalogue,
     Receipt,
     Version,
+    find_outliers,
     keep_lens,
+    keep_outliers,
     purging,
     roll_back,
     tag_version,
@@ -526,18 +528,44 @@ def test_what_a_refused_build_has_left_later_is_removed_too(
     require_sound(home)
 
 
-def test_the_work_of_rankings_is_removed_too(home: Home) -> None:
-    """One ranking is of a folder that has the image, the other of the dataset's own images."""
+def test_the_work_of_rankings_is_removed_too(home: Home, tmp_path: Path) -> None:
+    """One ranking is of a folder that has the image, the others of datasets' own images.
+
+    The outliers that these keep go, too: of a dataset without the image as well, if they were held
+    against the one that had it. Those that have nothing to do with it stay.
+    """
     filled(home, 12)
-    work = storage.join(home.catalogue.root, "_work", "_ranks")
-    for source in (str(home.images), None):
-        request = RankRequest(source, "x", weights=home.network.weights, max_failures=0.99)
+    place = home.catalogue
+    other = Home(tmp_path / "other", home.network)
+    other.catalogue = place
+    for number in range(6):
+        other.write(f"0/{50 + number}.png", 50 + number)
+    other.build("y")
+    work = storage.join(place.root, "_work", "_ranks")
+    for source, name in ((str(home.images), "x"), (None, "x"), (None, "y")):
+        request = RankRequest(source, name, weights=home.network.weights, max_failures=0.99)
         with InProcess() as engine:
-            assert rank(home.catalogue, request, engine, resources=RESOURCES).ranked == 12
+            assert rank(place, request, engine, resources=RESOURCES).ranked in (6, 12)
     assert [item for item in storage.walk(work) if "/partials/" in item.uri]
+    of = {name: find_outliers(place, place.find(name)) for name in "xy"}
+    assert of["x"] is not None
+    assert of["y"] is not None
+    assert "0/03.png" in " ".join(map(str, of["x"].images))
+    assert of["y"].background == {name: place.find(name).dna for name in "xy"}
+    alone = replace(of["y"], dna="1" * 32, background={})
+    keep_outliers(place, alone, 0)  # as of a window of days, which no version has
+    torn = place.outliers_uri(of["y"].spec, "2" * 32)
+    storage.create(torn, b"torn")
+    before = place.find("x")
     home.remove("0/03.png")
     home.erase("0/03.png")
     assert [item for item in storage.walk(work) if "/partials/" in item.uri] == []
+    uris = [place.outliers_uri(of["y"].spec, dna) for dna in (before.dna, of["y"].dna, alone.dna)]
+    assert [uri for uri in (*uris, torn) if storage.exists(uri)] == []
+    keep_outliers(place, replace(of["y"], background={}), place.head().erasure)
+    home.remove("1/04.png")
+    home.erase("1/04.png")
+    assert find_outliers(place, place.find("y")) == replace(of["y"], background={})
     folder = Path(storage.local_path(home.catalogue.root))
     assert not any("0/03.png" in text for text in texts_below(folder))
 

@@ -41,6 +41,8 @@ def test_each_way_is_scored_on_the_attribute_that_it_ignores() -> None:
             "other crops": seen(names, rows, 1.0, 2),
             "twice as many": seen(names, rows, 0.7, 3),
             "not corrected": seen(names, rows + 1, 1.0, 4),
+            "both corrected": seen(names, rows, 1.0, 2),
+            "twice, both corrected": seen(names, rows, 0.7, 3),
             "words": seen([f"{w} {by:g}" for w, by in words], rows[at], 0.01, 5),
             "fresh": seen(names, rows, 0.0, 6),
         }

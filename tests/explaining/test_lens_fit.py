@@ -301,6 +301,33 @@ def test_pairs_of_the_same_images_need_fewer_images(pairs: Catalogue) -> None:
         fit_lens(pairs, "x", focus=pair("same"))
 
 
+def test_what_is_ignored_is_fitted_to_plain_distances_and_what_is_kept_to_corrected_ones(
+    pairs: Catalogue,
+) -> None:
+    """The scores of a lens are of corrected distances, on folds that it was not fitted on."""
+    names = [attribute(name, "apart") for name in ("fog", "dark", "turned")]
+    seen = AttributeDistances.of(pairs, names, None, None, ignore)
+    roles: list[Role] = ["ignored", "kept", "kept"]
+    view, problem = seen.whole, FitProblem(seen.whole, roles)
+    assert view.plain is not None
+    assert (view.plain > view.distances).any()
+    wanted = np.concatenate([view.plain[:1], view.distances[1:]])
+    np.testing.assert_allclose(problem.rows, wanted / wanted.sum(axis=1, keepdims=True))
+    x = np.random.default_rng(0).gamma(1, size=seen.spec.neurons)
+    shares = view.distances @ x / view.distances.sum(axis=1)
+    np.testing.assert_allclose(problem.through(x), shares)
+    found = seen.fit("x", roles)
+    assert found.lens.provenance["ignored_as"] == "plain"
+    halves = [FitProblem(half, roles) for half in seen.halves]
+    alone = np.arange(seen.spec.neurons)
+    weights = [half.fit(found.ridge, alone, non_negative=False) for half in halves]
+    held_out = [halves[at ^ 1].through(x) for at, x in enumerate(weights)]
+    assert [score.through for score in found.scores] == pytest.approx(np.mean(held_out, axis=0))
+    same = AttributeDistances.of(pairs, [pair("fog")], None, None, ignore).whole
+    assert same.plain is not None
+    assert np.array_equal(same.plain, same.distances)
+
+
 def test_pairs_that_are_not_of_the_same_images_are_refused(pairs: Catalogue) -> None:
     some = grouped("odd", 48)
     bad = replace(some[5], uri="s3://bucket/odd/bad.jpg")

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -24,11 +25,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from jobs.app import app
 from pipeline import storage
-from pipeline.building import Request, build_datasets, make_dna, make_spec
+from pipeline.building import Request, build_datasets, make_dna, make_spec, rename_dataset
 from pipeline.building.request import PixelOptions
-from pipeline.catalogue import Catalogue, canonical_json, collect
+from pipeline.catalogue import Catalogue, Commit, canonical_json, collect, find_outliers
+from pipeline.catalogue.kept_outliers import OUTLIERS
 from pipeline.comparing.distance import emd
 from pipeline.counting import Extractor, ShardJob, ShardReceipt, Worker
 from pipeline.counting import extractor as extractor_module
@@ -47,8 +51,9 @@ from pipeline.errors import (
 from pipeline.events import Event, Retried
 from pipeline.explaining import Ranking, RankRequest, measured_dataset, rank, read_ranking
 from pipeline.explaining import ranking as rank_module
+from pipeline.explaining.image_distances import BACKGROUND_SHARE
 from pipeline.explaining.image_emd import LayerEmd
-from pipeline.explaining.measured_dataset import MeasuredDataset, background_of
+from pipeline.explaining.measured_dataset import MIXED_TOTAL, MeasuredDataset, background_of
 from pipeline.explaining.rank_shard import Ranks
 from pipeline.explaining.reactions import Reaction
 from pipeline.mapper import SerialMapper
@@ -940,6 +945,195 @@ def test_a_background_that_cannot_be_is_refused_before_anything_is_listed(
     storage.replace(uri, storage.read(uri)[:500])
     with pytest.raises(CorruptFile, match=re.escape(uri)):
         ranked(catalogue, nowhere, engine, place)
+
+
+# The outliers that are kept.
+
+OWN = "own"
+
+
+@pytest.fixture(scope="module")
+def own_built(built: str, place: tiny.Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adds a dataset of six images, an odd one and one that cannot be read; tests copy the folder.
+
+    The images lie beside the catalogue, and a copy of the catalogue still has their names.
+    """
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copytree(built, folder / "catalogue")
+    source = write(folder / "images", ["good"] * 6 + ["truncated"], first=500)
+    Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(source / "odd.png")
+    request = Request(OWN, str(source), exemplars=0, max_failures=1, **place.options)
+    with InProcess() as engine:
+        build_datasets(Catalogue(str(folder / "catalogue")), [request], engine, RESOURCES)
+    return folder
+
+
+@pytest.fixture
+def own(own_built: Path, tmp_path: Path) -> Catalogue:
+    shutil.copytree(own_built / "catalogue", tmp_path / "own")
+    return Catalogue(str(tmp_path / "own"))
+
+
+def own_ranked(own: Catalogue, place: tiny.Place, lens: Lens | None = None, **more: Any) -> Ranking:
+    options = {"weights": place.weights, "max_failures": 1, **more}
+    with InProcess() as engine:
+        request = RankRequest(options.pop("source", None), OWN, **options)
+        return rank(own, request, engine, lens=lens, resources=RESOURCES)
+
+
+def test_the_outliers_of_a_dataset_are_kept_as_its_plain_ranking_has_them(
+    own: Catalogue, place: tiny.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, out = own.find(OWN), tmp_path / "out.parquet"
+    assert find_outliers(own, version) is None
+    found = own_ranked(own, place, top=1, out=str(out))
+    kept = find_outliers(own, version)
+    assert kept is not None
+    rows = [row for row in pq.read_table(out).to_pylist() if row["error"] is None]
+    columns = ("uri", "member", "rank", "score", "emd")
+    assert [asdict(image) for image in kept.images] == [
+        {name: row[name] for name in columns} for row in reversed(rows)
+    ]
+    assert kept.median == sorted(row["emd"] for row in rows)[3]
+    assert (kept.ranked, kept.failed, kept.undefined) == (7, 1, 0)
+    assert kept.background == found.background == {name: own.find(name).dna for name in (NAME, OWN)}
+    assert find_outliers(own, own.find(NAME)) is None
+    monkeypatch.setattr(rank_module, "MOST_OUTLIERS", 3)
+    assert own_ranked(own, place).counted_shards == 0
+    assert find_outliers(own, version) == kept.first(3), "the later ranking counts"
+
+
+@pytest.mark.parametrize(
+    "options", [{"order": "emd"}, {"against": [NAME]}, {"lens": "some"}, {"source": "images"}]
+)
+def test_no_ranking_of_another_kind_is_kept_as_outliers(
+    own: Catalogue, own_built: Path, place: tiny.Place, options: dict[str, Any]
+) -> None:
+    if "lens" in options:
+        options = {"lens": lens_of(own, [1, 0, 2, 0.5, 3, 0, 1])}
+    if "source" in options:
+        options = {"source": str(own_built / "images")}
+    assert own_ranked(own, place, **options).ranked == 7
+    assert find_outliers(own, own.find(OWN)) is None
+
+
+def test_kept_outliers_belong_to_one_version(
+    own: Catalogue, own_built: Path, place: tiny.Place, tmp_path: Path
+) -> None:
+    own_ranked(own, place)
+    old, kept = own.find(OWN), find_outliers(own, own.find(OWN))
+    rename_dataset(own, OWN, "renamed")
+    assert find_outliers(own, own.find("renamed")) == kept
+    rename_dataset(own, "renamed", OWN)
+    # A source of its own: the next version is not of the images that other tests read.
+    source = shutil.copytree(own_built / "images", tmp_path / "images")
+    request = Request(OWN, str(source), exemplars=0, max_failures=1, replace=True, **place.options)
+    with InProcess() as engine:
+        build_datasets(own, [request], engine, RESOURCES)
+    new = own.find(OWN)
+    assert new.dna != old.dna
+    assert find_outliers(own, new) is None
+    own_ranked(own, place)
+    of_both = [find_outliers(own, version) for version in (old, new)]
+    assert of_both[0] == kept
+    assert of_both[1] is not None
+    collect(own, grace=timedelta(seconds=-5))
+    assert [find_outliers(own, version) for version in (old, new)] == of_both
+    collect(own, keep=1, grace=timedelta(seconds=-5))
+    assert [find_outliers(own, version) for version in (old, new)] == [None, of_both[1]]
+
+
+def test_outliers_that_were_found_while_images_were_erased_are_not_kept(
+    own: Catalogue, place: tiny.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, head = [], Catalogue.head
+
+    def erased_meanwhile(of: Catalogue) -> Commit:
+        begun.append(of)
+        return dataclasses.replace(head(of), erasure=int(len(begun) > 1))
+
+    monkeypatch.setattr(Catalogue, "head", erased_meanwhile)
+    own_ranked(own, place)
+    assert len(begun) > 1
+    assert find_outliers(own, own.find(OWN)) is None
+
+
+def test_the_format_of_outliers_is_raised_with_the_rule_of_their_score() -> None:
+    """What was kept by another rule is refused then. If this fails, raise the format."""
+    assert (OUTLIERS.format, BACKGROUND_SHARE, MIXED_TOTAL) == (1, 0.75, 2**24)
+
+
+def test_show_looks_for_outliers_once_and_lists_them_from_then_on(
+    own: Catalogue, place: tiny.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(*words: str, exits: int = 0) -> str:
+        of_a_job_that_runs = {"VDNA_METRICS_PORT": "of no use to what only reads"}
+        words = ("show", OWN, *words, "-c", own.root)
+        done = CliRunner(env=of_a_job_that_runs).invoke(app, words)
+        assert done.exit_code == exits, done.output
+        return done.output if exits else done.stdout
+
+    hint = "  outliers   not looked for: `vdna show own{} --outliers 10` does it, and reads all"
+    assert hint.format("") in shown()
+    spec = own.find(OWN).spec
+    assert hint.format(f" --spec {spec} --at 2") in shown("--at", "2", "--spec", spec)
+    assert json.loads(shown("--json"))["outliers"] is None
+    ranking = ("--weights", place.weights, "--workers", "0")
+    text = shown("--outliers", "1", *ranking)
+    kept = find_outliers(own, own.find(OWN))
+    assert kept is not None
+    first = kept.images[0]
+    assert [line for line in text.splitlines() if line.startswith("  outliers ")] == [
+        f"  outliers   the farthest of 7 images; half of all are at most {kept.median:.2f} bins "
+        "from own"
+    ]
+    assert f"    score {first.score:.2f}, {first.emd:.2f} bins: {first}\n" in text
+    assert (
+        "    in the order of the score: the distance to own, less three quarters of the distance "
+        "to near and own, taken together\n"
+    ) in text
+    monkeypatch.setattr("pipeline.api.rank", None)  # from now on they are only read
+    assert shown("--outliers", "1") == text
+    assert [line.count(" bins: ") for line in shown().splitlines()].count(1) == 5
+    assert "  outliers " not in shown("--outliers", "0")
+    assert json.loads(shown("--json", "--outliers", "7"))["outliers"] == kept.to_json()
+    assert len(json.loads(shown("--json"))["outliers"]["images"]) == 5
+    assert "--outliers" in shown("--outliers", "101", exits=2)
+    rename_dataset(own, OWN, "renamed")
+    renamed = CliRunner().invoke(app, ["show", "renamed", "-c", own.root]).stdout
+    assert "the distance to renamed, less three quarters of the distance to near and renamed" in (
+        renamed
+    )
+
+
+def test_show_says_that_kept_outliers_are_damaged_and_ranks_again_if_asked(
+    own: Catalogue, own_built: Path, place: tiny.Place
+) -> None:
+    version = own.find(OWN)
+    uri = own.outliers_uri(version.spec, version.dna)
+    own_ranked(own, place)
+    sound, words = storage.read(uri), ["show", OWN, "-c", own.root]
+    kept = find_outliers(own, version)
+    assert kept is not None
+    for data in (sound[:-9], dataclasses.replace(kept, dna="0" * 32).encode()):
+        storage.replace(uri, data)
+        done = CliRunner().invoke(app, words)
+        assert (done.exit_code, "note: its outliers cannot be read: " in done.stdout) == (0, True)
+        assert "not looked for" not in done.stdout
+        again = [*words, "--outliers", "2", "--weights", place.weights, "--workers", "0"]
+        assert CliRunner().invoke(app, again).exit_code == 0
+        assert storage.read(uri) == sound
+    storage.delete(uri)
+    shutil.rmtree(Path(storage.local_path(own.root)) / "_work" / "_ranks")
+    path = own_built / "images" / "good-02.png"
+    gone = path.rename(path.with_suffix(".gone"))
+    try:
+        done = CliRunner().invoke(app, again)
+    finally:
+        gone.rename(path)
+    assert done.exit_code == 1
+    assert "good-02.png does not exist" in done.output
+    assert find_outliers(own, version) is None
 
 
 # The page.

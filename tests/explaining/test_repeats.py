@@ -266,7 +266,7 @@ def test_show_shows_what_is_left_of_a_version_that_has_lost_files(
         storage.delete_all(list(uris))
         text, gone = shown(), kind in ("dna", "manifests")
         assert "14 images, 1 failed" in text
-        assert ("vdna rank --to photos orders" in text) == (not gone)
+        assert ("vdna show photos --outliers 10" in text) == (not gone)
         assert ("note: its files are gone: `vdna gc` has removed them, or" in text) == gone
         if kind == "dna":
             return

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from jobs.output import Rows, print_json
 from pipeline import engine, storage
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, FarImage, Outliers, keep_outliers
 from pipeline.comparing import all_pairs
 from pipeline.counting.allocator import NEW_OBJECTS
 from pipeline.engine import InProcess
@@ -1459,7 +1460,15 @@ def test_a_signal_in_the_middle_ends_the_command_and_the_rerun_goes_on(
     assert (result["images"], result["counted_shards"]) == (12, 12 - kept)
 
 
-def test_commands_that_only_read_import_no_heavy_package(place: Path) -> None:
+def test_commands_that_only_read_import_no_heavy_package(place: Path, tmp_path: Path) -> None:
+    """Outliers that are kept are only read, too."""
+    place = shutil.copytree(place, tmp_path / "place")
+    catalogue = Catalogue(str(place))
+    version = catalogue.find("a")
+    image = FarImage("file:///a.jpg", "", 9, 1.0, 2.0)
+    keep_outliers(
+        catalogue, Outliers(version.spec, version.dna, 9, 0, 0, 1.5, {}, (image,)), erasure=0
+    )
     code = (
         "import sys; from jobs.app import app\n"
         "for words in (['ls'], ['show', 'a'], ['log']):\n"
@@ -1471,6 +1480,7 @@ def test_commands_that_only_read_import_no_heavy_package(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("imported ")]
     assert said == ["imported []"] * 3
+    assert "    2.00 bins: /a.jpg\n" in done.stdout
 
 
 def test_every_command_has_a_help() -> None:

@@ -81,7 +81,7 @@ COMMANDS: list[tuple[str, type[Options]]] = [
     ("erase", EraseOptions),
     *((command, SnapshotOptions) for command in ("rank", "show", "export", "export-tables")),
     *((command, Resources) for command in ("plan", "build", "calibrate", "rank", "refresh")),
-    ("demo", Resources),
+    *((command, Resources) for command in ("demo", "show")),
 ]
 
 BAD_VALUES: list[tuple[str, Any, str]] = [

@@ -11,13 +11,14 @@ from time import monotonic
 import pytest
 from PIL import Image
 
+from pipeline import storage
 from pipeline.building import Request, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, FarImage, Outliers, keep_outliers
 from pipeline.comparing import Matrix, compare
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.explaining import NamedImage, find_repeats
-from pipeline.reporting import repeat_lines, unknown_repeats
+from pipeline.reporting import outlier_lines, repeat_lines, unknown_repeats
 from pipeline.reporting.html import repeat_pictures
 from pipeline.reporting.html.dataset_page import gather_dataset, render_dataset
 from pipeline.reporting.html.links import Addresses
@@ -90,7 +91,7 @@ def section_of(text: str) -> str:
 def test_the_page_says_the_lines_of_the_command_and_shows_what_they_name(
     place: Catalogue, matrix: Matrix
 ) -> None:
-    lines = repeat_lines(find_repeats(place, "photos"))
+    lines = [*repeat_lines(find_repeats(place, "photos")), *outlier_lines(None, "photos")]
     section = section_of(page_text(place, matrix, "photos", samples=60))
     said = unescape(re.sub(r"(?:<[^>]*>|\s)+", " ", section))
     for line in lines:
@@ -102,6 +103,41 @@ def test_the_page_says_the_lines_of_the_command_and_shows_what_they_name(
         named = [Path(name).name for name in re.findall(r"[^ ,]+\.png", unescape(text))]
         pictures = re.findall(r'<img src="data:image/webp[^>]* title="([^"]*)"', shown)
         assert pictures == (named[:1] if "0-copy" in text or "1-copy" in text else named)
+
+
+@pytest.mark.parametrize("name", ["photos", "bare"])
+def test_the_page_shows_the_outliers_that_are_kept_of_its_version(
+    place: Catalogue, matrix: Matrix, name: str
+) -> None:
+    """Also of a dataset that keeps no hashes."""
+    version = place.find(name)
+    shards = place.manifest(name, version).shards
+    images = tuple(
+        FarImage(of.uri, "", 11 - at, 2.5 - at, 21.75 - at)
+        for at, of in enumerate([of for shard in shards for of in shard.members][:6])
+    )
+    background = {"before-it-was-renamed": version.dna, "other": "0" * 32}
+    kept = Outliers(version.spec, version.dna, 11, 0, 0, 9.5, background, images)
+    keep_outliers(place, kept, 0)
+    try:
+        section = section_of(page_text(place, matrix, name, samples=60))
+        other = "bare" if name == "photos" else "photos"
+        assert "the 5 farthest of" not in page_text(place, matrix, other)
+        storage.replace(place.outliers_uri(version.spec, version.dna), b"torn")
+        assert "Outliers cannot be shown: " in page_text(place, matrix, name)
+    finally:
+        storage.delete(place.outliers_uri(version.spec, version.dna))
+    said = unescape(re.sub(r"(?:<[^>]*>|\s)+", " ", section))
+    told = f"the 5 farthest of 11 images; half of all are at most 9.50 bins from {name}"
+    assert f"outliers: {told}" in said
+    assert f"less three quarters of the distance to {name} and other, taken together" in said
+    _, shown = section.split("<strong>outliers:</strong>")
+    groups = shown.split('<li><span class="quiet">')[1:]
+    for image, group in zip(images[:5], groups, strict=True):
+        text, pictures = group.split("</span>", 1)
+        assert unescape(text) == f"score {image.score:.2f}, {image.emd:.2f} bins: {image}"
+        titles = re.findall(r'<img src="data:image/webp[^>]* title="([^"]*)"', pictures)
+        assert titles == [Path(str(image)).name]
 
 
 @pytest.mark.parametrize("most", [0, 1, 4, 20])
@@ -178,7 +214,7 @@ def test_a_page_neither_waits_long_nor_takes_much_memory(
     monkeypatch.setattr(repeat_pictures, "MOST_SEARCHED", version.images - 1)
     assert late is not None
     for found, why in ((late, "reading took too long"), (gathered(place), "10 images at most")):
-        assert not found.kinds
+        assert [kind.word for kind in found.kinds] == ["outliers"]
         (note,) = found.notes
         assert note.endswith(f"{why}. `vdna show photos --repeats 5` lists them.")
 

@@ -42,7 +42,7 @@ PAGE_IMAGES = 60
 """The most images on the page of a dataset, which take half a megabyte."""
 
 REPEATS_SHARE = 3
-"""One in so many of a page's images, at most, is a repeated or odd one; the others are drawn."""
+"""One in so many of a page's images, at most, is repeated, odd or an outlier; others are drawn."""
 
 PAGE_FAILURES = 20
 
@@ -67,7 +67,7 @@ class DatasetPage:
         history: Its versions, the newest first.
         shared: Facts that are the same for every dataset of the report.
         about: Where all of it comes from.
-        repeats: Its repeated and odd images; None if it keeps no hashes.
+        repeats: Its repeated and odd images and its outliers; None if neither is known.
     """
 
     name: str
@@ -144,7 +144,9 @@ def gather_dataset(
         histories = histories_at(catalogue, commit.number, matrix.spec_digest)
     spec = catalogue.spec(version.spec)
     until = monotonic() + SAMPLING_SECONDS if deadline is None else deadline
-    repeats = gather_repeats(catalogue, name, version, samples // REPEATS_SHARE, until)
+    chosen = "" if version.spec == commit.default_spec else f" --spec {version.spec}"
+    share = samples // REPEATS_SHARE
+    repeats = gather_repeats(catalogue, name, version, share, until, chosen)
     drawn = samples - len(repeats.pictures) if repeats else samples
     panel = panel_of(catalogue, name, version, drawn, until, failures=PAGE_FAILURES)
     versions, missing = histories
@@ -234,7 +236,7 @@ def _wall(samples: Iterable[Sample]) -> str:
 
 
 def _repeats(repeats: ShownRepeats) -> str:
-    """Says which images repeat, and which are of one colour, each group with its pictures."""
+    """Says which images repeat or are odd, and which are outliers, each group with its pictures."""
     lines = []
     for kind in repeats.kinds:
         groups = [

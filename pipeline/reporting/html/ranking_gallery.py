@@ -62,7 +62,7 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, links: Sequence[Link] = (
         f"over neurons, in bins. {ranking.ranked:,} images are ranked."
     )
     if ranking.background:
-        about += f" They are {background_sentence(ranking)}."
+        about += f" They are {background_sentence(ranking.name, list(ranking.background))}."
     return Gallery(ranking_title(ranking), rows, about, ranking.notes, facts, links)
 
 

@@ -1,4 +1,4 @@
-"""Gathers the images that a dataset has more than once, and its odd ones, with small pictures.
+"""Gathers the images that a dataset has more than once, odd ones and outliers, with small pictures.
 
     >>> shown = gather_repeats(catalogue, "sunny", version, 20, deadline)    # doctest: +SKIP
     >>> shown.kinds[0].text                                                  # doctest: +SKIP
@@ -15,7 +15,7 @@ from itertools import zip_longest
 from threading import Lock
 from time import monotonic
 
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import Catalogue, Version, find_outliers
 from pipeline.errors import VdnaError
 from pipeline.explaining import QUICK_SEARCH, find_repeats
 from pipeline.reporting.html.page_data import Sample
@@ -26,6 +26,7 @@ from pipeline.reporting.html.thumbnails import (
     rule_of,
     short_name,
 )
+from pipeline.reporting.outlier_words import OUTLIERS_LISTED, outlier_kind
 from pipeline.reporting.repeat_words import RepeatKind, repeat_kinds, unknown_repeats
 from pipeline.wording import count_of
 
@@ -41,10 +42,10 @@ _ONE_SEARCH = Lock()
 
 @dataclass(frozen=True)
 class ShownRepeats:
-    """What a page says of repeated images, and shows of them.
+    """What a page says of repeated images and outliers, and shows of them.
 
     Attributes:
-        kinds: What is said of each kind of image; nothing if they were not looked for.
+        kinds: What is said of each kind of image that was looked for, and of outliers.
         pictures: The small images, by uri and member.
         notes: What is missing, and why.
     """
@@ -55,9 +56,14 @@ class ShownRepeats:
 
 
 def gather_repeats(
-    catalogue: Catalogue, name: str, version: Version, most: int, deadline: float
+    catalogue: Catalogue,
+    name: str,
+    version: Version,
+    most: int,
+    deadline: float,
+    chosen: str = "",
 ) -> ShownRepeats | None:
-    """Gathers the repeated images of a dataset, and those of one colour.
+    """Gathers the repeated images of a dataset, those of one colour, and its outliers.
 
     Args:
         catalogue: The catalogue of the dataset.
@@ -65,29 +71,50 @@ def gather_repeats(
         version: Its version.
         most: The most images to read.
         deadline: When to stop reading images, by the monotonic clock.
+        chosen: Options that `vdna show` needs to find the same version, with a space before them.
 
     Returns:
-        What the page shows; None if the version keeps no hashes.
+        What the page shows; None if the version keeps no hashes, and nobody has looked for its
+        outliers.
     """
-    if unknown_repeats(version):
+    kinds, notes = _repeats(catalogue, name, version, deadline, f"{name}{chosen}")
+    is_known = not unknown_repeats(version)
+    try:
+        outliers = find_outliers(catalogue, version)
+        if outliers is not None or is_known:
+            listed = None if outliers is None else outliers.first(OUTLIERS_LISTED)
+            kinds = [*kinds, outlier_kind(listed, name, chosen)]
+    except (VdnaError, OSError) as error:
+        notes = (*notes, f"Outliers cannot be shown: {error}")
+    if not kinds and not notes:
         return None
+    pictures, missing = _read(catalogue, name, version, _in_turns(kinds)[:most], deadline)
+    return ShownRepeats(kinds, pictures, (*notes, *missing))
+
+
+def _repeats(
+    catalogue: Catalogue, name: str, version: Version, deadline: float, asked: str
+) -> tuple[Sequence[RepeatKind], tuple[str, ...]]:
+    """Returns what is said of repeated images, or why that is not known, and how to ask for it."""
+    if unknown_repeats(version):
+        return (), ()
     if version.images > MOST_SEARCHED:
-        return _not_searched(name, f"a page does so among {MOST_SEARCHED:,} images at most")
+        return _not_searched(asked, f"a page does so among {MOST_SEARCHED:,} images at most")
     try:
         with _ONE_SEARCH:
             if monotonic() > deadline:
-                return _not_searched(name, "reading took too long")
-            kinds = repeat_kinds(find_repeats(catalogue, name, version, limit=PAGE_SEARCH))
+                return _not_searched(asked, "reading took too long")
+            return repeat_kinds(find_repeats(catalogue, name, version, limit=PAGE_SEARCH)), ()
     except (VdnaError, OSError, MemoryError) as error:
         why = str(error) or type(error).__name__
-        return ShownRepeats(notes=(f"Repeated images cannot be found: {why}",))
-    pictures, notes = _read(catalogue, name, version, _in_turns(kinds)[:most], deadline)
-    return ShownRepeats(kinds, pictures, notes)
+        return (), (f"Repeated images cannot be found: {why}",)
 
 
-def _not_searched(name: str, why: str) -> ShownRepeats:
-    told = f"Repeated images were not looked for: {why}. `vdna show {name} --repeats 5` lists them."
-    return ShownRepeats(notes=(told,))
+def _not_searched(asked: str, why: str) -> tuple[Sequence[RepeatKind], tuple[str, ...]]:
+    told = (
+        f"Repeated images were not looked for: {why}. `vdna show {asked} --repeats 5` lists them."
+    )
+    return (), (told,)
 
 
 def _in_turns(kinds: Sequence[RepeatKind]) -> list[Key]:
