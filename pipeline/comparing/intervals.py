@@ -246,29 +246,17 @@ def _mean_squares(changes: Floats, variances: Floats, sides: Floats) -> None:
     The changes of a side are the sums of each two draws, and those of the other their differences.
     """
     draws, sums = changes.shape[1:]
-    both = np.empty((2, draws // 2))
     for n in range(len(changes)):
-        variances[n] = 0
+        variances[n] = sides[n] = 0
         for k in range(draws):
             for i in range(sums):
-                variances[n, i] += changes[n, k, i] * changes[n, k, i]
-        for i in range(sums):
-            variances[n, i] /= draws
-        for k in range(draws // 2):
-            plus, minus = changes[n, 2 * k, 0], changes[n, 2 * k + 1, 0]
-            both[0, k] = (plus + minus) * (plus + minus)
-            both[1, k] = (plus - minus) * (plus - minus)
-        for side in range(2):
-            sides[n, side] = _in_pairs(both[side]) / (draws // 2)
-
-
-@compiled
-def _in_pairs(x: Floats) -> float:
-    """Returns the sum of eight values or more, in the order in which NumPy adds them."""
-    total: float = ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
-    for i in range(8, len(x)):
-        total += x[i]
-    return total
+                variances[n, i] += changes[n, k, i] ** 2
+        for k in range(0, draws, 2):
+            plus, minus = changes[n, k, 0], changes[n, k + 1, 0]
+            sides[n, 0] += (plus + minus) ** 2
+            sides[n, 1] += (plus - minus) ** 2
+        variances[n] /= draws
+        sides[n] /= draws // 2
 
 
 def _freedom(sides: Floats, folds_a: int, folds_b: int) -> Floats:

@@ -340,8 +340,8 @@ def _sorting(paired: bool) -> Any:
     neuron; the number of its first point among P, and how many it has, a multiple of `LANES`; what
     is known of the P points (`VALUES`, P), to which it writes; which points are near zero, and
     which are far from it (P + `LANES`,) int32, and how many so far (2,) int64, to which it adds;
-    and `SET_BITS`. All others are float32, and all are contiguous. A point is far if it is apart and
-    no draw brings it so close to zero that it is clipped. If `paired`, the standard errors are
+    and `SET_BITS`. All others are float32, and all are contiguous. A point is far if it is apart
+    and no draw brings it so close to zero that it is clipped. If `paired`, the standard errors are
     there already. It returns the sum of the differences, which no weight multiplies.
     """
 
