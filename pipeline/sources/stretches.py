@@ -38,7 +38,7 @@ STRETCH_KEYS = 2**18
 LARGEST_STRETCH = 2**40
 """No task holds so many candidates: it writes nothing before it ends."""
 
-LAYOUT: dict[str, Any] = {
+PART_LAYOUT: dict[str, Any] = {
     "compression": "lz4",
     "write_statistics": False,
     "use_dictionary": REPEATING,
@@ -139,7 +139,7 @@ def store_sorted(
     for start, stop in pairwise([*bounds, rows.num_rows]):
         some = rows.slice(start, stop - start)
         sink = io.BytesIO()
-        with SealedWriter(sink, PART, some.schema, **LAYOUT) as writer:
+        with SealedWriter(sink, PART, some.schema, **PART_LAYOUT) as writer:
             for piece in cut_rows(some):
                 writer.write(piece)
             writer.seal({})

@@ -158,9 +158,9 @@ def test_an_interrupted_listing_goes_on(
 ) -> None:
     """Wherever it ends, nothing is lost, also if another version has written its parts."""
     keys = frames(3_000)
-    layout = stretches.LAYOUT
+    layout = stretches.PART_LAYOUT
     if at == 40:
-        monkeypatch.setattr(stretches, "LAYOUT", {"compression": "zstd"})
+        monkeypatch.setattr(stretches, "PART_LAYOUT", {"compression": "zstd"})
 
     def before(asked: int) -> None:
         if asked >= at:
@@ -169,7 +169,7 @@ def test_an_interrupted_listing_goes_on(
     first = Run(tmp_path, FakeStore(keys, 20, before))
     with pytest.raises(StorageError, match="the machine is gone"):
         first.list()
-    monkeypatch.setattr(stretches, "LAYOUT", layout)
+    monkeypatch.setattr(stretches, "PART_LAYOUT", layout)
     again = Run(tmp_path, FakeStore(keys, 20))
     found = again.list()
     assert found.planned is not None
