@@ -67,7 +67,7 @@ def plan_block(
                 cell = sizes.cell(size, pc.mean(of_fold["size"]).as_py())
                 stated = sizes.stated_cell(cell)
                 for shard in even_pieces(of_fold, size):
-                    cells = new_cells(shard, cell, name_kernel.ends_of_folders)
+                    cells = new_cells(shard, cell, name_kernel.folder_bounds)
                     writer.add(fold, shard, cells=cells, cell_images=stated)
     return writer.manifest(size, duplicates=listed.num_rows - rows.num_rows)
 

@@ -28,7 +28,7 @@ MANY = 2**20
 """From this number of single images on, their folds are taken from a hash alone, and they are
 planned block by block. The sizes of the folds then differ by about 1 in 250."""
 
-NAMES_WITHOUT_KERNEL = 2**20
+FEW_NAMES = 2**20
 """The sums of so many names take no longer without a kernel than numba takes to load."""
 
 _KERNELS = "pipeline.sources.name_kernel"
@@ -51,7 +51,7 @@ def block_ends(uris: pa.Array | pa.ChunkedArray, block_images: int) -> list[str]
     Returns:
         Those that end a block, in the same order.
     """
-    if len(uris) <= NAMES_WITHOUT_KERNEL and _KERNELS not in sys.modules:
+    if len(uris) <= FEW_NAMES and _KERNELS not in sys.modules:
         sums = [zlib.crc32(name) for name in uris.cast(pa.binary()).to_pylist()]
         hashes = np.array(sums, np.uint64)
     else:

@@ -89,7 +89,7 @@ def name_numbers(uris: pa.StringArray | pa.ChunkedArray, pairing: Pairing) -> ND
     return found
 
 
-def ends_of_folders(uris: pa.StringArray | pa.ChunkedArray) -> NDArray[np.int64]:
+def folder_bounds(uris: pa.StringArray | pa.ChunkedArray) -> NDArray[np.int64]:
     """Returns the places of the uris whose folder is another than that of the uri before.
 
     Args:

@@ -150,7 +150,7 @@ def test_blocks_end_alike_with_the_kernel_and_without(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "pipeline.sources.name_kernel")
     assert block_ends(uris, BLOCK) == ends
     assert "pipeline.sources.name_kernel" not in sys.modules
-    monkeypatch.setattr(blocks, "FEW", 10)
+    monkeypatch.setattr(blocks, "FEW_NAMES", 10)
     assert block_ends(uris, BLOCK) == ends
     assert "pipeline.sources.name_kernel" in sys.modules
 

@@ -26,6 +26,6 @@ def test_the_kernel_finds_where_folders_end(uris: list[str], start: int) -> None
     column = pa.chunked_array([pa.array([*["x/y"] * start, *uris], pa.string())[start:]])
     folders = [re.sub("[^/]*$", "", uri) for uri in uris]
     expected = [at for at in range(1, len(uris)) if folders[at] != folders[at - 1]]
-    assert name_kernel.ends_of_folders(column).tolist() == expected
+    assert name_kernel.folder_bounds(column).tolist() == expected
     if uris:
         assert folder_ends(column).tolist() == expected
