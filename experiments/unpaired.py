@@ -1,6 +1,6 @@
 """How far a lens goes that is fitted to other images on either side, and what helps it.
 
-    python -m experiments.unpaired [--images 96] [--scored 192] [--out DIR]
+    python -m experiments.unpaired [--images 96] [--scored 192] [--draw 0] [--out DIR]
 
 Six changes of crops of photographs are attributes, at strengths that the words of
 `vdna lens fit --ignore` do not have. For each a lens is fitted that ignores it and keeps the other
@@ -122,17 +122,21 @@ def made(word: str, strength: float) -> Callable[[Array, str], Array]:
     return change
 
 
-def observed(images: int, scored: int, photos: Path) -> tuple[Any, dict[str, Any]]:
-    """Counts all sets; returns their spec, and the folds of each."""
+def observed(images: int, scored: int, photos: Path, draw: int) -> tuple[Any, dict[str, Any]]:
+    """Counts all sets; returns their spec, and the folds of each.
+
+    Each draw fits to crops of its own, and all are scored on the same ones.
+    """
     from pipeline.altered_pictures import PICTURE_CHANGES
 
     sets = Sets()
     with tempfile.TemporaryDirectory() as work:
         halves = halved(photos, Path(work))
-        base = list(crops(halves["fit"], 2 * images, 1.0, 1))
+        seed = 1000 * draw
+        base = list(crops(halves["fit"], 2 * images, 1.0, seed + 1))
         fresh = list(crops(halves["fresh"], scored, 1.0, 2))
         other = {
-            word: list(crops(halves["fit"], 2 * images, 1.0, 10 + at))
+            word: list(crops(halves["fit"], 2 * images, 1.0, seed + 10 + at))
             for at, word in enumerate(ATTRIBUTES)
         }
     began, folds = time.perf_counter(), {}
@@ -255,11 +259,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="lenses that are fitted to other images")
     parser.add_argument("--images", type=int, default=96, help="crops of each set to fit on")
     parser.add_argument("--scored", type=int, default=192, help="fresh crops of each set")
+    parser.add_argument("--draw", type=int, default=0, help="number of the draw of the crops")
     parser.add_argument("--out", type=Path, help="folder for the numbers")
     chosen = parser.parse_args()
     if min(chosen.images, chosen.scored) < LEAST:
         parser.error(f"give {LEAST} images or more")
-    spec, folds = observed(chosen.images, chosen.scored, corpora.corpus("photos"))
+    spec, folds = observed(chosen.images, chosen.scored, corpora.corpus("photos"), chosen.draw)
     rows = scores(measured(spec, folds))
     for row in rows:
         print(
@@ -267,7 +272,12 @@ def main() -> None:
             f"{row['change']:.1%}",
             file=sys.stderr,
         )
-    result = {"images": chosen.images, "scored": chosen.scored, "rows": rows}
+    result = {
+        "images": chosen.images,
+        "scored": chosen.scored,
+        "draw": chosen.draw,
+        "rows": rows,
+    }
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)
         (chosen.out / "unpaired.json").write_text(json.dumps(result, indent=1) + "\n")
