@@ -20,14 +20,7 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.fold_points import FoldPoints, points_of, step_for
 from pipeline.comparing.fold_statistics import METHOD
-from pipeline.dna import (
-    FileKind,
-    Pairs,
-    SealedFile,
-    corrupt_if_unreadable,
-    encode_sealed,
-    read_count_pages,
-)
+from pipeline.dna import FileKind, Pairs, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.spec import Spec
 
@@ -183,10 +176,11 @@ class KeptPoints:
         index = self._spec.layers.index(layer)
         neurons, folds = self._spec.tap(layer).neurons, len(self._numbers)
         with corrupt_if_unreadable(f"{self._file.name}: layer {layer} cannot be read"):
+            rows = self._file.parquet.read_row_group(index, use_threads=False)
+            below, totals, halves = (
+                column.combine_chunks().values.to_numpy() for column in rows.columns
+            )
             points = points_of(self._spec.bins, step)
-            below = self._column(index, "below", folds * points)
-            totals = self._column(index, "totals", folds)
-            halves = self._column(index, "halves")
             return FoldPoints(
                 self._numbers,
                 self._images,
@@ -194,16 +188,6 @@ class KeptPoints:
                 np.ascontiguousarray(totals.reshape(neurons, folds).T),
                 halves.reshape(neurons, -1),
             )
-
-    def _column(self, index: int, name: str, length: int = 0) -> Any:
-        """Returns the values of a column; the length is that of a row of counts."""
-        file = self._file
-        if length:
-            counts = read_count_pages(file.data, file.parquet, index, name, length)
-            if counts is not None:
-                return counts
-        rows = file.parquet.read_row_group(index, [name], use_threads=False)
-        return rows[name].combine_chunks().values.to_numpy()
 
 
 def find_points(counting: Counting, *, discard: bool = True) -> KeptPoints | None:

@@ -2,7 +2,7 @@
 
 In: arrays of counts and sums, or bytes of a Parquet file.
 Out: immutable values that add up, or bytes of a Parquet file.
-May import: errors, spec, buffers, compiled.
+May import: errors, spec, buffers.
 """
 
 import lazy_loader

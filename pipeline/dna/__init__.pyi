@@ -1,6 +1,5 @@
 from .arrays import Floats as Floats
 from .arrays import Ints as Ints
-from .count_pages import read_count_pages as read_count_pages
 from .dna_encoding import LayersWriter as LayersWriter
 from .dna_encoding import dna_metadata as dna_metadata
 from .dna_encoding import encode_dna as encode_dna

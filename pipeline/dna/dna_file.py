@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -161,7 +160,7 @@ class DnaFile:
             ConservationError: The counts do not add up to the images.
         """
         wanted = self.spec.layers if layers is None else layers
-        parts = [self._read_layer(layer) for layer in wanted]
+        parts = [self._decode(self._group(layer), layer, self._totals[""]) for layer in wanted]
         dna = parts[0] if len(parts) == 1 else _concatenate(parts)
         dna.check(self.name)
         return dna
@@ -179,16 +178,12 @@ class DnaFile:
             CorruptFile: The layer cannot be read, or does not hold the folds in order.
             ConservationError: The counts of a fold do not add up to its images.
         """
-        neurons, counts = self.spec.tap(layer).neurons, self._plain_counts(layer)
-        batches = self._batches(layer) if counts is None else self._without_counts(layer)
-        parts: dict[int, DNA] = {}
-        for fold, rows in zip_longest(self.folds, batches):
+        parts = {}
+        for fold, rows in zip_longest(self.folds, self._batches(layer)):
             if fold is None or rows is None or pc.any(pc.not_equal(rows["fold"], fold)).as_py():
                 raise CorruptFile(f"{self.name}: layer {layer} does not hold its folds in order")
-            start = len(parts) * neurons
-            own = None if counts is None else counts[start : start + rows.num_rows]
-            totals = self._totals[str(fold)]
-            parts[fold] = self._decode(rows.drop_columns("fold"), layer, totals, own)
+            own = rows.drop_columns("fold")
+            parts[fold] = self._decode(own, layer, self._totals[str(fold)])
             parts[fold].check(f"{self.name}, fold {fold}")
         return parts
 
@@ -235,53 +230,18 @@ class DnaFile:
         Raises:
             CorruptFile: The layer was not loaded, or cannot be read.
         """
-        self._require_loaded(layer)
+        if self._layers is not None and layer not in self._layers:
+            raise CorruptFile(
+                f"{self.name}: layer {layer} was not read; only {', '.join(self._layers)} were"
+            )
         neurons, groups = self.spec.tap(layer).neurons, [self._index(layer)]
         with corrupt_if_unreadable(f"{self.name}: layer {layer} cannot be read"):
             for batch in self._sealed.parquet.iter_batches(neurons, groups, use_threads=False):
                 yield pa.Table.from_batches([batch])
 
-    def _plain_counts(self, layer: str) -> Ints | None:
-        """Returns the (rows, bins) counts of a layer, or None if only pyarrow can read them."""
-        self._require_loaded(layer)
-        if any("counts" in totals.unknown for totals in self._totals.values()):
-            return None
-        if "numba" not in sys.modules:  # importing it takes longer than pyarrow takes for a DNA
-            return None
-        from pipeline.dna.count_pages import read_count_pages
-
-        sealed = self._sealed
-        index, bins = self._index(layer), self.spec.bins
-        return read_count_pages(sealed.data, sealed.parquet, index, "counts", bins)
-
-    def _read_layer(self, layer: str) -> DNA:
-        counts = self._plain_counts(layer)
-        rows = (
-            self._group(layer) if counts is None else pa.concat_tables(self._without_counts(layer))
-        )
-        return self._decode(rows, layer, self._totals[""], counts)
-
-    def _without_counts(self, layer: str) -> Iterator[pa.Table]:
-        """Yields the same rows as `_batches`, but for their counts."""
-        neurons, parquet = self.spec.tap(layer).neurons, self._sealed.parquet
-        columns = [name for name in parquet.schema_arrow.names if name != "counts"]
+    def _decode(self, table: pa.Table, layer: str, totals: _Totals) -> DNA:
         with corrupt_if_unreadable(f"{self.name}: layer {layer} cannot be read"):
-            rows = parquet.read_row_group(self._index(layer), columns, use_threads=False)
-        for start in range(0, rows.num_rows, neurons):
-            yield rows.slice(start, neurons)
-
-    def _require_loaded(self, layer: str) -> None:
-        if self._layers is not None and layer not in self._layers:
-            raise CorruptFile(
-                f"{self.name}: layer {layer} was not read; only {', '.join(self._layers)} were"
-            )
-
-    def _decode(
-        self, table: pa.Table, layer: str, totals: _Totals, counts: Ints | None = None
-    ) -> DNA:
-        with corrupt_if_unreadable(f"{self.name}: layer {layer} cannot be read"):
-            rows = table.combine_chunks()
-            return _from_rows(rows, self.spec, layer, totals, self.name, counts)
+            return _from_rows(table.combine_chunks(), self.spec, layer, totals, self.name)
 
 
 @dataclass(frozen=True)
@@ -309,9 +269,7 @@ class _Totals:
         )
 
 
-def _from_rows(
-    rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: str, counts: Ints | None
-) -> DNA:
+def _from_rows(rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: str) -> DNA:
     tap = spec.tap(layer)
     _require_order(rows, layer, tap.neurons, name)
     nulls = {column for column in rows.column_names if rows[column].null_count}
@@ -329,8 +287,7 @@ def _from_rows(
     }
     if "scatter" in rows.column_names:
         arrays["scatter"] = _scatter(rows, spec, layer, name)
-    if counts is None:
-        counts = _counts(rows, spec, layer, name)
+    counts = _counts(rows, spec, layer, name)
     return DNA(spec, (layer,), counts=counts, **arrays, **vars(totals))
 
 

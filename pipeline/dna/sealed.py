@@ -262,7 +262,6 @@ class SealedFile:
         metadata: What the file states of itself, without what the codec added.
         row_groups: The place and the sha256 of every row group.
         parquet: The open Parquet file.
-        data: What was opened: its bytes, a memory map, or a seekable binary file.
     """
 
     def __init__(self, source: Any, kind: FileKind, name: str, *, start: int = 0) -> None:
@@ -279,7 +278,7 @@ class SealedFile:
                 metadata is not what was written.
         """
         self.name = name
-        self.data = source
+        self._data = source
         self.parquet = open_parquet(source, name)
         if not is_sealed(self.parquet):
             raise CorruptFile(f"{name}: not a file of vdna; its metadata has no key 'vdna'")
@@ -330,9 +329,9 @@ class SealedFile:
             row_groups = {i: f"row group {i}" for i in range(len(self.row_groups))}
         for index, about in row_groups.items():
             stated = self.row_groups[index]
-            with memoryview(self.data) as view, view[stated.start : stated.stop] as held:
+            with memoryview(self._data) as view, view[stated.start : stated.stop] as held:
                 found = sha256(held)
-            release_pages(self.data)
+            release_pages(self._data)
             if found != stated.sha256:
                 raise CorruptFile(
                     f"{self.name}: {about} has sha256 {found}; its footer states {stated.sha256}. "
