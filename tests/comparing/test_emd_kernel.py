@@ -24,7 +24,8 @@ from pipeline.comparing import (
 from pipeline.comparing import emd_kernel as pairwise
 from pipeline.comparing.distance import emd
 from pipeline.comparing.fold_points import finest_step
-from pipeline.comparing.intervals import splits
+from pipeline.comparing.intervals import CHANGES, splits
+from pipeline.comparing.noise_kernel import NoiseCurves, noise_sums, swapped
 from pipeline.comparing.significance import flip_test
 from pipeline.dna import DNA, Lens, Pairs
 from pipeline.errors import SpecMismatch, UsageError
@@ -350,6 +351,20 @@ def test_splits_are_orthogonal_and_balanced() -> None:
         assert {abs(int(row.sum())) for row in rows} <= ({0} if folds % 2 == 0 else {1})
     assert splits(16).shape == (15, 16)
     assert np.array_equal(splits(16) @ splits(16).T, 16 * np.eye(15))
+
+
+def test_a_neuron_whose_differences_cancel_leans_the_other_way_if_turned_around() -> None:
+    """Its mean difference is zero, so the first point that differs decides."""
+    draws = np.random.default_rng(0).normal(0, 0.01, (2, 1, 2, 15))
+    sides = []
+    for whole, noise in zip(([0.25, 0.5], [0.5, 0.25]), draws, strict=True):
+        made = NoiseCurves.empty(1, 1, 2)
+        made.whole[0, 0, :2], made.rows[0, :, :2, :15] = whole, noise
+        made.finish(0)
+        sides.append(made)
+    one, other = (noise_sums(*pair, np.ones(1))[1] for pair in (sides, sides[::-1]))
+    assert (one[0, 0, :, CHANGES.index("by_neuron")] != 0).all()
+    np.testing.assert_array_equal(swapped(one), other)
 
 
 def test_stacked_sums_are_means_of_each_layer_and_then_of_all() -> None:
