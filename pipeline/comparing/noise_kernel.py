@@ -71,8 +71,7 @@ _LINE = 64
 """Bytes of a line of a cache."""
 
 _BLOCK = 512
-"""About how many points have their sums in float32, and are read from the second cache for several
-DNAs."""
+"""About how many points are added up in float32. Those of several DNAs fit into a core's cache."""
 
 _GROUP = 8
 """How many DNAs of a are compared at most with one of b while its points are in the cache."""

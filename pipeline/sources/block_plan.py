@@ -8,13 +8,12 @@ is small enough to be held in memory, where that is several times as fast as in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.sources import blocks
 from pipeline.sources.blocks import even_pieces
@@ -25,9 +24,6 @@ from pipeline.sources.pair_names import Pairing
 from pipeline.sources.shard_sizes import NewShardSizes
 from pipeline.sources.sorted_rows import rows_up_to, sort_pages
 from pipeline.spec import FOLDS
-
-CACHED_ROWS = 8192
-"""So many rows take about a megabyte, which is in a processor's cache while they are parted."""
 
 
 def plan_block(
@@ -52,50 +48,25 @@ def plan_block(
     Returns:
         A plan of the block.
     """
-    from pipeline.sources import name_kernel  # loads numba, for large sources only
+    from pipeline.sources.name_kernel import name_numbers  # loads numba, for large sources only
 
     # The parts are not held beside the sorted rows, and neither are columns that say nothing.
     listed = sort_pages(pa.concat_tables(_within(part, after, until) for part in parts))
     rows = _each_once(listed)
-    numbers = name_kernel.name_numbers(rows["uri"], pairing)
-    folds = (numbers % np.uint64(FOLDS)).astype(np.uint8)
+    folds = (name_numbers(rows["uri"], pairing) % np.uint64(FOLDS)).astype(np.uint8)
     size = sizes.shard(blocks.MANY)
     with ManifestWriter(entries) as writer:
-        for fold, rows_of_fold in enumerate(_parted(rows, folds)):
-            if rows_of_fold.num_rows:
-                of_fold = as_single_images(rows_of_fold, ENTRY_SCHEMA)
-                cell = sizes.cell(size, pc.mean(of_fold["size"]).as_py())
-                stated = sizes.stated_cell(cell)
-                for shard in even_pieces(of_fold, size):
-                    cells = new_cells(shard, cell, name_kernel.folder_bounds)
-                    writer.add(fold, shard, cells=cells, cell_images=stated)
-    return writer.manifest(size, duplicates=listed.num_rows - rows.num_rows)
-
-
-def _parted(rows: pa.Table, folds: NDArray[np.uint8]) -> Iterator[pa.Table]:
-    """Parts rows by their folds.
-
-    The rows of one fold are spread over all of them, so a processor would read everything from
-    memory for each fold. Some rows at a time are parted in its cache, and put together then.
-
-    Args:
-        rows: N rows.
-        folds: (N,), the fold of each.
-
-    Yields:
-        The rows of each fold, in their order, in one chunk.
-    """
-    pieces: list[list[pa.Table]] = [[] for _ in range(FOLDS)]
-    for first in range(0, rows.num_rows, CACHED_ROWS):
-        its = folds[first : first + CACHED_ROWS]
-        order = pa.array(np.argsort(its, kind="stable"))
-        some = rows.slice(first, CACHED_ROWS).take(order)
-        ends = np.cumsum(np.bincount(its, minlength=FOLDS)).tolist()
+        rows = rows.take(pa.array(np.argsort(folds, kind="stable")))
+        ends = np.cumsum(np.bincount(folds, minlength=FOLDS)).tolist()
         for fold, (start, stop) in enumerate(pairwise([0, *ends])):
-            pieces[fold].append(some.slice(start, stop - start))
-    for of_fold in pieces:
-        yield pa.concat_tables([rows.slice(0, 0), *of_fold]).combine_chunks()
-        of_fold.clear()
+            if start < stop:
+                of_fold = rows.slice(start, stop - start)
+                cell = sizes.cell(size, pc.mean(of_fold["size"]).as_py())
+                for shard in even_pieces(of_fold, size):
+                    cells = new_cells(shard, cell)
+                    images, stated = as_single_images(shard, ENTRY_SCHEMA), sizes.stated_cell(cell)
+                    writer.add(fold, images, cells=cells, cell_images=stated)
+    return writer.manifest(size, duplicates=listed.num_rows - rows.num_rows)
 
 
 def _within(part: pa.Table, after: str, until: str | None) -> pa.Table:

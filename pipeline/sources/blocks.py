@@ -10,8 +10,6 @@ its names are known. A name that comes or goes moves the end of one block at mos
 
 from __future__ import annotations
 
-import sys
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,11 +26,6 @@ MANY = 2**20
 """From this number of single images on, their folds are taken from a hash alone, and they are
 planned block by block. The sizes of the folds then differ by about 1 in 250."""
 
-FEW_NAMES = 2**20
-"""The sums of so many names take no longer without a kernel than numba takes to load."""
-
-_KERNELS = "pipeline.sources.name_kernel"
-
 _SPREAD = 0x9E3779B1
 """2^32 divided by the golden ratio. It spreads hashes that differ in few bits (Knuth, The Art of
 Computer Programming, volume 3, section 6.4)."""
@@ -41,8 +34,7 @@ Computer Programming, volume 3, section 6.4)."""
 def block_ends(uris: pa.Array | pa.ChunkedArray, block_images: int) -> list[str]:
     """Finds the uris that end a block: those whose CRC-32, spread, is below 2^32 / `block_images`.
 
-    A cryptographic hash would take longer than the rest of a listing. The sums of few names are
-    made without a kernel, because numba takes most of a second to load.
+    A cryptographic hash would take longer than the rest of a listing.
 
     Args:
         uris: Any uris.
@@ -51,13 +43,9 @@ def block_ends(uris: pa.Array | pa.ChunkedArray, block_images: int) -> list[str]
     Returns:
         Those that end a block, in the same order.
     """
-    if len(uris) <= FEW_NAMES and _KERNELS not in sys.modules:
-        sums = [zlib.crc32(name) for name in uris.cast(pa.binary()).to_pylist()]
-        hashes = np.array(sums, np.uint64)
-    else:
-        from pipeline.sources.name_kernel import crc32_of  # loads numba
+    from pipeline.sources.name_kernel import crc32_of  # loads numba, for large sources only
 
-        hashes = crc32_of(uris).astype(np.uint64)
+    hashes = crc32_of(uris).astype(np.uint64)
     ends = (hashes * np.uint64(_SPREAD) % np.uint64(2**32)) * np.uint64(block_images) < 2**32
     return [str(uris[at].as_py()) for at in np.flatnonzero(ends)]
 

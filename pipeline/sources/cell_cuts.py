@@ -7,12 +7,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.sources.text_columns import text_bytes
 
@@ -20,18 +18,7 @@ CELL_SLACK = 4
 """A cell may have this part of its size less, to end where a folder does, and the last one more."""
 
 
-FolderEnds = Callable[[pa.ChunkedArray], NDArray[np.int64]]
-"""Tells at which of some uris another folder begins than that of the uri before."""
-
-
-def folder_ends(uris: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Returns the places of the uris whose folder is another than that of the uri before."""
-    folders = folders_of(uris.cast(pa.string()).combine_chunks())
-    ends = pc.not_equal(folders[1:], folders[:-1]).to_numpy(zero_copy_only=False)
-    return np.flatnonzero(ends) + 1
-
-
-def new_cells(rows: pa.Table, size: int, find_ends: FolderEnds = folder_ends) -> tuple[int, ...]:
+def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
     """Cuts a new shard into cells, at the end of a folder where one is near.
 
     Args:
@@ -39,7 +26,6 @@ def new_cells(rows: pa.Table, size: int, find_ends: FolderEnds = folder_ends) ->
         size: How many members a cell should have. It has up to a quarter less to end where a
             folder does, so that a folder that is deleted touches few cells. It has no more, as a
             GPU would take another micro-batch for what is beyond.
-        find_ends: Finds where folders end.
 
     Returns:
         How many members each cell has; nothing if it is one cell.
@@ -47,7 +33,9 @@ def new_cells(rows: pa.Table, size: int, find_ends: FolderEnds = folder_ends) ->
     slack = size // CELL_SLACK
     if rows.num_rows <= size + slack:
         return ()
-    ends = find_ends(rows["uri"]).tolist()
+    folders = folders_of(rows["uri"].cast(pa.string()).combine_chunks())
+    ends = pc.not_equal(folders[1:], folders[:-1]).to_numpy(zero_copy_only=False)
+    ends = (np.flatnonzero(ends) + 1).tolist()
     cells, start, first = [], 0, 0
     while rows.num_rows - start > size + slack:
         wanted = start + size

@@ -89,21 +89,6 @@ def name_numbers(uris: pa.StringArray | pa.ChunkedArray, pairing: Pairing) -> ND
     return found
 
 
-def folder_bounds(uris: pa.StringArray | pa.ChunkedArray) -> NDArray[np.int64]:
-    """Returns the places of the uris whose folder is another than that of the uri before.
-
-    Args:
-        uris: Some uris.
-
-    Returns:
-        What `cell_cuts.folder_ends` returns.
-    """
-    data, bounds = text_bytes(uris)
-    differ = np.zeros(len(uris), np.bool_)
-    _compare_folders(data, bounds, differ)
-    return np.flatnonzero(differ)
-
-
 _WHOLE, _BELOW_ROOT, _BY_STEM = range(3)
 """What a name is: the uri, its part below the root, or the name of the file."""
 
@@ -170,22 +155,6 @@ def _numbers(
     for first in range(0, len(found), _NAMES):
         last = min(first + _NAMES, len(found))
         _md5(data, starts[first:last], stops[first:last], held, found[first:last])
-
-
-@compiled
-def _compare_folders(data: Bytes, bounds: NDArray[np.int32], differ: NDArray[np.bool_]) -> None:
-    """Notes whose folder is another than that of the text before."""
-    before, length = 0, -1  # of the folder of the text before
-    for row in range(len(differ)):
-        start, stop = int(bounds[row]), int(bounds[row + 1])
-        its = _file_start(data, start, stop) - start
-        is_same = its == length
-        at = its
-        while is_same and at > 0:  # folders that differ do so near their ends
-            at -= 1
-            is_same = data[start + at] == data[before + at]
-        differ[row] = row > 0 and not is_same
-        before, length = start, its
 
 
 @compiled

@@ -91,8 +91,6 @@ class Stretch:
 
     def run(self) -> FoundStretch:
         """Lists the ranges until they are read or the task has enough."""
-        from pipeline.sources import name_kernel  # noqa: F401 - loads numba, for very many names
-
         ranges = dict(enumerate(self.ranges))
         lister = SourceLister(self.source, self.rules, None, ignore, ranges, LARGEST_STRETCH)
         lister.list_objects(None, self.keys)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import zlib
 from dataclasses import asdict, replace
 from itertools import pairwise
 
@@ -137,22 +135,6 @@ def test_shards_of_a_block_are_nearly_equal() -> None:
     for sizes in of_block.values():
         assert max(sizes) <= 16
         assert len(sizes) == -(-sum(sizes) // 16) or len(set(sizes[:-1])) == 1
-
-
-def test_blocks_end_alike_with_the_kernel_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    uris = pa.array([f"s3://b/é{i}.jpg" for i in range(2_000)])
-    from pipeline.sources import name_kernel  # noqa: F401 - it is loaded from here on
-
-    monkeypatch.setattr(zlib, "crc32", lambda name: pytest.fail("the kernel is loaded"))
-    ends = block_ends(uris, BLOCK)
-    assert len(ends) > 20
-    monkeypatch.undo()
-    monkeypatch.delitem(sys.modules, "pipeline.sources.name_kernel")
-    assert block_ends(uris, BLOCK) == ends
-    assert "pipeline.sources.name_kernel" not in sys.modules
-    monkeypatch.setattr(blocks, "FEW_NAMES", 10)
-    assert block_ends(uris, BLOCK) == ends
-    assert "pipeline.sources.name_kernel" in sys.modules
 
 
 @pytest.mark.parametrize("form", ["s3://b/{:07}.jpg", "s3://b/{0:x}/{0:08b}", "s3://b/day={}/f"])

@@ -8,8 +8,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources import name_kernel
-from pipeline.sources.cell_cuts import folder_ends, folders_of
+from pipeline.sources.cell_cuts import folders_of
 
 URIS = st.lists(st.text("ab/é", max_size=8), min_size=1, max_size=20)
 
@@ -19,13 +18,3 @@ def test_the_folder_of_a_uri_is_all_up_to_its_last_slash(uris: list[str], start:
     """Also in a slice of a longer column, and for a uri without a slash."""
     column = pa.array([*["x/y"] * start, *uris], pa.string())[start:]
     assert folders_of(column).to_pylist() == [re.sub("[^/]*$", "", uri) for uri in uris]
-
-
-@given(st.lists(st.text("ab/é", max_size=5), max_size=20), st.integers(0, 3))
-def test_the_kernel_finds_where_folders_end(uris: list[str], start: int) -> None:
-    column = pa.chunked_array([pa.array([*["x/y"] * start, *uris], pa.string())[start:]])
-    folders = [re.sub("[^/]*$", "", uri) for uri in uris]
-    expected = [at for at in range(1, len(uris)) if folders[at] != folders[at - 1]]
-    assert name_kernel.folder_bounds(column).tolist() == expected
-    if uris:
-        assert folder_ends(column).tolist() == expected

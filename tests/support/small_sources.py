@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.sources import block_plan, blocks, listing, parallel_listing, source, task_listing
+from pipeline.sources import blocks, listing, parallel_listing, source, task_listing
 
 
 def shrink(patch: pytest.MonkeyPatch, *, block: int, many: int, keys: int, alone: int) -> None:
@@ -29,4 +29,3 @@ def shrink_plans(patch: pytest.MonkeyPatch, *, block: int, many: int) -> None:
     """Changes the sizes that decide a plan; see `shrink`."""
     patch.setattr(blocks, "MANY", many)
     patch.setattr(blocks, "BLOCK_IMAGES", block)
-    patch.setattr(block_plan, "CACHED_ROWS", 7)
