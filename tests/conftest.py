@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -17,9 +16,9 @@ import typer.testing
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 from s3fs import S3FileSystem
-from xdist.scheduler import LoadFileScheduling
 
 from tests.support import browser, ceph, s3
+from tests.support.distribution import FilesOrClusters
 
 LONGEST = [
     f"test_{name}.py"
@@ -83,12 +82,6 @@ LONGEST = [
         "archives",
     )
 ]
-CLUSTERS = {
-    f"test_{name}.py"
-    for name in ("ray_engine", "chaos", "elastic", "kills", "ray_decoding", "ray_jobs")
-}
-"""Files whose long tests start clusters of many processes: they run one after the other."""
-
 os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernel runs on a CPU; read as Triton is imported
 os.environ |= {"RAY_worker_niceness": "0"}  # else workers wait for all tests that run beside them
 settings.register_profile("unhurried", parent=settings(), deadline=None)  # machines are busy
@@ -122,14 +115,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the longest files first, because one worker runs a whole file."""
     order = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-
-
-class FilesOrClusters(LoadFileScheduling):
-    """Gives a worker of xdist a whole file, and one of them all files that start clusters."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return "clusters" if Path(file).name in CLUSTERS else file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,0 +1,54 @@
+"""Hands whole files of tests to the workers of xdist, and goes on after a worker has died."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
+
+CLUSTERS = {
+    f"test_{name}.py"
+    for name in ("ray_engine", "chaos", "elastic", "kills", "ray_decoding", "ray_jobs")
+}
+"""Files whose long tests start clusters of many processes: they run one after the other."""
+
+
+class FilesOrClusters(LoadFileScheduling):
+    """Gives a worker a whole file, and one of them all files that start clusters.
+
+    After a worker has died, xdist 3.8 hands out its finished files again, as work of no tests, and
+    gives its replacement too little to begin with. Workers then wait for ever. Later releases mend
+    both, so only `_split_scope` need stay with them.
+    """
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Hands out what a worker that has ended leaves.
+
+        Args:
+            node: The worker.
+
+        Returns:
+            The test that it died in, which is not run again; nothing if none was left.
+        """
+        work = self.assigned_work.pop(node)
+        left = [(file, test) for file in work for test, done in work[file].items() if not done]
+        if not left:
+            return None
+        file, died_in = left[0]
+        work[file][died_in] = True
+        self.workqueue |= {name: tests for name, tests in work.items() if not all(tests.values())}
+        for other in self.nodes:
+            self._reschedule(other)
+        return died_in
+
+    def _reschedule(self, node: WorkerController) -> None:
+        """Gives a worker work until it can begin: it needs two tests, or word that no more come."""
+        while node in self.registered_collections and not node.shutting_down:
+            super()._reschedule(node)
+            if self._pending_of(self.assigned_work[node]) >= 2:
+                break
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "clusters" if Path(file).name in CLUSTERS else file

@@ -1,0 +1,52 @@
+"""A run of tests goes on after one of its workers has died."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = """
+from tests.support.distribution import FilesOrClusters
+
+def pytest_xdist_make_scheduler(config, log):
+    return FilesOrClusters(config, log)
+"""
+DIES = "import os\ndef test_{name}(): os._exit(1)\n"
+PASSES = "def test_{name}(): pass\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "workers"),
+    [
+        (["pdp"], 1),
+        (["p", "d", "p", "p", "p", "p"], 1),
+        (["dd", "pd", "p", "d"], 2),
+        (["pp", "pp", "ppd", "p", "pp", "p"], 2),
+    ],
+)
+def test_each_other_test_runs_once_after_workers_have_died(
+    tmp_path: Path, files: list[str], workers: int
+) -> None:
+    """Letters are tests: `d` ends its process, `p` passes."""
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    for at, letters in enumerate(files):
+        tests = [(DIES if letter == "d" else PASSES) for letter in letters]
+        code = "".join(test.format(name=number) for number, test in enumerate(tests))
+        (tmp_path / f"test_file{at}.py").write_text(code)
+    options = ["-q", "-p", "no:cacheprovider", f"-n{workers}", "--dist=loadfile"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--max-worker-restart=9", "--rootdir", ".", "."],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    letters = "".join(files)
+    said = f"{letters.count('d')} failed, {letters.count('p')} passed in "
+    assert done.stdout.splitlines()[-1].startswith(said), done.stdout
