@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class FoldCurves:
         step: Bins from one point of `grid` to the next.
         pairs: By which names the images of each DNA are paired with others'; None where that is not
             known.
+        own_grams: (D, 16, 16) inner products of each DNA's own folds, by the bytes of the neurons'
+            weights. They are computed when they are first asked for.
     """
 
     whole: Curves
@@ -51,13 +53,14 @@ class FoldCurves:
     bins: int
     step: int
     pairs: list[Pairs | None]
+    own_grams: dict[bytes, Floats] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        plain = ("bins", "step", "pairs")
+        plain = ("bins", "step", "pairs", "own_grams")
         return sum(
-            getattr(self, field.name).nbytes for field in fields(self) if field.name not in plain
+            getattr(self, column.name).nbytes for column in fields(self) if column.name not in plain
         )
 
     @property
@@ -155,6 +158,7 @@ class FoldCurves:
             pairs: By which names its images are paired with others'.
         """
         self.pairs[slot] = pairs
+        self.own_grams.clear()
         self.whole.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
         folds = len(points.numbers)
         self.images[slot, :folds] = points.images

@@ -268,7 +268,7 @@ def fold_sums(
     )
     unknown = _unknown(a, used)[:, None] | _unknown(b, used)
     added[unknown], changes[unknown] = np.nan, np.nan
-    gram_aa, gram_bb, gram_ab = _grams(a, b, used, weights)
+    gram_ab = _grams_between(a, b, weights)
     half_a = _halves(a, used, weights)
     half_b = half_a if a is b else _halves(b, used, weights)
     return FoldSums(
@@ -277,8 +277,8 @@ def fold_sums(
         changes[None],
         half_a[None],
         half_b[None],
-        gram_aa[None],
-        gram_bb[None],
+        _own_grams(a, weights)[None],
+        _own_grams(b, weights)[None],
         gram_ab[None],
         a.images,
         b.images,
@@ -390,9 +390,12 @@ class _OfAlike:
         (k_a, k_b), (own_a, own_b) = self.folds, self.grams
         across = self.sums.gram_ab[:, rows, columns, :k_a, :k_b] / self.weight
         if k_a == k_b:
-            return flip_test(difference_grams(own_a, own_b, across, rows, columns))
-        shares = fold_shares(self.sums.images_a[rows, :k_a], self.sums.images_b[columns, :k_b])
-        return flip_test(difference_gram(own_a[:, rows], own_b[:, columns], across, *shares))
+            grams = difference_grams(own_a, own_b, across, rows, columns)
+        else:
+            shares = fold_shares(self.sums.images_a[rows, :k_a], self.sums.images_b[columns, :k_b])
+            grams = difference_gram(own_a[:, rows], own_b[:, columns], across, *shares)
+        grams[self.sums.theta[:, rows, columns] == 0] = 0  # what is left of them is rounding
+        return flip_test(grams)
 
 
 def _paired_test(sums: FoldSums) -> Floats:
@@ -404,14 +407,14 @@ def _paired_test(sums: FoldSums) -> Floats:
         sums.images_b[0, other],
         sums.numbers_b[0, other],
     )
-    return flip_test(
-        difference_gram(
-            sums.gram_aa[:, 0, one, one],
-            sums.gram_bb[:, 0, other, other],
-            sums.gram_ab[:, 0, 0, one, other],
-            *shares,
-        )
+    gram = difference_gram(
+        sums.gram_aa[:, 0, one, one],
+        sums.gram_bb[:, 0, other, other],
+        sums.gram_ab[:, 0, 0, one, other],
+        *shares,
     )
+    gram[sums.theta[:, 0, 0] == 0] = 0  # as for independent datasets
+    return flip_test(gram)
 
 
 def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict[str, Floats]:
@@ -525,65 +528,88 @@ def _halves(side: FoldCurves, used: Ints, weights: Floats) -> Floats:
     return cast(Floats, sums)
 
 
-def _grams(
-    a: FoldCurves, b: FoldCurves, used: Ints, weights: Floats
-) -> tuple[Floats, Floats, Floats]:
-    """Returns the inner products of all folds: a with a, b with b, and a with b.
+@dataclass(frozen=True)
+class _Products:
+    """Weighted inner products of curves of folds, over the points of all neurons that are used.
 
     The curve of a fold is the whole curve in float64 plus its offset in float32. So differences of
     folds keep their digits, which inner products of values near 1 would lose. For few neurons all
     is in float64: folds in which these hardly fire would differ by rounding.
+
+    Attributes:
+        used: (U,) numbers of the neurons whose weight is not 0.
+        scale: (U G,) bins that each point stands for, times the neuron's weight.
     """
-    bins_a_point = weights[used] * a.step
-    size_a, size_b = len(a.images), len(b.images)
-    even = np.all(bins_a_point == bins_a_point[0]) if len(used) else True
 
-    kind: Any = np.float64 if len(used) <= FEW_NEURONS else np.float32
+    used: Ints
+    scale: Floats
 
-    def offsets(side: FoldCurves) -> NDArray[Any]:
-        seen = side.offsets if len(used) == side.offsets.shape[2] else side.offsets[:, :, used]
+    @classmethod
+    def of(cls, side: FoldCurves, weights: Floats) -> _Products:
+        """Weighs the neurons; all curves of a layer have the same points."""
+        used = np.flatnonzero(weights)
+        return cls(used, np.repeat(weights[used] * side.step, side.offsets.shape[3]))
+
+    def inner(self, x: NDArray[Any], y: NDArray[Any]) -> Floats:
+        """Returns the (X, Y) products of rows with rows."""
+        if not len(self.scale):
+            return np.zeros((len(x), len(y)))
+        if (self.scale == self.scale[0]).all():
+            return np.asarray((x @ y.T) * self.scale[0], np.float64)
+        return np.asarray((x * self.scale.astype(x.dtype)) @ y.T, np.float64)
+
+    def offsets(self, side: FoldCurves) -> NDArray[Any]:
+        """Returns the (D 16, U G) offsets of all folds."""
+        kind = np.float64 if len(self.used) <= FEW_NEURONS else np.float32
+        everything = len(self.used) == side.offsets.shape[2]
+        seen = side.offsets if everything else side.offsets[:, :, self.used]
         return seen.astype(kind, copy=False).reshape(len(side.images) * FOLDS, -1)
 
-    def whole_curve(side: FoldCurves) -> Floats:
-        return side.whole_curve()[:, used].reshape(len(side.images), -1)
+    def whole_curve(self, side: FoldCurves) -> Floats:
+        """Returns the (D, U G) whole curves."""
+        return side.whole_curve()[:, self.used].reshape(len(side.images), -1)
 
-    scale = np.repeat(bins_a_point, a.offsets.shape[3])
-    by = scale[0] if even and len(scale) else scale
-    offsets_a, whole_curve_a = offsets(a), whole_curve(a)
-    offsets_b, whole_curve_b = (
-        (offsets_a, whole_curve_a) if a is b else (offsets(b), whole_curve(b))
-    )
+    def lacking(self, side: FoldCurves) -> NDArray[np.bool_]:
+        """Returns (D, 16) whether a DNA does not have a fold, or it is unknown."""
+        return np.asarray((side.images == 0) | _unknown(side, self.used)[:, None])
 
-    def inner(x: Any, y: Any) -> Floats:
-        if not len(used):
-            return np.zeros((len(x), len(y)))
-        if even:
-            return np.asarray((x @ y.T) * by, np.float64)
-        return np.asarray((x * by.astype(x.dtype)) @ y.T, np.float64)
 
-    between_wholes = inner(
-        np.concatenate([whole_curve_a, whole_curve_b]),
-        np.concatenate([whole_curve_a, whole_curve_b]),
-    )
-    flat = np.concatenate([whole_curve_a, whole_curve_b]).astype(kind)
-    tilt_a = inner(offsets_a, flat).reshape(size_a, FOLDS, -1)
-    tilt_b = tilt_a if a is b else inner(offsets_b, flat).reshape(size_b, FOLDS, -1)
-    cross = inner(offsets_a, offsets_b).reshape(size_a, FOLDS, size_b, FOLDS).transpose(0, 2, 1, 3)
-    ab = (
-        cross
-        + tilt_a[:, :, size_a:].transpose(0, 2, 1)[:, :, :, None]
-        + tilt_b[:, :, :size_a].transpose(2, 0, 1)[:, :, None, :]
-        + between_wholes[:size_a, size_a:, None, None]
-    )
-    own = []
-    for side, flow, tilt, at in ((a, offsets_a, tilt_a, 0), (b, offsets_b, tilt_b, size_a)):
-        each = flow.reshape(len(side.images), FOLDS, -1)
-        self_tilt = np.stack([tilt[d, :, at + d] for d in range(len(each))])
-        squares = np.stack([inner(rows, rows) for rows in each])
-        base = np.diagonal(between_wholes)[at : at + len(each)]
-        own.append(squares + self_tilt[:, :, None] + self_tilt[:, None, :] + base[:, None, None])
-    lacking = [(side.images == 0) | _unknown(side, used)[:, None] for side in (a, b)]
-    ab[lacking[0][:, None, :, None] | lacking[1][None, :, None, :]] = np.nan
-    for gram, missing in zip(own, lacking, strict=True):
-        gram[missing[:, :, None] | missing[:, None, :]] = np.nan
-    return own[0], own[1], ab
+def _grams_between(a: FoldCurves, b: FoldCurves, weights: Floats) -> Floats:
+    """Returns the (A, B, 16, 16) inner products of a's folds with b's; NaN for those that lack."""
+    products = _Products.of(a, weights)
+    sides = [(products.offsets(side), products.whole_curve(side)) for side in (a, b)]
+    (offsets_a, whole_a), (offsets_b, whole_b) = sides if a is not b else sides[:1] * 2
+    shape = len(whole_a), FOLDS, len(whole_b), FOLDS
+    kind = offsets_a.dtype
+    tilt_a = products.inner(offsets_a, whole_b.astype(kind)).reshape(shape[:3])
+    tilt_b = products.inner(offsets_b, whole_a.astype(kind)) if a is not b else tilt_a
+    tilt_b = tilt_b.reshape(shape[2], FOLDS, shape[0])
+    found = products.inner(offsets_a, offsets_b).reshape(shape).transpose(0, 2, 1, 3)
+    found = found + products.inner(whole_a, whole_b)[:, :, None, None]
+    found += tilt_a.transpose(0, 2, 1)[:, :, :, None]
+    found += tilt_b.transpose(2, 0, 1)[:, :, None, :]
+    lacks_a, lacks_b = products.lacking(a), products.lacking(b)
+    found[lacks_a[:, None, :, None] | lacks_b[None, :, None, :]] = np.nan
+    return found
+
+
+def _own_grams(side: FoldCurves, weights: Floats) -> Floats:
+    """Returns the (D, 16, 16) inner products of each DNA's own folds; NaN for those that lack.
+
+    They are kept with the curves, as the same DNAs are compared with others step by step.
+    """
+    key = weights.tobytes()
+    if key not in side.own_grams:
+        products = _Products.of(side, weights)
+        rows, wholes = products.offsets(side), products.whole_curve(side)
+        found = np.empty((len(wholes), FOLDS, FOLDS))
+        for slot, whole in enumerate(wholes):
+            own = rows[slot * FOLDS : (slot + 1) * FOLDS]
+            tilt = products.inner(own, whole[None].astype(own.dtype))
+            square = products.inner(whole[None], whole[None])
+            found[slot] = products.inner(own, own) + tilt + tilt.T + square
+        lacks = products.lacking(side)
+        found[lacks[:, :, None] | lacks[:, None, :]] = np.nan
+        side.own_grams.clear()  # one lens after the other
+        side.own_grams[key] = found
+    return side.own_grams[key]
