@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.comparing.dna_layer import DnaLayer
 from pipeline.comparing.emd_kernel import Curves
 from pipeline.comparing.fold_points import SPLITS, FoldPoints, finest_step, grid, points_of
 from pipeline.comparing.intervals import patterns
@@ -144,22 +145,20 @@ class FoldCurves:
                 left out.
             pairs: By which names its images are paired with others'.
         """
-        self.fill_points(slot, dna, FoldPoints.of(folds, self.step), pairs)
+        self.fill_layer(slot, DnaLayer.of(dna, FoldPoints.of(folds, self.step)), pairs)
 
-    def fill_points(
-        self, slot: int, dna: DNA, points: FoldPoints, pairs: Pairs | None = None
-    ) -> None:
+    def fill_layer(self, slot: int, layer: DnaLayer, pairs: Pairs | None = None) -> None:
         """Writes the curves of one DNA whose folds are counted already.
 
         Args:
             slot: Position of the DNA.
-            dna: The DNA.
-            points: Counts of its folds, at points as far apart as these curves'.
+            layer: The DNA in this layer, its folds counted at points as far apart as these curves'.
             pairs: By which names its images are paired with others'.
         """
+        points = layer.points
         self.pairs[slot] = pairs
         self.own_grams.clear()
-        self.whole.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
+        self.whole.fill(slot, [layer.counts], [layer.underflow], [layer.overflow])
         folds = len(points.numbers)
         self.images[slot, :folds] = points.images
         self.numbers[slot, :folds] = points.numbers

@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.comparison_job import Job
+from pipeline.comparing.dna_layer import DnaLayer
 from pipeline.comparing.emd_kernel import Curves
 from pipeline.comparing.fold_curves import FoldCurves
-from pipeline.comparing.gaussians import root_covariance, variance
+from pipeline.comparing.fold_points import FoldPoints
+from pipeline.comparing.gaussians import root_covariance
 from pipeline.comparing.kept_points import Counting, KeptPoints, find_points
 from pipeline.comparing.tiles import Member, Tile
-from pipeline.dna import DnaFile, Floats
+from pipeline.dna import DnaFile, Floats, Pairs
 from pipeline.spec import LAYER_GAUSSIAN
 
 
@@ -91,29 +93,38 @@ class TileCache:
 
         def load(slot: int) -> None:
             name, version = members[slot]
-            dna = self._open(job, "dna", name, version).read([layer])
+            of, pairs = self._layer(job, name, version, layer)
             if folds is None:
-                curves.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
-            elif "folds" in version.sha256:
-                kept = self._points(job, name, version)
-                points = kept.read(layer, step) if kept else None
-                if kept is not None and points is not None:
-                    folds.fill_points(slot, dna, points, kept.pairs)
-                else:
-                    file = self._open(job, "folds", name, version)
-                    folds.fill(slot, dna, file.read_folds(layer), file.pairs)
+                curves.fill(slot, [of.counts], [of.underflow], [of.overflow])
             else:
-                folds.fill(slot, dna, {})
-            if dna.images >= 2 and "mean" not in dna.unknown:
-                means[slot], variances[slot] = dna.mean, variance(dna)
-            if job.fd and LAYER_GAUSSIAN in version.products and dna.images >= 2:
-                file = self._open(job, "layer_gaussians", name, version)
-                roots[slot] = root_covariance(file.read_gaussians(dna), layer)
+                folds.fill_layer(slot, of, pairs)
+            means[slot], variances[slot] = of.means, of.variances
+            if job.fd and LAYER_GAUSSIAN in version.products:
+                dna = self._open(job, "dna", name, version).read([layer])
+                if dna.images >= 2:
+                    file = self._open(job, "layer_gaussians", name, version)
+                    roots[slot] = root_covariance(file.read_gaussians(dna), layer)
 
         with ThreadPoolExecutor(job.loaders(layer), "load") as pool:
             list(pool.map(load, range(size)))
         pa.default_memory_pool().release_unused()
         return LayerData(curves, folds, means, variances, dict(sorted(roots.items())))
+
+    def _layer(
+        self, job: Job, name: str, version: Version, layer: str
+    ) -> tuple[DnaLayer, Pairs | None]:
+        """Returns what is compared of a DNA, and by which names its images are in pairs."""
+        with_folds = job.error_bars and "folds" in version.sha256
+        kept = self._points(job, name, version) if with_folds else None
+        found = kept.read(layer, job.step(layer)) if kept else None
+        if kept is not None and found is not None:
+            return found, kept.pairs
+        dna = self._open(job, "dna", name, version).read([layer])
+        if not with_folds:
+            return DnaLayer.of(dna, FoldPoints.of({}, job.step(layer))), None
+        file = self._open(job, "folds", name, version)
+        points = FoldPoints.of(file.read_folds(layer), job.step(layer))
+        return DnaLayer.of(dna, points), file.pairs
 
     def _points(self, job: Job, name: str, version: Version) -> KeptPoints | None:
         key = (job.root, name, version.dna)

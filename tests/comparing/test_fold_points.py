@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -24,6 +25,7 @@ from pipeline.comparing import (
     fold_sums,
     layer_cache,
 )
+from pipeline.comparing.dna_layer import DnaLayer
 from pipeline.comparing.fold_points import (
     LAYER_POINTS,
     LEAST_POINTS,
@@ -162,14 +164,45 @@ def test_kept_counts_are_those_of_the_folds(place: Catalogue) -> None:
         file = place.open_file("folds", name, place.find(name))
         assert found.pairs is not None
         assert found.pairs.to_json() == file.pairs.to_json()
+        whole = place.open_file("dna", name, place.find(name))
         for layer in SPEC.layers:
             step = plain_step(SPEC, layer)
-            points, counted = found.read(layer, step), FoldPoints.of(file.read_folds(layer), step)
-            assert points is not None
-            assert points.numbers == counted.numbers
+            read, counted = found.read(layer, step), FoldPoints.of(file.read_folds(layer), step)
+            assert read is not None
+            assert read.points.numbers == counted.numbers
             for field in ("images", "below", "totals", "halves"):
-                assert np.array_equal(getattr(points, field), getattr(counted, field)), field
+                assert np.array_equal(getattr(read.points, field), getattr(counted, field)), field
+            expected = DnaLayer.of(whole.read([layer]), counted)
+            for field in DnaLayer.ARRAYS:
+                mine, theirs = getattr(read, field), getattr(expected, field)
+                assert mine.dtype == theirs.dtype, field
+                assert np.array_equal(mine, theirs, equal_nan=True), field
             assert found.read(layer, step + 1) is None
+
+
+@pytest.mark.parametrize("times", [1, 300, 70_000, 2**40])
+def test_large_counts_are_kept_whole(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Counts are stored in the least room that the largest of them needs."""
+    real = FoldPoints.of
+
+    def many(folds: Mapping[int, DNA], step: int) -> FoldPoints:
+        found = real(folds, step)
+        return replace(found, below=found.below * times, totals=found.totals * times)
+
+    monkeypatch.setattr(FoldPoints, "of", many)
+    keep_points(counting(place, "set/2"))
+    found = find_points(counting(place, "set/2"))
+    assert found is not None
+    layer = SPEC.layers[-1]
+    read = found.read(layer, plain_step(SPEC, layer))
+    assert read is not None
+    folds = place.open_file("folds", "set/2", place.find("set/2")).read_folds(layer)
+    expected = many(folds, plain_step(SPEC, layer))
+    assert expected.below.max() >= times
+    assert np.array_equal(read.points.below, expected.below)
+    assert np.array_equal(read.points.totals, expected.totals)
 
 
 def test_a_dataset_of_one_fold_has_counts_that_are_empty(place: Catalogue) -> None:
@@ -178,9 +211,9 @@ def test_a_dataset_of_one_fold_has_counts_that_are_empty(place: Catalogue) -> No
     same(compare(place, effort=SMALL), expected)
     found = find_points(counting(place, "one"))
     assert found is not None
-    points = found.read(SPEC.layers[0], plain_step(SPEC, SPEC.layers[0]))
-    assert points is not None
-    assert (len(points.numbers), points.below.size) == (1, 0)
+    read = found.read(SPEC.layers[0], plain_step(SPEC, SPEC.layers[0]))
+    assert read is not None
+    assert (len(read.points.numbers), read.points.below.size) == (1, 0)
 
 
 def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
@@ -194,9 +227,10 @@ def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
         storage.delete(uri)
 
     def fail(*_: object) -> None:
-        raise AssertionError("the folds are read again")
+        raise AssertionError("the DNA or its folds are read again")
 
-    monkeypatch.setattr("pipeline.dna.DnaFile.read_folds", fail)
+    for method in ("read", "read_folds"):
+        monkeypatch.setattr(f"pipeline.dna.DnaFile.{method}", fail)
     same(compare(place, effort=SMALL), plain)
 
 
