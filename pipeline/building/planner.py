@@ -330,7 +330,8 @@ class Planner:
     ) -> tuple[_FoundPlan, Mapping[str, Sequence[int]]]:
         """Returns the plan of the source, and the indices of each part's shards by its value."""
         kept = kept_plan(self.catalogue, request.name, recipe.spec.digest, base)
-        pair_by, before = paired_as(self.catalogue, request, kept, base)
+        former = base or _newest(head.datasets.get(request.name, {}).values())
+        pair_by, before = paired_as(self.catalogue, request, kept, base, former)
         asked = replace(request, by=_effective_by(request, base), pair_by=pair_by)
         try:
             found = self._find_plan(asked, recipe, base, before, ahead)
