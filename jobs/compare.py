@@ -88,7 +88,7 @@ def compare(
     """Print the distance of every pair of datasets: the Earth Mover's Distance of its neurons."""
     from pipeline import api, storage
     from pipeline.catalogue import Catalogue
-    from pipeline.comparing import ALL, NearestOptions
+    from pipeline.comparing import ALL, NearestOptions, require_among
     from pipeline.errors import UsageError
     from pipeline.options import shared_values
     from pipeline.reporting import (
@@ -115,11 +115,7 @@ def compare(
     if near is not None:
         if options.fd:
             raise UsageError("--near lists Earth Mover's Distances only; leave --near or --fd out")
-        among = names or place.names(options.at, options.spec)
-        if among and near not in among:
-            raise UsageError(
-                f"near is {near!r}, which is not among those compared: {some_of(among)}"
-            )
+        require_among(place, names or (), near, at=options.at, spec=options.spec)
     effort = effort_for(catalogue, workers, ray_address, memory, progress, device)
     if neighbours.top is not None:
         if options.fd or html or figure or overlaps or len(layers) > 1:

@@ -47,6 +47,7 @@ from .notes import lens_notes as lens_notes
 from .notes import notes_of as notes_of
 from .overlaps import Overlaps as Overlaps
 from .overlaps import find_overlaps as find_overlaps
+from .selection import require_among as require_among
 from .selection import resolve_versions as resolve_versions
 from .selection import spec_of as spec_of
 from .significance import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE

@@ -36,14 +36,14 @@ from pipeline.comparing.kept_points import Counting
 from pipeline.comparing.nearest_rows import Edge, pair_of, search
 from pipeline.comparing.neighbour_graph import Neighbours
 from pipeline.comparing.pair_tiles import cut_pairs
-from pipeline.comparing.selection import Selection
+from pipeline.comparing.selection import Selection, require_among
 from pipeline.comparing.significance import adjusted
 from pipeline.comparing.tiles import Member, Tile
 from pipeline.dna import UNIFORM, Floats, Lens
 from pipeline.errors import StorageError, TransientError, UsageError
 from pipeline.events import Said, Started, StepDone, stage
 from pipeline.mapper import Mapper
-from pipeline.wording import option, some_of
+from pipeline.wording import option
 
 COARSE_READERS = 16
 """How many files of coarse curves are read at a time."""
@@ -84,12 +84,8 @@ def nearest(
     effort = effort or Effort()
     require_device(effort.device)
     chosen = NearestOptions(**options)
+    require_among(catalogue, names, chosen.near, at=chosen.at, spec=chosen.spec)
     wanted = Selection.of(catalogue, names, chosen.at, chosen.spec)
-    if chosen.near is not None and chosen.near not in wanted.versions:
-        raise UsageError(
-            f"{option('near')} is {chosen.near!r}, which is not among those compared: "
-            f"{some_of(list(wanted.versions))}"
-        )
     if chosen.near is None and chosen.top is None:
         raise UsageError(
             f"give {option('near')}, a dataset whose neighbours are looked for, or "

@@ -192,6 +192,35 @@ def spec_of(
     return catalogue.spec(resolve_versions(catalogue, names, at=at, spec=spec)[0])
 
 
+def require_among(
+    catalogue: Catalogue,
+    names: Sequence[str],
+    near: str | None,
+    *,
+    at: int | str | None = None,
+    spec: str | None = None,
+) -> None:
+    """Checks that the dataset whose neighbours are looked for is one of those compared.
+
+    Args:
+        catalogue: Where they are.
+        names: The datasets that are compared; none for all.
+        near: The dataset; None if that of no one in particular is looked for.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None to choose it as `compare` does.
+
+    Raises:
+        NotFound: If the catalogue does not have it.
+        UsageError: If it is not compared.
+    """
+    if near is None or near in (among := names or catalogue.names(at, spec)):
+        return
+    catalogue.look_up(near, catalogue.at(at), spec)  # says of an unknown name what there is
+    raise UsageError(
+        f"{option('near')} is {near!r}, which is not among those compared: {some_of(among)}"
+    )
+
+
 def _shared_spec(there: Mapping[str, Mapping[str, Version]], names: Sequence[str]) -> str | None:
     """Returns the only spec under which all names have a version, or None."""
     shared = set.intersection(*(set(there[name]) for name in names))
