@@ -236,6 +236,7 @@ class Planner:
         ranges_uri = catalogue.ranges_uri(found.digest)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         spec_uri = catalogue.spec_uri(spec.digest)
+        self.shared.require_exclusive()
         self.shared.store_once(
             ranges_uri, lambda: encode_ranges(found, network, **counted_with.provenance)
         )

@@ -361,6 +361,32 @@ def test_bad_usage_exits_2_and_names_the_value(
 ) -> None:
     refused(build(name, photos, tmp_path / "c", *options, exits=2), *parts)
     assert not list(tmp_path.glob("c/_log/*"))
+    listed = "--group-by" in options  # which is wrong for what is found there
+    assert (tmp_path / "c").exists() == listed
+
+
+@pytest.mark.parametrize(
+    ("options", "exits"),
+    [
+        (("--weights", "nope.pt"), 1),
+        (("--weights", "bad.pt"), 1),
+        (("--ranges", "nope.parquet"), 1),
+        (("--taps", "nope"), 2),
+        (("--decoder", "nope"), 2),
+    ],
+    ids=lambda each: " ".join(map(str, each)) if isinstance(each, tuple) else "",
+)
+def test_a_build_that_cannot_count_leaves_nothing_where_nothing_was(
+    tmp_path: Path,
+    photos: Path,
+    options: tuple[str, ...],
+    exits: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.pt").write_bytes(b"no weights")
+    refused(build("a", photos, tmp_path / "c", *SMALL, *options, exits=exits), options[-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
 
 
 @pytest.mark.parametrize(
