@@ -341,7 +341,7 @@ def test_names_choose_among_whom_the_nearest_are_looked_for(place: Catalogue) ->
     [
         (
             {"near": "lost", "top": 2, "names": ["set/0", "set/1"]},
-            "`near` is 'lost', which is not among those compared: set/0 and set/1",
+            "`near` is 'lost', which is not among those compared: set/0 and set/1; name it, too",
         ),
         ({}, "give `near`, .* or `top`"),
         ({"top": 0}, "top is 0; it must be at least 1"),
@@ -378,6 +378,16 @@ def test_datasets_of_other_specs_are_refused_and_versions_are_found() -> None:
     found = nearest(catalogue, ["one@1", "two", "one"], near="one@1", top=1, error_bars=False)
     assert found.around("one@1").names == ("one@1", "one")
     assert nearest(catalogue, near="one", top=1, error_bars=False).names == ("one", "two")
+    with pytest.raises(SpecMismatch, match="bins"):
+        nearest(catalogue, near="other", top=1)
+    put(catalogue, "one", 0.7, of="newer")
+    before, now = (nearest(catalogue, near=name, top=2) for name in ("one@-1", "one"))
+    assert now.names == ("one", "two")
+    assert before.names == ("one", "two", "one@-1")
+    agrees(before, compare(catalogue, before.names, effort=Effort(keep=False)), 2)
+    assert before.around("one@-1").names == ("one@-1", "two", "one")
+    with pytest.raises(NotFound, match="there is no one@-2"):
+        nearest(catalogue, near="one@-2", top=1)
 
 
 # What is kept.

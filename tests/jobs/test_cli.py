@@ -1161,6 +1161,10 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
     assert said[1].startswith("  b/other  ")
     rows = vdna_json("compare", "--near", "a", "-c", place)
     assert {row["a"] for row in rows} == {"a"}
+    earlier = vdna_json("compare", "--near", "a@1", "-c", place)
+    assert [(row["a"], row["b"], row["emd"]) for row in earlier] == [
+        *(("a@1", "a", 0), ("a@1", "b/other", rows[0]["emd"]))
+    ]
     words = ("compare", "a", "b/other", "--near", "a@1", "-c", place)
     refused(vdna(*words, exits=2), "--near is 'a@1'", "not among those compared: a and b/other")
     refused(vdna("compare", "--near", "a", "--fd", "-c", place, exits=2), "--near", "--fd")
