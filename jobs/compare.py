@@ -88,7 +88,7 @@ def compare(
     """Print the distance of every pair of datasets: the Earth Mover's Distance of its neurons."""
     from pipeline import api, storage
     from pipeline.catalogue import Catalogue
-    from pipeline.comparing import ALL, NearestOptions
+    from pipeline.comparing import ALL, NearestOptions, with_near
     from pipeline.errors import UsageError
     from pipeline.options import shared_values
     from pipeline.reporting import (
@@ -110,16 +110,11 @@ def compare(
         require_html(html)
     place = Catalogue(catalogue)
     options = pinned(place, options)
-    through = lens_for(place, names or (), lens, neurons or (), options)
     near = neighbours.near
-    if near is not None:
-        if options.fd:
-            raise UsageError("--near lists Earth Mover's Distances only; leave --near or --fd out")
-        among = names or place.names(options.at, options.spec)
-        if among and near not in among:
-            raise UsageError(
-                f"near is {near!r}, which is not among those compared: {some_of(among)}"
-            )
+    if near is not None and options.fd:
+        raise UsageError("--near lists Earth Mover's Distances only; leave --near or --fd out")
+    compared = with_near(place, names or (), near, at=options.at, spec=options.spec)
+    through = lens_for(place, compared, lens, neurons or (), options)
     effort = effort_for(catalogue, workers, ray_address, memory, progress, device)
     if neighbours.top is not None:
         if options.fd or html or figure or overlaps or len(layers) > 1:
@@ -130,7 +125,7 @@ def compare(
             )
         found = api.nearest(
             place,
-            names or (),
+            compared,
             lens=through,
             effort=effort,
             layer=None if layers[0] == ALL else layers[0],
@@ -139,7 +134,7 @@ def compare(
         )
         print_found(place, found, options, names or (), through, out, as_json=as_json)
         return
-    matrix = api.compare(place, names or (), lens=through, effort=effort, **vars(options))
+    matrix = api.compare(place, compared, lens=through, effort=effort, **vars(options))
     apart = left_out(place, names or (), options)
     if overlaps:
         common = api.find_overlaps(place, matrix.names, at=options.at, spec=matrix.spec_digest)

@@ -324,7 +324,8 @@ def nearest(
 
     Args:
         catalogue: Where the datasets are.
-        names: The datasets to look among; none for all of them.
+        names: The datasets to look among; none for all of them, as they are now. `near` may then be
+            an earlier version, too, or a window of days.
         lens: Weighs the neurons: a lens, or the name or file of one.
         effort: How to compute; None for this process with all its cores.
         progress: Whether to show progress; or a listener. It is not used if `effort` is given.

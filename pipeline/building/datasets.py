@@ -93,8 +93,9 @@ def build_datasets(
         require_backend(resources.backend, request.precision, device_kind(resources))
         require_apart(catalogue.root, request.source, request.rules)
     catalogue.require_no_file()
-    storage.require_exclusive(catalogue.root)
     shared = SharedLookups(catalogue, len(requests))
+    if shared.head().number:  # else plans do it, as a refused one leaves nothing where nothing was
+        shared.require_exclusive()
     planner = Planner(catalogue, engine, resources, progress, listings or {}, relist, shared)
     results: dict[str, Result] = {}
     problems: dict[str, VdnaError] = {}

@@ -45,7 +45,11 @@ def kept_plan(catalogue: Catalogue, name: str, spec: str, base: Version | None) 
 
 
 def paired_as(
-    catalogue: Catalogue, request: Request, before: Manifest | None, base: Version | None
+    catalogue: Catalogue,
+    request: Request,
+    before: Manifest | None,
+    base: Version | None,
+    former: Version | None,
 ) -> tuple[str | None, Manifest | None]:
     """Finds what names the images for pairing, which has decided their folds.
 
@@ -54,6 +58,8 @@ def paired_as(
         request: What is asked for.
         before: The manifest whose shards are to be kept, or None.
         base: The dataset's version under the spec, or None.
+        former: The dataset's newest version of whatever spec, or None. The first build under a
+            new spec goes by it, unless it is asked for another `pair_by`: all images are counted.
 
     Returns:
         The `pair_by` that applies, and the manifest whose shards are kept: None if the dataset is
@@ -63,11 +69,12 @@ def paired_as(
         UsageError: The images of a dataset that is to stay are named in another way.
     """
     if before is None:
-        return request.pair_by, None
+        if request.pair_by is not None or base is not None or former is None or former.imported:
+            return request.pair_by, None
+        return _committed_pair_by(catalogue, request.name, former, None), None
     planned = had = _pair_by(before)
     if base is not None and not base.imported and base.manifest != before.digest:
-        with suppress(SourceError):
-            had = _pair_by(catalogue.manifest(request.name, base))
+        had = _committed_pair_by(catalogue, request.name, base, planned)
     asked = had if request.pair_by is None else request.pair_by
     if asked == had or base is None or request.replace:
         return asked, before if asked == planned else None
@@ -77,6 +84,15 @@ def paired_as(
         f"pair_by is {request.pair_by!r} now; leave {option('pair_by')} out to keep that, or give "
         f"{option('replace', True)} to count all images again, in new folds"
     )
+
+
+def _committed_pair_by(
+    catalogue: Catalogue, name: str, version: Version, lost: str | None
+) -> str | None:
+    """Returns what a version's images are paired by, or `lost` if its manifest is gone."""
+    with suppress(SourceError):
+        return _pair_by(catalogue.manifest(name, version))
+    return lost
 
 
 def _pair_by(manifest: Manifest) -> str | None:

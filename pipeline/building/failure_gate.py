@@ -29,6 +29,7 @@ def require_few_failures(
     failures: Sequence[object],
     *,
     resumes: bool = True,
+    rerun: str = "rerun",
 ) -> None:
     """Checks the number of failures against the limit.
 
@@ -39,6 +40,7 @@ def require_few_failures(
         limit: `max_failures`, as `allowed_failures` takes it.
         failures: Some or all of the failures, to be listed.
         resumes: Whether the same call with a higher limit goes on from here.
+        rerun: What to do with a higher limit, if the caller may have no such option.
 
     Raises:
         GateError: More images failed than are allowed.
@@ -51,6 +53,6 @@ def require_few_failures(
     allowed = share if 0 < limit < 1 else count_of(allowed_failures(limit, candidates), "image")
     raise GateError(
         f"{what}: {failed:,} of {count_of(candidates, 'image')} could not be read; the limit is "
-        f"{allowed}. No result was written. Repair or exclude these images, or rerun with a higher "
-        f"{option('max_failures')}{higher}. First:\n  {first}"
+        f"{allowed}. No result was written. Repair or exclude these images, or {rerun} with a "
+        f"higher {option('max_failures')}{higher}. First:\n  {first}"
     )

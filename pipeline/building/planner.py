@@ -236,6 +236,7 @@ class Planner:
         ranges_uri = catalogue.ranges_uri(found.digest)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         spec_uri = catalogue.spec_uri(spec.digest)
+        self.shared.require_exclusive()
         self.shared.store_once(
             ranges_uri, lambda: encode_ranges(found, network, **counted_with.provenance)
         )
@@ -330,7 +331,8 @@ class Planner:
     ) -> tuple[_FoundPlan, Mapping[str, Sequence[int]]]:
         """Returns the plan of the source, and the indices of each part's shards by its value."""
         kept = kept_plan(self.catalogue, request.name, recipe.spec.digest, base)
-        pair_by, before = paired_as(self.catalogue, request, kept, base)
+        former = base or _newest(head.datasets.get(request.name, {}).values())
+        pair_by, before = paired_as(self.catalogue, request, kept, base, former)
         asked = replace(request, by=_effective_by(request, base), pair_by=pair_by)
         try:
             found = self._find_plan(asked, recipe, base, before, ahead)

@@ -81,6 +81,14 @@ class SharedLookups:
         asked = request.extractor, request.weights, request.taps, request.ranges
         return self._once(asked, lambda: self._find_network(request))
 
+    def require_exclusive(self) -> None:
+        """Checks that creating an object of the catalogue is exclusive, by writing one there.
+
+        Raises:
+            StorageError: If it is not.
+        """
+        self._once("exclusive", lambda: storage.require_exclusive(self._catalogue.root))
+
     def store_once(self, uri: str, made: Callable[[], bytes]) -> None:
         """Stores an object unless it is there. Its name stands for its content.
 

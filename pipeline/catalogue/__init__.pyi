@@ -25,6 +25,7 @@ from .kept_outliers import FarImage as FarImage
 from .kept_outliers import Outliers as Outliers
 from .kept_outliers import find_outliers as find_outliers
 from .kept_outliers import keep_outliers as keep_outliers
+from .kept_outliers import outliers_identity as outliers_identity
 from .kept_versions import KeptVersion as KeptVersion
 from .kept_versions import missing_files as missing_files
 from .leaving import LeavingVersion as LeavingVersion

@@ -184,6 +184,25 @@ def find_outliers(catalogue: Catalogue, version: Version) -> Outliers | None:
     return found
 
 
+def outliers_identity(catalogue: Catalogue, version: Version) -> str:
+    """Tells whether a version's outliers are still those that were read, without reading them.
+
+    Args:
+        catalogue: The catalogue.
+        version: The version.
+
+    Returns:
+        A text that is another one when they are ranked again; empty if none are kept.
+
+    Raises:
+        TransientError: Storage does not answer now.
+    """
+    try:
+        return storage.info(catalogue.outliers_uri(version.spec, version.dna)).identity
+    except SourceError:
+        return ""
+
+
 def measured_dnas(uri: str) -> set[str]:
     """Reads to which DNAs the distances of kept outliers were measured.
 

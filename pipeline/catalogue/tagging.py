@@ -93,12 +93,14 @@ def remove_tag(catalogue: Catalogue, dataset: str, tag: str) -> Commit:
         The new commit.
 
     Raises:
-        NotFound: If the dataset has no such tag.
+        NotFound: If the dataset has no such tag, or there is no such dataset.
     """
     check_name(dataset)
 
     def change(head: Commit) -> Commit:
         tags = head.tags.get(dataset, {})
+        if not tags:
+            catalogue.look_up(dataset, head)  # says of an unknown name what there is
         if tag not in tags:
             there = ", ".join(sorted(tags)) or "none"
             raise NotFound(f"{dataset} has no tag {tag!r}; it has: {there}")

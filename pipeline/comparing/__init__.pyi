@@ -49,6 +49,7 @@ from .overlaps import Overlaps as Overlaps
 from .overlaps import find_overlaps as find_overlaps
 from .selection import resolve_versions as resolve_versions
 from .selection import spec_of as spec_of
+from .selection import with_near as with_near
 from .significance import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE
 from .significance import LEAST_FOLDS as LEAST_FOLDS
 from .significance import adjusted as adjusted

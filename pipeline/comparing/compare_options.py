@@ -32,7 +32,10 @@ class NearOptions(Options):
 
     near: Annotated[
         str | None,
-        Option("List the neighbours of this dataset, the nearest first.", metavar="NAME"),
+        Option(
+            "List the neighbours of this dataset, or of a version of it, the nearest first.",
+            metavar="NAME",
+        ),
     ] = None
     top: Annotated[
         int | None,

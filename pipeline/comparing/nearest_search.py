@@ -36,14 +36,14 @@ from pipeline.comparing.kept_points import Counting
 from pipeline.comparing.nearest_rows import Edge, pair_of, search
 from pipeline.comparing.neighbour_graph import Neighbours
 from pipeline.comparing.pair_tiles import cut_pairs
-from pipeline.comparing.selection import Selection
+from pipeline.comparing.selection import Selection, with_near
 from pipeline.comparing.significance import adjusted
 from pipeline.comparing.tiles import Member, Tile
 from pipeline.dna import UNIFORM, Floats, Lens
 from pipeline.errors import StorageError, TransientError, UsageError
 from pipeline.events import Said, Started, StepDone, stage
 from pipeline.mapper import Mapper
-from pipeline.wording import option, some_of
+from pipeline.wording import option
 
 COARSE_READERS = 16
 """How many files of coarse curves are read at a time."""
@@ -65,7 +65,8 @@ def nearest(
 
     Args:
         catalogue: Where the datasets are.
-        names: The datasets to look among; none for the whole snapshot.
+        names: The datasets to look among; none for the whole snapshot, to which `near` is added if
+            it is an earlier version or a window of days.
         lens: Weighs the neurons. With negative weights there are no error bars.
         effort: How to compute; None for this process with all its cores.
         **options: The options of `NearestOptions`. Without `spec` it is the one that the names
@@ -77,19 +78,15 @@ def nearest(
     Raises:
         NotFound: If a name is unknown.
         SpecMismatch: If a dataset is only known under other specs; the message names the fields.
-        UsageError: If `near` is not among the names, or neither it nor `top` is given. For fewer
-            than two datasets, an unknown layer, a lens on other neurons, and a device that is not
-            there.
+        UsageError: If names are given and `near` is none of them, or neither it nor `top` is given.
+            For fewer than two datasets, an unknown layer, a lens on other neurons, and a device
+            that is not there.
     """
     effort = effort or Effort()
     require_device(effort.device)
     chosen = NearestOptions(**options)
+    names = with_near(catalogue, names, chosen.near, at=chosen.at, spec=chosen.spec)
     wanted = Selection.of(catalogue, names, chosen.at, chosen.spec)
-    if chosen.near is not None and chosen.near not in wanted.versions:
-        raise UsageError(
-            f"{option('near')} is {chosen.near!r}, which is not among those compared: "
-            f"{some_of(list(wanted.versions))}"
-        )
     if chosen.near is None and chosen.top is None:
         raise UsageError(
             f"give {option('near')}, a dataset whose neighbours are looked for, or "

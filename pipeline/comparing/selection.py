@@ -192,6 +192,44 @@ def spec_of(
     return catalogue.spec(resolve_versions(catalogue, names, at=at, spec=spec)[0])
 
 
+def with_near(
+    catalogue: Catalogue,
+    names: Sequence[str],
+    near: str | None,
+    *,
+    at: int | str | None = None,
+    spec: str | None = None,
+) -> Sequence[str]:
+    """Returns the names to compare, with the one whose neighbours are looked for.
+
+    The neighbours of an earlier version, or of a window of days, are looked for among all datasets
+    as they are now, its own among them.
+
+    Args:
+        catalogue: Where they are.
+        names: The datasets to look among; none for all.
+        near: The one whose neighbours are looked for; None if there is no such one.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None to choose it as `compare` does.
+
+    Returns:
+        The names. As they were given if `near` is compared anyway.
+
+    Raises:
+        NotFound: If names are given, and the catalogue does not have `near`.
+        UsageError: If names are given, and `near` is not one of them.
+    """
+    if near is None or near in (among := names or catalogue.names(at, spec)):
+        return names
+    if not names:
+        return [*among, near]
+    catalogue.look_up(near, catalogue.at(at), spec)  # says of an unknown name what there is
+    raise UsageError(
+        f"{option('near')} is {near!r}, which is not among those compared: {some_of(among)}; name "
+        "it, too, or leave the names out"
+    )
+
+
 def _shared_spec(there: Mapping[str, Mapping[str, Version]], names: Sequence[str]) -> str | None:
     """Returns the only spec under which all names have a version, or None."""
     shared = set.intersection(*(set(there[name]) for name in names))

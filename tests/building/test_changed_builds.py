@@ -13,7 +13,7 @@ import pytest
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets, planner
 from pipeline.building.planner import Planner
-from pipeline.catalogue import Catalogue, roll_back, verify
+from pipeline.catalogue import Catalogue, Version, roll_back, verify
 from pipeline.catalogue.undoing import remove
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, GateError, SourceError, TransientError, UsageError
@@ -190,26 +190,27 @@ def test_a_list_goes_with_the_options_of_the_listing(
     assert said in str(caught.value)
 
 
+def pairing(place: Place, version: Version | None = None) -> str | None:
+    manifest = place.catalogue.manifest("x", version or place.catalogue.find("x"))
+    assert manifest.pairing is not None
+    return manifest.pairing.by
+
+
 def test_what_pairs_the_images_stays_with_a_dataset(place: Place) -> None:
     """It has decided their folds: images that are dealt in another way would be in none."""
-
-    def pairing() -> str | None:
-        manifest = place.catalogue.manifest("x", place.catalogue.find("x"))
-        assert manifest.pairing is not None
-        return manifest.pairing.by
-
     first = place.build(pair_by="stem")
-    assert pairing() == "stem"
+    assert pairing(place) == "stem"
     assert not place.build().changed  # as before, without the option
     assert not place.build(pair_by="stem").changed
     place.write("a/new.png", 7)
     assert place.build(place.changes(added="a/new.png")).version.images == 7
-    assert pairing() == "stem"
+    assert pairing(place) == "stem"
     place.require_whole(place.build(), pair_by="stem")
     with pytest.raises(UsageError, match=r"paired by 'stem', which .*`replace=True`"):
         place.build(pair_by="label")
-    assert place.build(pair_by="stem", spec="new", bins=16).version.spec != first.version.spec
-    assert pairing() == "stem"
+    other = place.build(spec="new", bins=16).version
+    assert other.spec != first.version.spec
+    assert pairing(place, other) == "stem"
 
 
 def test_images_that_are_paired_in_another_way_are_counted_again(place: Place) -> None:
@@ -217,6 +218,7 @@ def test_images_that_are_paired_in_another_way_are_counted_again(place: Place) -
     refused = r"paired by their paths .*pair_by is 'stem' now; leave `pair_by` out .*`replace=Tr"
     with pytest.raises(UsageError, match=refused):
         place.build(pair_by="stem")
+    assert pairing(place, place.build(pair_by="stem", spec="new", bins=16).version) == "stem"
     place.write("a/new.png", 7)
     (place.images / "a" / "torn.png").write_bytes(b"torn")
     with pytest.raises(GateError):
@@ -236,9 +238,7 @@ def test_a_plan_without_a_version_does_not_decide_what_pairs_the_images(place: P
     with pytest.raises(GateError):
         place.build(max_failures=0)
     result = place.build(pair_by="stem", max_failures=1)
-    manifest = place.catalogue.manifest("x", result.version)
-    assert manifest.pairing is not None
-    assert manifest.pairing.by == "stem"
+    assert pairing(place, result.version) == "stem"
 
 
 def test_a_listing_with_other_options_counts_even_if_it_finds_the_same(place: Place) -> None:

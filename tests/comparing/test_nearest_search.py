@@ -42,7 +42,7 @@ from pipeline.comparing.neighbour_graph import NEIGHBOUR_SCHEMA
 from pipeline.comparing.pair_tiles import LOAD_WORK, LOAD_WORK_BARRED, cut_pairs
 from pipeline.comparing.significance import adjusted
 from pipeline.dna import DNA, Floats, Lens
-from pipeline.errors import SpecMismatch, StorageError, TransientError, UsageError
+from pipeline.errors import NotFound, SpecMismatch, StorageError, TransientError, UsageError
 from pipeline.events import Event
 from pipeline.reporting import found_lines, found_sentences, neighbours_json
 from pipeline.reporting.conclusions import ALIKE_TEXT
@@ -339,7 +339,10 @@ def test_names_choose_among_whom_the_nearest_are_looked_for(place: Catalogue) ->
 @pytest.mark.parametrize(
     ("how", "problem"),
     [
-        ({"near": "x", "top": 2}, "`near` is 'x', which is not among those compared: lost, set/0"),
+        (
+            {"near": "lost", "top": 2, "names": ["set/0", "set/1"]},
+            "`near` is 'lost', which is not among those compared: set/0 and set/1; name it, too",
+        ),
         ({}, "give `near`, .* or `top`"),
         ({"top": 0}, "top is 0; it must be at least 1"),
         ({"top": 1, "layer": "x"}, "no layer 'x' in tiny; it has stem, head"),
@@ -356,6 +359,14 @@ def test_a_wrong_question_is_refused(
         nearest(place, **how)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("names", [[], ["set/0", "set/1"]])
+def test_the_neighbours_of_an_unknown_dataset_are_not_found(
+    place: Catalogue, names: list[str]
+) -> None:
+    with pytest.raises(NotFound, match=r"has no dataset 'set/9x'; it has: lost.* Did you mean set"):
+        nearest(place, names, near="set/9x", top=1)
+
+
 def test_datasets_of_other_specs_are_refused_and_versions_are_found() -> None:
     catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
     put(catalogue, "one", 0.2)
@@ -367,6 +378,16 @@ def test_datasets_of_other_specs_are_refused_and_versions_are_found() -> None:
     found = nearest(catalogue, ["one@1", "two", "one"], near="one@1", top=1, error_bars=False)
     assert found.around("one@1").names == ("one@1", "one")
     assert nearest(catalogue, near="one", top=1, error_bars=False).names == ("one", "two")
+    with pytest.raises(SpecMismatch, match="bins"):
+        nearest(catalogue, near="other", top=1)
+    put(catalogue, "one", 0.7, of="newer")
+    before, now = (nearest(catalogue, near=name, top=2) for name in ("one@-1", "one"))
+    assert now.names == ("one", "two")
+    assert before.names == ("one", "two", "one@-1")
+    agrees(before, compare(catalogue, before.names, effort=Effort(keep=False)), 2)
+    assert before.around("one@-1").names == ("one@-1", "two", "one")
+    with pytest.raises(NotFound, match="there is no one@-2"):
+        nearest(catalogue, near="one@-2", top=1)
 
 
 # What is kept.

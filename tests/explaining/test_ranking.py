@@ -61,6 +61,7 @@ from pipeline.reporting import HtmlPage, ranking_lines
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery
 from pipeline.reporting.html.ranking_gallery import gallery_of
 from pipeline.spec import Resources
+from pipeline.wording import options_as_flags
 from tests.support import tiny_network as tiny
 from tests.support.builders import with_row_groups
 from tests.support.killer import Killed
@@ -1001,6 +1002,18 @@ def test_the_outliers_of_a_dataset_are_kept_as_its_plain_ranking_has_them(
     monkeypatch.setattr(rank_module, "MOST_OUTLIERS", 3)
     assert own_ranked(own, place).counted_shards == 0
     assert find_outliers(own, version) == kept.first(3), "the later ranking counts"
+
+
+def test_too_many_failures_of_own_images_name_the_command_that_takes_more(
+    own: Catalogue, own_built: Path, place: tiny.Place
+) -> None:
+    """`vdna show --outliers` ranks them, too, and has no such limit."""
+    with options_as_flags(), pytest.raises(GateError) as of_own:
+        own_ranked(own, place, max_failures=0)
+    assert f"or run vdna rank --to {OWN} with a higher --max-failures, which" in str(of_own.value)
+    with options_as_flags(), pytest.raises(GateError, match="or rerun with a higher --max-fail"):
+        own_ranked(own, place, max_failures=0, source=str(own_built / "images"))
+    assert find_outliers(own, own.find(OWN)) is None
 
 
 @pytest.mark.parametrize(

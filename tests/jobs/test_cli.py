@@ -361,6 +361,32 @@ def test_bad_usage_exits_2_and_names_the_value(
 ) -> None:
     refused(build(name, photos, tmp_path / "c", *options, exits=2), *parts)
     assert not list(tmp_path.glob("c/_log/*"))
+    listed = "--group-by" in options  # which is wrong for what is found there
+    assert (tmp_path / "c").exists() == listed
+
+
+@pytest.mark.parametrize(
+    ("options", "exits"),
+    [
+        (("--weights", "nope.pt"), 1),
+        (("--weights", "bad.pt"), 1),
+        (("--ranges", "nope.parquet"), 1),
+        (("--taps", "nope"), 2),
+        (("--decoder", "nope"), 2),
+    ],
+    ids=lambda each: " ".join(map(str, each)) if isinstance(each, tuple) else "",
+)
+def test_a_build_that_cannot_count_leaves_nothing_where_nothing_was(
+    tmp_path: Path,
+    photos: Path,
+    options: tuple[str, ...],
+    exits: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.pt").write_bytes(b"no weights")
+    refused(build("a", photos, tmp_path / "c", *SMALL, *options, exits=exits), options[-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
 
 
 @pytest.mark.parametrize(
@@ -562,6 +588,37 @@ def test_every_command_says_in_the_same_words_that_there_is_no_catalogue(
     done = vdna(*words, "-c", tmp_path / "file", exits=2)
     refused(done, f"{storage.canonical(tmp_path / 'file')} is a file; a catalogue is a folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["show", "x"], ["show", "x@-1"], ["show", "x@3"], ["show", "x@v"], ["log", "x"]),
+        *(["verify", "x"], ["verify", "x@-1"], ["export", "x", "x.npz"]),
+        *(["compare", "x"], ["compare", "a", "x"], ["compare", "a", "x@-1"]),
+        *(["compare", "--near", "x"], ["compare", "--near", "x", "--top", "1"]),
+        *(["compare", "a", "b/other", "--near", "x"], ["compare", "a", "x", "--near", "x"]),
+        *(["explain", "x", "a"], ["explain", "a", "x"], ["drift", "x"], ["diff", "x@-1", "x"]),
+        *(["diff", "a", "x"], ["suggest", "x"], ["suggest", "a", "x"]),
+        *(["rank", "images", "--to", "x"], ["rank", "--to", "x"]),
+        ["rank", "images", "--to", "a", "--against", "x"],
+        *(["rename", "x", "y"], ["rm", "x"], ["rm", "a", "x"], ["tag", "x", "v"]),
+        *(["tag", "x", "v", "--remove"], ["rollback", "x", "--to", "1"]),
+        *(["rollback", "x", "--to", "-1"], ["lens", "fit", "l", "--focus", "x:a"]),
+        ["lens", "fit", "l", "--ignore", "a:x", "--keep", "a:b/other"],
+        ["lens", "fit", "l", "--ignore", "brightness", "--sample-of", "x"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_says_alike_that_there_is_no_such_dataset(
+    place: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code is 1, as of all that is not there, and nothing is changed."""
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "images", 1)
+    before = Catalogue(str(place)).head().number
+    refused(vdna(*words, "-c", place, exits=1), "dataset 'x'")
+    assert Catalogue(str(place)).head().number == before
 
 
 def test_a_build_into_a_file_is_refused(tmp_path: Path, photos: Path) -> None:
@@ -1104,7 +1161,12 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
     assert said[1].startswith("  b/other  ")
     rows = vdna_json("compare", "--near", "a", "-c", place)
     assert {row["a"] for row in rows} == {"a"}
-    refused(vdna("compare", "--near", "x", "-c", place, exits=2), "near is 'x'", "a and b/other")
+    earlier = vdna_json("compare", "--near", "a@1", "-c", place)
+    assert [(row["a"], row["b"], row["emd"]) for row in earlier] == [
+        *(("a@1", "a", 0), ("a@1", "b/other", rows[0]["emd"]))
+    ]
+    words = ("compare", "a", "b/other", "--near", "a@1", "-c", place)
+    refused(vdna(*words, exits=2), "--near is 'a@1'", "not among those compared: a and b/other")
     refused(vdna("compare", "--near", "a", "--fd", "-c", place, exits=2), "--near", "--fd")
     refused(vdna("compare", "--near", "a", "-c", place / "none", exits=1), "no catalogue")
 
@@ -1134,7 +1196,6 @@ def test_compare_finds_the_nearest_without_comparing_all_pairs(place: Path, tmp_
     for more in (["--fd"], ["--html", "x.html"], ["--figure", "x.svg"], ["--layer", "b"]):
         words = ("compare", "--top", 1, "--layer", "a", *more, "-c", place)
         refused(vdna(*words, exits=2), "--top looks for the nearest", "leave --top out")
-    refused(vdna("compare", "--near", "x", "--top", 1, "-c", place, exits=2), "near is 'x'")
     table = vdna("compare", "--top", 1, "--out", "x.csv", "-c", place, exits=2)
     refused(table, "the table of neighbours is written as Parquet")
     unseen = ("--neurons", "a:1", "--layer", "b", "--top", 1, "-c", place)

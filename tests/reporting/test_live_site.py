@@ -24,7 +24,13 @@ import pytest
 
 from pipeline import storage
 from pipeline.building import Request, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import (
+    Catalogue,
+    FarImage,
+    Outliers,
+    keep_outliers,
+    outliers_identity,
+)
 from pipeline.comparing import Effort, all_pairs, compare
 from pipeline.engine import InProcess
 from pipeline.errors import NotFound, SourceError
@@ -33,6 +39,8 @@ from pipeline.explaining import Ranking, RankRequest, rank, read_ranking
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import LiveSite, listen
 from pipeline.reporting.html import live_site, loopback_server
+from pipeline.reporting.html.dataset_page import DatasetPage, gather_dataset
+from pipeline.reporting.html.live_site import Waiting
 from pipeline.reporting.html.page_data import Page
 from pipeline.spec import Resources
 from tests.support import browser
@@ -243,6 +251,50 @@ def test_a_page_is_made_once_until_there_is_a_newer_commit(
     assert site.page("/") == b"page"
     assert [page.pair_pages for page in made] == ["pairs/2/", "pairs/3/"]
     assert set(site._pages) == {"/3"}
+
+
+def test_the_page_of_a_dataset_is_made_again_when_its_images_were_ranked(
+    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No commit tells of it. Whether it is so is asked once a view, and of that page alone."""
+    shutil.copytree(storage.local_path(built.root), tmp_path / "catalogue")
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    version, go, asked, made = catalogue.find("b"), Event(), [], []
+
+    def identity(*given: Any) -> str:
+        asked.append(given)
+        return outliers_identity(*given)
+
+    def gather(*given: Any, **how: Any) -> DatasetPage:
+        made.append(given)
+        assert go.wait(60)
+        return gather_dataset(*given, **how)
+
+    monkeypatch.setattr(live_site, "outliers_identity", identity)
+    monkeypatch.setattr(live_site, "gather_dataset", gather)
+    site, path = LiveSite(catalogue, samples=0), "/datasets/2/0.html"
+
+    def rank_with_farthest(name: str) -> None:
+        image = FarImage(f"file:///{name}", "", 9, 1.0, 2.0)
+        keep_outliers(catalogue, Outliers(version.spec, version.dna, 9, 0, 0, 1, {}, (image,)), 0)
+
+    try:
+        assert all(isinstance(site.page_within(path, 0.01), Waiting) for _ in range(3))
+        assert len(asked) == 1
+    finally:
+        go.set()
+    before = site.page(path)
+    assert before is not None
+    assert len(made) == 1
+    for name in ("odd.jpg", "other.jpg"):
+        rank_with_farthest(name)
+        pages = [site.page(path) for _ in range(2)]
+        assert [name.encode() in (page or b"") for page in (before, *pages)] == [False, True, True]
+    assert len(made) == 3
+    asked.clear()
+    assert site.page("/")
+    assert site.page("/pairs/2/0-1.html")
+    assert asked == []
 
 
 def test_the_pages_that_were_asked_for_longest_ago_make_room(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from threading import Lock
 
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, outliers_identity
 from pipeline.comparing import Effort, Matrix, compare, resolve_versions
 from pipeline.errors import known_error, redact
 from pipeline.events import Listener, Said, ignore
@@ -70,6 +70,7 @@ class LiveSite:
 
     Two pages are made at a time, others wait in order, and pages that are kept are answered
     meanwhile. A page is kept until others need its room, or until a request finds a newer commit.
+    The page of a dataset is made again, too, when its images were ranked.
 
     Args:
         catalogue: The catalogue.
@@ -166,11 +167,17 @@ class LiveSite:
         number, *places = map(int, asked.groups())
         if not 0 < number <= newest:
             return None
-        names = list(resolve_versions(self._catalogue, at=number, spec=self._spec)[1])
+        versions = resolve_versions(self._catalogue, at=number, spec=self._spec)[1]
+        names = list(versions)
         if places[-1] >= len(names):
             return None
         if len(places) == 1:
-            return self._kept(path, lambda hear: self._dataset(number, places[0], hear))
+            version = versions[names[places[0]]]
+            return self._kept(
+                path,
+                lambda hear: self._dataset(number, places[0], hear),
+                lambda: outliers_identity(self._catalogue, version),
+            )
         i, j = places
         if not i < j:
             return None
@@ -185,13 +192,36 @@ class LiveSite:
                     del self._pages[name]
                 self._distances = {}
 
-    def _kept(self, name: str, make: Callable[[Listener], bytes]) -> PageInMaking:
+    def _kept(
+        self,
+        name: str,
+        make: Callable[[Listener], bytes],
+        state: Callable[[], str] = lambda: "",
+    ) -> PageInMaking:
+        """Returns a page that is kept or in the making; else begins to make it.
+
+        Args:
+            name: What the page is kept under.
+            make: Makes it.
+            state: Finds the state of what it is made of besides the commit. A page of another
+                state is made again. It is not asked while the page is in the making.
+
+        Returns:
+            The page.
+        """
         with self._held:
             page = self._pages.get(name)
-            if page is not None:
+            if page is not None and not page.made.done():
                 self._pages.move_to_end(name)
                 return page
-            page = self._pages[name] = self._maker.begin(make)
+        now = state()
+        with self._held:
+            page = self._pages.get(name)
+            if page is not None and (page.state == now or not page.made.done()):
+                self._pages.move_to_end(name)
+                return page
+            page = self._pages[name] = self._maker.begin(make, now)
+            self._pages.move_to_end(name)
             report = f"/{self._newest}"
             others = [of for of, kept in self._pages.items() if kept.made.done() and of != report]
             for of in others[: max(0, len(self._pages) - HELD_PAGES)]:

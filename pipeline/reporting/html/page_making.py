@@ -21,13 +21,18 @@ MADE_AT_ONCE = 2
 class PageInMaking:
     """A page that is made, or waits until others are.
 
+    Args:
+        state: The state of what it is made of besides the commit, as a text.
+
     Attributes:
         made: Its bytes, as soon as it is made.
+        state: As it was given.
     """
 
     made: Future[bytes]
 
-    def __init__(self) -> None:
+    def __init__(self, state: str) -> None:
+        self.state = state
         self._tally, self._is_told = Tally(), False
 
     @property
@@ -71,17 +76,18 @@ class PageMaker:
         """Whether a page is being made, or waits."""
         return bool(self._pages)
 
-    def begin(self, make: Callable[[Listener], bytes]) -> PageInMaking:
+    def begin(self, make: Callable[[Listener], bytes], state: str = "") -> PageInMaking:
         """Makes a page after those that were begun before.
 
         Args:
             make: Makes the bytes of the page, and tells the listener that it is given how far it
                 is. What it raises is raised by the page's `made`.
+            state: As `PageInMaking` takes it.
 
         Returns:
             The page.
         """
-        page = PageInMaking()
+        page = PageInMaking(state)
 
         def hear(event: Event) -> None:
             if page.hear(event, is_first=self._pages[0] is page):
