@@ -390,12 +390,9 @@ class _OfAlike:
         (k_a, k_b), (own_a, own_b) = self.folds, self.grams
         across = self.sums.gram_ab[:, rows, columns, :k_a, :k_b] / self.weight
         if k_a == k_b:
-            grams = difference_grams(own_a, own_b, across, rows, columns)
-        else:
-            shares = fold_shares(self.sums.images_a[rows, :k_a], self.sums.images_b[columns, :k_b])
-            grams = difference_gram(own_a[:, rows], own_b[:, columns], across, *shares)
-        grams[self.sums.theta[:, rows, columns] == 0] = 0  # what is left of them is rounding
-        return flip_test(grams)
+            return flip_test(difference_grams(own_a, own_b, across, rows, columns))
+        shares = fold_shares(self.sums.images_a[rows, :k_a], self.sums.images_b[columns, :k_b])
+        return flip_test(difference_gram(own_a[:, rows], own_b[:, columns], across, *shares))
 
 
 def _paired_test(sums: FoldSums) -> Floats:
@@ -407,14 +404,14 @@ def _paired_test(sums: FoldSums) -> Floats:
         sums.images_b[0, other],
         sums.numbers_b[0, other],
     )
-    gram = difference_gram(
-        sums.gram_aa[:, 0, one, one],
-        sums.gram_bb[:, 0, other, other],
-        sums.gram_ab[:, 0, 0, one, other],
-        *shares,
+    return flip_test(
+        difference_gram(
+            sums.gram_aa[:, 0, one, one],
+            sums.gram_bb[:, 0, other, other],
+            sums.gram_ab[:, 0, 0, one, other],
+            *shares,
+        )
     )
-    gram[sums.theta[:, 0, 0] == 0] = 0  # as for independent datasets
-    return flip_test(gram)
 
 
 def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict[str, Floats]:
