@@ -93,12 +93,10 @@ def keep_points(counting: Counting) -> None:
         for kind in ("dna", "folds")
     )
     steps = {layer: plain_step(spec, layer) for layer in spec.layers}
-    layers = [
-        DnaLayer.of(whole.read([layer]), FoldPoints.of(folds.read_folds(layer), step))
-        for layer, step in steps.items()
-    ]
-    arrays = [_arrays(layer) for layer in layers]
-    points = layers[0].points
+    arrays = []
+    for layer, step in steps.items():
+        points = FoldPoints.of(folds.read_folds(layer), step)
+        arrays.append(_arrays(DnaLayer.of(whole.read([layer]), points)))
     metadata = {
         "spec": spec.digest,
         "dna": counting.version.dna,
@@ -109,10 +107,10 @@ def keep_points(counting: Counting) -> None:
         "images": points.images.tolist(),
         "pairs": folds.pairs.to_json() if folds.pairs is not None else None,
     }
-    tables = [
+    tables = (
         pa.table({name: [array.tobytes()] for name, array in of.items()}, schema=_SCHEMA)
         for of in arrays
-    ]
+    )
     storage.create(counting.uri, encode_sealed(POINTS, metadata, tables, _SCHEMA, **_LAYOUT))
 
 
