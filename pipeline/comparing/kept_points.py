@@ -28,7 +28,7 @@ from pipeline.dna import FileKind, Pairs, SealedFile, corrupt_if_unreadable, enc
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.spec import Spec
 
-POINTS = FileKind("fold_points", format=2)
+POINTS = FileKind("fold_points")
 
 _OF_FOLDS = ("below", "totals", "halves")
 
