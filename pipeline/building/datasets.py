@@ -94,7 +94,9 @@ def build_datasets(
         require_apart(catalogue.root, request.source, request.rules)
     catalogue.require_no_file()
     shared = SharedLookups(catalogue, len(requests))
-    if shared.head().number:  # else plans do it, as a refused one leaves nothing where nothing was
+    if (
+        shared.head().number
+    ):  # else each plan does it, so that a refused build leaves nothing behind
         shared.require_exclusive()
     planner = Planner(catalogue, engine, resources, progress, listings or {}, relist, shared)
     results: dict[str, Result] = {}

@@ -58,8 +58,9 @@ def paired_as(
         request: What is asked for.
         before: The manifest whose shards are to be kept, or None.
         base: The dataset's version under the spec, or None.
-        former: The dataset's newest version of whatever spec, or None. The first build under a
-            new spec goes by it, unless it is asked for another `pair_by`: all images are counted.
+        former: The newest version of whatever spec that was built here, or None. The first build
+            under a new spec goes by it, unless it is asked for another `pair_by`: all images are
+            counted.
 
     Returns:
         The `pair_by` that applies, and the manifest whose shards are kept: None if the dataset is
@@ -67,14 +68,16 @@ def paired_as(
 
     Raises:
         UsageError: The images of a dataset that is to stay are named in another way.
+        SourceError: The manifest of `former` is not there, which says what pairs the images.
     """
     if before is None:
-        if request.pair_by is not None or base is not None or former is None or former.imported:
+        if request.pair_by is not None or base is not None or former is None:
             return request.pair_by, None
-        return _committed_pair_by(catalogue, request.name, former, None), None
+        return _pair_by(catalogue.manifest(request.name, former)), None
     planned = had = _pair_by(before)
     if base is not None and not base.imported and base.manifest != before.digest:
-        had = _committed_pair_by(catalogue, request.name, base, planned)
+        with suppress(SourceError):
+            had = _pair_by(catalogue.manifest(request.name, base))
     asked = had if request.pair_by is None else request.pair_by
     if asked == had or base is None or request.replace:
         return asked, before if asked == planned else None
@@ -84,15 +87,6 @@ def paired_as(
         f"pair_by is {request.pair_by!r} now; leave {option('pair_by')} out to keep that, or give "
         f"{option('replace', True)} to count all images again, in new folds"
     )
-
-
-def _committed_pair_by(
-    catalogue: Catalogue, name: str, version: Version, lost: str | None
-) -> str | None:
-    """Returns what a version's images are paired by, or `lost` if its manifest is gone."""
-    with suppress(SourceError):
-        return _pair_by(catalogue.manifest(name, version))
-    return lost
 
 
 def _pair_by(manifest: Manifest) -> str | None:

@@ -254,7 +254,8 @@ class Planner:
             return DatasetPlan(
                 request, manifest, job, base, parts, head, up_to_date=True, changes=changes
             )
-        former = base or _newest(head.datasets.get(request.name, {}).values())
+        versions = head.datasets.get(request.name, {}).values()
+        former = _newest(version for version in versions if not version.imported)
         if former is not None and not former.imported:
             _require_meant(request, former, manifest)
         stored = store_manifest(uri, manifest)
@@ -331,7 +332,8 @@ class Planner:
     ) -> tuple[_FoundPlan, Mapping[str, Sequence[int]]]:
         """Returns the plan of the source, and the indices of each part's shards by its value."""
         kept = kept_plan(self.catalogue, request.name, recipe.spec.digest, base)
-        former = base or _newest(head.datasets.get(request.name, {}).values())
+        versions = head.datasets.get(request.name, {}).values()
+        former = _newest(version for version in versions if not version.imported)
         pair_by, before = paired_as(self.catalogue, request, kept, base, former)
         asked = replace(request, by=_effective_by(request, base), pair_by=pair_by)
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, cast
 
@@ -289,7 +289,7 @@ def fold_sums(
     )
 
 
-METHOD = "4"
+METHOD = "5"
 """Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
 `fold_points`, `fold_curves`, `noise_kernel`, `noise_vectors` or `significance`: kept matrices,
 tiles and counts of folds of another version are made anew."""
@@ -530,8 +530,10 @@ class _Products:
     """Weighted inner products of curves of folds, over the points of all neurons that are used.
 
     The curve of a fold is the whole curve in float64 plus its offset in float32. So differences of
-    folds keep their digits, which inner products of values near 1 would lose. For few neurons all
-    is in float64: folds in which these hardly fire would differ by rounding.
+    folds keep their digits, which inner products of values near 1 would lose. Products of offsets
+    with offsets are added up in float32, but for few neurons, as folds in which these hardly fire
+    would differ by rounding. Those with whole curves are larger, and those of two near copies
+    cancel: they are added up in float64.
 
     Attributes:
         used: (U,) numbers of the neurons whose weight is not 0.
@@ -551,9 +553,22 @@ class _Products:
         """Returns the (X, Y) products of rows with rows."""
         if not len(self.scale):
             return np.zeros((len(x), len(y)))
-        if (self.scale == self.scale[0]).all():
+        if self.even:
             return np.asarray((x @ y.T) * self.scale[0], np.float64)
         return np.asarray((x * self.scale.astype(x.dtype)) @ y.T, np.float64)
+
+    def tilts(self, offsets: NDArray[Any], wholes: Floats) -> Floats:
+        """Returns the (D 16, W) products of the offsets of D DNAs with W whole curves."""
+        found = np.empty((len(offsets), len(wholes)))
+        for start in range(0, len(offsets), FOLDS):  # in float64, they take much memory
+            rows = slice(start, start + FOLDS)
+            found[rows] = self.inner(offsets[rows].astype(np.float64, copy=False), wholes)
+        return found
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether all neurons that are used weigh the same."""
+        return bool((self.scale == self.scale[:1]).all())
 
     def offsets(self, side: FoldCurves) -> NDArray[Any]:
         """Returns the (D 16, U G) offsets of all folds."""
@@ -577,9 +592,8 @@ def _grams_between(a: FoldCurves, b: FoldCurves, weights: Floats) -> Floats:
     sides = [(products.offsets(side), products.whole_curve(side)) for side in (a, b)]
     (offsets_a, whole_a), (offsets_b, whole_b) = sides if a is not b else sides[:1] * 2
     shape = len(whole_a), FOLDS, len(whole_b), FOLDS
-    kind = offsets_a.dtype
-    tilt_a = products.inner(offsets_a, whole_b.astype(kind)).reshape(shape[:3])
-    tilt_b = products.inner(offsets_b, whole_a.astype(kind)) if a is not b else tilt_a
+    tilt_a = products.tilts(offsets_a, whole_b).reshape(shape[:3])
+    tilt_b = products.tilts(offsets_b, whole_a) if a is not b else tilt_a
     tilt_b = tilt_b.reshape(shape[2], FOLDS, shape[0])
     found = products.inner(offsets_a, offsets_b).reshape(shape).transpose(0, 2, 1, 3)
     found = found + products.inner(whole_a, whole_b)[:, :, None, None]
@@ -602,7 +616,7 @@ def _own_grams(side: FoldCurves, weights: Floats) -> Floats:
         found = np.empty((len(wholes), FOLDS, FOLDS))
         for slot, whole in enumerate(wholes):
             own = rows[slot * FOLDS : (slot + 1) * FOLDS]
-            tilt = products.inner(own, whole[None].astype(own.dtype))
+            tilt = products.tilts(own, whole[None])
             square = products.inner(whole[None], whole[None])
             found[slot] = products.inner(own, own) + tilt + tilt.T + square
         lacks = products.lacking(side)

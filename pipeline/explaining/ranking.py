@@ -146,7 +146,7 @@ def rank(
         order.load()
         ranked, failed, undefined = order.totals()
         unranked = order.unranked()
-        _gate(request, source, (ranked, failed, manifest.candidates), unranked, spec)
+        _gate(request, source, (ranked, failed, manifest.candidates), unranked)
         readable = storage.readable(manifest.source)
         ranking = Ranking(
             name=name,
@@ -418,7 +418,6 @@ def _gate(
     source: str,
     totals: tuple[int, int, int],
     unranked: Sequence[UnrankedImage],
-    spec: str | None,
 ) -> None:
     """Checks that enough images could be read.
 
@@ -427,7 +426,6 @@ def _gate(
         source: What messages call the images.
         totals: How many images are ranked, failed, and were listed.
         unranked: The first images without a distance.
-        spec: The spec that was asked for, or None.
 
     Raises:
         SourceError: If no image has a distance.
@@ -440,8 +438,5 @@ def _gate(
             f"{source}: none of {count_of(candidates, 'candidate')} is an image with a "
             f"distance to {request.to}. First:\n  {some}"
         )
-    rerun = "rerun"
-    if request.source is None:  # `vdna show` may have asked, which takes no such limit
-        chosen = f" {option('spec', spec)}" if spec else ""
-        rerun = f"run vdna rank {option('to', request.to)}{chosen}"
+    rerun = "rank them" if request.source is None else "rerun"  # `vdna show` may have asked
     require_few_failures(source, failed, candidates, request.max_failures, unranked, rerun=rerun)

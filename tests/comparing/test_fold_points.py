@@ -149,7 +149,7 @@ def test_inner_products_of_own_folds_follow_the_weights_and_the_dna() -> None:
     assert (fold_sums(curves, other, even).gram_aa == fold_sums(made(4), other, even).gram_aa).all()
 
 
-@pytest.mark.parametrize("scale", [1, 10**3, 10**6])
+@pytest.mark.parametrize("scale", [1, 10, 30, 10**3, 10**6])
 def test_a_copy_is_never_told_apart_however_little_its_folds_differ(scale: int) -> None:
     """Folds of very many images are nearly alike: what rounding leaves of them decides nothing."""
     _, folds = layer_of(2, 0)

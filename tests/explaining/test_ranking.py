@@ -1010,7 +1010,7 @@ def test_too_many_failures_of_own_images_name_the_command_that_takes_more(
     """`vdna show --outliers` ranks them, too, and has no such limit."""
     with options_as_flags(), pytest.raises(GateError) as of_own:
         own_ranked(own, place, max_failures=0)
-    assert f"or run vdna rank --to {OWN} with a higher --max-failures, which" in str(of_own.value)
+    assert "or rank them with a higher --max-failures, which" in str(of_own.value)
     with options_as_flags(), pytest.raises(GateError, match="or rerun with a higher --max-fail"):
         own_ranked(own, place, max_failures=0, source=str(own_built / "images"))
     assert find_outliers(own, own.find(OWN)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from xdist.scheduler import LoadFileScheduling
@@ -18,9 +19,23 @@ class FilesOrClusters(LoadFileScheduling):
     """Gives a worker a whole file, and one of them all files that start clusters.
 
     After a worker has died, xdist 3.8 hands out its finished files again, as work of no tests, and
-    gives its replacement too little to begin with. Workers then wait for ever. Later releases mend
-    both, so only `_split_scope` need stay with them.
+    gives its replacement too little to begin with, so that workers wait for ever. The release after
+    it mends both. It also runs the test again that the worker died in, which may kill the next.
     """
+
+    def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
+        """Takes the tests that a worker has found.
+
+        Args:
+            node: The worker.
+            collection: Their names.
+
+        Raises:
+            RuntimeError: They are not those of the others, as a file was edited meanwhile.
+        """
+        super().add_node_collection(node, collection)
+        if node not in self.registered_collections:
+            raise RuntimeError(f"{node.gateway.id} found other tests than the workers before it")
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Hands out what a worker that has ended leaves.
