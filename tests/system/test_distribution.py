@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 CONFTEST = """
 from tests.support.distribution import FilesOrClusters
 
@@ -41,7 +42,7 @@ def test_each_other_test_runs_once_after_workers_have_died(
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "--max-worker-restart=9", "--rootdir", ".", "."],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.getenv("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         timeout=60,
@@ -49,4 +50,5 @@ def test_each_other_test_runs_once_after_workers_have_died(
     )
     letters = "".join(files)
     said = f"{letters.count('d')} failed, {letters.count('p')} passed in "
+    assert done.stdout.splitlines()[-1:], done.stderr
     assert done.stdout.splitlines()[-1].startswith(said), done.stdout
