@@ -268,6 +268,16 @@ def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
     same(compare(place, effort=SMALL), plain)
 
 
+def test_without_error_bars_no_folds_are_read(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the folds are read")
+
+    monkeypatch.setattr("pipeline.dna.DnaFile.read_folds", fail)
+    assert compare(place, error_bars=False).emd.max() > 0
+
+
 def test_a_lens_of_few_neurons_has_points_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where fewer neurons count, points are closer; kept counts of other points do not serve."""
     monkeypatch.setattr(all_pairs, "TILE_WORK", -1)

@@ -77,7 +77,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "counting/reduction.py": ("counting/test_reduction.py",),
     "counting/shard.py": ("counting/test_shard_truth.py", "counting/test_cells.py"),
     "comparing/comparison_job.py": _OF_TILES,
-    "comparing/layer_cache.py": _OF_TILES,
+    "comparing/layer_cache.py": (*_OF_TILES, "comparing/test_fold_points.py"),
     "comparing/tile_files.py": _OF_TILES,
     "comparing/tile_sums.py": _OF_TILES,
     "comparing/tiles.py": _OF_TILES,
@@ -99,7 +99,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     ),
     "comparing/layer_cache.py": tuple(
         f"TileCache.{name}"
-        for name in ("keep_only", "layer_data", "_load", "_load.load", "_points", "_open")
+        for name in ("keep_only", "layer_data", "_load", "_load.load", "_layer", "_points", "_open")
     ),
     "comparing/tile_files.py": ("present", "run", "read_tile", "encode_tile", "decode_tile"),
     "comparing/tile_sums.py": (
