@@ -531,9 +531,9 @@ class _Products:
 
     The curve of a fold is the whole curve in float64 plus its offset in float32. So differences of
     folds keep their digits, which inner products of values near 1 would lose. Products of offsets
-    with offsets are added up in float32, but for few neurons, as folds in which these hardly fire
-    would differ by rounding. Those with whole curves are larger, and those of two near copies
-    cancel: they are added up in float64.
+    with offsets are added up in float32. If there are few neurons, they are added up in float64, as
+    folds in which these hardly fire would differ by rounding. Products of offsets with whole curves
+    always are, as they are larger, and those of near copies cancel.
 
     Attributes:
         used: (U,) numbers of the neurons whose weight is not 0.

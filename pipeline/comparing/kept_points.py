@@ -5,7 +5,7 @@
 Reading the folds of a DNA takes most of the time of a comparison with a thousand others. What sums
 over folds look at is a twentieth of that. It is the same for every comparison that weighs neurons
 alike, and is kept for as long as the DNA is. The counts of the whole DNA are kept beside it. A
-layer is a few arrays of the smallest numbers that hold it, which takes half as long to read as the
+layer is a few arrays of the smallest numbers that hold it, which takes less time to read than the
 rows of the DNA's own file.
 """
 

@@ -20,6 +20,20 @@ DIES = "import os\ndef test_{name}(): os._exit(1)\n"
 PASSES = "def test_{name}(): pass\n"
 
 
+def run(folder: Path, workers: int) -> subprocess.CompletedProcess[str]:
+    (folder / "conftest.py").write_text(CONFTEST)
+    options = ["-q", "-p", "no:cacheprovider", f"-n{workers}", "--dist=loadfile"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--max-worker-restart=9", "--rootdir", ".", "."],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.getenv("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("files", "workers"),
     [
@@ -33,22 +47,29 @@ def test_each_other_test_runs_once_after_workers_have_died(
     tmp_path: Path, files: list[str], workers: int
 ) -> None:
     """Letters are tests: `d` ends its process, `p` passes."""
-    (tmp_path / "conftest.py").write_text(CONFTEST)
     for at, letters in enumerate(files):
         tests = [(DIES if letter == "d" else PASSES) for letter in letters]
         code = "".join(test.format(name=number) for number, test in enumerate(tests))
         (tmp_path / f"test_file{at}.py").write_text(code)
-    options = ["-q", "-p", "no:cacheprovider", f"-n{workers}", "--dist=loadfile"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "--max-worker-restart=9", "--rootdir", ".", "."],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.getenv("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(tmp_path, workers)
     letters = "".join(files)
     said = f"{letters.count('d')} failed, {letters.count('p')} passed in "
     assert done.stdout.splitlines()[-1:], done.stderr
     assert done.stdout.splitlines()[-1].startswith(said), done.stdout
+
+
+def test_a_file_that_was_edited_meanwhile_ends_the_run(tmp_path: Path) -> None:
+    """The worker that takes the place of a dead one then finds other tests."""
+    (tmp_path / "test_file.py").write_text(
+        "import os, pathlib\n"
+        "edited = pathlib.Path('edited')\n"
+        "if edited.exists():\n"
+        "    def test_new(): pass\n"
+        "def test_dies():\n"
+        "    edited.touch()\n"
+        "    os._exit(1)\n"
+        "def test_after(): pass\n"
+    )
+    done = run(tmp_path, 1)
+    assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
+    assert "gw1 found other tests than the workers before it" in done.stdout
