@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.comparing.compare_options import MemoryLimit
 from pipeline.comparing.emd_kernel import width_of
+from pipeline.comparing.fold_differences import TURNS
 from pipeline.comparing.fold_points import points_of, step_for
 from pipeline.comparing.fold_statistics import METHOD, PAIR_ESTIMATES
 from pipeline.comparing.intervals import CHANGES, DRAWS
@@ -129,7 +130,7 @@ class Job:
         again while they are computed, and what is estimated from them. The DNAs need not be in
         memory together; see `Tile.steps`.
         """
-        barred = FOLDS**2 + DRAWS * len(CHANGES) + 4 * FOLDS
+        barred = (TURNS + 4) * FOLDS + DRAWS * len(CHANGES)
         held = 4 * (barred if self.error_bars else 4) + self.planes * len(self.columns)
         return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / (8 * held)) ** 0.5))
 

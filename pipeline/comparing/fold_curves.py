@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pipeline.comparing.emd_kernel import Curves
 from pipeline.comparing.fold_points import SPLITS, FoldPoints, finest_step, grid, points_of
 from pipeline.comparing.intervals import patterns
 from pipeline.comparing.noise_kernel import Draws, NoiseCurves
+from pipeline.comparing.vector_writer import aligned_zeros
 from pipeline.compiled import compiled
 from pipeline.dna import DNA, Floats, Ints, Pairs
 from pipeline.spec import FOLDS
@@ -30,8 +31,9 @@ class FoldCurves:
         whole: Curves of D rows.
         noise: The whole cumulative distributions at the points of `grid`, and draws of their noise.
             Where a neuron has fewer points than others, all is 0 at the others' last.
-        offsets: (D, 16, C, G) float32: by how much the folds' cumulative distributions lie above
+        offsets: (D, C, G, 16) float32: by how much the folds' cumulative distributions lie above
             the whole one's, at these points.
+        spread: (C, D) float64 sum of the squares of all offsets.
         halves: (C, D, 15) float64 distances between halves.
         images: (D, 16) int64 images of each fold; 0 for folds that a DNA does not have.
         numbers: (D, 16) int64 numbers of these folds, in their order; -1 for the others.
@@ -40,13 +42,12 @@ class FoldCurves:
         step: Bins from one point of `grid` to the next.
         pairs: By which names the images of each DNA are paired with others'; None where that is not
             known.
-        own_grams: (D, 16, 16) inner products of each DNA's own folds, by the bytes of the neurons'
-            weights. They are computed when they are first asked for.
     """
 
     whole: Curves
     noise: NoiseCurves
     offsets: NDArray[np.float32]
+    spread: Floats
     halves: Floats
     images: Ints
     numbers: Ints
@@ -54,12 +55,11 @@ class FoldCurves:
     bins: int
     step: int
     pairs: list[Pairs | None]
-    own_grams: dict[bytes, Floats] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        plain = ("bins", "step", "pairs", "own_grams")
+        plain = ("bins", "step", "pairs")
         return sum(
             getattr(self, column.name).nbytes for column in fields(self) if column.name not in plain
         )
@@ -76,7 +76,7 @@ class FoldCurves:
 
     def whole_curve(self) -> Floats:
         """Returns the (D, C, G) cumulative distributions at the points of `grid`."""
-        return self.noise.whole[:, :, : self.offsets.shape[3]]
+        return self.noise.whole[:, :, : self.offsets.shape[2]]
 
     @classmethod
     def empty(cls, neurons: int, size: int, bins: int, step: int) -> FoldCurves:
@@ -95,7 +95,8 @@ class FoldCurves:
         return cls(
             Curves.empty(neurons, size, bins),
             NoiseCurves.empty(neurons, size, points),
-            np.zeros((size, FOLDS, neurons, points), np.float32),
+            aligned_zeros((size, neurons, points, FOLDS)),
+            np.zeros((neurons, size)),
             np.full((neurons, size, SPLITS), np.nan),
             np.zeros((size, FOLDS), np.int64),
             np.full((size, FOLDS), -1, np.int64),
@@ -157,7 +158,6 @@ class FoldCurves:
         """
         points = layer.points
         self.pairs[slot] = pairs
-        self.own_grams.clear()
         self.whole.fill(slot, [layer.counts], [layer.underflow], [layer.overflow])
         folds = len(points.numbers)
         self.images[slot, :folds] = points.images
@@ -166,7 +166,7 @@ class FoldCurves:
             return
         self.halves[:, slot, : points.halves.shape[1]] = points.halves
         self.unknown[:, slot] = (points.totals == 0).any(axis=0)
-        _fill(
+        self.spread[:, slot] = _fill(
             np.ascontiguousarray(points.below.transpose(1, 0, 2)),  # as they are kept
             points.totals,
             np.ascontiguousarray(patterns(points.numbers).T),
@@ -189,11 +189,15 @@ def _fill(
     whole_curve: Floats,
     rows: Draws,
     offsets: NDArray[np.float32],
-) -> None:
+) -> Floats:
     """Fills the curves of one DNA from the counts of its folds at the bins `at`.
 
     `below` is (C, K, points). `signs` (K, 15) are factors of the folds for each draw.
+
+    Returns:
+        (C,) sums of the squares of the offsets.
     """
+    spread = np.zeros(len(at))
     deviation, added = np.zeros(at.shape[1]), np.zeros(at.shape[1], np.int64)
     draws = np.zeros((at.shape[1], signs.shape[1]))
     for neuron in range(len(at)):
@@ -212,10 +216,13 @@ def _fill(
             total = totals[k, neuron]
             own = 1.0 / max(total, 1)
             for g in range(points):
-                offsets[k, neuron, g] = below[neuron, k, g] * own - whole_curve[neuron, g]
+                offset = below[neuron, k, g] * own - whole_curve[neuron, g]
+                offsets[neuron, g, k] = offset
+                spread[neuron] += offset * offset
                 apart = below[neuron, k, g] - total * whole_curve[neuron, g]
                 deviation[g] = apart * scale
             for g in range(points):
                 for draw in range(signs.shape[1]):
                     draws[g, draw] += signs[k, draw] * deviation[g]
         rows[neuron, : at.shape[1], : signs.shape[1]] = draws
+    return spread

@@ -12,8 +12,8 @@ without another look at the folds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import product
 from typing import Any, cast
 
@@ -22,6 +22,12 @@ from numpy.typing import NDArray
 
 from pipeline.comparing.emd_kernel import ONE, distances
 from pipeline.comparing.fold_curves import FoldCurves
+from pipeline.comparing.fold_differences import (
+    TURNS,
+    FoldedCurves,
+    fold_products,
+    products_gram,
+)
 from pipeline.comparing.fold_points import SPLITS
 from pipeline.comparing.intervals import (
     ADDED,
@@ -33,11 +39,10 @@ from pipeline.comparing.intervals import (
     floor_square,
     splits,
 )
-from pipeline.comparing.noise_kernel import neuron_noise, noise_sums
+from pipeline.comparing.noise_kernel import Flags, neuron_noise, noise_sums
 from pipeline.comparing.significance import (
+    LEAST_FOLDS,
     curve_difference_gram,
-    difference_gram,
-    difference_grams,
     flip_test,
     fold_shares,
     paired_shares,
@@ -55,8 +60,10 @@ LEAST_COPIED = 0.95
 PAIRS_AT_ONCE = 256
 """Pairs of DNAs that are estimated together. What is computed of them fits into caches."""
 
-FEW_NEURONS = 256
-"""Inner products of up to so many neurons are computed in float64."""
+ROUNDED_OFFSETS, ROUNDED_CURVES = 1e-12, 1e-20
+"""Differences of folds may be rounding if their squares add up to no more than so many times those
+of what folds of one dataset differ by, which is in float32; or than so many times one for each
+point, as curves in float64 are up to 1. A test would make something of their signs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +80,11 @@ class FoldSums:
         changes: (P, A, B, 30, 8) changes of the sums `CHANGES`, for each draw of noise.
         half_a: (P, A, 15) distances between the halves of a DNA, for each of its balanced splits.
         half_b: (P, B, 15) the same of b.
-        gram_aa: (P, A, 16, 16) inner products of the folds' cumulative distributions.
-        gram_bb: (P, B, 16, 16) the same of b.
-        gram_ab: (P, A, B, 16, 16) inner products of a's folds with b's.
+        products: (P, A, B, 9, 16) inner products of the differences of paired folds, arranged as
+            `fold_products` does; zero where the differences may be rounding.
         images_a: (A, 16) int64 images of each fold of a.
         images_b: (B, 16) int64 images of each fold of b.
-        numbers_a: (A, 16) int64 numbers of a's folds; -1 for those it does not have.
-        numbers_b: (B, 16) int64 numbers of b's folds.
+        tested: (A, B) int64 number of pairs of folds.
         paired: (A, B) share of the smaller dataset's images that are in pairs with the other's, and
             both in folds of one number; NaN if that is not known.
         copied: (A, B) the same, as a share of the larger dataset's images.
@@ -90,13 +95,10 @@ class FoldSums:
     changes: Floats
     half_a: Floats
     half_b: Floats
-    gram_aa: Floats
-    gram_bb: Floats
-    gram_ab: Floats
+    products: Floats
     images_a: Ints
     images_b: Ints
-    numbers_a: Ints
-    numbers_b: Ints
+    tested: Ints
     paired: Floats
     copied: Floats
 
@@ -147,13 +149,10 @@ class FoldSums:
             changes=unknown(a, b, DRAWS, len(CHANGES)),
             half_a=unknown(a, SPLITS),
             half_b=unknown(b, SPLITS),
-            gram_aa=unknown(a, FOLDS, FOLDS),
-            gram_bb=unknown(b, FOLDS, FOLDS),
-            gram_ab=unknown(a, b, FOLDS, FOLDS),
+            products=unknown(a, b, TURNS, FOLDS),
             images_a=np.zeros((a, FOLDS), np.int64),
             images_b=np.zeros((b, FOLDS), np.int64),
-            numbers_a=np.full((a, FOLDS), -1, np.int64),
-            numbers_b=np.full((b, FOLDS), -1, np.int64),
+            tested=np.zeros((a, b), np.int64),
             paired=np.full((a, b), np.nan),
             copied=np.full((a, b), np.nan),
         )
@@ -188,19 +187,6 @@ class FoldSums:
             else:
                 mine += theirs
 
-    def divided(self, by: float) -> FoldSums:
-        """Divides all sums.
-
-        Args:
-            by: The weight of all neurons, or NaN.
-
-        Returns:
-            Means over neurons.
-        """
-        return replace(
-            self, **{column: getattr(self, column) / by for column in _sums_over_neurons()}
-        )
-
     def select(self, a: slice, b: slice) -> FoldSums:
         """Takes some of the DNAs of either side.
 
@@ -217,19 +203,16 @@ class FoldSums:
             self.changes[:, a, b],
             self.half_a[:, a],
             self.half_b[:, b],
-            self.gram_aa[:, a],
-            self.gram_bb[:, b],
-            self.gram_ab[:, a, b],
+            self.products[:, a, b],
             self.images_a[a],
             self.images_b[b],
-            self.numbers_a[a],
-            self.numbers_b[b],
+            self.tested[a, b],
             self.paired[a, b],
             self.copied[a, b],
         )
 
 
-_OF_ALL_LAYERS = ("images_a", "images_b", "numbers_a", "numbers_b", "paired", "copied")
+_OF_ALL_LAYERS = ("images_a", "images_b", "tested", "paired", "copied")
 """Fields of `FoldSums` that are no sums over neurons."""
 
 
@@ -260,15 +243,16 @@ def fold_sums(
         Weighted sums over neurons, undivided, in a single plane.
     """
     used = np.flatnonzero(weights)
-
     theta = distances(a.whole, b.whole, weights, threads=threads, device=device)
     paired, copied = _paired_images(a, b)
+    together = paired >= LEAST_PAIRED
     added, changes = noise_sums(
-        a.noise, b.noise, weights * a.step, paired=paired >= LEAST_PAIRED, threads=threads
+        a.noise, b.noise, weights * a.step, paired=together, threads=threads
     )
+    products, tested = _products(a, b, weights * a.step, together, threads)
     unknown = _unknown(a, used)[:, None] | _unknown(b, used)
-    added[unknown], changes[unknown] = np.nan, np.nan
-    gram_ab = _grams_between(a, b, weights)
+    for of_folds in (added, changes, products):
+        of_folds[unknown] = np.nan
     half_a = _halves(a, used, weights)
     half_b = half_a if a is b else _halves(b, used, weights)
     return FoldSums(
@@ -277,19 +261,16 @@ def fold_sums(
         changes[None],
         half_a[None],
         half_b[None],
-        _own_grams(a, weights)[None],
-        _own_grams(b, weights)[None],
-        gram_ab[None],
+        products[None],
         a.images,
         b.images,
-        a.numbers,
-        b.numbers,
+        tested,
         paired,
         copied,
     )
 
 
-METHOD = "5"
+METHOD = "6"
 """Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
 `fold_points`, `fold_curves`, `noise_kernel`, `noise_vectors` or `significance`: kept matrices,
 tiles and counts of folds of another version are made anew."""
@@ -332,9 +313,6 @@ def estimates(sums: FoldSums, weight: float = 1.0, *, upper: bool = False) -> di
             rows, columns = pairs[start : start + PAIRS_AT_ONCE].T
             for name, values in alike.estimates(rows, columns).items():
                 found[name][:, rows, columns] = values
-    for i, j in np.argwhere((sums.paired >= LEAST_PAIRED) & estimated):
-        one = sums.select(slice(i, i + 1), slice(j, j + 1))
-        found["p"][:, i, j] = _paired_test(one.divided(weight))
     return found
 
 
@@ -347,28 +325,22 @@ class _OfAlike:
         weight: What to divide them by.
         folds: Folds of a, and of b.
         squares: What each DNA of a, and of b, adds to the square of a floor.
-        grams: Means of the inner products of the folds of each DNA of a, and of b.
     """
 
     sums: FoldSums
     weight: float
     folds: tuple[int, int]
     squares: tuple[Floats, Floats]
-    grams: tuple[Floats, Floats]
 
     @classmethod
     def of(cls, sums: FoldSums, weight: float, k_a: int, k_b: int) -> _OfAlike:
-        sides = (
-            (k_a, sums.half_a, sums.images_a, sums.gram_aa),
-            (k_b, sums.half_b, sums.images_b, sums.gram_bb),
-        )
+        sides = (k_a, sums.half_a, sums.images_a), (k_b, sums.half_b, sums.images_b)
         with np.errstate(invalid="ignore", divide="ignore"):  # of DNAs without folds
             squares = [
                 floor_square(halves[..., : len(splits(k))] / weight, images[:, :k])
-                for k, halves, images, _ in sides
+                for k, halves, images in sides
             ]
-        grams = [gram[..., :k, :k] / weight for k, _, _, gram in sides]
-        return cls(sums, weight, (k_a, k_b), (squares[0], squares[1]), (grams[0], grams[1]))
+        return cls(sums, weight, (k_a, k_b), (squares[0], squares[1]))
 
     def estimates(self, rows: Ints, columns: Ints) -> dict[str, Floats]:
         """Returns the (P, N) estimates of N pairs."""
@@ -382,36 +354,12 @@ class _OfAlike:
         found = {name: getattr(of_emd, name) for name in INTERVAL}
         found["floor"] = np.sqrt(self.squares[0][:, rows] + self.squares[1][:, columns])
         found["p"] = np.full(emd.shape, np.nan)
-        found["p"][:, ~together] = self._test(rows[~together], columns[~together])
+        tested = sums.tested[rows, columns]
+        for folds in np.unique(tested).tolist():
+            of = tested == folds
+            products = sums.products[:, rows[of], columns[of]] / self.weight
+            found["p"][:, of] = flip_test(products_gram(products, folds))
         return found
-
-    def _test(self, rows: Ints, columns: Ints) -> Floats:
-        """Returns the (P, N) p of N pairs of independent datasets."""
-        (k_a, k_b), (own_a, own_b) = self.folds, self.grams
-        across = self.sums.gram_ab[:, rows, columns, :k_a, :k_b] / self.weight
-        if k_a == k_b:
-            return flip_test(difference_grams(own_a, own_b, across, rows, columns))
-        shares = fold_shares(self.sums.images_a[rows, :k_a], self.sums.images_b[columns, :k_b])
-        return flip_test(difference_gram(own_a[:, rows], own_b[:, columns], across, *shares))
-
-
-def _paired_test(sums: FoldSums) -> Floats:
-    """Returns the (P,) p of a pair of DNAs whose images are in pairs."""
-    one, other = (slice(0, (images > 0).sum()) for images in (sums.images_a[0], sums.images_b[0]))
-    shares = paired_shares(
-        sums.images_a[0, one],
-        sums.numbers_a[0, one],
-        sums.images_b[0, other],
-        sums.numbers_b[0, other],
-    )
-    return flip_test(
-        difference_gram(
-            sums.gram_aa[:, 0, one, one],
-            sums.gram_bb[:, 0, other, other],
-            sums.gram_ab[:, 0, 0, one, other],
-            *shares,
-        )
-    )
 
 
 def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict[str, Floats]:
@@ -467,8 +415,8 @@ def _neuron_test(a: FoldCurves, b: FoldCurves, *, paired: bool) -> Floats:
         folds = int(side.folds[0])
         images.append(side.images[0, :folds])
         numbers.append(side.numbers[0, :folds])
-        each = side.offsets[0, :folds].astype(np.float64) + side.whole_curve()[0]
-        curves.append(each.transpose(1, 0, 2))
+        offsets = side.offsets[0, ..., :folds].astype(np.float64)
+        curves.append((offsets + side.whole_curve()[0, ..., None]).transpose(0, 2, 1))
     shares = (
         paired_shares(images[0], numbers[0], images[1], numbers[1])
         if paired
@@ -525,102 +473,47 @@ def _halves(side: FoldCurves, used: Ints, weights: Floats) -> Floats:
     return cast(Floats, sums)
 
 
-@dataclass(frozen=True)
-class _Products:
-    """Weighted inner products of curves of folds, over the points of all neurons that are used.
+def _products(
+    a: FoldCurves, b: FoldCurves, weights: Floats, together: Flags, threads: int | None
+) -> tuple[Floats, Ints]:
+    """Sums products of the differences of paired folds; zero where these may be rounding.
 
-    The curve of a fold is the whole curve in float64 plus its offset in float32. So differences of
-    folds keep their digits, which inner products of values near 1 would lose. Products of offsets
-    with offsets are added up in float32. If there are few neurons, they are added up in float64, as
-    folds in which these hardly fire would differ by rounding. Products of offsets with whole curves
-    always are, as they are larger, and those of near copies cancel.
+    Args:
+        a: DNAs on one side.
+        b: DNAs on the other side.
+        weights: (C,) weight of each neuron, times the bins that a point stands for.
+        together: (A, B) whether the folds of one number are paired, as their images are in pairs.
+            If not, those of one place are.
+        threads: Threads to use; None for all cores.
 
-    Attributes:
-        used: (U,) numbers of the neurons whose weight is not 0.
-        scale: (U G,) bins that each point stands for, times the neuron's weight.
+    Returns:
+        (A, B, 9, 16) products, see `fold_products`, and (A, B) how many folds are paired.
     """
-
-    used: Ints
-    scale: Floats
-
-    @classmethod
-    def of(cls, side: FoldCurves, weights: Floats) -> _Products:
-        """Weighs the neurons; all curves of a layer have the same points."""
-        used = np.flatnonzero(weights)
-        return cls(used, np.repeat(weights[used] * side.step, side.offsets.shape[3]))
-
-    def inner(self, x: NDArray[Any], y: NDArray[Any]) -> Floats:
-        """Returns the (X, Y) products of rows with rows."""
-        if not len(self.scale):
-            return np.zeros((len(x), len(y)))
-        if self.even:
-            return np.asarray((x @ y.T) * self.scale[0], np.float64)
-        return np.asarray((x * self.scale.astype(x.dtype)) @ y.T, np.float64)
-
-    def tilts(self, offsets: NDArray[Any], wholes: Floats) -> Floats:
-        """Returns the (D 16, W) products of the offsets of D DNAs with W whole curves."""
-        found = np.empty((len(offsets), len(wholes)))
-        for start in range(0, len(offsets), FOLDS):  # in float64, they take much memory
-            rows = slice(start, start + FOLDS)
-            found[rows] = self.inner(offsets[rows].astype(np.float64, copy=False), wholes)
-        return found
-
-    @cached_property
-    def even(self) -> bool:
-        """Whether all neurons that are used weigh the same."""
-        return bool((self.scale == self.scale[:1]).all())
-
-    def offsets(self, side: FoldCurves) -> NDArray[Any]:
-        """Returns the (D 16, U G) offsets of all folds."""
-        kind = np.float64 if len(self.used) <= FEW_NEURONS else np.float32
-        everything = len(self.used) == side.offsets.shape[2]
-        seen = side.offsets if everything else side.offsets[:, :, self.used]
-        return seen.astype(kind, copy=False).reshape(len(side.images) * FOLDS, -1)
-
-    def whole_curve(self, side: FoldCurves) -> Floats:
-        """Returns the (D, U G) whole curves."""
-        return side.whole_curve()[:, self.used].reshape(len(side.images), -1)
-
-    def lacking(self, side: FoldCurves) -> NDArray[np.bool_]:
-        """Returns (D, 16) whether a DNA does not have a fold, or it is unknown."""
-        return np.asarray((side.images == 0) | _unknown(side, self.used)[:, None])
-
-
-def _grams_between(a: FoldCurves, b: FoldCurves, weights: Floats) -> Floats:
-    """Returns the (A, B, 16, 16) inner products of a's folds with b's; NaN for those that lack."""
-    products = _Products.of(a, weights)
-    sides = [(products.offsets(side), products.whole_curve(side)) for side in (a, b)]
-    (offsets_a, whole_a), (offsets_b, whole_b) = sides if a is not b else sides[:1] * 2
-    shape = len(whole_a), FOLDS, len(whole_b), FOLDS
-    tilt_a = products.tilts(offsets_a, whole_b).reshape(shape[:3])
-    tilt_b = products.tilts(offsets_b, whole_a) if a is not b else tilt_a
-    tilt_b = tilt_b.reshape(shape[2], FOLDS, shape[0])
-    found = products.inner(offsets_a, offsets_b).reshape(shape).transpose(0, 2, 1, 3)
-    found = found + products.inner(whole_a, whole_b)[:, :, None, None]
-    found += tilt_a.transpose(0, 2, 1)[:, :, :, None]
-    found += tilt_b.transpose(2, 0, 1)[:, :, None, :]
-    lacks_a, lacks_b = products.lacking(a), products.lacking(b)
-    found[lacks_a[:, None, :, None] | lacks_b[None, :, None, :]] = np.nan
-    return found
-
-
-def _own_grams(side: FoldCurves, weights: Floats) -> Floats:
-    """Returns the (D, 16, 16) inner products of each DNA's own folds; NaN for those that lack.
-
-    They are kept with the curves, as the same DNAs are compared with others step by step.
-    """
-    key = weights.tobytes()
-    if key not in side.own_grams:
-        products = _Products.of(side, weights)
-        rows, wholes = products.offsets(side), products.whole_curve(side)
-        found = np.empty((len(wholes), FOLDS, FOLDS))
-        for slot, whole in enumerate(wholes):
-            own = rows[slot * FOLDS : (slot + 1) * FOLDS]
-            tilt = products.tilts(own, whole[None])
-            square = products.inner(whole[None], whole[None])
-            found[slot] = products.inner(own, own) + tilt + tilt.T + square
-        lacks = products.lacking(side)
-        found[lacks[:, :, None] | lacks[:, None, :]] = np.nan
-        side.own_grams.clear()  # one lens after the other
-        side.own_grams[key] = found
-    return side.own_grams[key]
+    plain = FoldedCurves(a.noise.whole, a.offsets)
+    other = plain if a is b else FoldedCurves(b.noise.whole, b.offsets)
+    sums = fold_products(plain, other, weights, threads=threads)
+    tested = np.minimum(a.folds[:, None], b.folds)
+    for k_a, k_b in product(np.unique(a.folds).tolist(), np.unique(b.folds).tolist()):
+        if k_a == k_b or min(k_a, k_b) < LEAST_FOLDS:
+            continue
+        rows, columns = np.flatnonzero(a.folds == k_a), np.flatnonzero(b.folds == k_b)
+        shares = fold_shares(a.images[rows, :k_a], b.images[columns, :k_b])
+        merged = plain.merged(rows, shares[0]), other.merged(columns, shares[1])
+        sums[np.ix_(rows, columns)] = fold_products(*merged, weights, threads=threads)
+    for i, j in np.argwhere(together & ~a.lacks_folds[:, None] & ~b.lacks_folds):
+        if (a.numbers[i] != b.numbers[j]).any():
+            one, another = (
+                (side.images[at, : side.folds[at]], side.numbers[at, : side.folds[at]])
+                for side, at in ((a, i), (b, j))
+            )
+            shares = paired_shares(*one, *another)
+            tested[i, j] = len(shares[0])
+            sums[i, j] = fold_products(
+                plain.merged(np.array([i]), shares[0][None]),
+                other.merged(np.array([j]), shares[1][None]),
+                weights,
+            )[0, 0]
+    squares = np.where(np.arange(FOLDS) < tested[..., None], sums[:, :, 0], 0).sum(axis=-1)
+    spread = (weights @ a.spread)[:, None] + weights @ b.spread
+    sums[squares <= ROUNDED_OFFSETS * spread + ROUNDED_CURVES * weights.sum()] = 0
+    return sums, tested

@@ -11,7 +11,6 @@ in float64 beyond. A pair's sums are the same whatever other pairs are computed 
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +53,7 @@ from pipeline.comparing.noise_vectors import (
     sort_paired_points,
     sort_points,
 )
+from pipeline.comparing.vector_writer import aligned_zeros, neuron_blocks
 from pipeline.compiled import compiled
 from pipeline.dna import Floats, Ints
 from pipeline.spec import available_cpus
@@ -67,23 +67,11 @@ Places = NDArray[np.int32]
 _CLIPS = len(KNOTS)
 _PATTERNS = np.float32(PATTERNS)
 
-_LINE = 64
-"""Bytes of a line of a cache."""
-
 _BLOCK = 512
 """About how many points are added up in float32. Those of several DNAs fit into a core's cache."""
 
 _GROUP = 8
 """How many DNAs of a are compared at most with one of b while its points are in the cache."""
-
-
-def _zeros(shape: tuple[int, ...], kind: Any = np.float32) -> NDArray[Any]:
-    """Returns an array of zeros whose vectors lie in one line of a cache each."""
-    size = math.prod(shape) * np.dtype(kind).itemsize
-    room = np.zeros(size + _LINE, np.uint8)
-    start = -room.ctypes.data % _LINE
-    values: NDArray[Any] = room[start : start + size].view(kind).reshape(shape)
-    return values
 
 
 def _room(points: int) -> tuple[Draws, Places, Places, Ints, Draws]:
@@ -95,7 +83,7 @@ def _room(points: int) -> tuple[Draws, Places, Places, Ints, Draws]:
     """
     near, far = np.empty((2, points + LANES), np.int32)
     values = np.zeros((VALUES, points), np.float32)
-    return values, near, far, np.empty(2, np.int64), _zeros((ROWS, LANES))
+    return values, near, far, np.empty(2, np.int64), aligned_zeros((ROWS, LANES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +121,10 @@ class NoiseCurves:
         shape = size, neurons, -(-points // LANES) * LANES
         return cls(
             np.zeros(shape),
-            _zeros((*shape, LANES)),
+            aligned_zeros((*shape, LANES)),
             np.zeros(shape, np.float32),
             np.zeros(shape, np.float32),
-            _zeros((size, neurons, LANES)),
+            aligned_zeros((size, neurons, LANES)),
         )
 
     @staticmethod
@@ -212,7 +200,7 @@ def noise_sums(
     together = np.zeros((size_a, size_b), bool) if paired is None else paired
     workers = max(1, min(size_a, threads or available_cpus()))
     most = max(1, min(_GROUP, size_a // (2 * workers)))
-    blocks = _blocks(used, max(1, _BLOCK // max(1, points)))
+    blocks = neuron_blocks(used, max(1, _BLOCK // max(1, points)))
 
     def group(first: int) -> None:
         """Computes some rows, and of pairs that are there twice only one."""
@@ -241,13 +229,6 @@ def noise_sums(
         mirrored[alone] = swapped(mirrored[alone])
         changes[below] = mirrored
     return added, changes
-
-
-def _blocks(used: Ints, most: int) -> list[tuple[int, int]]:
-    """Cuts neurons into blocks of neighbours, of at most so many."""
-    runs = np.split(used, np.flatnonzero(np.diff(used) > 1) + 1)
-    ends = [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
-    return [(at, min(at + most, stop)) for first, stop in ends for at in range(first, stop, most)]
 
 
 def swapped(changes: Floats) -> Floats:

@@ -14,10 +14,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
 from pipeline.comparing.emd_kernel import LANES
 from pipeline.comparing.intervals import KNOTS, REACH
+from pipeline.comparing.vector_writer import VectorWriter
 
 MOVES = len(KNOTS) + 1
 """Sums of a draw: changes of clipped differences, and of plain ones."""
@@ -61,75 +61,12 @@ _HUGE = 1e30
 """Larger than any difference."""
 
 
-class _Writer:
-    """Writes code with vectors.
-
-    Args:
-        context: Numba's.
-        builder: Where the code goes.
-        kinds: The types of an intrinsic's arguments.
-        arguments: The arguments.
-    """
-
-    def __init__(self, context: Any, builder: Any, kinds: Any, arguments: Any) -> None:
-        self.builder = builder
-        self.word, self.float = ir.IntType(64), ir.FloatType()
-        self.vector = ir.VectorType(self.float, LANES)
-        self.given = [
-            make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else value
-            for kind, value in zip(kinds, arguments, strict=True)
-        ]
-
-    def _vector_at(self, array: Any, offset: Any) -> Any:
-        start = self.builder.gep(array.data, [offset])
-        return self.builder.bitcast(start, self.vector.as_pointer())
-
-    def _vector(self, array: Any, offset: Any) -> Any:
-        return self.builder.load(self._vector_at(array, offset), align=4)
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        kind = ir.FunctionType(self.vector, [self.vector] * len(arguments))
-        function = cgutils.get_or_insert_function(
-            self.builder.module, kind, f"llvm.{name}.v{LANES}f32"
-        )
-        return self.builder.call(function, arguments)
-
-    def fma(self, x: Any, y: Any, z: Any) -> Any:
-        """Returns x y + z."""
-        return self._call("fma", x, y, z)
-
-    def absolute(self, values: Any) -> Any:
-        """Returns |x|."""
-        return self._call("fabs", values)
-
-    def least(self, x: Any, y: Any) -> Any:
-        """Returns the lesser of x and y."""
-        return self.builder.select(self.builder.fcmp_ordered("<", x, y), x, y)
-
-    def constant(self, *values: float) -> Any:
-        """Returns a vector whose first lanes have these values, and whose others are zero."""
-        lanes = [*map(float, values), *[0.0] * (LANES - len(values))]
-        return ir.Constant(self.vector, lanes)
-
-    def all(self, value: float) -> Any:
-        """Returns a vector with one number in all lanes."""
-        return self.constant(*[value] * LANES)
-
-    def everywhere(self, value: Any, kind: Any = None) -> Any:
-        """Returns a vector with one value in all lanes."""
-        builder, unknown = self.builder, ir.Constant(kind or self.vector, ir.Undefined)
-        first = builder.insert_element(unknown, value, ir.IntType(32)(0))
-        lanes = unknown.type.count
-        places = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-        return builder.shuffle_vector(first, unknown, places)
-
-
-class _Points(_Writer):
+class _Points(VectorWriter):
     """Writes the code of a loop over some points of a neuron; see `_adding`.
 
     Args:
         rows: The rows of the sums.
-        code: See `_Writer`.
+        code: See `VectorWriter`.
     """
 
     def __init__(self, rows: Sequence[int], *code: Any) -> None:
@@ -152,7 +89,7 @@ class _Points(_Writer):
         with cgutils.for_range(builder, self.count) as loop:
             point = builder.sext(builder.load(builder.gep(self.places.data, [loop.index])), word)
             draws = [
-                self._vector(of, builder.mul(builder.add(start, point), word(LANES)))
+                self.load(of, builder.mul(builder.add(start, point), word(LANES)))
                 for of, start in zip(self.draws, self.starts, strict=True)
             ]
             at = [builder.add(point, builder.mul(size, word(row))) for row in range(VALUES)]
@@ -160,8 +97,8 @@ class _Points(_Writer):
             add(draws, [self.everywhere(value) for value in values])
         for row, place in self.held.items():
             first = word(row * LANES)
-            total = builder.fadd(self._vector(self.sums, first), builder.load(place))
-            builder.store(total, self._vector_at(self.sums, first), align=4)
+            total = builder.fadd(self.load(self.sums, first), builder.load(place))
+            builder.store(total, self.vector_at(self.sums, first), align=4)
 
     def add(self, row: int, values: Any, weights: Any) -> None:
         """Adds weighted values to a row."""
@@ -169,7 +106,7 @@ class _Points(_Writer):
         self.builder.store(self.fma(values, weights, self.builder.load(place)), place)
 
 
-class _Sorter(_Writer):
+class _Sorter(VectorWriter):
     """Writes the code that tells near points from far ones; see `sort_points`."""
 
     def __init__(self, paired: bool, *code: Any) -> None:
@@ -219,9 +156,9 @@ class _Sorter(_Writer):
         sign = builder.select(below, self.all(-1), self.all(1))
         line = builder.select(equal, self.constant(), builder.fmul(sign, self.weights))
         if self.paired:
-            error = self._vector(self.values, self._row(ERROR, first))
+            error = self.load(self.values, self._row(ERROR, first))
         else:
-            error = self._call("sqrt", builder.fadd(*map(self._vector, self.variances, at)))
+            error = self.call("sqrt", builder.fadd(*map(self.load, self.variances, at)))
             self._write(ERROR, first, error)
         self._write(SIZE, first, self.absolute(apart))
         self._write(WEIGHT, first, self.weights)
@@ -231,7 +168,7 @@ class _Sorter(_Writer):
         for row, factor in enumerate(KNOTS, FIRST_KNOT):
             knot = builder.fmul(error, self.all(factor))
             self._write(row, first, knot)
-        reach = builder.fadd(*map(self._vector, self.reaches, at))
+        reach = builder.fadd(*map(self.load, self.reaches, at))
         # No draw brings a point nearer to zero than the last knot, if it is farther than that.
         return apart, self.fma(reach, self.all(REACH), knot)
 
@@ -267,7 +204,7 @@ class _Sorter(_Writer):
         return self.builder.add(self.builder.mul(self.size, self.word(row)), first)
 
     def _write(self, row: int, first: Any, values: Any) -> None:
-        place = self._vector_at(self.values, self._row(row, first))
+        place = self.vector_at(self.values, self._row(row, first))
         self.builder.store(values, place, align=4)
 
 
