@@ -28,7 +28,7 @@ TILE_WORK = 4 * 10**12
 """The most values that a tile compares. One tile is a few minutes' work of a core, and a killed
 process loses no more than that."""
 
-NOISE_WORK = 20
+NOISE_WORK = 12
 """The error bars of a pair take about as long as so many comparisons of its curves."""
 
 OVER = 1.25

@@ -167,7 +167,7 @@ class FoldCurves:
         self.halves[:, slot, : points.halves.shape[1]] = points.halves
         self.unknown[:, slot] = (points.totals == 0).any(axis=0)
         self.spread[:, slot] = _fill(
-            np.ascontiguousarray(points.below.transpose(1, 0, 2)),  # as they are kept
+            np.ascontiguousarray(points.below.transpose(1, 2, 0)),  # as they are kept
             points.totals,
             np.ascontiguousarray(patterns(points.numbers).T),
             grid(self.bins, len(self.unknown), self.step),
@@ -192,37 +192,35 @@ def _fill(
 ) -> Floats:
     """Fills the curves of one DNA from the counts of its folds at the bins `at`.
 
-    `below` is (C, K, points). `signs` (K, 15) are factors of the folds for each draw.
+    `below` is (C, points, K). `signs` (K, 15) are factors of the folds for each draw.
 
     Returns:
         (C,) sums of the squares of the offsets.
     """
-    spread = np.zeros(len(at))
-    deviation, added = np.zeros(at.shape[1]), np.zeros(at.shape[1], np.int64)
-    draws = np.zeros((at.shape[1], signs.shape[1]))
+    folds, draws = signs.shape
+    spread, squares = np.zeros(len(at)), np.zeros(folds)
+    own, deviation, noise = np.zeros(folds), np.zeros(folds), np.zeros(draws)
     for neuron in range(len(at)):
-        points = 0
-        while points < at.shape[1] and at[neuron, points] < bins - 1:
-            points += 1
-        scale = 1.0 / max(totals[:, neuron].sum(), 1)
-        added[:] = 0
-        for k in range(below.shape[1]):
-            for g in range(points):
-                added[g] += below[neuron, k, g]
-        for g in range(points):
-            whole_curve[neuron, g] = added[g] * scale
-        draws[:] = 0
-        for k in range(below.shape[1]):
-            total = totals[k, neuron]
-            own = 1.0 / max(total, 1)
-            for g in range(points):
-                offset = below[neuron, k, g] * own - whole_curve[neuron, g]
+        total = totals[:, neuron]
+        scale = 1.0 / max(total.sum(), 1)
+        for k in range(folds):
+            own[k] = 1.0 / max(total[k], 1)
+        squares[:] = 0
+        for g in range(at.shape[1]):
+            if at[neuron, g] >= bins - 1:
+                break
+            counts = below[neuron, g]
+            whole = counts.sum() * scale
+            whole_curve[neuron, g] = whole
+            for k in range(folds):
+                offset = counts[k] * own[k] - whole
                 offsets[neuron, g, k] = offset
-                spread[neuron] += offset * offset
-                apart = below[neuron, k, g] - total * whole_curve[neuron, g]
-                deviation[g] = apart * scale
-            for g in range(points):
-                for draw in range(signs.shape[1]):
-                    draws[g, draw] += signs[k, draw] * deviation[g]
-        rows[neuron, : at.shape[1], : signs.shape[1]] = draws
+                squares[k] += offset * offset
+                deviation[k] = (counts[k] - total[k] * whole) * scale
+            noise[:] = 0
+            for k in range(folds):
+                for draw in range(draws):
+                    noise[draw] += signs[k, draw] * deviation[k]
+            rows[neuron, g, :draws] = noise
+        spread[neuron] = squares.sum()
     return spread

@@ -41,7 +41,6 @@ from pipeline.comparing.intervals import (
 )
 from pipeline.comparing.noise_kernel import Flags, neuron_noise, noise_sums
 from pipeline.comparing.significance import (
-    LEAST_FOLDS,
     curve_difference_gram,
     flip_test,
     fold_shares,
@@ -494,7 +493,7 @@ def _products(
     sums = fold_products(plain, other, weights, threads=threads)
     tested = np.minimum(a.folds[:, None], b.folds)
     for k_a, k_b in product(np.unique(a.folds).tolist(), np.unique(b.folds).tolist()):
-        if k_a == k_b or min(k_a, k_b) < LEAST_FOLDS:
+        if k_a == k_b or min(k_a, k_b) < 2:
             continue
         rows, columns = np.flatnonzero(a.folds == k_a), np.flatnonzero(b.folds == k_b)
         shares = fold_shares(a.images[rows, :k_a], b.images[columns, :k_b])
@@ -514,6 +513,7 @@ def _products(
                 weights,
             )[0, 0]
     squares = np.where(np.arange(FOLDS) < tested[..., None], sums[:, :, 0], 0).sum(axis=-1)
-    spread = (weights @ a.spread)[:, None] + weights @ b.spread
-    sums[squares <= ROUNDED_OFFSETS * spread + ROUNDED_CURVES * weights.sum()] = 0
+    size = np.abs(weights)
+    spread = (size @ a.spread)[:, None] + size @ b.spread
+    sums[np.abs(squares) <= ROUNDED_OFFSETS * spread + ROUNDED_CURVES * size.sum()] = 0
     return sums, tested

@@ -118,7 +118,7 @@ def _arrays(layer: DnaLayer) -> dict[str, NDArray[Any]]:
     """Returns what is kept of a layer; whole numbers in the least room that holds the largest."""
     arrays = {name: getattr(layer, name) for name in DnaLayer.ARRAYS}
     arrays |= {name: getattr(layer.points, name) for name in _OF_FOLDS}
-    arrays["below"] = arrays["below"].transpose(1, 0, 2)  # as `FoldCurves` needs them
+    arrays["below"] = arrays["below"].transpose(1, 2, 0)  # as `FoldCurves` needs them
     for name, array in arrays.items():
         if array.dtype == np.int64:
             least = np.min_scalar_type(int(array.max(initial=0)))
@@ -187,7 +187,7 @@ class KeptPoints:
                 points = FoldPoints.without_counts(self._numbers, self._images)
             else:
                 below, totals, halves = of_folds
-                below = below.reshape(neurons, folds, points_of(bins, step)).transpose(1, 0, 2)
+                below = below.reshape(neurons, points_of(bins, step), folds).transpose(2, 0, 1)
                 points = FoldPoints(
                     self._numbers,
                     self._images,

@@ -5,7 +5,8 @@
 For each of thirty draws of the noise, and each point of each neuron's curves, the difference is
 clipped at several multiples of its standard error, once with the noise added and once with it
 taken away (`pipeline.comparing.intervals`). Where a difference is so large that no draw comes near
-zero, nothing is clipped, and draws are only added up. Sums are in float32 over a few neurons, and
+zero, nothing is clipped; of such points that all lie on one side, only the sum of the draws counts,
+which is known. Sums are in float32 over a few neurons, and
 in float64 beyond. A pair's sums are the same whatever other pairs are computed beside it.
 """
 
@@ -33,8 +34,6 @@ from pipeline.comparing.noise_vectors import (
     ERROR,
     ERRORS,
     EXCESS,
-    FAR_A,
-    FAR_B,
     LEAN_A,
     LEAN_B,
     LEVELS,
@@ -44,10 +43,10 @@ from pipeline.comparing.noise_vectors import (
     PLUS,
     ROWS,
     SET_BITS,
-    SIZE,
-    TURNED_REACH,
+    TURNED_A,
+    TURNED_B,
     VALUES,
-    add_far_points,
+    add_beside,
     add_less,
     add_more,
     sort_paired_points,
@@ -79,11 +78,12 @@ def _room(points: int) -> tuple[Draws, Places, Places, Ints, Draws]:
 
     Returns:
         (VALUES, P) what is known of points (see `noise_vectors`), (P + LANES,) which of them are
-        near zero, (P + LANES,) which are far from it, (2,) how many are, and (ROWS, LANES) sums.
+        near zero, (P + LANES,) which are not on their neuron's side, (2,) how many are, and (ROWS,
+        LANES) sums.
     """
-    near, far = np.empty((2, points + LANES), np.int32)
+    near, beside = np.empty((2, points + LANES), np.int32)
     values = np.zeros((VALUES, points), np.float32)
-    return values, near, far, np.empty(2, np.int64), aligned_zeros((ROWS, LANES))
+    return values, near, beside, np.empty(2, np.int64), aligned_zeros((ROWS, LANES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +98,7 @@ class NoiseCurves:
         variance: (D, C, P) float32 variance of their noise.
         reach: (D, C, P) float32 the largest draw, plus or minus.
         sums: (D, C, 16) float32 sum of each draw over all points.
+        areas: (D, C) float64 sum of the cumulative distribution over all points.
     """
 
     whole: Floats
@@ -105,6 +106,7 @@ class NoiseCurves:
     variance: Draws
     reach: Draws
     sums: Draws
+    areas: Floats
 
     @classmethod
     def empty(cls, neurons: int, size: int, points: int) -> NoiseCurves:
@@ -125,6 +127,7 @@ class NoiseCurves:
             np.zeros(shape, np.float32),
             np.zeros(shape, np.float32),
             aligned_zeros((size, neurons, LANES)),
+            np.zeros((size, neurons)),
         )
 
     @staticmethod
@@ -137,12 +140,12 @@ class NoiseCurves:
         Returns:
             The number of bytes.
         """
-        return -(-points // LANES) * LANES * (8 + 4 * (LANES + 2)) + 4 * LANES
+        return -(-points // LANES) * LANES * (8 + 4 * (LANES + 2)) + 4 * LANES + 8
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        draws = self.rows.nbytes + self.sums.nbytes
+        draws = self.rows.nbytes + self.sums.nbytes + self.areas.nbytes
         return self.whole.nbytes + draws + self.variance.nbytes + self.reach.nbytes
 
     def finish(self, slot: int) -> None:
@@ -152,6 +155,7 @@ class NoiseCurves:
             slot: Position of the DNA.
         """
         _finish(self.rows[slot], self.variance[slot], self.reach[slot], self.sums[slot])
+        self.whole[slot].sum(axis=1, out=self.areas[slot])
 
 
 @compiled
@@ -211,8 +215,9 @@ def noise_sums(
         for at, stop in blocks:
             _add_block(
                 at, stop, weights, a is b, together[rows, start:], a.whole[rows],
-                a.rows[rows], a.variance[rows], a.reach[rows], a.sums[rows], b.whole[start:],
-                b.rows[start:], b.variance[start:], b.reach[start:], b.sums[start:], *room, sums,
+                a.rows[rows], a.variance[rows], a.reach[rows], a.sums[rows], a.areas[rows],
+                b.whole[start:], b.rows[start:], b.variance[start:], b.reach[start:],
+                b.sums[start:], b.areas[start:], *room, sums,
             )  # fmt: skip
         _combine(
             sums, together[rows, start:], _FACTORS, _CONSTANTS, added[rows, start:],
@@ -263,8 +268,8 @@ def neuron_noise(
     sums = np.zeros((neurons, 1, ROWS, LANES))
     flags = np.full((neurons, 1), paired)
     _add_each(
-        np.full(neurons, step), paired, a.whole, a.rows, a.variance, a.reach, a.sums, b.whole,
-        b.rows, b.variance, b.reach, b.sums, *_room(a.whole.shape[2]), sums[:, 0],
+        np.full(neurons, step), paired, a.whole, a.rows, a.variance, a.reach, a.sums, a.areas,
+        b.whole, b.rows, b.variance, b.reach, b.sums, b.areas, *_room(a.whole.shape[2]), sums[:, 0],
     )  # fmt: skip
     added = np.empty((neurons, 1, len(ADDED)))
     changes = np.empty((neurons, 1, DRAWS, len(CHANGES)))
@@ -304,16 +309,17 @@ def _combine(
                 minus = paired[i, j] or draw % 2 == 1
                 first = MINUS if minus else PLUS
                 sign = -1.0 if minus else 1.0
-                far = rows[FAR_A, k] + sign * rows[FAR_B, k]
+                near = rows[NEAR_A, k] + sign * rows[NEAR_B, k]
+                turned = rows[TURNED_A, k] + sign * rows[TURNED_B, k]
                 change = changes[i, j, draw]
-                plain = rows[first + _CLIPS, k] + 2 * REACH * far
+                plain = rows[first + _CLIPS, k] + 2 * REACH * (turned - near)
                 change[0] = plain / (2 * REACH)
                 for f in range(functions):
                     moved = plain
                     for knot in range(_CLIPS):
                         moved += factors[f, knot] * rows[first + knot, k]
                     change[1 + f] = moved / (2 * REACH)
-                change[1 + functions] = rows[NEAR_A, k] + sign * rows[NEAR_B, k] + far
+                change[1 + functions] = turned
                 change[2 + functions] = rows[LEAN_A, k] + sign * rows[LEAN_B, k]
 
 
@@ -321,8 +327,10 @@ def _combine(
 def _add_neurons(
     first: int, stop: int, weights: Floats, paired: bool, i: int, j: int,
     whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws, reach_a: Draws, sums_a: Draws,
+    areas_a: Floats,
     whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws, reach_b: Draws, sums_b: Draws,
-    values: Draws, near: Places, far: Places, counts: Ints, sums: Draws,
+    areas_b: Floats,
+    values: Draws, near: Places, beside: Places, counts: Ints, sums: Draws,
 ) -> None:  # fmt: skip
     """Adds the sums of some neurons, of DNA i of a and j of b.
 
@@ -334,6 +342,7 @@ def _add_neurons(
     for n in range(first, stop):
         by, at = np.float32(weights[n]), (n - first) * points
         first_a, first_b = (i * neurons + n) * points, (j * neurons + n) * points
+        side = np.sign(areas_a[i, n] - areas_b[j, n])
         if paired:
             for k in range(points):
                 square = np.float32(0)
@@ -341,28 +350,31 @@ def _add_neurons(
                     noise = rows_a[i, n, k, draw] - rows_b[j, n, k, draw]
                     square += noise * noise
                 values[ERROR, at + k] = np.sqrt(square / _PATTERNS)
-            lean = sort_paired_points(
+            sort_paired_points(
                 whole_a, whole_b, first_a, first_b, variance_a, variance_b, reach_a, reach_b, by,
-                at, points, values, near, far, counts, SET_BITS,
+                np.float32(side), at, points, values, near, beside, counts, SET_BITS,
             )  # fmt: skip
         else:
-            lean = sort_points(
+            sort_points(
                 whole_a, whole_b, first_a, first_b, variance_a, variance_b, reach_a, reach_b, by,
-                at, points, values, near, far, counts, SET_BITS,
+                np.float32(side), at, points, values, near, beside, counts, SET_BITS,
             )  # fmt: skip
-        k = at
-        while lean == 0 and k < at + points:
-            lean = values[SIZE, k] * values[TURNED_REACH, k]
+        turned = by * np.float32(side)
+        k = 0
+        while side == 0 and k < points:
+            side = whole_a[i, n, k] - whole_b[j, n, k]
             k += 1
-        way = by if lean > 0 else -by
+        way = by if side > 0 else -by
         for draw in range(LANES):
+            sums[TURNED_A, draw] += turned * sums_a[i, n, draw]
+            sums[TURNED_B, draw] += turned * sums_b[j, n, draw]
             sums[LEAN_A, draw] += way * sums_a[i, n, draw]
             sums[LEAN_B, draw] += way * sums_b[j, n, draw]
     first_a, first_b = (i * neurons + first) * points, (j * neurons + first) * points
     add_less(rows_a, rows_b, first_a, first_b, counts[0], near, values, sums)
     if not paired:
         add_more(rows_a, rows_b, first_a, first_b, counts[0], near, values, sums)
-    add_far_points(rows_a, rows_b, first_a, first_b, counts[1], far, values, sums)
+    add_beside(rows_a, rows_b, first_a, first_b, counts[1], beside, values, sums)
 
 
 @compiled
@@ -378,8 +390,10 @@ def _add_up(sums: Draws, to: Floats) -> None:
 def _add_block(
     first: int, stop: int, weights: Floats, mirrored: bool, paired: Flags,
     whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws, reach_a: Draws, sums_a: Draws,
+    areas_a: Floats,
     whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws, reach_b: Draws, sums_b: Draws,
-    values: Draws, near: Places, far: Places, counts: Ints, few: Draws, sums: Floats,
+    areas_b: Floats,
+    values: Draws, near: Places, beside: Places, counts: Ints, few: Draws, sums: Floats,
 ) -> None:  # fmt: skip
     """Adds the neurons from `first` to `stop` of some DNAs of a against those of b.
 
@@ -389,8 +403,8 @@ def _add_block(
         for i in range(min(j + 1, len(whole_a)) if mirrored else len(whole_a)):
             _add_neurons(
                 first, stop, weights, paired[i, j], i, j, whole_a, rows_a, variance_a, reach_a,
-                sums_a, whole_b, rows_b, variance_b, reach_b, sums_b, values, near, far, counts,
-                few,
+                sums_a, areas_a, whole_b, rows_b, variance_b, reach_b, sums_b, areas_b, values,
+                near, beside, counts, few,
             )  # fmt: skip
             _add_up(few, sums[i, j])
 
@@ -399,13 +413,16 @@ def _add_block(
 def _add_each(
     weights: Floats, paired: bool,
     whole_a: Floats, rows_a: NDArray[Any], variance_a: Draws, reach_a: Draws, sums_a: Draws,
+    areas_a: Floats,
     whole_b: Floats, rows_b: NDArray[Any], variance_b: Draws, reach_b: Draws, sums_b: Draws,
-    values: Draws, near: Places, far: Places, counts: Ints, few: Draws, sums: Floats,
+    areas_b: Floats,
+    values: Draws, near: Places, beside: Places, counts: Ints, few: Draws, sums: Floats,
 ) -> None:  # fmt: skip
     """Writes the (C, ROWS, LANES) sums of each neuron of the first DNAs."""
     for n in range(whole_a.shape[1]):
         _add_neurons(
-            n, n + 1, weights, paired, 0, 0, whole_a, rows_a, variance_a, reach_a, sums_a, whole_b,
-            rows_b, variance_b, reach_b, sums_b, values, near, far, counts, few,
+            n, n + 1, weights, paired, 0, 0, whole_a, rows_a, variance_a, reach_a, sums_a, areas_a,
+            whole_b, rows_b, variance_b, reach_b, sums_b, areas_b, values, near, beside, counts,
+            few,
         )  # fmt: skip
         _add_up(few, sums[n])

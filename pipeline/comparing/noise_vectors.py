@@ -25,23 +25,23 @@ MOVES = len(KNOTS) + 1
 MINUS, PLUS = 0, MOVES
 """The first rows of the sums of both kinds of draws: the noise of a less that of b, and with it."""
 
-NEAR_A, NEAR_B, EXCESS, LEVELS, FAR_A, FAR_B, LEAN_A, LEAN_B = range(2 * MOVES, 2 * MOVES + 8)
+NEAR_A, NEAR_B, EXCESS, LEVELS, TURNED_A, TURNED_B, LEAN_A, LEAN_B = range(2 * MOVES, 2 * MOVES + 8)
 """Rows of other sums.
 
 Over points near zero: the noise of a, and of b, with the sign of the difference; what noise is
 larger by than the difference, where it is; and without a draw, one a lane, clipped differences and
-standard errors. Over points far from zero: the noise of a, and of b, with the sign of the
-difference. Over all points: the same with the sign of each neuron's mean difference, which the
-caller adds.
+standard errors. Over all points: the noise of a, and of b, with the sign of the difference; and
+with the sign of each neuron's mean difference, which the caller adds.
 """
 
 ROWS = LEAN_B + 1
 """Rows of sums."""
 
-SIZE, WEIGHT, LINE, TURNED_REACH, ERROR, FIRST_KNOT = range(6)
+SIZE, WEIGHT, LINE, BESIDE, TURNED_REACH, ERROR, FIRST_KNOT = range(7)
 """Rows of what is known of each point: the size of its difference; the weight of its neuron; the
-same with the sign of the difference, or 0 if there is none; the share of the noise that is added,
-with that sign, but never 0; the standard error; and that times each of the knots."""
+same with the sign of the difference, or 0 if there is none; that less the weight with the neuron's
+own sign; the share of the noise that is added, with the sign of the difference, but never 0; the
+standard error; and that times each of the knots."""
 
 VALUES = FIRST_KNOT + len(KNOTS)
 """Rows of what is known of each point."""
@@ -107,70 +107,76 @@ class _Points(VectorWriter):
 
 
 class _Sorter(VectorWriter):
-    """Writes the code that tells near points from far ones; see `sort_points`."""
+    """Writes the code that finds the points to be added one by one; see `sort_points`."""
 
     def __init__(self, paired: bool, *code: Any) -> None:
         super().__init__(*code)
         self.paired = paired
         self.curves, self.starts = self.given[:2], self.given[2:4]
         self.variances, self.reaches = self.given[4:6], self.given[6:8]
-        weight, self.first, self.points, self.values, self.near, self.far = self.given[8:14]
-        self.counts, self.numbers = self.given[14:]
-        self.weights = self.everywhere(weight)
+        weight, side, self.first, self.points, self.values = self.given[8:13]
+        self.near, self.beside, self.counts, self.numbers = self.given[13:]
+        self.weights, self.sides = self.everywhere(weight), self.everywhere(side)
         self.size = cgutils.unpack_tuple(self.builder, self.values.shape)[1]
 
-    def sort(self) -> Any:
-        """Sorts the points, and returns the sum of their differences."""
+    def sort(self) -> None:
+        """Sorts the points."""
         builder = self.builder
-        lean = cgutils.alloca_once(builder, self.vector)
         counts = [builder.gep(self.counts.data, [self.word(number)]) for number in range(2)]
-        builder.store(self.constant(), lean)
         with cgutils.for_range(builder, builder.udiv(self.points, self.word(LANES))) as loop:
-            at = builder.mul(loop.index, self.word(LANES))
-            first = builder.add(self.first, at)
-            apart, limit = self._tell(at, first)
-            builder.store(builder.fadd(builder.load(lean), apart), lean)
-            size = self.absolute(apart)
-            near = builder.fcmp_ordered("<", size, limit)
-            apart_and_far = builder.and_(
-                builder.fcmp_ordered(">=", size, limit),
-                builder.fcmp_ordered(">", size, self.constant()),
-            )
-            for flags, places, count in zip(
-                (near, apart_and_far), (self.near, self.far), counts, strict=True
-            ):
-                self._keep(flags, first, places, count)
-        total = ir.FunctionType(self.float, [self.float, self.vector])
-        reduce = cgutils.get_or_insert_function(
-            builder.module, total, f"llvm.vector.reduce.fadd.v{LANES}f32"
-        )
-        return builder.call(reduce, [self.float(0.0), builder.load(lean)], fastmath=("reassoc",))
+            of_neuron = builder.mul(loop.index, self.word(LANES))
+            first = builder.add(self.first, of_neuron)
+            at = [builder.add(start, of_neuron) for start in self.starts]
+            apart = self._difference(at)
+            error, square = self._error(at, first)
+            reach = builder.fadd(*map(self.load, self.reaches, at))
+            masks = [
+                self._mask(flags)
+                for flags in (self._is_near(apart, reach, square), self._is_beside(apart, reach))
+            ]
+            with builder.if_then(builder.icmp_unsigned("!=", builder.or_(*masks), self.word(0))):
+                self._tell(first, apart, error or self.call("sqrt", square))
+                for mask, places, count in zip(
+                    masks, (self.near, self.beside), counts, strict=True
+                ):
+                    self._keep(mask, first, places, count)
 
-    def _tell(self, of_neuron: Any, first: Any) -> tuple[Any, Any]:
-        """Writes what is known of a vector of points; returns differences, and where far begins."""
+    def _error(self, at: Sequence[Any], first: Any) -> tuple[Any, Any]:
+        """Returns standard errors if they are there already, and their squares."""
+        if self.paired:
+            error = self.load(self.values, self._row(ERROR, first))
+            return error, self.builder.fmul(error, error)
+        return None, self.builder.fadd(*map(self.load, self.variances, at))
+
+    def _is_near(self, apart: Any, reach: Any, square: Any) -> Any:
+        """Returns whether some draw brings a point nearer to zero than the last knot."""
         builder = self.builder
-        at = [builder.add(start, of_neuron) for start in self.starts]
-        apart = self._difference(at)
+        left = self.fma(reach, self.all(-REACH), self.absolute(apart))
+        within = builder.fmul(square, self.all(KNOTS[-1] ** 2))
+        is_less = builder.fcmp_ordered("<", builder.fmul(left, left), within)
+        return builder.or_(builder.fcmp_ordered("<", left, self.constant()), is_less)
+
+    def _is_beside(self, apart: Any, reach: Any) -> Any:
+        """Returns whether a point has noise, and not the sign of its neuron."""
+        builder = self.builder
+        another = builder.fcmp_ordered("<=", builder.fmul(apart, self.sides), self.constant())
+        return builder.and_(another, builder.fcmp_ordered(">", reach, self.constant()))
+
+    def _tell(self, first: Any, apart: Any, error: Any) -> None:
+        """Writes what is known of a vector of points."""
+        builder = self.builder
         below = builder.fcmp_ordered("<", apart, self.constant())
         equal = builder.fcmp_ordered("==", apart, self.constant())
         sign = builder.select(below, self.all(-1), self.all(1))
         line = builder.select(equal, self.constant(), builder.fmul(sign, self.weights))
-        if self.paired:
-            error = self.load(self.values, self._row(ERROR, first))
-        else:
-            error = self.call("sqrt", builder.fadd(*map(self.load, self.variances, at)))
-            self._write(ERROR, first, error)
+        self._write(ERROR, first, error)
         self._write(SIZE, first, self.absolute(apart))
         self._write(WEIGHT, first, self.weights)
         self._write(LINE, first, line)
+        self._write(BESIDE, first, builder.fsub(line, builder.fmul(self.sides, self.weights)))
         self._write(TURNED_REACH, first, builder.fmul(sign, self.all(REACH)))
-        knot = error
         for row, factor in enumerate(KNOTS, FIRST_KNOT):
-            knot = builder.fmul(error, self.all(factor))
-            self._write(row, first, knot)
-        reach = builder.fadd(*map(self.load, self.reaches, at))
-        # No draw brings a point nearer to zero than the last knot, if it is farther than that.
-        return apart, self.fma(reach, self.all(REACH), knot)
+            self._write(row, first, builder.fmul(error, self.all(factor)))
 
     def _difference(self, at: Sequence[Any]) -> Any:
         """Returns a - b in float32, and zero where that may be rounding."""
@@ -185,11 +191,14 @@ class _Sorter(VectorWriter):
         large = builder.fcmp_ordered(">", size, self.all(ROUNDING))
         return builder.select(large, builder.fptrunc(apart, self.vector), self.constant())
 
-    def _keep(self, flags: Any, first: Any, places: Any, count: Any) -> None:
-        """Appends the numbers of those points that have a flag, eight points at a time."""
+    def _mask(self, flags: Any) -> Any:
+        """Returns a number with a bit for each flag."""
+        return self.builder.zext(self.builder.bitcast(flags, ir.IntType(LANES)), self.word)
+
+    def _keep(self, mask: Any, first: Any, places: Any, count: Any) -> None:
+        """Appends the numbers of those points that have a bit, eight points at a time."""
         builder, short = self.builder, ir.IntType(32)
         eight = ir.VectorType(short, 8)
-        mask = builder.zext(builder.bitcast(flags, ir.IntType(LANES)), self.word)
         for start in range(0, LANES, 8):
             half = builder.and_(builder.lshr(mask, self.word(start)), self.word(255))
             listed = builder.gep(self.numbers.data, [builder.mul(half, self.word(8))])
@@ -208,10 +217,10 @@ class _Sorter(VectorWriter):
         self.builder.store(values, place, align=4)
 
 
-def _add_far(points: _Points, draws: list[Any], values: list[Any]) -> None:
-    """Adds a point that no draw brings near zero, so that nothing is clipped."""
-    for row, draw in zip((FAR_A, FAR_B), draws, strict=True):
-        points.add(row, draw, values[LINE])
+def _add_beside(points: _Points, draws: list[Any], values: list[Any]) -> None:
+    """Adds what a point's noise adds less than if the point had the sign of its neuron."""
+    for row, draw in zip((TURNED_A, TURNED_B), draws, strict=True):
+        points.add(row, draw, values[BESIDE])
 
 
 def _add_less(points: _Points, draws: list[Any], values: list[Any]) -> None:
@@ -274,26 +283,27 @@ def _sorting(paired: bool) -> Any:
 
     Its arguments are the curves of a and of b float64, and the numbers of the neuron's first point
     among all of each; the variance of their noise, and how far it reaches; the weight of the
-    neuron; the number of its first point among P, and how many it has, a multiple of `LANES`; what
-    is known of the P points (`VALUES`, P), to which it writes; which points are near zero, and
-    which are far from it (P + `LANES`,) int32, and how many so far (2,) int64, to which it adds;
-    and `SET_BITS`. All others are float32, and all are contiguous. A point is far if it is apart
-    and no draw brings it so close to zero that it is clipped. If `paired`, the standard errors are
-    there already. It returns the sum of the differences, which no weight multiplies.
+    neuron, and its sign, 0 if it has none; the number of its first point among P, and how many it
+    has, a multiple of `LANES`; what is known of the P points (`VALUES`, P), to which it writes for
+    those that it lists; which points are near zero, and which do not have the sign of the neuron
+    (P + `LANES`,) int32, and how many so far (2,) int64, to which it adds; and `SET_BITS`. All
+    others are float32, and all are contiguous. A point is near if it is so close to zero that some
+    draw of the noise is clipped. If `paired`, the standard errors are there already.
     """
 
     def typed(
         context: Any, curve_a: Any, curve_b: Any, first_a: Any, first_b: Any, variance_a: Any,
-        variance_b: Any, reach_a: Any, reach_b: Any, weight: Any, first: Any, points: Any,
-        values: Any, near: Any, far: Any, counts: Any, numbers: Any,
+        variance_b: Any, reach_a: Any, reach_b: Any, weight: Any, side: Any, first: Any,
+        points: Any, values: Any, near: Any, beside: Any, counts: Any, numbers: Any,
     ) -> Any:  # fmt: skip
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return _Sorter(paired, context, builder, signature.args, arguments).sort()
+            _Sorter(paired, context, builder, signature.args, arguments).sort()
+            return context.get_dummy_value()
 
-        noise = variance_a, variance_b, reach_a, reach_b, types.float32
+        noise = variance_a, variance_b, reach_a, reach_b, *(types.float32,) * 2
         whole = (types.intp,) * 2
-        lists = near, far, counts, numbers
-        return types.float32(curve_a, curve_b, *whole, *noise, *whole, values, *lists), code
+        lists = near, beside, counts, numbers
+        return types.void(curve_a, curve_b, *whole, *noise, *whole, values, *lists), code
 
     return intrinsic(typed)
 
@@ -304,8 +314,8 @@ sort_points: Any = _sorting(paired=False)
 sort_paired_points: Any = _sorting(paired=True)
 """Sorts the points of two datasets whose images are in pairs."""
 
-add_far_points: Any = _adding(_add_far, (FAR_A, FAR_B))
-"""Adds points that are far from zero."""
+add_beside: Any = _adding(_add_beside, (TURNED_A, TURNED_B))
+"""Adds points that do not have the sign of their neuron."""
 
 # More sums than these would not stay in registers.
 add_less: Any = _adding(_add_less, (*range(MINUS, MINUS + MOVES), NEAR_A, NEAR_B, EXCESS, LEVELS))

@@ -46,86 +46,13 @@ _SKEWNESS = 2.0
 """Factor of the cubes in the statistic of a test; `_correct_skewness` derives it."""
 
 
-def difference_gram(
-    gram_aa: Floats, gram_bb: Floats, gram_ab: Floats, shares_a: Floats, shares_b: Floats
-) -> Floats:
-    """Computes inner products of the differences of paired folds, from those of the folds.
-
-    Differences that may be rounding are set to zero, as a test would make something of their signs:
-    those below a thousandth of what folds of one dataset differ by, or below 3e-7 of what they are.
-
-    Args:
-        gram_aa: (..., K_a, K_a) inner products of the cumulative distributions of a's folds.
-        gram_bb: (..., K_b, K_b) those of b's folds.
-        gram_ab: (..., K_a, K_b) those of a's folds with b's.
-        shares_a: (..., K, K_a) share of each of a's folds in each of K; see `fold_shares`.
-        shares_b: (..., K, K_b) the same of b's folds.
-
-    Returns:
-        (..., K, K) inner products.
-    """
-    pairs = shares_a.shape[-2]
-    across: Floats = shares_a @ gram_ab @ np.swapaxes(shares_b, -1, -2)
-    own_a, own_b = (
-        of @ x @ np.swapaxes(of, -1, -2) for of, x in ((shares_a, gram_aa), (shares_b, gram_bb))
-    )
-    difference: Floats = own_a + own_b - across - np.swapaxes(across, -1, -2)
-    size = _trace(own_a) + _trace(own_b)
-    spread = size - (own_a.sum(axis=(-1, -2)) + own_b.sum(axis=(-1, -2))) / pairs
-    difference[_trace(difference) <= 1e-6 * np.abs(spread) + 1e-13 * size] = 0
-    return difference
-
-
-def difference_grams(
-    gram_aa: Floats, gram_bb: Floats, gram_ab: Floats, rows: Ints, columns: Ints
-) -> Floats:
-    """Computes `difference_gram` of many pairs of datasets that have equally many folds.
-
-    Args:
-        gram_aa: (P, A, K, K) inner products of the cumulative distributions of a's folds.
-        gram_bb: (P, B, K, K) those of b's folds.
-        gram_ab: (P, N, K, K) those of a's folds with b's, of the pairs.
-        rows: (N,) which of a is in a pair.
-        columns: (N,) which of b is in it.
-
-    Returns:
-        (P, N, K, K) inner products of the differences of folds of one place.
-    """
-    found = np.empty_like(gram_ab)
-    for plane in range(len(found)):
-        own = np.ascontiguousarray(gram_aa[plane]), np.ascontiguousarray(gram_bb[plane])
-        _subtract(*own, gram_ab[plane], rows, columns, found[plane])
-    return found
-
-
-@compiled
-def _subtract(
-    gram_aa: Floats, gram_bb: Floats, gram_ab: Floats, rows: Ints, columns: Ints, found: Floats
-) -> None:
-    folds = gram_ab.shape[-1]
-    for n in range(len(rows)):
-        own_a, own_b = gram_aa[rows[n]], gram_bb[columns[n]]
-        across, difference = gram_ab[n], found[n]
-        size, total, trace = 0.0, 0.0, 0.0
-        for i in range(folds):
-            for j in range(folds):
-                own = own_a[i, j] + own_b[i, j]
-                total += own
-                difference[i, j] = own - across[i, j] - across[j, i]
-            size += own_a[i, i] + own_b[i, i]
-            trace += difference[i, i]
-        spread = size - total / folds
-        if trace <= 1e-6 * abs(spread) + 1e-13 * size:
-            difference[:] = 0
-
-
 def curve_difference_gram(
     curves_a: Floats, curves_b: Floats, shares_a: Floats, shares_b: Floats
 ) -> Floats:
     """Computes inner products of the differences of paired folds, from the folds' curves.
 
-    Nothing cancels here, unlike in `difference_gram`. Values are up to 1, so that differences of
-    1e-12 are rounding.
+    Values are up to 1, so that differences of 1e-12 are rounding. They are set to zero, as a test
+    would make something of their signs.
 
     Args:
         curves_a: (..., K_a, G) cumulative distributions of a's folds.

@@ -23,10 +23,11 @@ from pipeline.comparing import (
 )
 from pipeline.comparing import emd_kernel as pairwise
 from pipeline.comparing.distance import emd
+from pipeline.comparing.fold_differences import products_gram
 from pipeline.comparing.fold_points import finest_step
 from pipeline.comparing.intervals import CHANGES, splits
 from pipeline.comparing.noise_kernel import NoiseCurves, noise_sums, swapped
-from pipeline.comparing.significance import flip_test
+from pipeline.comparing.significance import flip_test, fold_shares, paired_shares
 from pipeline.dna import DNA, Lens, Pairs
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.spec import FOLDS, Tap
@@ -231,12 +232,17 @@ def brute_force(
     def points(side: tuple[DNA, dict[int, DNA]]) -> np.ndarray:
         return np.array([at_points(part) for part in folds_of(side).values()])
 
+    parts = [folds_of(side) for side in (a, b)]
+    images = [np.array([part.images for part in of.values()]) for of in parts]
+    shares = (
+        paired_shares(images[0], np.array([*parts[0]]), images[1], np.array([*parts[1]]))
+        if paired
+        else fold_shares(*images)
+    )
+    one, other = (
+        np.einsum("kl,lng->kng", of, points(side)) for of, side in zip(shares, (a, b), strict=True)
+    )
     step = finest_step(a[0].spec.bins)
-
-    def gram(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.einsum("kng,lng,n->kl", x, y, weights * step)
-
-    pa, pb = points(a), points(b)
     with np.errstate(invalid="ignore"):  # a neuron may have no finite activation in a fold
         added, changes = brute_noise(folds_of(a), folds_of(b), weights, paired=paired)
     return {
@@ -245,9 +251,7 @@ def brute_force(
         "changes": changes,
         "half_a": np.array(halves(a)),
         "half_b": np.array(halves(b)),
-        "gram_aa": gram(pa, pa),
-        "gram_bb": gram(pb, pb),
-        "gram_ab": gram(pa, pb),
+        "gram": np.einsum("kng,lng,n->kl", one - other, one - other, weights * step),
     }
 
 
@@ -287,14 +291,11 @@ def test_fold_sums_are_those_by_brute_force(
             sides[i], sides[j], weights, paired=i == j or (paired and i + j == 1)
         )
         for column, values in expected.items():
-            index = {"half_a": (0, i), "half_b": (0, j), "gram_aa": (0, i), "gram_bb": (0, j)}
+            index = {"half_a": (0, i), "half_b": (0, j)}
             at = index.get(column, (0, i, j))
-            found = np.array(getattr(square, column)[at])
+            found = found_of(square, column, *at)
             if column != "theta" and (
-                (unknown[i] and not column.endswith("b"))
-                or (unknown[j] and not column.endswith("a"))
-                or (column == "gram_ab" and (unknown[i] or unknown[j]))
-                or (column in ("added", "changes") and (unknown[i] or unknown[j]))
+                (unknown[i] and column != "half_b") or (unknown[j] and column != "half_a")
             ):
                 continue
             if column == "theta" and np.isnan(found):
@@ -308,9 +309,16 @@ def test_fold_sums_are_those_by_brute_force(
             outside = found.copy()
             outside[there] = np.nan
             assert np.isnan(outside).all()
-            if i == 0 and column not in ("half_b", "gram_bb"):
-                again = getattr(row, column)[(0, 0, *at[2:])]
+            if i == 0 and column != "half_b":
+                again = found_of(row, column, 0, 0, *at[2:])
                 assert np.allclose(again, found, rtol=1e-6, atol=1e-7 * scale, equal_nan=True)
+
+
+def found_of(sums: FoldSums, column: str, *at: int) -> np.ndarray:
+    """Returns the sums of a pair, or of a DNA; `gram` are the products of paired folds."""
+    if column != "gram":
+        return np.array(getattr(sums, column)[at])
+    return products_gram(sums.products[at], int(sums.tested[at[1:]]))
 
 
 def parts_undefined(dna: DNA) -> np.ndarray:
@@ -336,9 +344,9 @@ def test_fewer_than_two_folds_and_undefined_folds_are_nan() -> None:
         assert np.isnan(of[0, 1:]).all()
         assert np.isnan(of[0, :, 1:]).all()
     assert np.isnan(sums.half_a[0, 1:]).all()
-    assert np.isnan(sums.gram_aa[0, 1:]).all()
-    assert np.isnan(sums.gram_ab[0, 0, 1:]).all()
-    assert np.isfinite(sums.gram_ab[0, 0, 0, :3, :3]).all()
+    assert np.isnan(sums.products[0, 0, 1:]).all()
+    assert np.isnan(sums.products[0, 1:]).all()
+    assert np.isfinite(products_gram(sums.products[0, 0, 0], 3)).all()
     seeing = fold_sums(curves, curves, np.array([1.0, 0, 1]))  # without the undefined neuron
     assert np.isfinite(seeing.changes[0, 3, [0, 3]]).all()
 
@@ -374,7 +382,7 @@ def test_stacked_sums_are_means_of_each_layer_and_then_of_all() -> None:
     layers = [fold_sums(curves, curves, w) for w in weights]
     stacked = FoldSums.stack(layers, [3.0, 2.0, 0.0], whole=True)
     together = fold_sums(curves, curves, weights[0] + weights[1])
-    of_dnas = ("images", "numbers", "paired", "copied")
+    of_dnas = ("images", "tested", "paired", "copied")
     for column in (f.name for f in fields(FoldSums) if not f.name.startswith(of_dnas)):
         planes, of_all = getattr(stacked, column), getattr(together, column)
         assert planes.shape == (4, *of_all.shape[1:])

@@ -130,25 +130,6 @@ def test_few_points_of_many_neurons_give_the_estimates_of_all(shift: float) -> N
     assert few["p"] == pytest.approx(exact["p"], abs=0.05)
 
 
-def test_inner_products_of_own_folds_follow_the_weights_and_the_dna() -> None:
-    """They are kept with the curves, and computed again for a lens or another DNA."""
-
-    def made(seed: int) -> FoldCurves:
-        whole, folds = layer_of(seed, 0)
-        return FoldCurves.of([whole], [folds], step=8)
-
-    curves, other = made(2), made(3)
-    even = np.full(1280, 1 / 1280)
-    half = even * (np.arange(1280) % 2)
-    for weights in (even, half, even):
-        expected = fold_sums(made(2), made(3), weights)
-        found = fold_sums(curves, other, weights)
-        assert (found.gram_aa == expected.gram_aa).all()
-        assert (found.gram_bb == expected.gram_bb).all()
-    curves.fill(0, *layer_of(4, 0))
-    assert (fold_sums(curves, other, even).gram_aa == fold_sums(made(4), other, even).gram_aa).all()
-
-
 @pytest.mark.parametrize("scale", [1, 10, 30, 10**3, 10**6])
 def test_a_copy_is_never_told_apart_however_little_its_folds_differ(scale: int) -> None:
     """Folds of very many images are nearly alike: what rounding leaves of them decides nothing."""

@@ -31,7 +31,7 @@ from pipeline.comparing import (
 from pipeline.comparing.distance import emd, nfd
 from pipeline.comparing.intervals import estimate, floor, splits
 from pipeline.comparing.matrix import MATRIX_SCHEMA
-from pipeline.comparing.significance import difference_gram, flip_test, fold_shares
+from pipeline.comparing.significance import curve_difference_gram, flip_test, fold_shares
 from pipeline.dna import DNA, SealedFile, encode_sealed
 from pipeline.dna.dna_file import _concatenate
 from pipeline.errors import (
@@ -372,11 +372,7 @@ def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
             np.array([cumulative(d if chosen is None else d.select([chosen])).ravel() for d in of])
             for of in (folds[a], folds[b])
         ]
-        apart = difference_gram(
-            *(curves[i] @ curves[j].T for i, j in ((0, 0), (1, 1), (0, 1))),
-            *fold_shares(n_a, n_b),
-        )
-        expected["p"] = flip_test(apart)
+        expected["p"] = flip_test(curve_difference_gram(*curves, *fold_shares(n_a, n_b)))
         for column, value in expected.items():
             mine = matrix.of(layer, column)[0, 1]
             assert mine == pytest.approx(float(value), rel=1e-4, abs=1e-4), (layer, column)
