@@ -10,16 +10,18 @@ at fewer of a layer that has many neurons.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba.np.numpy_support import carray
+from numpy.typing import NDArray
 
 from pipeline.comparing.emd_kernel import pointer
 from pipeline.comparing.intervals import splits
 from pipeline.compiled import compiled
-from pipeline.dna import DNA, Floats, Ints
+from pipeline.dna import DNA, DnaFile, Floats, Ints
 from pipeline.spec import FOLDS
 
 SPLITS = FOLDS - 1
@@ -87,24 +89,69 @@ class FoldPoints:
         images = np.array([part.images for part in parts], np.int64)
         if len(parts) < 2:
             return cls.without_counts(numbers, images)
-        held = [np.ascontiguousarray(part.counts, np.int64) for part in parts]
-        neurons, bins = held[0].shape
-        at, signs = grid(bins, neurons, step), splits(len(parts))
-        below = np.zeros((len(parts), *at.shape), np.int64)
-        totals = np.empty((len(parts), neurons), np.int64)
+        counts = [np.ascontiguousarray(part.counts, np.int64) for part in parts]
+        underflow, overflow = (
+            np.array([getattr(part, side) for part in parts]) for side in ("underflow", "overflow")
+        )
+        return cls._of(numbers, images, counts, underflow, overflow, step)
+
+    @classmethod
+    def read(cls, file: DnaFile, layer: str, step: int) -> FoldPoints:
+        """Reads folds and counts them, as `of` does.
+
+        Args:
+            file: A file of folds.
+            layer: The layer.
+            step: Bins from one point of `grid` to the next.
+
+        Returns:
+            Their counts.
+
+        Raises:
+            CorruptFile: The layer cannot be read.
+            ConservationError: The counts of a fold do not add up to its images.
+        """
+        folds = file.read_narrow_folds(layer)
+        if folds is None:
+            return cls.of(file.read_folds(layer), step)
+        there = np.flatnonzero(folds.images)
+        numbers, images = tuple(folds.numbers[k] for k in there), folds.images[there]
+        if len(there) < 2:
+            return cls.without_counts(numbers, images)
+        counts = [folds.counts[k] for k in there]
+        flows = folds.underflow[there], folds.overflow[there]
+        return cls._of(numbers, images, counts, *flows, step)
+
+    @classmethod
+    def _of(
+        cls,
+        numbers: tuple[int, ...],
+        images: Ints,
+        counts: Sequence[NDArray[Any]],
+        underflow: Ints,
+        overflow: Ints,
+        step: int,
+    ) -> FoldPoints:
+        """Counts K folds, whose counts (C, B) are all int64, or all int32."""
+        neurons, bins = counts[0].shape
+        at, signs = grid(bins, neurons, step), splits(len(counts))
+        rows = 1 << (len(counts) - 1).bit_length()
+        below = np.zeros((neurons, len(counts), at.shape[1]), np.int64)
+        totals = np.empty((len(counts), neurons), np.int64)
         halves = np.empty((neurons, len(signs)))
         _count(
-            np.array([array.ctypes.data for array in held], np.int64),
-            held[0].shape,
-            np.array([part.underflow for part in parts]),
-            np.array([part.overflow for part in parts]),
+            np.array([array.ctypes.data for array in counts], np.int64),
+            underflow,
+            overflow,
             signs,
             at,
+            counts[0],
+            np.empty((rows, bins)),
             below,
             totals,
             halves,
         )
-        return cls(numbers, images, below, totals, halves)
+        return cls(numbers, images, below.transpose(1, 0, 2), totals, halves)
 
 
 def finest_step(bins: int) -> int:
@@ -174,57 +221,55 @@ def grid(bins: int, neurons: int, step: int) -> Ints:
 @compiled
 def _count(
     counts: Ints,
-    shape: tuple[int, int],
     underflow: Ints,
     overflow: Ints,
     signs: Ints,
     at: Ints,
+    like: NDArray[Any],
+    sums: Floats,
     points: Ints,
     totals: Ints,
     halves: Floats,
 ) -> None:
     """Fills the arrays of `FoldPoints`. Sums are exact but for the distances of halves.
 
-    `counts` holds the addresses (K,) of arrays (neurons, bins); the flows are (K, neurons).
+    `counts` holds the addresses (K,) of arrays (neurons, bins) of numbers as in `like`. The flows
+    are (K, neurons), `points` (neurons, K, points), and `sums` (2^n, bins) is where folds are added
+    up. These sums are floats, so that distances round alike whatever the type of the counts is.
     """
-    folds, bins = len(counts), shape[1]
-    size = 1
-    while size < folds:
-        size *= 2
-    below = np.zeros((folds, bins), np.int64)
-    sides = np.zeros((size, bins), np.int64)
-    whole = np.zeros(bins, np.int64)
-    for neuron in range(shape[0]):
-        whole[:] = 0
+    folds, bins = len(counts), sums.shape[1]
+    shape, running = (len(at), bins), np.zeros(bins, np.int64)
+    rows = np.zeros(len(signs), np.int64)  # rows of the Hadamard matrix that have these signs
+    for s in range(len(signs)):
         for k in range(folds):
-            part = carray(pointer(counts[k]), shape)[neuron]
+            if signs[s, k] < 0 and k & (k - 1) == 0:
+                rows[s] += k
+    for neuron in range(len(at)):
+        for k in range(folds):
+            part = carray(pointer(counts[k], like), shape)[neuron]
+            below = sums[k]
             total = underflow[k, neuron]
             for i in range(bins):
                 total += part[i]
-                below[k, i] = total
-            for i in range(bins):
-                whole[i] += below[k, i]
+                running[i] = below[i] = total
             totals[k, neuron] = total + overflow[k, neuron]
             for g in range(at.shape[1]):
                 if at[neuron, g] < bins - 1:
-                    points[k, neuron, g] = below[k, at[neuron, g]]
-        sides[:folds] = below
-        sides[folds:] = 0
-        _mix(sides)
+                    points[neuron, k, g] = running[at[neuron, g]]
+        sums[folds:] = 0
+        _mix(sums)
         for s in range(len(signs)):
-            left, right, row = 0, 0, 0  # the row of the Hadamard matrix with these signs
+            left, right = 0, 0
             for k in range(folds):
                 if signs[s, k] > 0:
                     left += totals[k, neuron]
-                    continue
-                right += totals[k, neuron]
-                if k & (k - 1) == 0:
-                    row += k
-            halves[neuron, s] = _between(whole, sides[row], left, right)
+                else:
+                    right += totals[k, neuron]
+            halves[neuron, s] = _between(sums[0], sums[rows[s]], left, right)
 
 
 @compiled
-def _mix(sides: Ints) -> None:
+def _mix(sides: Floats) -> None:
     """Replaces (2^n, bins) rows by their sums with the signs of each row of a Hadamard matrix."""
     half = 1
     while half < len(sides):
@@ -239,7 +284,7 @@ def _mix(sides: Ints) -> None:
 
 
 @compiled(fastmath={"reassoc"})
-def _between(whole: Ints, mixed: Ints, left: int, right: int) -> float:
+def _between(whole: Floats, mixed: Floats, left: int, right: int) -> float:
     """Returns the EMD of two halves of folds, in bins.
 
     `whole` is the sum of all folds' numbers below each bin's end, and `mixed` the sum of one half

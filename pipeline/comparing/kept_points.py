@@ -95,7 +95,7 @@ def keep_points(counting: Counting) -> None:
     steps = {layer: plain_step(spec, layer) for layer in spec.layers}
     arrays = []
     for layer, step in steps.items():
-        points = FoldPoints.of(folds.read_folds(layer), step)
+        points = FoldPoints.read(folds, layer, step)
         arrays.append(_arrays(DnaLayer.of(whole.read([layer]), points)))
     metadata = {
         "spec": spec.digest,

@@ -123,7 +123,7 @@ class TileCache:
         if not with_folds:
             return DnaLayer.of(dna, FoldPoints.of({}, job.step(layer))), None
         file = self._open(job, "folds", name, version)
-        points = FoldPoints.of(file.read_folds(layer), job.step(layer))
+        points = FoldPoints.read(file, layer, job.step(layer))
         return DnaLayer.of(dna, points), file.pairs
 
     def _points(self, job: Job, name: str, version: Version) -> KeptPoints | None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
 from mmap import mmap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,9 @@ from pipeline.dna.sealed import (
 from pipeline.dna.value import DNA, NOTED, SCALAR_COLUMNS, concatenate_arrays
 from pipeline.errors import CorruptFile, VdnaError
 from pipeline.spec import Numerics, Spec
+
+if TYPE_CHECKING:
+    from pipeline.dna.narrow_folds import NarrowFolds
 
 
 class DnaFile:
@@ -141,6 +145,14 @@ class DnaFile:
         """The numbers of the folds that a file of folds holds, in order."""
         return sorted(int(fold) for fold in self._totals if fold)
 
+    @cached_property
+    def _fold_totals(self) -> dict[int, DNA]:
+        """What the file states of each fold, checked, by number in order."""
+        found = {fold: _without_layers(self.spec, self._totals[str(fold)]) for fold in self.folds}
+        for fold, totals in found.items():
+            totals.check(f"{self.name}, fold {fold}")
+        return found
+
     @property
     def totals(self) -> DNA:
         """What the file states of all layers at once, as a DNA without layers."""
@@ -187,6 +199,30 @@ class DnaFile:
             parts[fold].check(f"{self.name}, fold {fold}")
         return parts
 
+    def read_narrow_folds(self, layer: str) -> NarrowFolds | None:
+        """Reads the counts of one layer of a file of folds, several times faster than `read_folds`.
+
+        All that `read_folds` checks is checked.
+
+        Args:
+            layer: The layer.
+
+        Returns:
+            The counts of all folds; None if `read_folds` has to read them, or to say what is wrong
+            with them.
+
+        Raises:
+            CorruptFile: The layer cannot be read.
+            ConservationError: What the file states of a fold contradicts itself.
+        """
+        self._require_loaded(layer)
+        if any(of.unknown for of in self._fold_totals.values()):
+            return None
+        from pipeline.dna.narrow_folds import NarrowFolds  # loads numba
+
+        tap, index = self.spec.tap(layer), self._index(layer)
+        return NarrowFolds.read(self._sealed, index, tap, self.spec.bins, self._fold_totals)
+
     def read_gaussians(self, dna: DNA) -> DNA:
         """Reads a file of layer Gaussians.
 
@@ -222,6 +258,12 @@ class DnaFile:
             raise CorruptFile(f"{self.name}: layer {layer} has no rows")
         return pa.concat_tables(batches)
 
+    def _require_loaded(self, layer: str) -> None:
+        if self._layers is not None and layer not in self._layers:
+            raise CorruptFile(
+                f"{self.name}: layer {layer} was not read; only {', '.join(self._layers)} were"
+            )
+
     def _batches(self, layer: str) -> Iterator[pa.Table]:
         """Yields as many rows at a time as the layer has neurons.
 
@@ -230,10 +272,7 @@ class DnaFile:
         Raises:
             CorruptFile: The layer was not loaded, or cannot be read.
         """
-        if self._layers is not None and layer not in self._layers:
-            raise CorruptFile(
-                f"{self.name}: layer {layer} was not read; only {', '.join(self._layers)} were"
-            )
+        self._require_loaded(layer)
         neurons, groups = self.spec.tap(layer).neurons, [self._index(layer)]
         with corrupt_if_unreadable(f"{self.name}: layer {layer} cannot be read"):
             for batch in self._sealed.parquet.iter_batches(neurons, groups, use_threads=False):
@@ -315,10 +354,10 @@ def _counts(rows: pa.Table, spec: Spec, layer: str, name: str) -> Ints:
     lists = rows["counts"].combine_chunks()
     if lists.null_count:
         return np.zeros((neurons, spec.bins), np.int64)
-    lengths = np.asarray(pc.list_value_length(lists))
-    if lists.flatten().null_count or not (lengths == spec.bins).all():
+    lengths, values = np.asarray(pc.list_value_length(lists)), lists.flatten()
+    if values.null_count or not (lengths == spec.bins).all():
         raise CorruptFile(f"{name}: layer {layer} has nulls, or rows without {spec.bins} bins")
-    return np.asarray(lists.flatten(), np.int64).reshape(neurons, spec.bins)
+    return np.asarray(values, np.int64).reshape(neurons, spec.bins)
 
 
 def _gaussian(rows: pa.Table, spec: Spec, layer: str, name: str) -> tuple[Floats, Floats]:
@@ -329,10 +368,10 @@ def _gaussian(rows: pa.Table, spec: Spec, layer: str, name: str) -> tuple[Floats
 def _scatter(rows: pa.Table, spec: Spec, layer: str, name: str) -> Floats:
     neurons = spec.tap(layer).neurons
     lists = rows["scatter"].combine_chunks()
-    lengths = np.asarray(pc.list_value_length(lists))
-    if lists.flatten().null_count or not np.array_equal(lengths, np.arange(neurons, 0, -1)):
+    lengths, values = np.asarray(pc.list_value_length(lists)), lists.flatten()
+    if values.null_count or not np.array_equal(lengths, np.arange(neurons, 0, -1)):
         raise CorruptFile(f"{name}: layer {layer} lacks a part of its scatter matrix")
-    return np.asarray(lists.flatten(), np.float64)
+    return np.asarray(values, np.float64)
 
 
 def _concatenate(parts: Sequence[DNA]) -> DNA:

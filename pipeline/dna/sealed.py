@@ -338,6 +338,23 @@ class SealedFile:
                     "Restore the file, or delete it and run the command that made it again"
                 )
 
+    def chunk(self, index: int, column: int) -> memoryview:
+        """Returns the bytes of a column, as they are in the file.
+
+        Args:
+            index: The number of the row group.
+            column: The number of the column, where lists and structs count as their parts.
+
+        Returns:
+            Its pages with their headers. What the footer places outside the row group is left out.
+        """
+        within, stated = self.row_groups[index], self.parquet.metadata.row_group(index)
+        of = stated.column(column)
+        start = of.dictionary_page_offset if of.has_dictionary_page else of.data_page_offset
+        stop = min(start + of.total_compressed_size, within.stop)
+        with memoryview(self._data) as view:
+            return view[max(start, within.start) : stop]
+
     def read(self, schema: pa.Schema | None = None) -> pa.Table:
         """Checks and reads all rows of a file in memory.
 
