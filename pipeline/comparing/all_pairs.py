@@ -137,6 +137,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
     grid = _Grid.of(wanted, job)
     if known is not None:
         grid.take(known if job.whole else slice_matrix(known, job), rows)
+        known = None  # it may be as large as the new one
     old = [member for member in wanted.versions.items() if member[0] in rows]
     new = [member for member in wanted.versions.items() if member[0] not in rows]
     if not new:  # all pairs are in a kept matrix already

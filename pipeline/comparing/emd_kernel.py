@@ -345,16 +345,13 @@ def require_device(device: str) -> None:
 # The kernels.
 
 
-def _to_pointer(context: Any, address: Any, like: Any) -> Any:
-    """Returns code that makes a pointer to numbers as in the array `like` of an address.
-
-    Numba takes no list of arrays.
-    """
+def _to_pointer(context: Any, address: Any) -> Any:
+    """Returns code that makes an int64 pointer of an address; numba takes no list of arrays."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(like.dtype)(types.int64, like), code
+    return types.CPointer(types.int64)(types.int64), code
 
 
 pointer: Any = intrinsic(_to_pointer)
@@ -484,7 +481,7 @@ def _fill(
     """
     running = np.zeros(shape[1], np.int64)
     for n in range(len(counts)):
-        table = carray(pointer(counts[n], running), shape)
+        table = carray(pointer(counts[n]), shape)
         for neuron in range(first, end):
             area, total = _accumulate(
                 table[neuron],

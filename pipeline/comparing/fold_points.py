@@ -12,11 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba.np.numpy_support import carray
-from numpy.typing import NDArray
 
 from pipeline.comparing.emd_kernel import pointer
 from pipeline.comparing.intervals import splits
@@ -111,7 +109,7 @@ class FoldPoints:
             CorruptFile: The layer cannot be read.
             ConservationError: The counts of a fold do not add up to its images.
         """
-        folds = file.read_narrow_folds(layer)
+        folds = file.read_fold_counts(layer)
         if folds is None:
             return cls.of(file.read_folds(layer), step)
         there = np.flatnonzero(folds.images)
@@ -127,31 +125,29 @@ class FoldPoints:
         cls,
         numbers: tuple[int, ...],
         images: Ints,
-        counts: Sequence[NDArray[Any]],
+        counts: Sequence[Ints],
         underflow: Ints,
         overflow: Ints,
         step: int,
     ) -> FoldPoints:
-        """Counts K folds, whose counts (C, B) are all int64, or all int32."""
+        """Counts K folds, of which each has counts (C, B)."""
         neurons, bins = counts[0].shape
         at, signs = grid(bins, neurons, step), splits(len(counts))
-        rows = 1 << (len(counts) - 1).bit_length()
-        below = np.zeros((neurons, len(counts), at.shape[1]), np.int64)
+        below = np.zeros((*at.shape, len(counts)), np.int64)
         totals = np.empty((len(counts), neurons), np.int64)
         halves = np.empty((neurons, len(signs)))
         _count(
             np.array([array.ctypes.data for array in counts], np.int64),
+            counts[0].shape,
             underflow,
             overflow,
             signs,
             at,
-            counts[0],
-            np.empty((rows, bins)),
             below,
             totals,
             halves,
         )
-        return cls(numbers, images, below.transpose(1, 0, 2), totals, halves)
+        return cls(numbers, images, below.transpose(2, 0, 1), totals, halves)
 
 
 def finest_step(bins: int) -> int:
@@ -221,51 +217,48 @@ def grid(bins: int, neurons: int, step: int) -> Ints:
 @compiled
 def _count(
     counts: Ints,
+    shape: tuple[int, int],
     underflow: Ints,
     overflow: Ints,
     signs: Ints,
     at: Ints,
-    like: NDArray[Any],
-    sums: Floats,
     points: Ints,
     totals: Ints,
     halves: Floats,
 ) -> None:
     """Fills the arrays of `FoldPoints`. Sums are exact but for the distances of halves.
 
-    `counts` holds the addresses (K,) of arrays (neurons, bins) of numbers as in `like`. The flows
-    are (K, neurons), `points` (neurons, K, points), and `sums` (2^n, bins) is where folds are added
-    up. These sums are floats, so that distances round alike whatever the type of the counts is.
+    `counts` holds the addresses (K,) of arrays (neurons, bins). The flows are (K, neurons), and
+    `points` is (neurons, points, K). Float64 adds whole numbers up to 2^53 exactly, and is faster.
     """
-    folds, bins = len(counts), sums.shape[1]
-    shape, running = (len(at), bins), np.zeros(bins, np.int64)
-    rows = np.zeros(len(signs), np.int64)  # rows of the Hadamard matrix that have these signs
-    for s in range(len(signs)):
+    folds, bins = len(counts), shape[1]
+    size = 1
+    while size < folds:
+        size *= 2
+    sums = np.empty((size, bins))
+    for neuron in range(shape[0]):
         for k in range(folds):
-            if signs[s, k] < 0 and k & (k - 1) == 0:
-                rows[s] += k
-    for neuron in range(len(at)):
-        for k in range(folds):
-            part = carray(pointer(counts[k], like), shape)[neuron]
-            below = sums[k]
+            part = carray(pointer(counts[k]), shape)[neuron]
             total = underflow[k, neuron]
             for i in range(bins):
                 total += part[i]
-                running[i] = below[i] = total
+                sums[k, i] = total
             totals[k, neuron] = total + overflow[k, neuron]
             for g in range(at.shape[1]):
                 if at[neuron, g] < bins - 1:
-                    points[neuron, k, g] = running[at[neuron, g]]
+                    points[neuron, g, k] = int(sums[k, at[neuron, g]])
         sums[folds:] = 0
         _mix(sums)
         for s in range(len(signs)):
-            left, right = 0, 0
+            left, right, row = 0, 0, 0  # the row of the Hadamard matrix with these signs
             for k in range(folds):
                 if signs[s, k] > 0:
                     left += totals[k, neuron]
-                else:
-                    right += totals[k, neuron]
-            halves[neuron, s] = _between(sums[0], sums[rows[s]], left, right)
+                    continue
+                right += totals[k, neuron]
+                if k & (k - 1) == 0:
+                    row += k
+            halves[neuron, s] = _between(sums[0], sums[row], left, right)
 
 
 @compiled

@@ -6,18 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.catalogue import MATRIX
 from pipeline.comparing.distance import Measure
-from pipeline.dna import UNIFORM, Floats, SealedFile, corrupt_if_unreadable, encode_sealed
+from pipeline.dna import UNIFORM, Floats, Ints, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.notebook import arrow_data_frame, arrow_polars, html_table, new_axes
 from pipeline.wording import count_of
@@ -62,6 +63,10 @@ MATRIX_SCHEMA = pa.schema(
         ("paired", pa.float64()),
     ]
 )
+
+
+_WORDS = tuple(column.name for column in MATRIX_SCHEMA if pa.types.is_string(column.type))
+"""The columns that are not numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,6 +322,16 @@ class Matrix:
             }
         )
 
+    def _has_rows(self, stored: pa.Table, plane: int) -> bool:
+        """Returns whether the rows of a stored plane are about what they should be."""
+        size = len(self.names)
+        return (
+            np.array_equal(_places(stored["a"], self.names), np.repeat(np.arange(size), size))
+            and np.array_equal(_places(stored["b"], self.names), np.tile(np.arange(size), size))
+            and not _places(stored["layer"], [self.planes[plane]]).any()
+            and not _places(stored["lens"], [self.lens]).any()
+        )
+
     def encode(self) -> bytes:
         """Makes the file of the matrix in memory, with a row group per plane.
 
@@ -336,7 +351,9 @@ class Matrix:
         }
         planes = range(len(self.planes))
         schema = self._written(0).schema
-        return encode_sealed(MATRIX, metadata, map(self._written, planes), schema)
+        numbers = {name: "BYTE_STREAM_SPLIT" for name in schema.names if name not in _WORDS}
+        layout = {"use_dictionary": list(_WORDS), "column_encoding": numbers}
+        return encode_sealed(MATRIX, metadata, map(self._written, planes), schema, **layout)
 
     def save(self, out: str) -> None:
         """Writes the matrix as Parquet, which every reader of tables opens.
@@ -363,7 +380,7 @@ class Matrix:
         Raises:
             CorruptFile: The file is torn, or not what was written.
         """
-        file = SealedFile(data, MATRIX, name)
+        file = SealedFile(data, MATRIX, name, words=_WORDS)
         file.check()
         metadata = file.metadata
         with corrupt_if_unreadable(f"{name}: torn, or not a matrix"):
@@ -396,10 +413,18 @@ class Matrix:
                 )
             for plane in range(shape[0]):  # one at a time: all names take gigabytes
                 stored = file.parquet.read_row_group(plane, MATRIX_SCHEMA.names)
-                stored = stored.select(MATRIX_SCHEMA.names).cast(MATRIX_SCHEMA)
                 for column, values in columns.items():
                     values[plane] = stored[column].to_numpy().reshape(shape[1:])
-                mine = matrix._keys_of(plane)
-                if not stored.select(mine.column_names).equals(mine):
+                if not matrix._has_rows(stored, plane):
                     raise CorruptFile(f"{name}: its rows are not those of the datasets it states")
             return matrix
+
+
+def _places(words: pa.ChunkedArray, among: Sequence[str]) -> Ints:
+    """Returns where each word is among some; -1 for others."""
+    known = pa.array(among, pa.string())
+    found = []
+    for chunk in words.chunks:
+        places = pc.fill_null(pc.index_in(chunk.dictionary, known), -1)
+        found.append(np.asarray(pc.fill_null(places.take(chunk.indices), -1)))
+    return np.concatenate(found) if found else np.empty(0, np.int32)

@@ -30,7 +30,7 @@ from pipeline.errors import CorruptFile, VdnaError
 from pipeline.spec import Numerics, Spec
 
 if TYPE_CHECKING:
-    from pipeline.dna.narrow_folds import NarrowFolds
+    from pipeline.dna.fold_counts import FoldCounts
 
 
 class DnaFile:
@@ -199,8 +199,8 @@ class DnaFile:
             parts[fold].check(f"{self.name}, fold {fold}")
         return parts
 
-    def read_narrow_folds(self, layer: str) -> NarrowFolds | None:
-        """Reads the counts of one layer of a file of folds, several times faster than `read_folds`.
+    def read_fold_counts(self, layer: str) -> FoldCounts | None:
+        """Reads the counts of one layer of a file of folds, faster than `read_folds`.
 
         All that `read_folds` checks is checked.
 
@@ -218,10 +218,10 @@ class DnaFile:
         self._require_loaded(layer)
         if any(of.unknown for of in self._fold_totals.values()):
             return None
-        from pipeline.dna.narrow_folds import NarrowFolds  # loads numba
+        from pipeline.dna.fold_counts import FoldCounts  # loads numba
 
         tap, index = self.spec.tap(layer), self._index(layer)
-        return NarrowFolds.read(self._sealed, index, tap, self.spec.bins, self._fold_totals)
+        return FoldCounts.read(self._sealed, index, tap, self.spec.bins, self._fold_totals)
 
     def read_gaussians(self, dna: DNA) -> DNA:
         """Reads a file of layer Gaussians.

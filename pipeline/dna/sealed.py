@@ -99,12 +99,13 @@ def corrupt_if_unreadable(about: str) -> Iterator[None]:
         raise CorruptFile(f"{about}: {error!r}") from error
 
 
-def open_parquet(source: Any, name: str) -> pq.ParquetFile:
+def open_parquet(source: Any, name: str, words: Sequence[str] = ()) -> pq.ParquetFile:
     """Opens any Parquet file; the checksums of pages are verified when they are read.
 
     Args:
         source: The bytes of the file, a memory map, or a seekable binary file.
         name: The name of the file in errors.
+        words: Columns of text that are read as dictionaries.
 
     Returns:
         The open file.
@@ -114,7 +115,7 @@ def open_parquet(source: Any, name: str) -> pq.ParquetFile:
     """
     held = pa.BufferReader(source) if isinstance(source, bytes | mmap | memoryview) else source
     with corrupt_if_unreadable(f"{name}: torn, or not a Parquet file"):
-        return pq.ParquetFile(held, page_checksum_verification=True)
+        return pq.ParquetFile(held, page_checksum_verification=True, read_dictionary=words or None)
 
 
 def is_sealed(parquet: pq.ParquetFile) -> bool:
@@ -264,7 +265,15 @@ class SealedFile:
         parquet: The open Parquet file.
     """
 
-    def __init__(self, source: Any, kind: FileKind, name: str, *, start: int = 0) -> None:
+    def __init__(
+        self,
+        source: Any,
+        kind: FileKind,
+        name: str,
+        *,
+        start: int = 0,
+        words: Sequence[str] = (),
+    ) -> None:
         """Opens a file.
 
         Args:
@@ -272,6 +281,7 @@ class SealedFile:
             kind: What it should be.
             name: The name of the file in errors.
             start: Where in the file the source begins. Its footer alone is enough to open it.
+            words: Columns of text that are read as dictionaries.
 
         Raises:
             CorruptFile: The file is torn, is none of ours, is of another kind or format, or its
@@ -279,7 +289,7 @@ class SealedFile:
         """
         self.name = name
         self._data = source
-        self.parquet = open_parquet(source, name)
+        self.parquet = open_parquet(source, name, words)
         if not is_sealed(self.parquet):
             raise CorruptFile(f"{name}: not a file of vdna; its metadata has no key 'vdna'")
         with corrupt_if_unreadable(f"{name}: torn, or not a file of vdna"):
@@ -337,23 +347,6 @@ class SealedFile:
                     f"{self.name}: {about} has sha256 {found}; its footer states {stated.sha256}. "
                     "Restore the file, or delete it and run the command that made it again"
                 )
-
-    def chunk(self, index: int, column: int) -> memoryview:
-        """Returns the bytes of a column, as they are in the file.
-
-        Args:
-            index: The number of the row group.
-            column: The number of the column, where lists and structs count as their parts.
-
-        Returns:
-            Its pages with their headers. What the footer places outside the row group is left out.
-        """
-        within, stated = self.row_groups[index], self.parquet.metadata.row_group(index)
-        of = stated.column(column)
-        start = of.dictionary_page_offset if of.has_dictionary_page else of.data_page_offset
-        stop = min(start + of.total_compressed_size, within.stop)
-        with memoryview(self._data) as view:
-            return view[max(start, within.start) : stop]
 
     def read(self, schema: pa.Schema | None = None) -> pa.Table:
         """Checks and reads all rows of a file in memory.

@@ -231,7 +231,7 @@ class _ComparedLayer:
         order = furthest(columns, weights)
         first = order[known[order]][:top].tolist()
         overlays = {at: overlay(dna_a, dna_b, at) for at in first}
-        moves = np.concatenate([side.offsets[0].sum(axis=2) for side in (a, b)]).T
+        moves = np.concatenate([side.offsets[0].sum(axis=1) for side in (a, b)], axis=1)
         return cls(name, weights, sums, columns, overlays, moves)
 
 
