@@ -229,24 +229,24 @@ def _count(
     """Fills the arrays of `FoldPoints`. Sums are exact but for the distances of halves.
 
     `counts` holds the addresses (K,) of arrays (neurons, bins). The flows are (K, neurons), and
-    `points` is (neurons, points, K). Float64 adds whole numbers up to 2^53 exactly, and is faster.
+    `points` is (neurons, points, K). Distances of halves are of sums in float64, which is faster.
     """
     folds, bins = len(counts), shape[1]
     size = 1
     while size < folds:
         size *= 2
-    sums = np.empty((size, bins))
+    sums, running = np.empty((size, bins)), np.empty(bins, np.int64)
     for neuron in range(shape[0]):
         for k in range(folds):
             part = carray(pointer(counts[k]), shape)[neuron]
             total = underflow[k, neuron]
             for i in range(bins):
                 total += part[i]
-                sums[k, i] = total
+                running[i] = sums[k, i] = total
             totals[k, neuron] = total + overflow[k, neuron]
             for g in range(at.shape[1]):
                 if at[neuron, g] < bins - 1:
-                    points[neuron, g, k] = int(sums[k, at[neuron, g]])
+                    points[neuron, g, k] = running[at[neuron, g]]
         sums[folds:] = 0
         _mix(sums)
         for s in range(len(signs)):

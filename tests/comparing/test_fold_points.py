@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -36,14 +35,16 @@ from pipeline.comparing.fold_points import (
     step_for,
 )
 from pipeline.comparing.fold_statistics import estimates
+from pipeline.comparing.intervals import splits
 from pipeline.comparing.kept_points import Counting, find_points, keep_points, plain_step
-from pipeline.dna import DNA, DnaFile, Lens
+from pipeline.dna import DNA, INT_COLUMNS, DnaFile, Lens
 from pipeline.errors import StorageError
 from pipeline.events import Event
 from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.comparing.test_matrix import stored
 from tests.comparing.test_tiles import SMALL, filled, put, same
+from tests.dna.test_fold_counts import file_of, folds_of, some_counts
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.support.builders import tiny_spec
 
@@ -63,6 +64,14 @@ def counting(place: Catalogue, name: str) -> Counting:
 def kept(place: Catalogue) -> list[str]:
     folder = f"{place.root}/_work/_fold_points"
     return sorted(item.uri for item in storage.walk(folder)) if storage.exists(folder) else []
+
+
+def fail(*_: object) -> None:
+    raise AssertionError("a DNA or its folds are read")
+
+
+def nothing(*_: object) -> None:
+    return None
 
 
 # Which points.
@@ -145,6 +154,47 @@ def test_a_copy_is_never_told_apart_however_little_its_folds_differ(scale: int) 
     assert (estimates(fold_sums(a, b, weights))["p"] == 1).all()
 
 
+@pytest.mark.parametrize("folds", [2, 3, 11, 16])
+def test_halves_are_the_distances_between_halves_of_the_folds(folds: int) -> None:
+    _, parts = layer_of(2, 0)
+    found = FoldPoints.of({n: parts[n] for n in range(folds)}, 8)
+    counts = np.stack([parts[n].counts for n in range(folds)]).astype(float)
+    for column, signs in enumerate(splits(folds)):
+        one, other = (counts[signs == side].sum(axis=0).cumsum(axis=1) for side in (1, -1))
+        apart = np.abs(one / one[:, -1:] - other / other[:, -1:]).sum(axis=1)
+        assert found.halves[:, column] == pytest.approx(apart, abs=1e-9)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("without", [0, 1, 2, 3])
+def test_points_of_a_file_are_those_of_its_folds_that_have_images(
+    monkeypatch: pytest.MonkeyPatch, without: int, alone: bool
+) -> None:
+    folds = folds_of(some_counts())
+    for number in list(folds)[:without]:
+        empty = {name: getattr(folds[number], name) * 0 for name in ("counts", *INT_COLUMNS)}
+        folds[number] = replace(folds[number], images=0, numerics=(), **empty)
+    file = file_of(folds)
+    expected = FoldPoints.of(file.read_folds("x"), 8)
+    monkeypatch.setattr(DnaFile, *("read_folds", fail) if alone else ("read_fold_counts", nothing))
+    found = FoldPoints.read(file, "x", 8)
+    assert found.numbers == expected.numbers == tuple(folds)[without:]
+    for field in ("images", "below", "totals", "halves"):
+        assert np.array_equal(getattr(found, field), getattr(expected, field)), field
+
+
+@pytest.mark.parametrize("times", [1, 2**31, 2**45])
+def test_sums_are_exact_whatever_is_counted(times: int) -> None:
+    """Those of floats would not be: the odd ones here are above 2**53."""
+    spec, ranges = tiny_spec(7, (Tap("x", 2, 1),))
+    counts = np.random.default_rng(0).integers(0, 900, (4, 2, 7)) * times + 1
+    dna = DNA.empty(spec, ranges)
+    found = FoldPoints.of({n: replace(dna, images=1, counts=of) for n, of in enumerate(counts)}, 1)
+    assert np.array_equal(found.below, counts.cumsum(axis=2)[:, :, :6])
+    assert np.array_equal(found.totals, counts.sum(axis=2))
+    assert counts.sum() > 2**53 or times < 2**45
+
+
 # Kept ones.
 
 
@@ -155,10 +205,11 @@ def test_a_short_comparison_of_many_reads_no_folds_again(
     monkeypatch.setattr(all_pairs, "REREAD", 4)
     place = filled(count)
     read: list[str] = []
-    real = DnaFile.read_folds
+    real = DnaFile.read_fold_counts
     monkeypatch.setattr(
-        DnaFile, "read_folds", lambda self, layer: read.append(layer) or real(self, layer)
+        DnaFile, "read_fold_counts", lambda self, layer: read.append(layer) or real(self, layer)
     )
+    monkeypatch.setattr(DnaFile, "read_folds", fail)  # it takes twice as long
     layers = len(SPEC.layers)
     compare(place)
     assert len(read) == count * layers
@@ -200,21 +251,21 @@ def test_large_counts_are_kept_whole(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """Counts are stored in the least room that the largest of them needs."""
-    real = FoldPoints.of
+    real = FoldPoints.read
 
-    def many(folds: Mapping[int, DNA], step: int) -> FoldPoints:
-        found = real(folds, step)
+    def many(file: DnaFile, layer: str, step: int) -> FoldPoints:
+        found = real(file, layer, step)
         return replace(found, below=found.below * times, totals=found.totals * times)
 
-    monkeypatch.setattr(FoldPoints, "of", many)
+    monkeypatch.setattr(FoldPoints, "read", many)
     keep_points(counting(place, "set/2"))
     found = find_points(counting(place, "set/2"))
     assert found is not None
     layer = SPEC.layers[-1]
     read = found.read(layer, plain_step(SPEC, layer))
     assert read is not None
-    folds = place.open_file("folds", "set/2", place.find("set/2")).read_folds(layer)
-    expected = many(folds, plain_step(SPEC, layer))
+    folds = place.open_file("folds", "set/2", place.find("set/2"))
+    expected = many(folds, layer, plain_step(SPEC, layer))
     assert expected.below.max() >= times
     assert np.array_equal(read.points.below, expected.below)
     assert np.array_equal(read.points.totals, expected.totals)
@@ -241,10 +292,7 @@ def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
     for uri in stored(place):
         storage.delete(uri)
 
-    def fail(*_: object) -> None:
-        raise AssertionError("the DNA or its folds are read again")
-
-    for method in ("read", "read_folds"):
+    for method in ("read", "read_folds", "read_fold_counts"):
         monkeypatch.setattr(f"pipeline.dna.DnaFile.{method}", fail)
     same(compare(place, effort=SMALL), plain)
 
@@ -252,10 +300,8 @@ def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
 def test_without_error_bars_no_folds_are_read(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise AssertionError("the folds are read")
-
-    monkeypatch.setattr("pipeline.dna.DnaFile.read_folds", fail)
+    for method in ("read_folds", "read_fold_counts"):
+        monkeypatch.setattr(f"pipeline.dna.DnaFile.{method}", fail)
     assert compare(place, error_bars=False).emd.max() > 0
 
 
