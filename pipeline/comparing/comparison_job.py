@@ -143,15 +143,24 @@ class Job:
         Returns:
             The number of DNAs whose curves take half of the memory.
         """
-        bins = self.spec.bins
-        row = width_of(bins) * 4
-        each = row
+        return self.memory // (2 * self.layer_bytes(layer))
+
+    def layer_bytes(self, layer: str) -> int:
+        """Computes what the curves of a layer of one DNA take.
+
+        Args:
+            layer: Name of the layer.
+
+        Returns:
+            The number of bytes.
+        """
+        bins, neurons = self.spec.bins, self.spec.tap(layer).neurons
+        each = width_of(bins) * 4
         if self.error_bars:
             points = points_of(bins, self.step(layer))
             each += NoiseCurves.nbytes_of(points) + points * 4 * FOLDS + 8 * FOLDS
-        neurons = self.spec.tap(layer).neurons
         each += 8 * neurons if self.fd else 0  # the root of its covariance
-        return self.memory // (2 * neurons * each)
+        return neurons * each
 
     def loaders(self, layer: str) -> int:
         """Computes how many DNAs of a layer are read at a time.

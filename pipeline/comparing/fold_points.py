@@ -109,7 +109,7 @@ class FoldPoints:
             CorruptFile: The layer cannot be read.
             ConservationError: The counts of a fold do not add up to its images.
         """
-        folds = file.read_fold_counts(layer)
+        folds = file.read_counts_by_fold(layer)
         if folds is None:
             return cls.of(file.read_folds(layer), step)
         there = np.flatnonzero(folds.images)

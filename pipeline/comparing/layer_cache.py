@@ -76,11 +76,11 @@ class TileCache:
         if key in self.loaded:
             self.loaded[key] = self.loaded.pop(key)  # the newest is last
             return self.loaded[key]
+        room = job.memory // 2 - len(members) * job.layer_bytes(layer)
+        while self.loaded and sum(data.nbytes for data in self.loaded.values()) > room:
+            self.loaded.pop(next(iter(self.loaded)))
         made = self._load(job, members, layer)
         self.loaded[key] = made
-        room = job.memory // 2
-        while sum(data.nbytes for data in self.loaded.values()) > room and len(self.loaded) > 1:
-            self.loaded.pop(next(iter(self.loaded)))
         return made
 
     def _load(self, job: Job, members: tuple[Member, ...], layer: str) -> LayerData:

@@ -30,7 +30,7 @@ from pipeline.errors import CorruptFile, VdnaError
 from pipeline.spec import Numerics, Spec
 
 if TYPE_CHECKING:
-    from pipeline.dna.fold_counts import FoldCounts
+    from pipeline.dna.counts_by_fold import CountsByFold
 
 
 class DnaFile:
@@ -199,7 +199,7 @@ class DnaFile:
             parts[fold].check(f"{self.name}, fold {fold}")
         return parts
 
-    def read_fold_counts(self, layer: str) -> FoldCounts | None:
+    def read_counts_by_fold(self, layer: str) -> CountsByFold | None:
         """Reads the counts of one layer of a file of folds, faster than `read_folds`.
 
         All that `read_folds` checks is checked.
@@ -218,10 +218,10 @@ class DnaFile:
         self._require_loaded(layer)
         if any(of.unknown for of in self._fold_totals.values()):
             return None
-        from pipeline.dna.fold_counts import FoldCounts  # loads numba
+        from pipeline.dna.counts_by_fold import CountsByFold  # loads numba
 
         tap, index = self.spec.tap(layer), self._index(layer)
-        return FoldCounts.read(self._sealed, index, tap, self.spec.bins, self._fold_totals)
+        return CountsByFold.read(self._sealed, index, tap, self.spec.bins, self._fold_totals)
 
     def read_gaussians(self, dna: DNA) -> DNA:
         """Reads a file of layer Gaussians.

@@ -44,7 +44,7 @@ from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.comparing.test_matrix import stored
 from tests.comparing.test_tiles import SMALL, filled, put, same
-from tests.dna.test_fold_counts import file_of, folds_of, some_counts
+from tests.dna.test_counts_by_fold import file_of, folds_of, some_counts
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.support.builders import tiny_spec
 
@@ -176,7 +176,9 @@ def test_points_of_a_file_are_those_of_its_folds_that_have_images(
         folds[number] = replace(folds[number], images=0, numerics=(), **empty)
     file = file_of(folds)
     expected = FoldPoints.of(file.read_folds("x"), 8)
-    monkeypatch.setattr(DnaFile, *("read_folds", fail) if alone else ("read_fold_counts", nothing))
+    monkeypatch.setattr(
+        DnaFile, *("read_folds", fail) if alone else ("read_counts_by_fold", nothing)
+    )
     found = FoldPoints.read(file, "x", 8)
     assert found.numbers == expected.numbers == tuple(folds)[without:]
     for field in ("images", "below", "totals", "halves"):
@@ -205,9 +207,9 @@ def test_a_short_comparison_of_many_reads_no_folds_again(
     monkeypatch.setattr(all_pairs, "REREAD", 4)
     place = filled(count)
     read: list[str] = []
-    real = DnaFile.read_fold_counts
+    real = DnaFile.read_counts_by_fold
     monkeypatch.setattr(
-        DnaFile, "read_fold_counts", lambda self, layer: read.append(layer) or real(self, layer)
+        DnaFile, "read_counts_by_fold", lambda self, layer: read.append(layer) or real(self, layer)
     )
     monkeypatch.setattr(DnaFile, "read_folds", fail)  # it takes twice as long
     layers = len(SPEC.layers)
@@ -292,7 +294,7 @@ def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
     for uri in stored(place):
         storage.delete(uri)
 
-    for method in ("read", "read_folds", "read_fold_counts"):
+    for method in ("read", "read_folds", "read_counts_by_fold"):
         monkeypatch.setattr(f"pipeline.dna.DnaFile.{method}", fail)
     same(compare(place, effort=SMALL), plain)
 
@@ -300,7 +302,7 @@ def test_a_comparison_keeps_counts_once_and_later_ones_do_not_read_folds(
 def test_without_error_bars_no_folds_are_read(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for method in ("read_folds", "read_fold_counts"):
+    for method in ("read_folds", "read_counts_by_fold"):
         monkeypatch.setattr(f"pipeline.dna.DnaFile.{method}", fail)
     assert compare(place, error_bars=False).emd.max() > 0
 

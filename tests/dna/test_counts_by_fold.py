@@ -62,7 +62,7 @@ def some_counts(bins: int = 70, seed: int = 0, below: int = 9, neurons: int = 4)
 
 
 def require_same(file: DnaFile) -> None:
-    found, expected = file.read_fold_counts("x"), file.read_folds("x")
+    found, expected = file.read_counts_by_fold("x"), file.read_folds("x")
     assert found is not None
     assert found.numbers == tuple(expected)
     assert found.images.tolist() == [part.images for part in expected.values()]
@@ -145,7 +145,7 @@ def test_what_is_refused_of_whole_folds_is_not_read(
     counts[:, :, -1] = 0
     folds = folds_of(counts)
     file = file_of(folds, change(rows_of(folds)))
-    assert file.read_fold_counts("x") is None
+    assert file.read_counts_by_fold("x") is None
     with pytest.raises((CorruptFile, ConservationError), match=message):
         file.read_folds("x")
 
@@ -153,6 +153,6 @@ def test_what_is_refused_of_whole_folds_is_not_read(
 def test_what_a_file_states_of_a_fold_is_checked() -> None:
     folds = folds_of(some_counts())
     folds[3] = replace(folds[3], numerics=((NUMERICS, 1),))
-    for method in ("read_folds", "read_fold_counts"):
+    for method in ("read_folds", "read_counts_by_fold"):
         with pytest.raises(ConservationError, match="fold 3: numerics account for 1 of"):
             getattr(file_of(folds), method)("x")

@@ -1,6 +1,6 @@
 """Holds the counts of all folds of a DNA in one layer, for sums over folds.
 
->>> file.read_fold_counts("blocks.3.1").counts.shape                     # doctest: +SKIP
+>>> file.read_counts_by_fold("blocks.3.1").counts.shape                     # doctest: +SKIP
 (16, 320, 1000)
 """
 
@@ -25,7 +25,7 @@ _TYPES = {"fold": pa.int32(), "layer": pa.string(), "neuron": pa.int32(), **ARRO
 
 
 @dataclass(frozen=True, eq=False)
-class FoldCounts:
+class CountsByFold:
     """What K folds counted in a layer of C neurons.
 
     Attributes:
@@ -45,7 +45,7 @@ class FoldCounts:
     @classmethod
     def read(
         cls, file: SealedFile, index: int, tap: Tap, bins: int, totals: Mapping[int, DNA]
-    ) -> FoldCounts | None:
+    ) -> CountsByFold | None:
         """Reads a row group of a file of folds, and checks all that `DnaFile.read_folds` checks.
 
         Args:
