@@ -192,7 +192,10 @@ class DnaFile:
         """
         parts = {}
         for fold, rows in zip_longest(self.folds, self._batches(layer)):
-            if fold is None or rows is None or pc.any(pc.not_equal(rows["fold"], fold)).as_py():
+            with corrupt_if_unreadable(f"{self.name}: layer {layer} cannot be read"):
+                same = rows and fold is not None and pc.equal(rows["fold"], fold)
+                in_order = same and pc.all(same, skip_nulls=False).as_py()
+            if not in_order:
                 raise CorruptFile(f"{self.name}: layer {layer} does not hold its folds in order")
             own = rows.drop_columns("fold")
             parts[fold] = self._decode(own, layer, self._totals[str(fold)])

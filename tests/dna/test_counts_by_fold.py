@@ -132,6 +132,7 @@ def move(count: int) -> Callable[[list[Any]], None]:
         (column("neuron", put(0, 1, 0)), "neurons 0 to 3 in order"),
         (column("layer", put(0, "y")), "neurons 0 to 3 in order"),
         (column("fold", put(3, 3, 1)), "hold its folds in order"),
+        (column("fold", put(3, None)), "hold its folds in order"),
         (lambda rows: rows.slice(4), "hold its folds in order"),
         (lambda rows: pa.concat_tables([rows, rows.slice(8)]), "hold its folds in order"),
         (lambda rows: rows.slice(1), "in order|cannot be read"),
