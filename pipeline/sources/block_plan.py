@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.sources import blocks
 from pipeline.sources.blocks import even_pieces
-from pipeline.sources.cell_cuts import new_cells
+from pipeline.sources.cell_cuts import folder_numbers, new_cells
 from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA, Entries, as_single_images
 from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.pair_names import Pairing
@@ -56,16 +56,18 @@ def plan_block(
     folds = (name_numbers(rows["uri"], pairing) % np.uint64(FOLDS)).astype(np.uint8)
     size = sizes.shard(blocks.MANY)
     with ManifestWriter(entries) as writer:
-        rows = rows.take(pa.array(np.argsort(folds, kind="stable")))
+        order = np.argsort(folds, kind="stable")
+        folders = folder_numbers(rows["uri"])[order]
+        rows = as_single_images(rows.take(pa.array(order)), ENTRY_SCHEMA)
         ends = np.cumsum(np.bincount(folds, minlength=FOLDS)).tolist()
         for fold, (start, stop) in enumerate(pairwise([0, *ends])):
             if start < stop:
                 of_fold = rows.slice(start, stop - start)
                 cell = sizes.cell(size, pc.mean(of_fold["size"]).as_py())
                 for shard in even_pieces(of_fold, size):
-                    cells = new_cells(shard, cell)
-                    images, stated = as_single_images(shard, ENTRY_SCHEMA), sizes.stated_cell(cell)
-                    writer.add(fold, images, cells=cells, cell_images=stated)
+                    cells = new_cells(folders[start : start + shard.num_rows], cell)
+                    writer.add(fold, shard, cells=cells, cell_images=sizes.stated_cell(cell))
+                    start += shard.num_rows
     return writer.manifest(size, duplicates=listed.num_rows - rows.num_rows)
 
 

@@ -1,6 +1,6 @@
 """Cuts new shards into cells, whose sums are kept apart.
 
->>> new_cells(rows, size=128)                                  # doctest: +SKIP
+>>> new_cells(folder_numbers(uris), size=128)                  # doctest: +SKIP
 (128, 120, 136)
 """
 
@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.sources.text_columns import text_bytes
 
@@ -18,11 +18,15 @@ CELL_SLACK = 4
 """A cell may have this part of its size less, to end where a folder does, and the last one more."""
 
 
-def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
+NUMBERED_AT_ONCE = 2**16
+"""The folders of so many uris are found at a time. That takes a few megabytes."""
+
+
+def new_cells(folders: NDArray[np.int32], size: int) -> tuple[int, ...]:
     """Cuts a new shard into cells, at the end of a folder where one is near.
 
     Args:
-        rows: The members of the shard.
+        folders: The number of each member's folder (see `folder_numbers`).
         size: How many members a cell should have. It has up to a quarter less to end where a
             folder does, so that a folder that is deleted touches few cells. It has no more, as a
             GPU would take another micro-batch for what is beyond.
@@ -31,20 +35,35 @@ def new_cells(rows: pa.Table, size: int) -> tuple[int, ...]:
         How many members each cell has; nothing if it is one cell.
     """
     slack = size // CELL_SLACK
-    if rows.num_rows <= size + slack:
+    if len(folders) <= size + slack:
         return ()
-    folders = folders_of(rows["uri"].cast(pa.string()).combine_chunks())
-    ends = pc.not_equal(folders[1:], folders[:-1]).to_numpy(zero_copy_only=False)
-    ends = (np.flatnonzero(ends) + 1).tolist()
+    ends = (np.flatnonzero(folders[1:] != folders[:-1]) + 1).tolist()
     cells, start, first = [], 0, 0
-    while rows.num_rows - start > size + slack:
+    while len(folders) - start > size + slack:
         wanted = start + size
         first = bisect_left(ends, wanted - slack, first)
         near = ends[first : bisect_right(ends, wanted, first)]
         end = near[-1] if near else wanted
         cells.append(end - start)
         start = end
-    return (*cells, rows.num_rows - start)
+    return (*cells, len(folders) - start)
+
+
+def folder_numbers(uris: pa.ChunkedArray) -> NDArray[np.int32]:
+    """Numbers the folders of uris.
+
+    Args:
+        uris: N uris.
+
+    Returns:
+        (N,) int32: two uris have the same number if they are in the same folder.
+    """
+    pieces = [
+        folders_of(uris.slice(start, NUMBERED_AT_ONCE).cast(pa.string()).combine_chunks())
+        for start in range(0, len(uris), NUMBERED_AT_ONCE)
+    ]
+    numbered = pa.chunked_array(pieces, pa.string()).dictionary_encode()
+    return np.concatenate([np.empty(0, np.int32), *(c.indices.to_numpy() for c in numbered.chunks)])
 
 
 def folders_of(uris: pa.StringArray) -> pa.StringArray:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from posixpath import splitext
 
 import pyarrow as pa
@@ -16,6 +17,9 @@ _SUFFIXES = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jp2", "
 
 PLAIN_IMAGE = rf"(?i)/[^/.][^/]*\.({'|'.join(_SUFFIXES)})$"
 """What the uri of a file ends with that is a candidate and no archive."""
+
+_HIDDEN = re.compile(rb"/\.")
+"""What the uri of a hidden file has, or that of a file in a hidden folder."""
 
 
 def part_plain_images(objects: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -40,7 +44,6 @@ def _are_alike(uris: pa.ChunkedArray) -> bool:
     if suffix[1:].lower() not in _SUFFIXES:
         return False
     data, bounds = text_bytes(uris)
-    text = data[bounds[0] : bounds[-1]]
-    if ((text[:-1] == ord("/")) & (text[1:] == ord("."))).any():  # a hidden file, or a folder
+    if _HIDDEN.search(data[bounds[0] : bounds[-1]].data):
         return False
     return bool(pc.all(pc.ends_with(uris, suffix)).as_py())

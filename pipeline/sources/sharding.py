@@ -38,7 +38,7 @@ from pipeline import storage
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources import blocks
 from pipeline.sources.blocks import block_ends, block_number, even_pieces
-from pipeline.sources.cell_cuts import new_cells
+from pipeline.sources.cell_cuts import folder_numbers, new_cells
 from pipeline.sources.cell_joining import LeftCell, cells_left, cut_size, join_cells, stated
 from pipeline.sources.database import connect, quoted_column, quoted_text
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
@@ -368,7 +368,7 @@ class _ShardPlanner:
                 writer.add(
                     fold,
                     rows.select(self._columns).rename_columns(names),
-                    cells=new_cells(rows, cell),
+                    cells=new_cells(folder_numbers(rows["uri"]), cell),
                     cell_images=self._sizes.stated_cell(cell),
                 )
         listing = self._listing

@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import accumulate, chain, islice
 from operator import itemgetter
 from posixpath import splitext
 from time import monotonic
@@ -49,6 +49,10 @@ from pipeline.storage import Stored
 from pipeline.wording import count_of, option, some_of
 
 PAGE_OBJECTS = 1000
+
+PAGES_TOGETHER = 16
+"""How many pages of an S3 prefix are put into columns at a time. Each call takes some time, however
+many rows it gets, and the threads that ask for pages wait meanwhile."""
 
 MOST_CLASSES = 1000
 """Folders of more than so many are not taken for classes."""
@@ -279,10 +283,10 @@ class SourceLister:
                 yield objects.num_rows, zip(self._add_plain_images(objects), strict=True)
             return
         if self._kind == "prefix":
-            for page in list_pages(self.uri, self.ranges):
-                columns = [list(map(itemgetter(at), page)) for at in range(len(OBJECTS_SCHEMA))]
-                objects = pa.table(columns, OBJECTS_SCHEMA)
-                yield len(page), zip(self._add_plain_images(objects), strict=True)
+            pages = list_pages(self.uri, self.ranges)
+            while together := list(islice(pages, PAGES_TOGETHER)):
+                objects = _objects_of(together)
+                yield objects.num_rows, zip(self._add_plain_images(objects), strict=True)
             return
         if self._table is not None:
             rows = self._table.rows(self._root, self.rules)
@@ -525,3 +529,13 @@ class SourceLister:
             self._progress(
                 Said(f"{count_of(self.candidates.total, 'candidate')} listed, {rate:,.0f} a second")
             )
+
+
+def _objects_of(pages: Sequence[Sequence[Stored]]) -> pa.Table:
+    """Returns pages of a listing as the columns of `OBJECTS_SCHEMA`, each page as a chunk."""
+    found = list(chain.from_iterable(pages))
+    columns = [list(map(itemgetter(at), found)) for at in range(len(OBJECTS_SCHEMA))]
+    objects, starts = pa.table(columns, OBJECTS_SCHEMA), accumulate(map(len, pages), initial=0)
+    return pa.concat_tables(
+        objects.slice(start, len(page)) for start, page in zip(starts, pages, strict=False)
+    )

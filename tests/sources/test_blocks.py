@@ -88,8 +88,8 @@ def test_cells_of_a_block_end_where_those_of_the_whole_do(monkeypatch: pytest.Mo
     """Mostly at the end of a folder."""
     monkeypatch.setattr(blocks, "BLOCK_IMAGES", 10**6)
     found = [Entry(f"s3://b/{i // 90}/{i:05}.jpg", "", 9, "e") for i in range(480)]
-    sizes = NewShardSizes(shard_images=64, cell_images=8)
-    whole = plan(found, shard_images=64, cell_images=8)
+    sizes = NewShardSizes(shard_images=16, cell_images=4)
+    whole = plan(found, shard_images=16, cell_images=4)
     made = plan_block(parts_of(found, 2), "", None, sizes, Entries(), Pairing())
     assert made.heads == whole.heads
     assert len({cell for head in made.heads for cell in head.cells[:-1]}) > 1

@@ -208,6 +208,7 @@ def test_parts_are_written_while_listing_and_removed_with_the_listing(
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "PART_ENTRIES", 200)
+    monkeypatch.setattr(source_lister, "PAGES_TOGETHER", 1)
 
 
 NOW = datetime.now(UTC)
@@ -429,6 +430,18 @@ PATHS = st.lists(
     unique=True,
     min_size=1,
 )
+
+
+def test_pages_that_are_taken_together_stay_chunks() -> None:
+    """Only then are sorted pages sorted without a look at each row."""
+    pages = [[Stored(f"{ROOT}/{i}", i, "é", None)] * i for i in (2, 0, 3)]
+    objects = source_lister._objects_of(pages)
+    assert [len(chunk) for chunk in objects["uri"].chunks if len(chunk)] == [2, 3]
+    assert objects.to_pylist() == [
+        {"uri": item.uri, "size": item.size, "identity": item.identity}
+        for page in pages
+        for item in page
+    ]
 
 
 @settings(max_examples=100)

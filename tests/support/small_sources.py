@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.sources import blocks, listing, parallel_listing, source, task_listing
+from pipeline.sources import (
+    blocks,
+    listing,
+    parallel_listing,
+    source,
+    source_lister,
+    task_listing,
+)
 
 
 def shrink(patch: pytest.MonkeyPatch, *, block: int, many: int, keys: int, alone: int) -> None:
@@ -22,6 +29,7 @@ def shrink(patch: pytest.MonkeyPatch, *, block: int, many: int, keys: int, alone
     patch.setattr(task_listing, "STRETCH_KEYS", keys)
     patch.setattr(listing, "PART_ENTRIES", max(1, keys // 2))
     patch.setattr(parallel_listing, "LISTERS", 2)
+    patch.setattr(source_lister, "PAGES_TOGETHER", 1)
     patch.setattr(source, "ALONE", alone)
 
 
