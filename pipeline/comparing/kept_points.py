@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.buffers import release_pages
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.dna_layer import DnaLayer
 from pipeline.comparing.fold_points import FoldPoints, points_of, step_for
@@ -143,6 +144,7 @@ class KeptPoints:
         Raises:
             CorruptFile: The file is torn, not what was written, or another DNA's.
         """
+        self._data = data
         self._file = SealedFile(data, POINTS, counting.uri)
         self._file.check()
         self._spec = counting.spec
@@ -177,6 +179,7 @@ class KeptPoints:
         neurons, bins, folds = self._spec.tap(layer).neurons, self._spec.bins, len(self._numbers)
         with corrupt_if_unreadable(f"{self._file.name}: layer {layer} cannot be read"):
             row = self._file.parquet.read_row_group(index, use_threads=False)
+            release_pages(self._data)  # many such files are open
             arrays: dict[str, Any] = {}
             for name, kind in self._types[index].items():
                 cell = row[name].chunk(0)[0].as_buffer()

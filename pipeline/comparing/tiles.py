@@ -27,8 +27,9 @@ from pipeline.spec import digest_of
 TILES_FOLDER = "_tiles"
 """Folder below the catalogue's `_work`, whose leftovers `vdna gc` removes."""
 
-STREAMED = 4
-"""DNAs loaded at a time if those of a layer are not all held; the kernel takes as many rows."""
+STREAMED = 16
+"""The most DNAs loaded at a time if those of a layer are not all held. The others are read from
+memory once for so many."""
 
 Member = tuple[str, Version]
 """A dataset's name and the version of it."""
@@ -72,7 +73,7 @@ class Tile:
         held = self.job.held(layer)
         if 2 * (a if self.square else a + b) <= held:
             return [Step(layer, range(a), range(b), beside=True)]
-        few = max(1, min(STREAMED, held // 4))
+        few = max(1, min(4, held // 4), min(STREAMED, held // 12))
         most = max(1, held - 2 * few)
         steps = []
         for rows in _runs(0, a, most):

@@ -915,6 +915,11 @@ def test_the_steps_of_a_layer_are_as_few_as_memory_allows() -> None:
     ]
     one_by_one = [(range(3), range(at, at + 1), at > 0) for at in range(5)]
     assert steps(wide, 6) == one_by_one
+    large = Tile(job, tuple(members_of(100)), tuple(members_of(40, 100)))
+    for held, few, rows in ((48, 4, {40, 20}), (96, 8, {80, 20}), (200, 16, {100})):
+        found = steps(large, held)
+        assert {len(of) for of, *_ in found} == rows
+        assert max(len(of) for _, of, _ in found) == few
 
 
 @pytest.fixture
