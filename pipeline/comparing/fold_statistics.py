@@ -271,8 +271,8 @@ def fold_sums(
 
 METHOD = "6"
 """Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
-`fold_points`, `fold_curves`, `noise_kernel`, `noise_vectors` or `significance`: kept matrices,
-tiles and counts of folds of another version are made anew."""
+`fold_points`, `fold_curves`, `fold_differences`, `noise_kernel`, `noise_vectors` or `significance`:
+kept matrices, tiles and counts of folds of another version are made anew."""
 
 PAIR_ESTIMATES = ("emd_corrected", "se", "low", "high", "floor", "p", "paired")
 """Estimates of a pair that do not depend on other pairs. The last is the share of its images that

@@ -375,6 +375,33 @@ def test_a_neuron_whose_differences_cancel_leans_the_other_way_if_turned_around(
     np.testing.assert_array_equal(swapped(one), other)
 
 
+def test_neurons_that_do_not_differ_lean_as_they_do_without_rounding() -> None:
+    """A copy with three times the images has the same curves, but for what float64 rounds."""
+    whole, parts = in_folds([5] * 16, 40, 129, 0)
+    turned = {
+        k: replace(of, counts=np.where(np.arange(40)[:, None] % 2, of.counts, of.counts[:, ::-1]))
+        for k, of in parts.items()
+    }
+    thrice = {k: reduce(DNA.__add__, [of] * 3) for k, of in parts.items()}
+    sides = [(whole, parts), (reduce(DNA.__add__, thrice.values()), thrice)]
+    curves = FoldCurves.of(*zip(*sides, strict=True))
+    assert (curves.noise.areas[0] != curves.noise.areas[1]).any()
+    other = FoldCurves.of([reduce(DNA.__add__, turned.values())], [turned])
+    _, changes = noise_sums(curves.noise, other.noise, np.ones(40))
+    np.testing.assert_allclose(changes[1], changes[0], rtol=1e-4, atol=1e-4)
+    for of in noise_sums(curves.noise, curves.noise, np.ones(40)):
+        np.testing.assert_array_equal(of[0, 1, ..., 0], of[0, 0, ..., 0])
+
+
+def test_pairs_of_different_numbers_of_folds_have_one_interval_in_either_order() -> None:
+    curves = FoldCurves.of(*zip(*(in_folds([5] * n, 3, 130, n) for n in (16, 7)), strict=True))
+    curves.pairs[:] = [Pairs.of({n: n // 9 for n in range(9)}, 9)] * 2
+    found = estimates(fold_sums(curves, curves, np.ones(3)), 3.0)
+    assert (found["paired"] == 1).all()
+    for name, of in found.items():
+        assert of[0, 0, 1] == of[0, 1, 0], name
+
+
 def test_stacked_sums_are_means_of_each_layer_and_then_of_all() -> None:
     sides = [in_folds([3, 4, 5, 6], 4, 20, i) for i in (0, 10, 20)]
     curves = FoldCurves.of(*zip(*sides, strict=True))
@@ -454,7 +481,7 @@ def rarely_firing_folds(seed: int, sizes: Sequence[int], rate: float) -> list[DN
         counts = np.zeros((300, 40), np.int64)
         fires = rng.binomial(images, rate, 300)
         counts[:, 0] = 4 * (images - fires)
-        counts[:, 7] = 4 * fires
+        counts[:, 30] = 4 * fires
         folds.append(replace(DNA.empty(spec, ranges), images=images, counts=counts))
     return folds
 
