@@ -9,6 +9,7 @@ from functools import reduce
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,7 +243,7 @@ def test_a_torn_matrix_is_refused_with_its_name(data: st.DataObject) -> None:
 
 
 def test_a_file_that_is_not_a_matrix_is_refused() -> None:
-    with pytest.raises(CorruptFile, match="some/file"):
+    with pytest.raises(CorruptFile, match="some/file: a 'manifest' file where a 'matrix' file"):
         Matrix.decode(plan(entries("x", 3)).data, "some/file")
 
 
@@ -259,6 +260,11 @@ def test_a_matrix_whose_rows_are_not_those_that_it_states_is_refused() -> None:
             *planes[1:],
         ],
         "not those of the datasets it states": [planes[0].slice(1), *planes[1:]],
+        "column q is missing; it should be double": [of.drop_columns("q") for of in planes],
+        "column lens is missing; it should be string": [of.drop_columns("lens") for of in planes],
+        "column emd is int64; it should be double": [
+            of.set_column(3, "emd", pa.array(range(9))) for of in planes
+        ],
     }
     for why, tables in wrong.items():
         with pytest.raises(CorruptFile, match=f"some/matrix: .*{why}"):
