@@ -24,7 +24,7 @@ FOLDS = 3
 
 
 def folds_of(counts: np.ndarray) -> dict[int, DNA]:
-    """Folds of these counts (folds, neurons, bins), the numbers of which leave gaps and have one digit or two."""
+    """Folds of these counts (folds, neurons, bins), with numbers of one digit and of two."""
     spec, ranges = tiny_spec(counts.shape[2], (Tap("x", counts.shape[1], 2),))
     empty, found = DNA.empty(spec, ranges), {}
     for k, part in enumerate(counts):
