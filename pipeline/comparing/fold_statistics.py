@@ -60,9 +60,9 @@ PAIRS_AT_ONCE = 256
 """Pairs of DNAs that are estimated together. What is computed of them fits into caches."""
 
 ROUNDED_OFFSETS, ROUNDED_CURVES = 1e-12, 1e-20
-"""Differences of folds may be rounding if their squares add up to no more than so many times those
-of what folds of one dataset differ by, which is in float32; or than so many times one for each
-point, as curves in float64 are up to 1. A test would make something of their signs."""
+"""The difference of two folds may be rounding if its square is no more than so many times the mean
+square of what folds of one dataset differ by, which is in float32; or than so many times the bins
+that are compared, as curves in float64 are up to 1. A test would make something of its sign."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,8 +271,8 @@ def fold_sums(
 
 METHOD = "6"
 """Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
-`fold_points`, `fold_curves`, `noise_kernel`, `noise_vectors` or `significance`: kept matrices,
-tiles and counts of folds of another version are made anew."""
+`fold_points`, `fold_curves`, `fold_differences`, `noise_kernel`, `noise_vectors` or `significance`:
+kept matrices, tiles and counts of folds of another version are made anew."""
 
 PAIR_ESTIMATES = ("emd_corrected", "se", "low", "high", "floor", "p", "paired")
 """Estimates of a pair that do not depend on other pairs. The last is the share of its images that
@@ -421,7 +421,11 @@ def _neuron_test(a: FoldCurves, b: FoldCurves, *, paired: bool) -> Floats:
         if paired
         else fold_shares(images[0], images[1])
     )
-    return flip_test(curve_difference_gram(curves[0], curves[1], *shares))
+    gram = curve_difference_gram(curves[0], curves[1], *shares)
+    limit = ROUNDED_OFFSETS * (a.spread[:, :1] + b.spread[:, :1]) / max(gram.shape[-1], 1)
+    rounded = np.einsum("...kk->...k", gram) <= limit
+    gram[rounded[:, :, None] | rounded[:, None, :]] = 0
+    return flip_test(gram)
 
 
 def paired_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = False) -> dict[str, Floats]:
@@ -512,8 +516,13 @@ def _products(
                 other.merged(np.array([j]), shares[1][None]),
                 weights,
             )[0, 0]
-    squares = np.where(np.arange(FOLDS) < tested[..., None], sums[:, :, 0], 0).sum(axis=-1)
     size = np.abs(weights)
     spread = (size @ a.spread)[:, None] + size @ b.spread
-    sums[np.abs(squares) <= ROUNDED_OFFSETS * spread + ROUNDED_CURVES * size.sum()] = 0
+    limit = (ROUNDED_OFFSETS * spread + ROUNDED_CURVES * size.sum()) / np.maximum(tested, 1)
+    rounded = np.abs(sums[:, :, 0]) <= limit[..., None]
+    some = rounded.any(axis=-1)
+    left, rounded = sums[some], rounded[some]
+    for turn in range(TURNS):
+        left[:, turn][rounded | np.roll(rounded, -turn, axis=1)] = 0
+    sums[some] = left
     return sums, tested

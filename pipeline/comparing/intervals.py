@@ -172,7 +172,8 @@ def estimate(
     _mean_squares(flat, variances.reshape(-1, sums), sides.reshape(-1, 2))
     plain = variances[..., 0]
     more = np.maximum(variances[..., _FULL].max(axis=-1) - plain, 0)
-    freedom = _freedom(sides, folds_a, folds_b)
+    fewest = min(folds_a, folds_b)
+    freedom = np.where(paired, _freedom(sides, fewest, fewest), _freedom(sides, folds_a, folds_b))
     quantile: Floats = stdtrit(freedom, (1 + CONFIDENCE) / 2)
 
     def tightest(which: slice, sign: int) -> tuple[Floats, Floats]:

@@ -411,6 +411,14 @@ class Matrix:
                 raise CorruptFile(
                     f"{name}: has {count_of(shape[0], 'plane')}; its layers are {layers}"
                 )
+            stated = file.parquet.schema_arrow
+            types = dict(zip(stated.names, stated.types, strict=True))
+            for column in MATRIX_SCHEMA:
+                found = types.get(column.name, "missing")
+                if found != column.type and (column.name not in _WORDS or found == "missing"):
+                    raise CorruptFile(
+                        f"{name}: column {column.name} is {found}; it should be {column.type}"
+                    )
             for plane in range(shape[0]):  # one at a time: all names take gigabytes
                 stored = file.parquet.read_row_group(plane, MATRIX_SCHEMA.names)
                 for column, values in columns.items():

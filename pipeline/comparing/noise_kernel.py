@@ -41,6 +41,7 @@ from pipeline.comparing.noise_vectors import (
     NEAR_A,
     NEAR_B,
     PLUS,
+    ROUNDING,
     ROWS,
     SET_BITS,
     TURNED_A,
@@ -342,7 +343,8 @@ def _add_neurons(
     for n in range(first, stop):
         by, at = np.float32(weights[n]), (n - first) * points
         first_a, first_b = (i * neurons + n) * points, (j * neurons + n) * points
-        side = np.sign(areas_a[i, n] - areas_b[j, n])
+        side = areas_a[i, n] - areas_b[j, n]
+        side = np.sign(side) if abs(side) > ROUNDING * points else 0.0
         if paired:
             for k in range(points):
                 square = np.float32(0)
@@ -361,10 +363,10 @@ def _add_neurons(
             )  # fmt: skip
         turned = by * np.float32(side)
         k = 0
-        while side == 0 and k < points:
+        while abs(side) <= ROUNDING and k < points:
             side = whole_a[i, n, k] - whole_b[j, n, k]
             k += 1
-        way = by if side > 0 else -by
+        way = by if side > ROUNDING else -by
         for draw in range(LANES):
             sums[TURNED_A, draw] += turned * sums_a[i, n, draw]
             sums[TURNED_B, draw] += turned * sums_b[j, n, draw]

@@ -20,8 +20,14 @@ from pipeline.dna.sealed import SealedFile, corrupt_if_unreadable
 from pipeline.dna.value import DNA, INT_COLUMNS
 from pipeline.spec import Tap
 
-_TYPES = {"fold": pa.int32(), "layer": pa.string(), "neuron": pa.int32(), **ARROW_TYPES}
-"""The columns beside the counts."""
+_TYPES = {
+    "fold": pa.int32(),
+    "layer": pa.string(),
+    "neuron": pa.int32(),
+    "counts": pa.list_(pa.int64()),
+    **ARROW_TYPES,
+}
+"""The columns of a file of folds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,7 @@ class CountsByFold:
         """
         schema = file.parquet.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
-        if len(schema) != len(types) or types != _TYPES | {"counts": types.get("counts")}:
+        if len(schema) != len(types) or types != _TYPES:
             return None
         with corrupt_if_unreadable(f"{file.name}: layer {tap.name} cannot be read"):
             batches = list(file.parquet.iter_batches(tap.neurons, [index], use_threads=False))
@@ -78,7 +84,7 @@ class CountsByFold:
             and np.array_equal(rows["neuron"], np.tile(np.arange(neurons), len(numbers)))
             and pc.unique(rows["layer"]).to_pylist() == [tap.name]
         )
-        if not in_order or len(batches) != len(numbers):
+        if not in_order or [batch.num_rows for batch in batches] != [neurons] * len(numbers):
             return None
         counts = []
         for batch in batches:

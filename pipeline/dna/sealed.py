@@ -105,7 +105,7 @@ def open_parquet(source: Any, name: str, words: Sequence[str] = ()) -> pq.Parque
     Args:
         source: The bytes of the file, a memory map, or a seekable binary file.
         name: The name of the file in errors.
-        words: Columns of text that are read as dictionaries.
+        words: Columns of text that are read as dictionaries, if they are there.
 
     Returns:
         The open file.
@@ -115,7 +115,13 @@ def open_parquet(source: Any, name: str, words: Sequence[str] = ()) -> pq.Parque
     """
     held = pa.BufferReader(source) if isinstance(source, bytes | mmap | memoryview) else source
     with corrupt_if_unreadable(f"{name}: torn, or not a Parquet file"):
-        return pq.ParquetFile(held, page_checksum_verification=True, read_dictionary=words or None)
+        plain = pq.ParquetFile(held, page_checksum_verification=True)
+        there = [word for word in words if word in plain.schema_arrow.names]
+        if not there:
+            return plain
+        return pq.ParquetFile(
+            held, metadata=plain.metadata, page_checksum_verification=True, read_dictionary=there
+        )
 
 
 def is_sealed(parquet: pq.ParquetFile) -> bool:

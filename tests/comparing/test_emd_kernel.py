@@ -375,6 +375,33 @@ def test_a_neuron_whose_differences_cancel_leans_the_other_way_if_turned_around(
     np.testing.assert_array_equal(swapped(one), other)
 
 
+def test_neurons_that_do_not_differ_lean_as_they_do_without_rounding() -> None:
+    """A copy with three times the images has the same curves, but for what float64 rounds."""
+    whole, parts = in_folds([5] * 16, 40, 129, 0)
+    turned = {
+        k: replace(of, counts=np.where(np.arange(40)[:, None] % 2, of.counts, of.counts[:, ::-1]))
+        for k, of in parts.items()
+    }
+    thrice = {k: reduce(DNA.__add__, [of] * 3) for k, of in parts.items()}
+    sides = [(whole, parts), (reduce(DNA.__add__, thrice.values()), thrice)]
+    curves = FoldCurves.of(*zip(*sides, strict=True))
+    assert (curves.noise.areas[0] != curves.noise.areas[1]).any()
+    other = FoldCurves.of([reduce(DNA.__add__, turned.values())], [turned])
+    _, changes = noise_sums(curves.noise, other.noise, np.ones(40))
+    np.testing.assert_allclose(changes[1], changes[0], rtol=1e-4, atol=1e-4)
+    for of in noise_sums(curves.noise, curves.noise, np.ones(40)):
+        np.testing.assert_array_equal(of[0, 1, ..., 0], of[0, 0, ..., 0])
+
+
+def test_pairs_of_different_numbers_of_folds_have_one_interval_in_either_order() -> None:
+    curves = FoldCurves.of(*zip(*(in_folds([5] * n, 3, 130, n) for n in (16, 7)), strict=True))
+    curves.pairs[:] = [Pairs.of({n: n // 9 for n in range(9)}, 9)] * 2
+    found = estimates(fold_sums(curves, curves, np.ones(3)), 3.0)
+    assert (found["paired"] == 1).all()
+    for name, of in found.items():
+        assert of[0, 0, 1] == of[0, 1, 0], name
+
+
 def test_stacked_sums_are_means_of_each_layer_and_then_of_all() -> None:
     sides = [in_folds([3, 4, 5, 6], 4, 20, i) for i in (0, 10, 20)]
     curves = FoldCurves.of(*zip(*sides, strict=True))
@@ -445,16 +472,16 @@ def test_dnas_in_memory_that_cannot_be_compared_are_refused_by_number() -> None:
 # Rounding.
 
 
-def rarely_firing_folds(seed: int, sizes: Sequence[int]) -> list[DNA]:
-    """Makes folds of images of which one in a hundred makes a neuron fire."""
+def rarely_firing_folds(seed: int, sizes: Sequence[int], rate: float) -> list[DNA]:
+    """Makes folds of images of which a share makes a neuron fire."""
     spec, ranges = tiny_spec(40, (Tap("stem", 300, 4),))
     rng = np.random.default_rng(seed)
     folds = []
     for images in sizes:
         counts = np.zeros((300, 40), np.int64)
-        fires = rng.binomial(images, 0.01, 300)
+        fires = rng.binomial(images, rate, 300)
         counts[:, 0] = 4 * (images - fires)
-        counts[:, 7] = 4 * fires
+        counts[:, 30] = 4 * fires
         folds.append(replace(DNA.empty(spec, ranges), images=images, counts=counts))
     return folds
 
@@ -473,9 +500,10 @@ def with_folds(folds: Sequence[DNA]) -> tuple[DNA, dict[int, DNA]]:
     return reduce(DNA.__add__, folds), dict(enumerate(folds))
 
 
-def test_p_values_of_rarely_firing_neurons_are_exact() -> None:
-    """This holds for single neurons, and for a lens of one neuron."""
-    a, b = rarely_firing_folds(0, range(5, 21)), rarely_firing_folds(1, range(20, 4, -1))
+@pytest.mark.parametrize(("sizes", "rate"), [(range(5, 21), 0.01), ([20] * 16, 0.05)])
+def test_p_values_of_rarely_firing_neurons_are_exact(sizes: Sequence[int], rate: float) -> None:
+    """This holds for single neurons, and for a lens of one neuron, however many signs tie."""
+    a, b = rarely_firing_folds(0, sizes, rate), rarely_firing_folds(1, sizes[::-1], rate)
     p = np.array([exact_p(a, b, neuron) for neuron in range(300)])
     single = [FoldCurves.of([whole], [folds]) for whole, folds in (with_folds(a), with_folds(b))]
     np.testing.assert_allclose(neuron_estimates(*single)["p"], p, atol=1e-12)
@@ -529,6 +557,26 @@ def test_a_small_change_of_the_same_images_is_seen_whichever_folds_there_are() -
         sides.append(FoldCurves.of([reduce(DNA.__add__, folds.values())], [kept]))
     assert paired_estimates(*sides, test=True)["p"].max() < 1e-3
     assert "p" not in paired_estimates(*sides)
+
+
+@pytest.mark.parametrize("changed", [1, 3])
+def test_folds_that_a_change_leaves_alone_have_no_sign(changed: int) -> None:
+    """Their curves are those of the whole plus offsets, of which rounding differs."""
+    spec, ranges = tiny_spec(1000, (Tap("stem", 8, 4),))
+    empty, sides = DNA.empty(spec, ranges), []
+    for moved in (0, 1):
+        chance = np.random.default_rng(0)
+        shares = [chance.dirichlet(np.ones(1000), 8) for _ in range(16)]
+        counts = [np.stack([chance.multinomial(10**6, row) for row in of]) for of in shares]
+        for of in counts[:changed]:
+            of[:, 300] -= moved
+            of[:, 700] += moved
+        folds = [replace(empty, images=250_000, counts=of) for of in counts]
+        whole, parts = with_folds(folds)
+        sides.append(FoldCurves.of([whole], [parts]))
+    least = 2.0 ** (1 - changed)
+    assert estimates(fold_sums(*sides, np.ones(8)))["p"] == least
+    assert (neuron_estimates(*sides)["p"] == least).all()
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 3)])

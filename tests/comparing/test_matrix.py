@@ -9,6 +9,7 @@ from functools import reduce
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,7 +243,7 @@ def test_a_torn_matrix_is_refused_with_its_name(data: st.DataObject) -> None:
 
 
 def test_a_file_that_is_not_a_matrix_is_refused() -> None:
-    with pytest.raises(CorruptFile, match="some/file"):
+    with pytest.raises(CorruptFile, match="some/file: a 'manifest' file where a 'matrix' file"):
         Matrix.decode(plan(entries("x", 3)).data, "some/file")
 
 
@@ -250,6 +251,7 @@ def test_a_matrix_whose_rows_are_not_those_that_it_states_is_refused() -> None:
     file = SealedFile(some_matrix(3, 2).encode(), MATRIX, "m")
     planes = [file.parquet.read_row_group(plane) for plane in range(3)]
     turned = planes[0].select(["b", "a", *planes[0].column_names[2:]])
+    unnamed = pa.array([None, *planes[0]["a"].to_pylist()[1:]], pa.string())
     wrong = {
         "has 4 planes; its layers are layer.0, layer.1": [*planes, planes[0]],
         "has 1 plane; ": planes[:1],
@@ -259,6 +261,14 @@ def test_a_matrix_whose_rows_are_not_those_that_it_states_is_refused() -> None:
             *planes[1:],
         ],
         "not those of the datasets it states": [planes[0].slice(1), *planes[1:]],
+        "its rows are not": [planes[0].set_column(1, "b", planes[0]["a"]), *planes[1:]],
+        "rows are not those": [planes[0].set_column(0, "a", unnamed), *planes[1:]],
+        "are not those of": [planes[0].set_column(12, "lens", planes[0]["layer"]), *planes[1:]],
+        "column q is missing; it should be double": [of.drop_columns("q") for of in planes],
+        "column lens is missing; it should be string": [of.drop_columns("lens") for of in planes],
+        "column emd is int64; it should be double": [
+            of.set_column(3, "emd", pa.array(range(9))) for of in planes
+        ],
     }
     for why, tables in wrong.items():
         with pytest.raises(CorruptFile, match=f"some/matrix: .*{why}"):

@@ -42,7 +42,8 @@ def test_the_flip_test_compares_all_choices_of_signs(seed: int, folds: int) -> N
     h = (vectors[i] * vectors[j]).sum(axis=1)
     deviation = np.sqrt((h**2).sum())
     w, c = ((signs[:, i] * signs[:, j]) @ (h / deviation) ** power for power in (1, 3))
-    expected = (w + 2 * c >= w[0] + 2 * c[0] - 1e-9).mean()
+    tie = 1e-5 * (vectors**2).sum() / (2 * deviation)  # of lengths, which are of both triangles
+    expected = (w + 2 * c >= w[0] + 2 * c[0] - tie).mean()
     assert float(flip_test(vectors @ vectors.T)) == pytest.approx(expected, abs=1e-12)
 
 

@@ -24,14 +24,14 @@ FOLDS = 3
 
 
 def folds_of(counts: np.ndarray) -> dict[int, DNA]:
-    """Folds of these counts (folds, neurons, bins), the numbers of which leave gaps."""
-    spec, ranges = tiny_spec(counts.shape[2], (Tap("x", counts.shape[1], 1),))
+    """Folds of these counts (folds, neurons, bins), with numbers of one digit and of two."""
+    spec, ranges = tiny_spec(counts.shape[2], (Tap("x", counts.shape[1], 2),))
     empty, found = DNA.empty(spec, ranges), {}
     for k, part in enumerate(counts):
         sums = part.sum(axis=1)
-        images = int(sums.max(initial=0)) + k
-        rest = images - sums
-        found[1 + 2 * k] = replace(
+        images = int(sums.max(initial=0)) // 2 + 1 + k
+        rest = 2 * images - sums
+        found[7 + 2 * k] = replace(
             empty,
             images=images,
             counts=part,
@@ -111,28 +111,30 @@ def move(count: int) -> Callable[[list[Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (column("counts", move(100)), "fold 3: neuron x.1. .*some counts negative"),
+        (column("counts", move(100)), "fold 9: neuron x.1. .*some counts negative"),
         (
             column("counts", lambda of: of[5].__setitem__(0, of[5][0] + 1)),
-            "fold 3: neuron x.1. hold",
+            "fold 9: neuron x.1. hold",
         ),
         (column("counts", lambda of: of[5].append(0)), "rows without 70 bins"),
         (column("counts", lambda of: (of[5].append(0), of[6].pop())), "rows without 70 bins"),
         (column("counts", lambda of: of[5].__setitem__(0, None)), "nulls, or rows without"),
         (column("counts", put(5, None)), "nulls in counts"),
         (column("counts", put(5, [])), "rows without 70 bins"),
-        (column("overflow", put(0, -1)), "fold 1: neuron x.0."),
+        (column("overflow", put(0, -1)), "fold 7: neuron x.0."),
         (
             lambda rows: column("overflow", put(0, -1))(
                 column("nonfinite", put(0, rows["overflow"][0].as_py() + 1))(rows)
             ),
-            "fold 1: neuron x.0. .*some counts negative",
+            "fold 7: neuron x.0. .*some counts negative",
         ),
         (column("mean", put(0, None)), "nulls in mean"),
         (column("neuron", put(0, 1, 0)), "neurons 0 to 3 in order"),
         (column("layer", put(0, "y")), "neurons 0 to 3 in order"),
-        (column("fold", put(3, 3, 1)), "hold its folds in order"),
+        (column("fold", put(3, 9, 7)), "hold its folds in order"),
         (column("fold", put(3, None)), "hold its folds in order"),
+        (lambda rows: rows.drop_columns("fold"), "hold its folds in order"),
+        (lambda rows: rows.set_column(3, "counts", rows["underflow"]), "cannot be read"),
         (lambda rows: rows.slice(4), "hold its folds in order"),
         (lambda rows: pa.concat_tables([rows, rows.slice(8)]), "hold its folds in order"),
         (lambda rows: rows.slice(1), "in order|cannot be read"),
@@ -153,7 +155,7 @@ def test_what_is_refused_of_whole_folds_is_not_read(
 
 def test_what_a_file_states_of_a_fold_is_checked() -> None:
     folds = folds_of(some_counts())
-    folds[3] = replace(folds[3], numerics=((NUMERICS, 1),))
+    folds[9] = replace(folds[9], numerics=((NUMERICS, 1),))
     for method in ("read_folds", "read_counts_by_fold"):
-        with pytest.raises(ConservationError, match="fold 3: numerics account for 1 of"):
+        with pytest.raises(ConservationError, match="fold 9: numerics account for 1 of"):
             getattr(file_of(folds), method)("x")
