@@ -76,12 +76,17 @@ class TileCache:
         if key in self.loaded:
             self.loaded[key] = self.loaded.pop(key)  # the newest is last
             return self.loaded[key]
-        room = job.memory // 2 - len(members) * job.layer_bytes(layer)
-        while self.loaded and sum(data.nbytes for data in self.loaded.values()) > room:
-            self.loaded.pop(next(iter(self.loaded)))
+        room = job.memory // 2
+        self._make_room(room - len(members) * job.layer_bytes(layer))
         made = self._load(job, members, layer)
+        self._make_room(room - made.nbytes)
         self.loaded[key] = made
         return made
+
+    def _make_room(self, most: int) -> None:
+        """Drops what has not been used for longest, so that no more bytes are held."""
+        while self.loaded and sum(data.nbytes for data in self.loaded.values()) > most:
+            self.loaded.pop(next(iter(self.loaded)))
 
     def _load(self, job: Job, members: tuple[Member, ...], layer: str) -> LayerData:
         neurons, size = job.spec.tap(layer).neurons, len(members)
