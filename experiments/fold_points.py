@@ -2,8 +2,8 @@
 
     python -m experiments.fold_points CATALOGUE [--steps 8,16,32]
 
-Compares all pairs of a catalogue as `vdna compare` does, and with points at every bin; that takes
-about a second a pair. Says, for the mean over all neurons and for single layers, how far each
+Compares all pairs of a catalogue as `vdna compare` does, and with points at every bin, which takes
+longer. Says, for the mean over all neurons and for single layers, how far each
 estimate moves at most, in bins and in standard errors, and in the median. With `--steps` it also
 tries the same step in all layers.
 """
