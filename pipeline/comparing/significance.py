@@ -136,8 +136,9 @@ def flip_test(gram: Floats) -> Floats:
     Returns:
         (...) p: the share of all choices of signs under which the differences agree as well as
         found. Choices that differ by a hundred-thousandth of the sum of all squares count as
-        equal, since products may be rounded to float32. It is at least 1 / 2^(K - 1), which is 3e-5 for 16. NaN for unknown products, and for
-        fewer than `LEAST_FOLDS` differences, which could show nothing.
+        equal, since products may be rounded to float32. It is at least 1 / 2^(K - 1), which is
+        3e-5 for 16. NaN for unknown products, and for fewer than `LEAST_FOLDS` differences, which
+        could show nothing.
     """
     folds = gram.shape[-1]
     flat = np.ascontiguousarray(gram, np.float64).reshape(-1, folds, folds)
