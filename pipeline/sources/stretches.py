@@ -95,19 +95,33 @@ class Stretch:
         lister = SourceLister(self.source, self.rules, None, ignore, ranges, LARGEST_STRETCH)
         lister.list_objects(None, self.keys)
         found = lister.candidates
-        starts = [each.after for each in self.ranges]
-        starts += [each.until for each in ranges.values() if each.until is not None]
-        cuts = [storage.join(lister.uri, start) for start in sorted(set(starts))]
+        left = tuple(each for each in lister.ranges.values() if not each.done)
+        cuts = [storage.join(lister.uri, key) for key in gap_ends(left, self.ranges)]
         rows = found.take_table()
         return FoundStretch(
             tuple(store_sorted(rows, self.folder, self.block_images, cuts)),
-            tuple(each for each in lister.ranges.values() if not each.done),
+            left,
             dict(found.ignored),
             found.filtered,
             tuple(found.archives),
             lister.classes,
             lister.is_single,
         )
+
+
+def gap_ends(left: Iterable[KeyRange], given: Iterable[KeyRange] = ()) -> list[str]:
+    """Finds where keys that were not listed end, and keys that were listed begin again.
+
+    Args:
+        left: The ranges that were not read to their ends.
+        given: The ranges that were to be read. None begins in another. Nothing for all keys.
+
+    Returns:
+        A key for each gap, in their order: keys above it were listed.
+    """
+    ends = {each.until for each in given}
+    found = {each.after for each in given} - ends | {each.until for each in left}
+    return sorted(end for end in found if end is not None)
 
 
 def store_sorted(
@@ -120,8 +134,8 @@ def store_sorted(
         folder: The uri of the folder that the parts go to. A part is named by the sha256 of its
             bytes.
         block_images: How many images a block has on average.
-        cuts: Uris at which ranges of keys begin, in their order. A part is of one range, so that
-            it has few names that other parts have between its own.
+        cuts: Uris at which gaps end, in their order (see `gap_ends`). A part has no gap, so that
+            other parts have few names between its own.
 
     Yields:
         Each part.

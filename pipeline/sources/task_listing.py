@@ -37,6 +37,7 @@ from pipeline.sources.stretches import (
     STRETCH_KEYS,
     FoundStretch,
     Stretch,
+    gap_ends,
     read_stored,
     store_sorted,
 )
@@ -172,8 +173,7 @@ class TaskListing:
 
     def _stored(self, rows: pa.Table) -> Iterator[StoredPart]:
         """Stores what this process has listed, as tasks do."""
-        ends = (each.until for each in self._lister.ranges.values() if each.until is not None)
-        cuts = sorted({self._uri(end) for end in ends})
+        cuts = [self._uri(end) for end in gap_ends(self._left)]
         return store_sorted(rows, self._folder, BLOCK_IMAGES, cuts)
 
     def _tasks(self) -> list[Stretch | NameBlock]:
