@@ -48,7 +48,8 @@ def plan_block(
     Returns:
         A plan of the block.
     """
-    from pipeline.sources.name_kernel import name_numbers  # loads numba, for large sources only
+    # Loads numba, for large sources only.
+    from pipeline.sources.name_kernel import folder_starts, name_numbers
 
     # The parts are not held beside the sorted rows, and neither are columns that say nothing.
     listed = sort_pages(pa.concat_tables(_within(part, after, until) for part in parts))
@@ -57,7 +58,8 @@ def plan_block(
     size = sizes.shard(blocks.MANY)
     with ManifestWriter(entries) as writer:
         order = np.argsort(folds, kind="stable")
-        folders = folder_numbers(rows["uri"])[order]
+        starts = folder_starts(rows["uri"])
+        folders = folder_numbers(rows["uri"].filter(pa.array(starts)))[np.cumsum(starts) - 1][order]
         rows = as_single_images(rows.take(pa.array(order)), ENTRY_SCHEMA)
         ends = np.cumsum(np.bincount(folds, minlength=FOLDS)).tolist()
         for fold, (start, stop) in enumerate(pairwise([0, *ends])):

@@ -89,6 +89,21 @@ def name_numbers(uris: pa.StringArray | pa.ChunkedArray, pairing: Pairing) -> ND
     return found
 
 
+def folder_starts(uris: pa.StringArray | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Finds the uris that are in another folder than the one before.
+
+    Args:
+        uris: N uris.
+
+    Returns:
+        (N,) bool. It is true of the first uri.
+    """
+    data, bounds = text_bytes(uris)
+    found = np.empty(len(uris), np.bool_)
+    _folder_starts(data, bounds, found)
+    return found
+
+
 _WHOLE, _BELOW_ROOT, _BY_STEM = range(3)
 """What a name is: the uri, its part below the root, or the name of the file."""
 
@@ -164,6 +179,21 @@ def _file_start(data: Bytes, start: int, stop: int) -> int:
     while at > start and data[at - 1] != ord("/"):
         at -= 1
     return at
+
+
+@compiled
+def _folder_starts(data: Bytes, bounds: NDArray[np.int32], found: NDArray[np.bool_]) -> None:
+    """Marks the texts up to whose last slash there is other text than in the one before."""
+    before = data[:0]
+    for row in range(len(found)):
+        start, stop = int(bounds[row]), int(bounds[row + 1])
+        folder = data[start : _file_start(data, start, stop)]
+        is_new = row == 0 or len(folder) != len(before)
+        if not is_new:
+            for at in range(len(folder)):
+                is_new |= folder[at] != before[at]
+        found[row] = is_new
+        before = folder
 
 
 @compiled
