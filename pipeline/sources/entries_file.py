@@ -349,7 +349,7 @@ def as_single_images(objects: pa.Table, schema: pa.Schema) -> pa.Table:
     """Returns objects as candidates: single images without group or label.
 
     Args:
-        objects: The columns of `OBJECTS_SCHEMA`.
+        objects: The columns of `OBJECTS_SCHEMA`. Others that are there are kept.
         schema: The columns of candidates: those of `ENTRY_SCHEMA` and of any labels.
     """
     count = objects.num_rows

@@ -257,9 +257,14 @@ class ListingWriter:
         path.unlink()
 
     def take_stored(self, data: bytes) -> None:
-        """Takes a stored part over as a file. Its candidates were counted when it was stored."""
+        """Takes a stored part over as a file. Its candidates were counted when it was stored.
+
+        Args:
+            data: The part. It may have only the columns of `OBJECTS_SCHEMA`.
+        """
+        rows = as_single_images(pq.read_table(pa.BufferReader(data)), self._schema)
         with _disk_errors():
-            self._new_path().write_bytes(data)
+            pq.write_table(rows, self._new_path(), write_statistics=False, use_dictionary=False)
 
     @property
     def paths(self) -> tuple[str, ...]:

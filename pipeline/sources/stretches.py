@@ -22,7 +22,7 @@ from pipeline.dna import SealedFile, SealedWriter, cut_rows
 from pipeline.errors import CorruptFile, SourceError, TransientError
 from pipeline.events import ignore
 from pipeline.sources.blocks import block_ends
-from pipeline.sources.entries_file import REPEATING
+from pipeline.sources.entries_file import OBJECTS_SCHEMA, REPEATING
 from pipeline.sources.listing import PART_ENTRIES, StoredPart
 from pipeline.sources.listing_checkpoint import PART
 from pipeline.sources.parallel_listing import KeyRange
@@ -98,6 +98,8 @@ class Stretch:
         left = tuple(each for each in lister.ranges.values() if not each.done)
         cuts = [storage.join(lister.uri, key) for key in gap_ends(left, self.ranges)]
         rows = found.take_table()
+        if lister.is_single:  # the other columns say nothing
+            rows = rows.select(OBJECTS_SCHEMA.names)
         return FoundStretch(
             tuple(store_sorted(rows, self.folder, self.block_images, cuts)),
             left,
