@@ -79,8 +79,14 @@ time would be too long otherwise."""
 
 
 def _serve(entries: int) -> None:
-    """Puts the formula in the place of S3, in a process of the pool; it notes its time."""
+    """Puts the formula in the place of S3, in a process of the pool; it notes its time.
+
+    The process looks for garbage as rarely as commands and tasks do.
+    """
     from pipeline import storage
+    from pipeline.counting import collect_rarely
+
+    collect_rarely()
 
     def timed(uri: str, after: str) -> tuple[list[Any], str, bool]:
         with ONE_PAGE:

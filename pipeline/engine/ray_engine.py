@@ -32,6 +32,7 @@ from pipeline.counting import (
     Recipe,
     ShardJob,
     ShardReceipt,
+    collect_rarely,
 )
 from pipeline.engine.device_errors import DeviceErrors
 from pipeline.engine.pool_watch import Limits, PoolWatch
@@ -346,6 +347,7 @@ class RayEngine:
         """
 
         def call(item: T) -> tuple[R, int]:  # Ray takes functions, and no other callables
+            collect_rarely()
             meter = RequestMeter()
             return function(item), meter.read()
 
