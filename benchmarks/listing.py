@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import multiprocessing
+import os
 import sys
 import tempfile
 import threading
@@ -107,12 +108,18 @@ def _timed(function: Callable[[Any], Any], item: Any) -> tuple[Any, str, float, 
 
 
 class Processes:
-    """Runs tasks in processes of their own, as a cluster would, and adds up their CPU time."""
+    """Runs tasks in processes of their own, as a cluster would, and adds up their CPU time.
+
+    The processes have the environment of a cluster's.
+    """
 
     in_process = False
 
     def __init__(self, entries: int, workers: int) -> None:
+        from pipeline.engine.ray_engine import WORKER_ENVIRONMENT
+
         self.workers = workers
+        os.environ.update(WORKER_ENVIRONMENT)
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, context, _serve, (entries,))
         self.cpu: Counter[str] = Counter()

@@ -82,7 +82,10 @@ T = TypeVar("T")
 
 R = TypeVar("R")
 
-WORKER_ENVIRONMENT = MALLOC_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+WORKER_ENVIRONMENT = MALLOC_ENVIRONMENT | {
+    "OMP_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # glibc keeps what is freed, and Arrow's own does not
+}
 """The environment variables that every worker's process is started with."""
 
 FORWARDED = (
