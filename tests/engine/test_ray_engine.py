@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
+from pipeline.counting.allocator import NEW_OBJECTS
 from pipeline.dna import DNA, Partial
 from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch
 from pipeline.engine.ray_decoding import loss_words
@@ -284,9 +286,11 @@ def test_every_worker_has_the_environment_it_needs_and_the_driver_keeps_its_own(
         with ray_engine.RayEngine(Resources(workers=1)) as connected:
             assert (own._runtime_env(), connected._runtime_env() != {}) == ({}, True)
             seen = [dict(engine.map(_variable, names)) for engine in (own, connected)]
+            thresholds = set(own.map(_new_objects, range(2)))
         assert {name: os.environ.get(name) for name in names} == {n: before.get(n) for n in names}
         _require_that_memory_limits_tasks(own, tmp_path)
     assert seen == [ray_engine.WORKER_ENVIRONMENT] * 2
+    assert thresholds == {NEW_OBJECTS}  # that Python waits for before it looks for garbage
 
 
 def _require_that_memory_limits_tasks(engine: ray_engine.RayEngine, folder: Path) -> None:
@@ -317,6 +321,10 @@ def _meets_another(task: tuple[Path, int, float]) -> bool:
         return met
     finally:
         (place / f"{number} runs").unlink()
+
+
+def _new_objects(_: int) -> int:
+    return gc.get_threshold()[0]
 
 
 def _variable(name: str) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.name_kernel import crc32_of, name_numbers
+from pipeline.sources.name_kernel import crc32_of, folder_starts, name_numbers
 from pipeline.sources.pair_names import BY_STEM, IMAGE_SUFFIXES, Pairing, name_number
 
 TEXTS = st.lists(st.text(max_size=200) | st.text("a", min_size=40, max_size=140), max_size=8)
@@ -50,6 +50,15 @@ def test_numbers_of_names_are_those_of_duckdb(
     database.register("rows", pa.table({"uri": column, "member": [""] * len(column)}))
     rows = database.execute(f"select {name_number(way.name())} from rows").fetchall()
     assert name_numbers(column, way).tolist() == [number for (number,) in rows]
+
+
+@given(st.lists(st.text("ab./é", max_size=6), max_size=8), st.integers(0, 3))
+def test_a_folder_starts_where_the_one_before_ends(uris: list[str], first: int) -> None:
+    """A folder is all up to the last slash. `first` uris come before in the same buffer."""
+    column = pa.array(uris, pa.string()).slice(first)
+    folders = [uri[: uri.rfind("/") + 1] for uri in uris[first:]]
+    expected = [at == 0 or folders[at - 1] != folder for at, folder in enumerate(folders)]
+    assert folder_starts(column).tolist() == expected
 
 
 def test_names_of_every_length_are_hashed() -> None:

@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,6 +37,7 @@ from pipeline.sources import (
     stretches,
     task_listing,
 )
+from pipeline.sources.parallel_listing import KeyRange
 from tests.sources.test_listing import FakeStore, patched_storage
 from tests.support.small_sources import shrink
 
@@ -55,12 +58,14 @@ class Tasks(SerialMapper):
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
         self.rounds = 0
+        self.results: list[Any] = []
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         self.rounds += 1
         order = self._random.sample(items, len(items))
         for item in pickle.loads(pickle.dumps(order)):
-            yield pickle.loads(pickle.dumps(function(item)))
+            self.results.append(pickle.loads(pickle.dumps(function(item))))
+            yield self.results[-1]
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +155,38 @@ def test_blocks_are_planned_while_the_listing_runs(tmp_path: Path) -> None:
     assert len(early) > len(run.blocks) / 4
     assert min(early) < len(keys) / 2
     assert run.tasks.rounds > 5
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5)
+@given(KEYS, st.integers(5, 40), st.integers(0, 999))
+def test_no_part_has_names_between_those_of_another(keys: list[str], page: int, seed: int) -> None:
+    """So a block is planned from few parts, however many ranges of keys were listed at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), FakeStore(keys, page), seed)
+        run.list()
+    parts = [part for found in run.tasks.results for part in getattr(found, "parts", ())]
+    parts.sort(key=lambda part: part.first)
+    assert len(parts) > 1
+    assert all(one.last < other.first for one, other in pairwise(parts))
+
+
+def test_ranges_that_were_read_to_their_ends_share_a_part(tmp_path: Path) -> None:
+    """A part ends where keys are left that no task has listed yet, and nowhere else."""
+    keys = [f"{i:04d}.jpg" for i in range(400)]
+    ranges = [KeyRange("", "0100"), KeyRange("0100", "0200"), KeyRange("0300")]
+    patch = patched_storage(FakeStore(keys, 20))
+    try:
+        stretch = stretches.Stretch(ROOT, Rules(), tuple(ranges), tmp_path.as_uri(), 10_000, 100)
+        found = stretch.run()
+    finally:
+        patch.undo()
+    assert found.left == ()
+    assert [(part.rows, part.first) for part in found.parts] == [
+        (200, f"{ROOT}/0000.jpg"),
+        (100, f"{ROOT}/0300.jpg"),
+    ]
+    (columns, _) = [list(pq.read_schema(path).names) for path in tmp_path.glob("*.parquet")]
+    assert columns == ["uri", "size", "identity"]
 
 
 @pytest.mark.parametrize("at", [3, 9, 40, 120])
@@ -371,6 +408,7 @@ def test_archives_that_tasks_find_are_looked_into(
     found = run.list()
     assert looked == [f"{ROOT}/video6/z.tar"]
     assert found.planned is None
+    assert plan(found).digest == plan(alone(keys)).digest
     assert plan(found).candidates == 900
 
 

@@ -39,10 +39,10 @@ def install() -> None:
     if log := os.environ.get("SHARD_LOG"):
         make = Counter.make
 
-        def noted(counter: Counter, shard: Any, key: str, *, isolated: bool) -> Any:
+        def noted(counter: Counter, shard: Any, key: str, **how: Any) -> Any:
             with open(log, "a") as begun:
                 begun.write(f"{key}\n")
-            return make(counter, shard, key, isolated=isolated)
+            return make(counter, shard, key, **how)
 
         Counter.make = noted  # type: ignore[method-assign]  # which shards a worker begins
 

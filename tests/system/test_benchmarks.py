@@ -150,6 +150,15 @@ def test_the_benchmark_of_the_start_accounts_for_all_seconds(tmp_path: Path) -> 
     assert result["ratio"] > 0
 
 
+@pytest.mark.soak  # it starts two clusters
+def test_the_benchmark_of_dying_nodes_counts_every_shard_once_if_none_dies() -> None:
+    few = ("--shards", "4", "--nodes", "2", "--seconds", "0.2", "--between", "900")
+    result = result_of("benchmarks.chaos", *few)
+    for build in (result["undisturbed"], result["disturbed"]):
+        assert (build["deaths"], build["twice"]) == (0, 0)
+        assert build["rate"] > 0
+
+
 @pytest.mark.soak
 def test_the_benchmark_of_commits_finds_that_changes_are_smaller_than_all() -> None:
     result = result_of("benchmarks.commit_log", "--datasets", "40")
