@@ -46,7 +46,7 @@ R = TypeVar("R")
 
 ROOT = "s3://b/p"
 
-SIZES = NewShardSizes(shard_images=8, cell_images=3)
+SIZES = NewShardSizes(shard_images=8, cell_images=4)
 
 
 class Tasks(SerialMapper):
@@ -117,7 +117,7 @@ def alone(keys: list[str], rules: Rules | None = None) -> Listing:
 
 
 def planned_alone(keys: list[str]) -> Manifest:
-    return plan(alone(keys), shard_images=8, cell_images=3)
+    return plan(alone(keys), shard_images=8, cell_images=4)
 
 
 KEYS = st.lists(
@@ -249,7 +249,7 @@ def test_one_process_goes_on_with_what_tasks_have_listed(tmp_path: Path, at: int
     again.tasks.in_process = True
     found = again.list()
     assert again.tasks.rounds == 0
-    assert plan(found, shard_images=8, cell_images=3).digest == planned_alone(keys).digest
+    assert plan(found, shard_images=8, cell_images=4).digest == planned_alone(keys).digest
     assert found.ignored == {".txt": 300}
 
 
@@ -385,8 +385,8 @@ def test_rules_hold_in_tasks(tmp_path: Path, rules: Rules) -> None:
     found, expected = run.list(), alone(frames(1_000), rules)
     assert found.filtered == expected.filtered
     assert (found.planned is None) == (rules.exclude is None)
-    made = found.planned or plan(found, by=rules.label, shard_images=8, cell_images=3)
-    whole = plan(expected, by=rules.label, shard_images=8, cell_images=3)
+    made = found.planned or plan(found, by=rules.label, shard_images=8, cell_images=4)
+    whole = plan(expected, by=rules.label, shard_images=8, cell_images=4)
     assert made.digest == whole.digest
 
 
