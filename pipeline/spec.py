@@ -518,8 +518,8 @@ class Resources(Options):
             node.
         fetch_ahead: How many images are read ahead of the decoder.
         decode_seconds: The time limit of one image, which is then retried in its own process.
-        stall_seconds: The job ends if workers run for so long and no shard finishes. A rerun
-            resumes it.
+        stall_seconds: The job ends if workers run for so long, no shard ends, and no worker gets
+            on with its shard. A rerun resumes it.
         capacity_seconds: The job ends if no worker runs for so long, as no node has room for one.
             A rerun resumes it, too.
     """

@@ -29,6 +29,7 @@ from .histogram import scale_of as scale_of
 from .leases import EXPIRY_SECONDS as EXPIRY_SECONDS
 from .leases import Holder as Holder
 from .leases import age_of as age_of
+from .leases import gets_on as gets_on
 from .leases import is_counted_now as is_counted_now
 from .leases import list_leases as list_leases
 from .leases import order_of_claims as order_of_claims

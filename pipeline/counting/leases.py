@@ -5,9 +5,10 @@
 A lease is an object `attempts/<shard key>-<number>.json`, created exclusively. It saves work and
 nothing else: counts are exact because a partial is committed once, whoever computes it.
 
-The holder renews its lease. One that was not renewed for `EXPIRY_SECONDS` is over, by the store's
-clock alone: its time is compared with that of an object that was just written. So is one of a
-process of this machine that is gone. Who takes such a shard creates the lease of the next number.
+The holder renews its lease while it gets on with its work. One that was not renewed for
+`EXPIRY_SECONDS` is over, by the store's clock alone: its time is compared with that of an object
+that was just written. So is one of a process of this machine that is gone. Who takes such a shard
+creates the lease of the next number.
 Each lease below it is of a worker that died (see `deaths.py`).
 """
 
@@ -28,6 +29,7 @@ from itertools import chain
 from pipeline import storage
 from pipeline.counting.deaths import Note
 from pipeline.counting.processes import beginning_of, has_ended, this_machine
+from pipeline.counting.stage_clock import spent_so_far
 from pipeline.errors import SourceError, VdnaError
 from pipeline.storage import Stored
 
@@ -41,6 +43,9 @@ VANISHED = 3
 """How often a lease may be gone when it is looked at, although it kept another from being made."""
 
 FOLDER = "attempts"
+
+SPENT = "spent"
+"""The field of a lease that says how many seconds of work its holder has done since the claim."""
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +137,8 @@ class Lease:
         """Renews the lease while the block runs, and removes it when the block ends.
 
         Args:
-            seconds: How long it is renewed at most. A worker that hangs keeps no shard for ever.
+            seconds: How long it is renewed while this process gets on with no shard. A worker that
+                hangs keeps no shard for ever.
         """
         nonce = str(self.note["nonce"])
         thread = threading.Thread(target=self._renew, args=(seconds,), name="lease", daemon=True)
@@ -154,19 +160,27 @@ class Lease:
             logger.warning("the lease %s could not be removed: %s", uri, error)
 
     def _renew(self, seconds: float) -> None:
-        for renewals in range(1, 1 + int(seconds / RENEW_SECONDS)):
-            if self._ended.wait(RENEW_SECONDS):
-                return
-            self.renew(renewals)
+        began = spent = spent_so_far()
+        idle, renewals = 0.0, 0
+        while not self._ended.wait(RENEW_SECONDS):
+            before, spent = spent, spent_so_far()
+            idle = 0.0 if spent > before else idle + RENEW_SECONDS
+            if idle <= seconds:
+                renewals += 1
+                self.renew(renewals, spent - began)
 
-    def renew(self, renewals: int) -> None:
+    def renew(self, renewals: int, spent: float = 0.0) -> None:
         """Writes the lease once more, so that the store notes a new time.
 
         Its content changes with each renewal, so that those see it, too, who have no clock.
+
+        Args:
+            renewals: The number of this renewal.
+            spent: How many seconds of work the threads of this process have done since the claim.
         """
         uri = lease_uri(self.folder, self.key, self.number)
         try:
-            storage.replace(uri, _encode(self.note | {"renewals": renewals}))
+            storage.replace(uri, _encode(self.note | {"renewals": renewals, SPENT: spent}))
         except VdnaError as error:
             logger.warning("the lease %s could not be renewed: %s", uri, error)
 
@@ -276,15 +290,36 @@ def is_counted_now(work_uri: str) -> bool:
     Returns:
         Whether there is a lease that is renewed in time, and whose holder is not known to be gone.
     """
+    return any(True for _ in _notes_held(work_uri))
+
+
+def gets_on(work_uri: str, job: str) -> bool:
+    """Tells whether a worker of a job has got on with a shard lately, as far as leases tell.
+
+    Args:
+        work_uri: The work folder of the dataset.
+        job: The id of the job.
+
+    Returns:
+        Whether a lease of the job is renewed in time, and its holder has done work since it claimed
+        the shard. Workers that crash as they load a network do none.
+    """
+    return any(
+        Holder.of(note).job == job and bool(note.get(SPENT)) for note in _notes_held(work_uri)
+    )
+
+
+def _notes_held(work_uri: str) -> Iterator[Note]:
+    """Yields the notes of leases that are renewed in time and whose holder may be there."""
     now = None
     for item in chain.from_iterable(list_leases(work_uri).values()):
         with suppress(SourceError):  # it was removed meanwhile
-            if Holder.of(read_note(item.uri)).is_gone:
+            note = read_note(item.uri)
+            if Holder.of(note).is_gone:
                 continue
             now = now or storage.clock(work_uri)
             if item.modified is None or age_of(item.modified, now) < EXPIRY_SECONDS:
-                return True
-    return False
+                yield note
 
 
 def order_of_claims(claimant: str, shards: Sequence[int]) -> list[int]:

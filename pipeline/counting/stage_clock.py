@@ -59,6 +59,12 @@ class Spending:
             _spent[self._name] = _spent.get(self._name, 0.0) + seconds
 
 
+def spent_so_far() -> float:
+    """Returns the seconds of all stages together: while it grows, this process gets on."""
+    with _LOCK:
+        return sum(_spent.values())
+
+
 class StageMeter:
     """Tells what was spent since it was made or read last; for several threads."""
 

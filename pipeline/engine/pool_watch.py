@@ -1,18 +1,19 @@
 """Watches a pool of workers: tells how many run, and ends the wait for workers or for shards.
 
-    >>> watch = PoolWatch(8, "4 CPUs", Limits(1800, 3600), print, now=0.0)
+    >>> watch = PoolWatch(8, "4 CPUs", Limits(1800, 3600), lambda: False, print, now=0.0)
     >>> watch.look(12.0, workers=3)
     >>> watch.look(24.0, workers=3)
     PoolChanged(workers=3, most=8, wanted='4 CPUs', limit=3600)
 
 That no worker runs is no failure: one starts, or no node has room for one. The job waits, and says
-so. A pool has stalled only if workers run and no shard ends.
+so. A pool has stalled only if workers run, no shard ends, and no worker gets on with one: a slow
+network may take long over a shard.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class Limits:
     """How long a job goes on without a shard that ends, in seconds.
 
     Attributes:
-        stall: While workers run.
+        stall: While workers run. Then it is asked whether they get on.
         capacity: While none runs.
     """
 
@@ -43,7 +44,13 @@ class PoolWatch:
     """
 
     def __init__(
-        self, most: int, wanted: str, limits: Limits, listener: Listener, now: float
+        self,
+        most: int,
+        wanted: str,
+        limits: Limits,
+        gets_on: Callable[[], bool],
+        listener: Listener,
+        now: float,
     ) -> None:
         """Begins to watch.
 
@@ -51,12 +58,14 @@ class PoolWatch:
             most: How many workers there may be, where there is room.
             wanted: What a worker takes, such as `4 CPUs and 1 GPU`.
             limits: When to give up.
+            gets_on: Tells whether a worker gets on with its shard.
             listener: Is told when the number of workers has changed.
             now: The time, in seconds of any clock that only goes on.
         """
         self._most = most
         self._wanted = wanted
         self._limits = limits
+        self._gets_on = gets_on
         self._listener = listener
         self._last = now
         self._workers, self._since = 0, now
@@ -122,7 +131,12 @@ class PoolWatch:
             self._listener(PoolChanged(workers, self._most, self._wanted, limit))
         again = "rerun the same command to go on from what is committed"
         if stalled >= self._limits.stall:
-            raise TransientError(f"no shard ended for {stalled:.0f} s of work; {again}")
+            if not self._gets_on():
+                raise TransientError(
+                    f"no shard ended for {stalled:.0f} s, and no worker gets on with one; {again}"
+                )
+            with self._lock:
+                self._stalled = 0.0
         if waited >= self._limits.capacity:
             raise TransientError(
                 f"no worker ran for {waited:.0f} s; one takes {self._wanted}. When a node has that "

@@ -14,9 +14,10 @@ import logging
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -33,6 +34,7 @@ from pipeline.counting import (
     ShardJob,
     ShardReceipt,
     collect_rarely,
+    gets_on,
 )
 from pipeline.engine.device_errors import DeviceErrors
 from pipeline.engine.pool_watch import Limits, PoolWatch
@@ -205,8 +207,8 @@ class RayEngine:
             A receipt for each shard, as they end.
 
         Raises:
-            TransientError: If workers ran for `stall_seconds` and no shard ended, or none ran for
-                `capacity_seconds`, or one could not start.
+            TransientError: If workers ran for `stall_seconds` and no shard ended, and none got on,
+                or none ran for `capacity_seconds`, or one could not start.
             UsageError: If this machine lacks the CPUs or GPUs that a worker takes, or Ray's object
                 store has no room for the images that are to be decoded ahead.
         """
@@ -261,6 +263,7 @@ class RayEngine:
             most,
             wants(room.threads, resources.gpus_per_worker),
             Limits(resources.stall_seconds, resources.capacity_seconds),
+            partial(_any_gets_on, {(job.work_uri, job.claimant) for job, _ in work}),
             self._progress,
             monotonic(),
         )
@@ -483,6 +486,21 @@ class _BetweenShards:
         return self._engine._map(
             function, items, self.workers, num_cpus=0, scheduling_strategy="SPREAD"
         )
+
+
+def _any_gets_on(work: Iterable[tuple[str, str]]) -> bool:
+    """Tells whether a worker gets on with a shard.
+
+    Args:
+        work: The work folder of each dataset, and the id of the job that counts it.
+
+    Returns:
+        Whether one does, in any of the datasets.
+
+    Raises:
+        StorageError: The store does not answer.
+    """
+    return any(gets_on(folder, job) for folder, job in work)
 
 
 # Ray leaves these two without types.

@@ -32,7 +32,7 @@ from pipeline.engine.ray_nodes import (
     list_nodes,
     spilled_bytes,
 )
-from pipeline.errors import TransientError
+from pipeline.errors import StorageError
 from pipeline.events import Listener, Warned
 from pipeline.wording import option
 
@@ -89,8 +89,8 @@ class PoolCallback(ExecutionCallback):
             executor: Ray Data's executor.
 
         Raises:
-            ExecutionTimeoutError: If the pool has waited too long. Ray Data prints the trace of any
-                other error.
+            ExecutionTimeoutError: If the pool has waited too long, or the store cannot tell whether
+                it gets on. Ray Data prints the trace of any other error.
         """
         look = _WATCHES.get(executor._data_context.get_config(_NAME, ""))
         if look is None:
@@ -98,7 +98,7 @@ class PoolCallback(ExecutionCallback):
         pools = [op for op in executor._topology if isinstance(op, ActorPoolMapOperator)]
         try:
             look(sum(_running(pool._actor_pool) for pool in pools))
-        except TransientError as error:
+        except StorageError as error:
             raise ExecutionTimeoutError(str(error)) from error
 
 

@@ -25,10 +25,12 @@ from pipeline.counting.leases import (
     Holder,
     Lease,
     claim,
+    gets_on,
     lease_uri,
     list_leases,
 )
 from pipeline.counting.processes import beginning_of
+from pipeline.counting.stage_clock import add_spent
 from pipeline.errors import SourceError, StorageError
 from pipeline.storage import Stored, store_checks
 
@@ -290,6 +292,7 @@ def test_a_lease_is_renewed_with_other_bytes_until_it_is_released(
     assert len(set(written)) == number
     notes = [json.loads(data) for data in written]
     assert [note.pop("renewals") for note in notes] == list(range(1, number + 1))
+    assert [note.pop("spent") for note in notes] == [0] * number
     assert all(note == lease.note for note in notes)
     assert "lease" not in [thread.name for thread in threading.enumerate()]
     assert list_leases(work) == {}
@@ -305,6 +308,34 @@ def test_a_worker_that_hangs_renews_its_lease_no_longer_than_it_may(
         wait_for_renewals(written, 5)
         time.sleep(0.05)
     assert len(written) == 5
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_worker_that_gets_on_renews_its_lease_as_long_as_it_does(
+    work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(storage, "replace", lambda uri, data: written.append(data))
+    with claimed(work).renewed(0.03):
+        for at in range(1, 21):
+            add_spent({"network": 1.0})
+            wait_for_renewals(written, at)
+    assert len(written) >= 20
+    assert json.loads(written[19])["spent"] >= 20
+
+
+def test_a_job_gets_on_if_a_lease_of_its_own_is_renewed_and_work_was_done(
+    work: str, clock: list[float]
+) -> None:
+    lease = claimed(work)
+    assert not gets_on(work, "mine"), "no work was done yet"
+    lease.renew(1)
+    assert not gets_on(work, "mine"), "a worker that loads a network may be about to crash"
+    lease.renew(2, 0.5)
+    assert gets_on(work, "mine")
+    assert not gets_on(work, "other")
+    clock[0] = EXPIRY_SECONDS + 1
+    assert not gets_on(work, "mine")
 
 
 @pytest.mark.usefixtures("hasty")

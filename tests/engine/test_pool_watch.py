@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -35,9 +36,11 @@ from pipeline.spec import Resources
 LIMITS = Limits(stall=60, capacity=100)
 
 
-def watch(most: int = 3) -> tuple[PoolWatch, list[Event]]:
+def watch(
+    most: int = 3, gets_on: Callable[[], bool] = lambda: False
+) -> tuple[PoolWatch, list[Event]]:
     events: list[Event] = []
-    return PoolWatch(most, "1 CPU", LIMITS, events.append, 0.0), events
+    return PoolWatch(most, "1 CPU", LIMITS, gets_on, events.append, 0.0), events
 
 
 STEPS = st.lists(
@@ -68,6 +71,18 @@ def test_a_pool_ends_by_the_time_with_workers_or_without_since_the_last_shard(
         if shard:
             pool.ended()
             spent = {True: 0.0, False: 0.0}
+
+
+def test_a_pool_goes_on_while_a_worker_gets_on_with_a_shard_and_ends_when_none_does() -> None:
+    """A shard of a slow network may take longer than the limit. It is looked at once a limit."""
+    answers = [True, True, False]
+    pool, _ = watch(gets_on=lambda: answers.pop(0))
+    pool.look(0, workers=1)
+    for now in range(1, 3 * LIMITS.stall):
+        pool.look(now, workers=1)
+    assert len(answers) == 1
+    with pytest.raises(TransientError, match="no shard ended for 60 s, and no worker gets on"):
+        pool.look(3 * LIMITS.stall, workers=1)
 
 
 def test_a_stall_is_no_matter_of_the_time_without_workers() -> None:

@@ -29,6 +29,7 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.counting.allocator import NEW_OBJECTS
+from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.dna import DNA, Partial
 from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch
 from pipeline.engine.ray_decoding import loss_words
@@ -355,6 +356,25 @@ def test_a_job_that_takes_hours_over_a_shard_has_not_stalled(
         place = Catalogue(str(tmp_path / "c"))
         (built,) = build_datasets(place, [request], engine, resources, progress=listen)
     assert (built.version.images, jumps) == (8, 2)
+
+
+@pytest.mark.soak
+def test_a_worker_that_takes_long_over_a_shard_and_gets_on_has_not_stalled(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group is one shard, and takes longer than a pool may go on without one that ends."""
+    slow = SLOW.replace("0.25", "8")
+    for name, value in small.environment(slow).items():
+        monkeypatch.setenv(name, value)
+    group = tmp_path / "source" / "group"
+    write_photos(group, 4)
+    source = str(tmp_path / "source")
+    request = Request("photos", source, group_by="1", **small.place.options)  # type: ignore[arg-type]  # by name
+    resources = Resources(workers=1, threads=1, stall_seconds=RENEW_SECONDS + 3)
+    with ray_engine.RayEngine(resources) as engine:
+        place = Catalogue(str(tmp_path / "c"))
+        (built,) = build_datasets(place, [request], engine, resources)
+    assert (built.version.images, built.counted_shards) == (4, 1)
 
 
 class NeverStarts:
