@@ -363,18 +363,18 @@ def test_a_worker_that_takes_long_over_a_shard_and_gets_on_has_not_stalled(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The group is one shard, and takes longer than a pool may go on without one that ends."""
-    slow = SLOW.replace("0.25", "8")
+    slow = SLOW.replace("0.25", "4")
     for name, value in small.environment(slow).items():
         monkeypatch.setenv(name, value)
     group = tmp_path / "source" / "group"
-    write_photos(group, 4)
+    write_photos(group, 12)
     source = str(tmp_path / "source")
     request = Request("photos", source, group_by="1", **small.place.options)  # type: ignore[arg-type]  # by name
     resources = Resources(workers=1, threads=1, stall_seconds=RENEW_SECONDS + 3)
     with ray_engine.RayEngine(resources) as engine:
         place = Catalogue(str(tmp_path / "c"))
         (built,) = build_datasets(place, [request], engine, resources)
-    assert (built.version.images, built.counted_shards) == (4, 1)
+    assert (built.version.images, built.counted_shards) == (12, 1)
 
 
 class NeverStarts:
