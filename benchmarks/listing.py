@@ -148,9 +148,11 @@ def _by_tasks(entries: int) -> dict[str, Any]:
         NewShardSizes,
         PlanAhead,
         list_source,
+        source_lister,
     )
 
     _serve(entries)
+    source_lister.SAY_SECONDS = 0  # each round says how many are listed
     processes = Processes(entries, workers=2)
     planned: list[tuple[int, int]] = []  # images listed, and images of the block, as it is planned
     phase: dict[str, Any] = {}

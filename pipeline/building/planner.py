@@ -456,7 +456,9 @@ class Planner:
         listed = request.name in self.listings or request.changes is not None
         if listed or not storage.store_of(request.source).lists_in_key_order:
             return None
-        place = digest_of("listing", request.rules.canonical(request.source), asdict(request.rules))
+        # Of another number are listings of versions whose parts have other columns.
+        named = request.rules.canonical(request.source), asdict(request.rules)
+        place = digest_of("listing 2", *named)
         uri = self.catalogue.listing_uri(place)
         may_exist = self.shared.has_parts(uri)
         return ListingCheckpoint(uri, datetime.now(UTC), relist=self.relist, may_exist=may_exist)

@@ -84,10 +84,7 @@ T = TypeVar("T")
 
 R = TypeVar("R")
 
-WORKER_ENVIRONMENT = MALLOC_ENVIRONMENT | {
-    "OMP_NUM_THREADS": "1",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # glibc keeps what is freed, and Arrow's own does not
-}
+WORKER_ENVIRONMENT = MALLOC_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
 """The environment variables that every worker's process is started with."""
 
 FORWARDED = (

@@ -116,7 +116,7 @@ def gap_ends(left: Iterable[KeyRange], given: Iterable[KeyRange] = ()) -> list[s
 
     Args:
         left: The ranges that were not read to their ends.
-        given: The ranges that were to be read. None begins in another. Nothing for all keys.
+        given: The ranges that were to be read, without keys in common. Empty if all keys were.
 
     Returns:
         A key for each gap, in their order: keys above it were listed.

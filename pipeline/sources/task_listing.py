@@ -173,8 +173,10 @@ class TaskListing:
 
     def _stored(self, rows: pa.Table) -> Iterator[StoredPart]:
         """Stores what this process has listed, as tasks do."""
-        cuts = [self._uri(end) for end in gap_ends(self._left)]
-        return store_sorted(rows, self._folder, BLOCK_IMAGES, cuts)
+        # Of ranges that tasks have read to their ends, what they have stored tells.
+        cuts = {self._uri(end) for end in gap_ends(self._left)}
+        cuts |= {part.first for part in self._found.stored}
+        return store_sorted(rows, self._folder, BLOCK_IMAGES, sorted(cuts))
 
     def _tasks(self) -> list[Stretch | NameBlock]:
         return [*self._stretches(), *self._blocks()]
@@ -283,7 +285,20 @@ class TaskListing:
 
 
 def _run(task: Stretch | NameBlock) -> FoundStretch | PlannedBlock:
-    return task.run()
+    """Runs a task, whose Arrow takes its memory from glibc.
+
+    In workers, glibc keeps what is freed. Arrow's own allocator keeps less of it, and each block
+    would fault its memory in anew.
+
+    Returns:
+        What the task returns.
+    """
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        return task.run()
+    finally:
+        pa.set_memory_pool(before)
 
 
 def _halves(of_range: KeyRange) -> list[KeyRange]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +38,7 @@ from pipeline.sources import (
     stretches,
     task_listing,
 )
+from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.parallel_listing import KeyRange
 from tests.sources.test_listing import FakeStore, patched_storage
 from tests.support.small_sources import shrink
@@ -58,11 +60,13 @@ class Tasks(SerialMapper):
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
         self.rounds = 0
+        self.items: list[Any] = []
         self.results: list[Any] = []
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         self.rounds += 1
         order = self._random.sample(items, len(items))
+        self.items += order
         for item in pickle.loads(pickle.dumps(order)):
             self.results.append(pickle.loads(pickle.dumps(function(item))))
             yield self.results[-1]
@@ -164,10 +168,47 @@ def test_no_part_has_names_between_those_of_another(keys: list[str], page: int, 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), FakeStore(keys, page), seed)
         run.list()
-    parts = [part for found in run.tasks.results for part in getattr(found, "parts", ())]
-    parts.sort(key=lambda part: part.first)
+    require_apart(run)
+
+
+def require_apart(run: Run) -> None:
+    """Checks that of all parts that blocks are planned from, each ends before the next begins."""
+    its = [part for block in run.tasks.items for part in getattr(block, "parts", ())]
+    parts = sorted({part.uri: part for part in its}.values(), key=lambda part: part.first)
     assert len(parts) > 1
     assert all(one.last < other.first for one, other in pairwise(parts))
+
+
+@pytest.mark.parametrize("at", [40, 90, 120])
+def test_parts_have_no_names_in_common_after_a_listing_was_interrupted(
+    tmp_path: Path, at: int
+) -> None:
+    def before(asked: int) -> None:
+        if asked >= at:
+            raise StorageError("the machine is gone")
+
+    with pytest.raises(StorageError, match="the machine is gone"):
+        Run(tmp_path, FakeStore(frames(3_000), 20, before)).list()
+    again = Run(tmp_path, FakeStore(frames(3_000), 20))
+    again.list()
+    require_apart(again)
+
+
+def test_tasks_take_memory_from_glibc_and_leave_the_process_as_it_was(tmp_path: Path) -> None:
+    before = pa.default_memory_pool().backend_name
+    seen: set[str] = set()
+    run = Run(tmp_path, FakeStore(frames(1_000), 20, lambda _: None))
+    real = stretches.sort_pages
+
+    def spy(rows: pa.Table) -> pa.Table:
+        seen.add(pa.default_memory_pool().backend_name)
+        return real(rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stretches, "sort_pages", spy)
+        run.list()
+    assert "system" in seen
+    assert pa.default_memory_pool().backend_name == before
 
 
 def test_ranges_that_were_read_to_their_ends_share_a_part(tmp_path: Path) -> None:
@@ -185,8 +226,8 @@ def test_ranges_that_were_read_to_their_ends_share_a_part(tmp_path: Path) -> Non
         (200, f"{ROOT}/0000.jpg"),
         (100, f"{ROOT}/0300.jpg"),
     ]
-    (columns, _) = [list(pq.read_schema(path).names) for path in tmp_path.glob("*.parquet")]
-    assert columns == ["uri", "size", "identity"]
+    for path in tmp_path.glob("*.parquet"):
+        assert pq.read_schema(path).names == ["uri", "size", "identity"]
 
 
 @pytest.mark.parametrize("at", [3, 9, 40, 120])
@@ -195,9 +236,10 @@ def test_an_interrupted_listing_goes_on(
 ) -> None:
     """Wherever it ends, nothing is lost, also if another version has written its parts."""
     keys = frames(3_000)
-    layout = stretches.PART_LAYOUT
+    layout, columns = stretches.PART_LAYOUT, stretches.OBJECTS_SCHEMA
     if at == 40:
         monkeypatch.setattr(stretches, "PART_LAYOUT", {"compression": "zstd"})
+        monkeypatch.setattr(stretches, "OBJECTS_SCHEMA", ENTRY_SCHEMA)
 
     def before(asked: int) -> None:
         if asked >= at:
@@ -207,6 +249,7 @@ def test_an_interrupted_listing_goes_on(
     with pytest.raises(StorageError, match="the machine is gone"):
         first.list()
     monkeypatch.setattr(stretches, "PART_LAYOUT", layout)
+    monkeypatch.setattr(stretches, "OBJECTS_SCHEMA", columns)
     again = Run(tmp_path, FakeStore(keys, 20))
     found = again.list()
     assert found.planned is not None
