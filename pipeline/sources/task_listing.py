@@ -287,8 +287,8 @@ class TaskListing:
 def _run(task: Stretch | NameBlock) -> FoundStretch | PlannedBlock:
     """Runs a task, whose Arrow takes its memory from glibc.
 
-    In workers, glibc keeps what is freed. Arrow's own allocator keeps less of it, and each block
-    would fault its memory in anew.
+    In workers, glibc keeps what is freed. Arrow's own allocator keeps less of it, and asks the
+    kernel for memory again for each block, which takes time.
 
     Returns:
         What the task returns.
