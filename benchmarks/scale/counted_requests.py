@@ -6,8 +6,8 @@ The server is Ceph if it is installed, and else moto, an imitation.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +70,7 @@ def by_kind(counted: dict[str, int]) -> dict[str, int]:
 
 def without_renewals() -> None:
     """Renews no lease in this process: that goes by the time that a shard takes."""
-    leases.RENEW_SECONDS = math.inf
+    leases.RENEW_SECONDS = threading.TIMEOUT_MAX
 
 
 def coefficients() -> dict[str, Any]:

@@ -186,16 +186,15 @@ class Entries:
             return [name for name, exists in zip(there, found, strict=True) if not exists]
 
     def _footer(self, at: Address) -> bytes:
-        with self._lock:
+        with self._lock:  # held while it is read, so that no two threads read the same one
             if (kept := self._footers.get(at.file)) is not None:
                 self._footers.move_to_end(at.file)
                 return kept
-        tail = self._range(at.file, at.footer, at.size)
-        with self._lock:
+            tail = self._range(at.file, at.footer, at.size)
             self._footers[at.file] = tail
             while len(self._footers) > FOOTERS_KEPT:
                 self._footers.popitem(last=False)
-        return tail
+            return tail
 
     def _range(self, name: str, start: int, stop: int) -> bytes:
         if name in self._held:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +36,7 @@ from pipeline.sources import (
     sharding,
 )
 from pipeline.sources.entries_file import ENTRIES, entries_of
+from pipeline.sources.entry import ShardHead
 from pipeline.sources.fold_assignment import HASHED_GROUPS
 from pipeline.sources.listing import ListingWriter
 from pipeline.sources.manifest_file import HEADS_A_GROUP
@@ -658,6 +662,32 @@ def test_a_shard_takes_one_request_once_the_footer_of_its_file_is_known(
     assert [fresh.shard(head) for head in manifest.heads] == list(manifest.shards)
     assert len(manifest.files) == 1
     assert len(asked) == len(manifest.heads) + 1 + len(manifest.heads) + 1
+
+
+def test_threads_that_begin_shards_of_a_file_read_its_footer_once(
+    folder: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = plan(entries(40), shard_images=8, entries=folder)
+    (at,) = {head.address.footer for head in manifest.heads}
+    together = threading.Barrier(len(manifest.heads))
+    footers: list[int] = []
+    read = storage.read_range
+
+    def slow(uri: str, start: int, length: int) -> bytes:
+        if start == at:
+            footers.append(start)
+            time.sleep(0.1)  # the others come meanwhile
+        return read(uri, start, length)
+
+    def begun(head: ShardHead) -> Shard:
+        together.wait()
+        return fresh.shard(head)
+
+    monkeypatch.setattr(storage, "read_range", slow)
+    fresh = Entries(folder.folder)
+    with ThreadPoolExecutor(len(manifest.heads)) as pool:
+        assert list(pool.map(begun, manifest.heads)) == list(manifest.shards)
+    assert len(footers) == 2, "once by the threads, and once by the manifest's own entries"
 
 
 def flip(data: bytes, at: int) -> bytes:
