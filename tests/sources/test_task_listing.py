@@ -164,13 +164,13 @@ class UnevenStore(FakeStore):
 
     def list_page(self, uri: str, after: str) -> tuple[list[Stored], str, bool]:
         items, last, more = super().list_page(uri, after)
-        return [replace(item, size=1 + self._place(item, uri)) for item in items], last, more
+        return [item._replace(size=1 + self._place(item, uri)) for item in items], last, more
 
     def _place(self, item: Stored, uri: str) -> int:
         return bisect.bisect_left(self.keys, item.uri.removeprefix(f"{uri}/"))
 
 
-@pytest.mark.parametrize("at", [40, 90, None])
+@pytest.mark.parametrize("at", [20, None])
 def test_a_known_speed_gives_tasks_and_one_process_the_same_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
 ) -> None:
@@ -178,8 +178,8 @@ def test_a_known_speed_gives_tasks_and_one_process_the_same_plan(
     monkeypatch.setattr(shard_sizes, "MIN_SHARD_IMAGES", 1)
     monkeypatch.setattr(shard_sizes, "SHARD_MULTIPLE", 1)
     monkeypatch.setattr(shard_sizes, "default_shard_images", lambda _: 9)
-    speed = ImageSeconds(5.0, 0.02, 3.0)
-    keys = [f"{i:06d}.jpg" for i in range(3_000)]
+    speed = ImageSeconds(5.0, 0.06, 3.0)
+    keys = [f"{i:06d}.jpg" for i in range(500)]
 
     def fail(asked: int) -> None:
         if at is not None and asked >= at:
