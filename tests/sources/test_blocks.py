@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.sources import (
@@ -38,7 +38,7 @@ NAMES = st.lists(
 SIZES = st.builds(
     NewShardSizes,
     shard_images=st.sampled_from([None, 5, 8, 24]),
-    image_seconds=st.sampled_from([None, ImageSeconds(9.0, 1.0, 5.0), ImageSeconds(20.0)]),
+    image_seconds=st.sampled_from([None, ImageSeconds(1.0, 2.0, 1.0), ImageSeconds(20.0)]),
     cell_images=st.sampled_from([None, 3]),
     cell_bytes=st.sampled_from([None, 50]),
 )
@@ -66,6 +66,12 @@ def parts_of(entries: list[Entry], cuts: int) -> list[pa.Table]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(NAMES, SIZES, st.integers(1, 4), st.integers(0, 30))
+@example(
+    [f"s3://b/{i * 7919}.jpg" for i in range(200)],
+    NewShardSizes(image_seconds=ImageSeconds(1.0, 2.0, 1.0)),
+    2,
+    3,
+)
 def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
     uris: list[str], sizes: NewShardSizes, cuts: int, again: int
 ) -> None:
