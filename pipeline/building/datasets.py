@@ -182,8 +182,9 @@ def _plan_and_count(
         for each in found.values():
             recipe, ran = each.plan.job.recipe, each.ran
             spec = recipe.spec.digest
+            measured = ran.images, ran.seconds, ran.image_bytes, ran.spent
             try:
-                note_speed(planner.catalogue, spec, recipe.device, ran.images, ran.seconds)
+                note_speed(planner.catalogue, spec, recipe.device, *measured)
             except Exception as error:  # what was counted is worth more than this hint
                 planner.progress(Said(f"{each.plan.request.name}: {known_error(error)}"))
         counted |= found

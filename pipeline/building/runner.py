@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, sleep
 
 from pipeline import storage
 from pipeline.building.waiting import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR, SharedShards
-from pipeline.counting import ShardJob, ShardReceipt, order_of_claims
+from pipeline.counting import ShardJob, ShardReceipt, order_of_claims, spent_together
 from pipeline.engine import Engine
 from pipeline.errors import (
     ConservationError,
@@ -100,6 +100,8 @@ class Ran:
         errors: The receipts of those that could not be counted.
         images: How many images were counted now, in shards that had no sums kept.
         seconds: How long workers had these shards, added up.
+        image_bytes: Bytes of the images in these shards, where the source states their sizes.
+        spent: Seconds that the workers' threads spent in each stage of these shards.
         read: How many images were read now, those that failed among them.
         read_bytes: Bytes of these images, where the source states their sizes.
         worker_seconds: How long workers had any of its shards, those that failed among them.
@@ -112,6 +114,8 @@ class Ran:
     read: int = 0
     read_bytes: int = 0
     worker_seconds: float = 0.0
+    image_bytes: int = 0
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     def with_more(self, later: Ran) -> Ran:
         """Returns this and what a later run has counted; the errors are those of the later run."""
@@ -123,6 +127,8 @@ class Ran:
             self.read + later.read,
             self.read_bytes + later.read_bytes,
             self.worker_seconds + later.worker_seconds,
+            self.image_bytes + later.image_bytes,
+            spent_together(self.spent, later.spent),
         )
 
 
@@ -199,6 +205,8 @@ class _ShardRun:
         self._read: Counter[int] = Counter()
         self._read_bytes: Counter[int] = Counter()
         self._seconds = [0.0] * len(work)
+        self._image_bytes: Counter[int] = Counter()
+        self._spent: list[Mapping[str, float]] = [{} for _ in work]
         self._worker_seconds = [0.0] * len(work)
         self._failed = failed
         self._errors = {
@@ -253,6 +261,8 @@ class _ShardRun:
             self._read[at],
             self._read_bytes[at],
             self._worker_seconds[at],
+            self._image_bytes[at],
+            self._spent[at],
         )
 
     def _once(self, todo: Sequence[tuple[ShardJob, int]]) -> list[tuple[ShardJob, int]]:
@@ -335,6 +345,8 @@ class _ShardRun:
         if receipt.images and not receipt.reused:  # else it took time for more than its images
             self._images[at] += receipt.images
             self._seconds[at] += receipt.seconds
+            self._image_bytes[at] += receipt.read_bytes
+            self._spent[at] = spent_together(self._spent[at], receipt.spent)
         self._by_others += not receipt.counted
         self._ahead += receipt.ahead
         self._reused += receipt.reused

@@ -181,6 +181,10 @@ def test_the_planner_chooses_the_size_of_shards(images: int) -> None:
     assert predict(PARTS, on_gpus(images, 8)).shard_images == default_shard_images(images)
 
 
+def test_shards_of_large_images_are_bounded_by_bytes() -> None:
+    assert predict(PARTS, on_gpus(10**8, 8, image_bytes=4e6)).shard_images == 128
+
+
 def test_a_network_that_is_known_to_be_slow_gets_shards_of_a_minute() -> None:
     slow = on_gpus(10**8, 8, gpu_images_per_second=20.0, speed_known=True)
     model = Model(PARTS, slow)
