@@ -8,24 +8,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Set
 
 MOST_ERRORS = 3
 """How many errors of devices in a row a node may meet."""
-
-_OF_DEVICE = re.compile(
-    r"\b(?:(?:CUDA|HIP|cuDNN|cuBLAS|cuFFT|NVML|AcceleratorError)\b|(?:CUDNN|CUBLAS|CUFFT)_)"
-    r"|device-side assert"
-)
-"""What torch and its libraries write of errors of a device. Names such as `torch.cuda`
-and `CUDAGraph` are none of these: the traceback of any error may hold them."""
-
-
-def is_of_device(text: str) -> bool:
-    """Tells from the text and the traceback of an error whether it is a device's own."""
-    return _OF_DEVICE.search(text) is not None
 
 
 class DeviceErrors:
@@ -39,6 +26,7 @@ class DeviceErrors:
         self._in_a_row: Counter[str] = Counter()
         self._sound: set[str] = set()
         self._left_out: dict[str, None] = {}
+        self._without_start = 0
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -63,6 +51,25 @@ class DeviceErrors:
         self._in_a_row[node] += 1
         others = (self._sound & alive) - {node} - self._left_out.keys()
         if node in self._left_out or self._in_a_row[node] < MOST_ERRORS or not others:
+            return False
+        self._left_out[node] = None
+        return True
+
+    def could_not_start(self, node: str, able: Set[str]) -> bool:
+        """Takes note that no worker could start on a node.
+
+        Args:
+            node: The node.
+            able: All nodes that live now and have room for a worker.
+
+        Returns:
+            Whether the node is left out from now on. It is not if there is no other, or if no node
+            has counted a shard and this many could not start one: then the fault is hardly that of
+            a node, and a cluster that grows would start one node after the other.
+        """
+        self._without_start += 1
+        others = able - {node} - self._left_out.keys()
+        if not others or (not self._sound and self._without_start >= MOST_ERRORS):
             return False
         self._left_out[node] = None
         return True
