@@ -18,7 +18,6 @@ from .extractor import Extractor as Extractor
 from .extractor import numerics as numerics
 from .extractor import require_backend as require_backend
 from .faults import DEVICE_FAULTS as DEVICE_FAULTS
-from .faults import Fault as Fault
 from .feed import Prepared as Prepared
 from .fold_counts import FoldCounts as FoldCounts
 from .fold_counts import exact_switches as exact_switches

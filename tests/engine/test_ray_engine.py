@@ -27,9 +27,9 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.counting import Fault, Recipe, ShardReceipt, Worker
+from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.counting.allocator import NEW_OBJECTS
-from pipeline.counting.faults import NO_GPU
+from pipeline.counting.faults import NO_GPU, Fault
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.dna import DNA, Partial
 from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch
