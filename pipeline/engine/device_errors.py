@@ -26,7 +26,6 @@ class DeviceErrors:
         self._in_a_row: Counter[str] = Counter()
         self._sound: set[str] = set()
         self._left_out: dict[str, None] = {}
-        self._without_start = 0
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -51,25 +50,6 @@ class DeviceErrors:
         self._in_a_row[node] += 1
         others = (self._sound & alive) - {node} - self._left_out.keys()
         if node in self._left_out or self._in_a_row[node] < MOST_ERRORS or not others:
-            return False
-        self._left_out[node] = None
-        return True
-
-    def could_not_start(self, node: str, able: Set[str]) -> bool:
-        """Takes note that no worker could start on a node.
-
-        Args:
-            node: The node.
-            able: All nodes that live now and have room for a worker.
-
-        Returns:
-            Whether the node is left out from now on. It is not if there is no other, or if no node
-            has counted a shard and this many could not start one: then the fault is hardly that of
-            a node, and a cluster that grows would start one node after the other.
-        """
-        self._without_start += 1
-        others = able - {node} - self._left_out.keys()
-        if not others or (not self._sound and self._without_start >= MOST_ERRORS):
             return False
         self._left_out[node] = None
         return True

@@ -160,13 +160,6 @@ def cannot_start(error: RayError) -> bool:
     return isinstance(error, RayActorError) and error.actor_init_failed
 
 
-def unstarted_actor(error: BaseException | None) -> str | None:
-    """Returns the id of the actor that could not start; None if the error is another."""
-    if isinstance(error, RayActorError) and error.actor_init_failed and error.actor_id:
-        return str(error.actor_id)
-    return None
-
-
 def loss_words(error: RayError) -> str:
     """Says that Ray lost its workers, or could not start one, and names the reason.
 

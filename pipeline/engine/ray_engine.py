@@ -44,20 +44,16 @@ from pipeline.engine.ray_decoding import (
     loss_words,
     may_decode_ahead,
     room_ahead,
-    unstarted_actor,
 )
 from pipeline.engine.ray_nodes import (
     TASK_CPUS,
     Room,
     TaskMemory,
-    able_nodes,
-    address_of,
     alive_nodes,
     head_address,
     head_answers,
     left_out_words,
     list_nodes,
-    node_of_actor,
     room_of,
     wants,
     without,
@@ -209,16 +205,13 @@ class RayEngine:
 
         Raises:
             TransientError: If workers ran for `stall_seconds` and no shard ended, and none got on,
-                or none ran for `capacity_seconds`, or none could start.
+                or none ran for `capacity_seconds`, or one could not start.
             UsageError: If this machine lacks the CPUs or GPUs that a worker takes, or Ray's object
                 store has no room for the images that are to be decoded ahead.
         """
         left = {(job.manifest_uri, index): (job, index) for job, index in work}
         while left:
-            with (
-                self._without_nodes_that_start_none(),
-                closing(self._pool(list(left.values()))) as rows,
-            ):
+            with closing(self._pool(list(left.values()))) as rows:
                 for row in rows:
                     receipt = receipt_of(row)
                     count_requests(row["requests"])
@@ -232,29 +225,6 @@ class RayEngine:
                     elif row["device_failed"] and self._devices.failed(row["node"], alive_nodes()):
                         self._progress(Warned(left_out_words(row["node"], receipt.error)))
                         break  # a pool has its nodes for good
-
-    @contextmanager
-    def _without_nodes_that_start_none(self) -> Iterator[None]:
-        """Leaves out the node on which a worker of the block could not start, if there is another.
-
-        Yields:
-            Nothing. The block then ends without an error.
-
-        Raises:
-            TransientError: If the block raised it for another reason, or no other node may do
-                better.
-        """
-        try:
-            yield
-        except TransientError as error:
-            actor = unstarted_actor(error.__cause__)
-            node = None if actor is None else node_of_actor(actor)
-            able = able_nodes(self._room().threads, self.resources.gpus_per_worker)
-            if node is None or not self._devices.could_not_start(node, able):
-                raise
-            self._progress(
-                Warned(f"the node {address_of(node)} gets no shards, and others go on: {error}")
-            )
 
     def _pool(self, work: Sequence[tuple[ShardJob, int]]) -> Generator[dict[str, Any], None, None]:
         """Runs shards on a new pool of actors, on all nodes but those that are left out.

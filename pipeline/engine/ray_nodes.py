@@ -229,32 +229,9 @@ def without(nodes: Sequence[str]) -> dict[str, str] | None:
     return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else None
 
 
-def address_of(node: str) -> str:
-    """Returns the address of a node, or its id if it is gone."""
-    return next((n["NodeManagerAddress"] for n in list_nodes() if n["NodeID"] == node), node)
-
-
-def able_nodes(threads: int, gpus: float) -> set[str]:
-    """Returns the ids of the nodes that live and are large enough for a worker."""
-    return {
-        str(node["NodeID"])
-        for node in list_nodes()
-        if node["Alive"]
-        and node["Resources"].get("CPU", 0) >= threads
-        and node["Resources"].get("GPU", 0) >= gpus
-    }
-
-
-def node_of_actor(actor: str) -> str | None:
-    """Returns the id of the node that an actor ran on last; None if Ray does not tell."""
-    if client.ray.is_connected():  # type: ignore[no-untyped-call]  # Ray's; it cannot ask
-        return None
-    return state.actor_table(actor).get("Address", {}).get("NodeID") or None
-
-
 def left_out_words(node: str, error: str) -> str:
     """Says that a node gets no more shards, and with which error of its device."""
-    where = address_of(node)
+    where = next((n["NodeManagerAddress"] for n in list_nodes() if n["NodeID"] == node), node)
     return (
         f"the device of node {where} has failed {MOST_ERRORS} times in a row, and another node "
         f"has counted shards. The failing node gets no more. The last error: {error}"

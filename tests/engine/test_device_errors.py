@@ -43,25 +43,6 @@ def test_an_error_that_every_node_meets_leaves_out_none() -> None:
     assert errors.left_out == ()
 
 
-def test_a_node_that_starts_no_worker_is_left_out_if_another_may() -> None:
-    errors = DeviceErrors()
-    assert not errors.could_not_start("a", {"a"})
-    errors = DeviceErrors()
-    assert errors.could_not_start("a", {"a", "b"})
-    assert errors.left_out == ("a",)
-    assert not errors.could_not_start("b", {"a", "b"})
-
-
-def test_where_one_node_after_the_other_starts_no_worker_the_fault_is_none_of_theirs() -> None:
-    nodes = set("abcdefgh")
-    errors = DeviceErrors()
-    left_out = [errors.could_not_start(node, nodes) for node in "abc"]
-    assert left_out == [True] * (MOST_ERRORS - 1) + [False]
-    errors = DeviceErrors()
-    errors.counted("h")
-    assert all(errors.could_not_start(node, nodes) for node in "abcdefg")
-
-
 @pytest.mark.parametrize(
     "text",
     [

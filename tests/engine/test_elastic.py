@@ -22,9 +22,8 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Extractor, worker
 from pipeline.dna import DNA
-from pipeline.engine import InProcess, RayEngine, ray_engine
+from pipeline.engine import InProcess, RayEngine
 from pipeline.engine.ray_start import start_with_retries
-from pipeline.engine.shard_actor import ShardActor
 from pipeline.events import Event, StepFailed, Warned
 from pipeline.spec import Resources
 from tests.engine.test_ray_engine import clean, same_bits
@@ -150,39 +149,24 @@ def until(process: subprocess.Popen[str], true: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-class StartsElsewhere(ShardActor):
-    """An actor that cannot start on a node whose environment says so."""
-
-    def __init__(self, *given: Any, **how: Any) -> None:
-        if os.environ.get("NO_START"):
-            raise ModuleNotFoundError("No module named 'fisheye'")
-        super().__init__(*given, **how)
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("fault", "told", "tries"),
+    ("fault", "told"),
     [
-        ("BROKEN_GPU", "CUDA error: an illegal memory access", range(3, 6)),
-        ("NO_GPU", "torch finds no GPU on this machine", range(3, 6)),
-        ("NO_START", "a worker could not start: ModuleNotFoundError: No module named", range(1)),
+        ("BROKEN_GPU", "CUDA error: an illegal memory access"),
+        ("NO_GPU", "torch finds no GPU on this machine"),
     ],
 )
 def test_a_node_whose_device_fails_is_left_out_and_the_others_count_all(
     fault: str,
     told: str,
-    tries: range,
     small: Small,
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """GPUs are only declared. One fails at each micro-batch, or as the network is loaded.
-
-    Or no worker can start there.
-    """
+    """GPUs are only declared. One fails at each micro-batch, or as the network is loaded."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.setattr(ray_engine, "ShardActor", StartsElsewhere)
     cluster = Cluster()
     events: list[Event] = []
     try:
@@ -208,11 +192,12 @@ def test_a_node_whose_device_fails_is_left_out_and_the_others_count_all(
         cluster.shutdown()
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert len(warned) == 1
-    assert ("has failed 3 times in a row" in warned[0]) == (3 in tries)
+    assert "has failed 3 times in a row" in warned[0]
     assert told in warned[0]
     failed = [event for event in events if isinstance(event, StepFailed)]
-    assert len(failed) in tries, "a node that is left out has had shards under way"
-    assert {event.fault for event in failed} <= {"device"}
+    assert len(failed) >= 3
+    assert len(failed) <= 5, "a node that is left out has had shards under way"
+    assert {event.fault for event in failed} == {"device"}
     alone = Catalogue(str(tmp_path / "alone"))
     with InProcess() as engine:
         monkeypatch.setattr(
