@@ -72,8 +72,7 @@ def require_counted(
             f". All that were tried failed with the same error, so the other {untried:,} were not "
             "tried"
         )
-        rerun = f"mend what the error names, and {rerun}"
-        mend = f": {rerun}"
+        rerun, mend = f"mend what the error names, and {rerun}", "; mend what the error names"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
         first = next((receipt for receipt in lasting if receipt.unsound), lasting[0])
