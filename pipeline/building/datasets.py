@@ -200,7 +200,8 @@ def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result
     if plan.up_to_date:
         found = unchanged_result(catalogue, plan)
     else:
-        require_counted(plan.request.name, len(plan.manifest.heads), counted.ran.errors)
+        shards, ran = len(plan.manifest.heads), counted.ran
+        require_counted(plan.request.name, shards, ran.errors, ran.untried)
         found = finish_dataset(catalogue, plan, counted.ran.shards, mapper, planner.progress)
         found = replace(found, image_changes=_image_changes(catalogue, plan, planner.progress))
     reused = max(0, plan.manifest.candidates - counted.ran.read)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, sleep
 
 from pipeline import storage
+from pipeline.building.common_error import CommonError
 from pipeline.building.waiting import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR, SharedShards
 from pipeline.counting import ShardJob, ShardReceipt, order_of_claims, spent_together
 from pipeline.engine import Engine
@@ -39,13 +40,16 @@ TRIES = 3
 """How many times a shard is tried in one build. Each time it may come to another worker."""
 
 
-def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> None:
+def require_counted(
+    name: str, shards: int, failed: Sequence[ShardReceipt], untried: int = 0
+) -> None:
     """Refuses to go on if some shards could not be counted.
 
     Args:
         name: The dataset or source that the message names.
         shards: How many shards there are.
         failed: The receipts of those that could not be counted.
+        untried: How many were not tried, as those that were have all failed alike.
 
     Raises:
         ConservationError: The counts of one do not add up.
@@ -53,16 +57,28 @@ def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> N
         UnexpectedError: The same, and the reason was not foreseen.
         VdnaError: Some could not be counted, and a rerun would not help.
     """
+    if not failed and untried:  # the plan has changed since
+        raise TransientError(
+            f"{name}: {count_of(untried, 'shard')} of {shards:,} were not tried, as all that were "
+            "tried before failed with the same error; rerun the same command to go on"
+        )
     if not failed:
         return
     which = some_of([str(receipt.index) for receipt in failed])
     some = f"{name}: {len(failed)} of {count_of(shards, 'shard')} could not be counted ({which})"
+    rerun, mend = "rerun the same command to go on", ""
+    if untried:
+        some += (
+            f". All that were tried failed with the same error, so the other {untried:,} were not "
+            "tried"
+        )
+        rerun, mend = f"mend what the error names, and {rerun}", "; mend what the error names"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
         first = next((receipt for receipt in lasting if receipt.unsound), lasting[0])
         kind = ConservationError if first.unsound else VdnaError
-        raise kind(f"{some}; nothing was committed. {_last_error(first)}")
-    again = f"{some}; nothing was skipped: rerun the same command to go on. "
+        raise kind(f"{some}; nothing was committed{mend}. {_last_error(first)}")
+    again = f"{some}; nothing was skipped: {rerun}. "
     for receipt in failed:
         if receipt.unexpected:
             raise UnexpectedError(again + _last_error(receipt), receipt.details)
@@ -70,7 +86,8 @@ def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> N
 
 
 def _last_error(receipt: ShardReceipt) -> str:
-    return f"The last error of shard {receipt.index}: {receipt.error}"
+    fault = f" ({receipt.fault})" if receipt.fault else ""
+    return f"The last error of shard {receipt.index}{fault}: {receipt.error}"
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,7 @@ class Ran:
         read: How many images were read now, those that failed among them.
         read_bytes: Bytes of these images, where the source states their sizes.
         worker_seconds: How long workers had any of its shards, those that failed among them.
+        untried: How many shards were not tried, as the first ones have all failed alike.
     """
 
     shards: int = 0
@@ -116,9 +134,13 @@ class Ran:
     worker_seconds: float = 0.0
     image_bytes: int = 0
     spent: Mapping[str, float] = field(default_factory=dict)
+    untried: int = 0
 
     def with_more(self, later: Ran) -> Ran:
-        """Returns this and what a later run has counted; the errors are those of the later run."""
+        """Returns this and what a later run has counted.
+
+        The errors are those of the later run, and so are the shards that were not tried.
+        """
         return Ran(
             self.shards + later.shards,
             later.errors,
@@ -129,6 +151,7 @@ class Ran:
             self.worker_seconds + later.worker_seconds,
             self.image_bytes + later.image_bytes,
             spent_together(self.spent, later.spent),
+            later.untried,
         )
 
 
@@ -147,6 +170,10 @@ def run_missing(
     A shard is tried `TRIES` times, those of earlier runs of the build among them. A shard whose
     counts do not add up is not tried again in the same build, so that nobody overlooks what may be
     a broken machine. Shards that another process counts are waited for.
+
+    Where no shard of a job is stored and the first ones fail alike, these are tried again before
+    the others. If all of them fail for good, the others are not tried (see `common_error.py`). The
+    other jobs go on.
 
     Args:
         work: The jobs, each with its manifest.
@@ -199,7 +226,7 @@ class _ShardRun:
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
         if len(self._numbers) < len(work):  # a receipt states its job by that alone
             raise ValueError("two jobs have the same manifest, so that their shards are mixed up")
-        self._left, self._unlisted = _all_missing(work, unlisted)
+        self._left, self._unlisted, begun = _all_missing(work, unlisted)
         self._counted: Counter[int] = Counter()
         self._images: Counter[int] = Counter()
         self._read: Counter[int] = Counter()
@@ -216,6 +243,15 @@ class _ShardRun:
             if (known := failed[at].get(head.content)) is not None
             and (known.receipt.unsound or head.index in self._left[at])
         }
+        self._common = [
+            CommonError(has_landed=at in begun, workers=lambda: engine.shard_workers)
+            for at in range(len(work))
+        ]
+        for common, its in zip(self._common, failed, strict=True):
+            for content, shard in its.items():
+                common.is_suspected_after(content, shard.receipt, given_up=shard.is_given_up)
+        self._ended = {at for at, common in enumerate(self._common) if common.is_certain}
+        self._kept_back: dict[int, list[tuple[ShardJob, int]]] = {}
         self._others = SharedShards(claimant)
         self._by_others = self._ahead = self._reused = 0
         self._told = False
@@ -227,7 +263,7 @@ class _ShardRun:
             (self._jobs[at], index)
             for at, left in enumerate(self._left)
             for index in order_of_claims(claimant, sorted(left))
-            if not self._is_given_up(at, index)
+            if at not in self._ended and not self._is_given_up(at, index)
         ]
         with_shards = [at for at, left in enumerate(self._left) if left]
         for _ in map_in_order(lambda at: self._begins(at, sorted(self._left[at])), with_shards):
@@ -253,9 +289,10 @@ class _ShardRun:
 
     def _ran(self, at: int) -> Ran:
         """Returns what has become of a job's shards so far."""
+        errors = {index: receipt for (of, index), receipt in self._errors.items() if of == at}
         return Ran(
             self._counted[at],
-            tuple(receipt for (of, _), receipt in self._errors.items() if of == at),
+            tuple(errors.values()),
             self._images[at],
             self._seconds[at],
             self._read[at],
@@ -263,13 +300,25 @@ class _ShardRun:
             self._worker_seconds[at],
             self._image_bytes[at],
             self._spent[at],
+            len(self._left[at] - errors.keys()) if at in self._ended else 0,
         )
 
     def _once(self, todo: Sequence[tuple[ShardJob, int]]) -> list[tuple[ShardJob, int]]:
-        """Runs shards; returns those that failed and are to be tried again."""
-        again = []
-        for receipt in self._engine.run_shards(todo):
+        """Runs shards, until one job's have failed alike and its others are to be kept back.
+
+        Args:
+            todo: The shards.
+
+        Returns:
+            Those that are to be run next: those that failed and are tried again, and those that
+            were not begun.
+        """
+        again: list[tuple[int, int]] = []
+        rest = {(self._numbers[job.manifest_uri], index): (job, index) for job, index in todo}
+        receipts = self._engine.run_shards(todo)
+        for receipt in receipts:
             at, index = self._numbers[receipt.manifest_uri], receipt.index
+            rest.pop((at, index), None)
             self._worker_seconds[at] += receipt.seconds
             if receipt.held_by:
                 job, recipe = self._jobs[at], self._jobs[at].recipe
@@ -288,16 +337,70 @@ class _ShardRun:
                     self._jobs[at].dataset,
                     index,
                     receipt.seconds,
+                    receipt.fault,
                 )
                 self._progress(failed)
-                if not self._is_given_up(at, index):
+                given_up = self._is_given_up(at, index)
+                if not given_up:
                     again.append((at, index))
+                if not why and self._is_suspected_after(at, receipt, given_up):
+                    kept_back = [of for of in rest if of[0] == at and not self._times(*of)]
+                    if kept_back:
+                        self._keep_back(at, [rest.pop(each) for each in kept_back])
+                        break
             else:
                 self._is_stored(at, index, receipt)
+        if isinstance(receipts, Generator):
+            receipts.close()  # at once, as an engine has one run at a time
         if again:
             attempt = 1 + max(self._times(*each) for each in again)
             self._progress(Retried(len(again), attempt))
-        return [(self._jobs[at], index) for at, index in again]
+        following = [*((self._jobs[at], index) for at, index in again), *rest.values()]
+        return following + self._released({at for at, _ in (*again, *rest)})
+
+    def _is_suspected_after(self, at: int, receipt: ShardReceipt, given_up: bool) -> bool:
+        content = self._content(at, receipt.index)
+        return self._common[at].is_suspected_after(content, receipt, given_up=given_up)
+
+    def _keep_back(self, at: int, shards: list[tuple[ShardJob, int]]) -> None:
+        """Keeps back a job's shards until those that failed alike are tried again."""
+        if not self._common[at].is_certain:
+            name = self._jobs[at].dataset or "one job"
+            self._progress(
+                Said(
+                    f"{name}: no shard is counted, and the first ones failed with the same error; "
+                    f"they are tried again before the other {count_of(len(shards), 'shard')}"
+                )
+            )
+        self._kept_back[at] = self._kept_back.get(at, []) + shards
+
+    def _released(self, following: set[int]) -> list[tuple[ShardJob, int]]:
+        """Decides about the shards that are kept back.
+
+        Args:
+            following: The jobs of which other shards are run next.
+
+        Returns:
+            Those of jobs whose shards do not all fail alike.
+        """
+        released = []
+        for at in [*self._kept_back]:
+            if self._common[at].is_certain and not self._has_stored(at):
+                self._ended.add(at)
+                del self._kept_back[at]
+            elif self._common[at].has_landed or at not in following:
+                released += self._kept_back.pop(at)
+        return released
+
+    def _has_stored(self, at: int) -> bool:
+        """Looks whether a shard was stored of which no receipt has told, by whomever."""
+        try:
+            found = bool(_stored_keys(self._jobs[at].work_uri))
+        except VdnaError:  # the store may be what fails
+            found = False
+        if found:
+            self._common[at].landed()
+        return found
 
     def _content(self, at: int, index: int) -> str:
         return self._plans[at].heads[index].content
@@ -338,6 +441,7 @@ class _ShardRun:
     def _is_stored(self, at: int, index: int, receipt: ShardReceipt) -> None:
         """Takes note of a shard that is stored, and tells of it."""
         self._left[at].discard(index)
+        self._common[at].landed()
         self._errors.pop((at, index), None)
         self._counted[at] += receipt.counted
         self._read[at] += receipt.images + receipt.failures
@@ -371,34 +475,43 @@ class _ShardRun:
 
 def _all_missing(
     work: Sequence[tuple[ShardJob, Manifest]], told: Callable[[int, Exception], None] | None
-) -> tuple[list[set[int]], set[int]]:
-    """Returns the indices of each job's shards to run, and the jobs of which they are not known."""
+) -> tuple[list[set[int]], set[int], set[int]]:
+    """Looks at what is stored.
 
-    def look(one: tuple[ShardJob, Manifest]) -> set[int] | Exception:
+    Returns:
+        The indices of each job's shards to run, the jobs of which they are not known, and those in
+        whose folders a shard is stored, be it of an earlier plan.
+    """
+
+    def look(one: tuple[ShardJob, Manifest]) -> tuple[set[int], bool] | Exception:
         try:
-            return set(_missing(one))
+            return _missing(one)
         except Exception as error:
             if told is None:
                 raise
             return error
 
     left: list[set[int]] = []
-    unlisted = set()
+    unlisted, begun = set(), set()
     for at, found in enumerate(map_in_order(look, work)):
         if isinstance(found, Exception):
             unlisted.add(at)
             if told is not None:
                 told(at, found)
-        left.append(set() if isinstance(found, Exception) else found)
-    return left, unlisted
+            left.append(set())
+            continue
+        left.append(found[0])
+        if found[1]:
+            begun.add(at)
+    return left, unlisted, begun
 
 
-def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:
-    """Returns the indices of the shards that are not stored yet."""
+def _missing(one: tuple[ShardJob, Manifest]) -> tuple[set[int], bool]:
+    """Returns the indices of the shards that are not stored yet, and whether any shard is."""
     job, manifest = one
     stored = _stored_keys(job.work_uri)
     keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
-    return [index for index, key in enumerate(keys) if key not in stored]
+    return {index for index, key in enumerate(keys) if key not in stored}, bool(stored)
 
 
 def _stored_keys(work_uri: str) -> set[str]:

@@ -17,6 +17,7 @@ from .device_counts import tables_of_images as tables_of_images
 from .extractor import Extractor as Extractor
 from .extractor import numerics as numerics
 from .extractor import require_backend as require_backend
+from .faults import DEVICE_FAULTS as DEVICE_FAULTS
 from .feed import Prepared as Prepared
 from .fold_counts import FoldCounts as FoldCounts
 from .fold_counts import exact_switches as exact_switches

@@ -397,6 +397,11 @@ class RayEngine:
         return self if _free().get("CPU", 0) >= TASK_CPUS else _BetweenShards(self)
 
     @property
+    def shard_workers(self) -> int:
+        """How many workers can have shards at a time, on the nodes that are there."""
+        return self._room().now
+
+    @property
     def workers(self) -> int:
         """How many tasks of one CPU can run at a time."""
         cpus = self._cpus()

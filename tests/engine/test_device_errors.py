@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.device_errors import MOST_ERRORS, DeviceErrors, is_of_device
+from pipeline.counting.faults import is_of_device
+from pipeline.engine.device_errors import MOST_ERRORS, DeviceErrors
 from pipeline.engine.ray_nodes import without
 from pipeline.errors import UnexpectedError, known_error
 

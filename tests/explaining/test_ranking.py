@@ -283,6 +283,8 @@ def test_members_of_archives_are_ranked_as_files_are(
 class OtherOrder(SerialMapper):
     """An engine that takes shards in another order, some twice, each with its own worker."""
 
+    shard_workers = 1
+
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 

@@ -22,7 +22,9 @@ def install() -> None:
     """Replaces the GPU, and has a worker look after each micro-batch, always hungry."""
     from pipeline.counting import decode_ahead, decode_choice, worker
     from pipeline.counting.extractor import Extractor
+    from pipeline.counting.faults import NO_GPU
     from pipeline.counting.shard import Counter
+    from pipeline.errors import UsageError
     from tests.support import tiny_network
 
     def broken(*_: Any) -> None:
@@ -53,6 +55,8 @@ def install() -> None:
 
     def on_the_cpu(network: Any, precision: Any, device: str, *rest: Any, **how: Any) -> Extractor:
         assert device == "cuda"
+        if os.environ.get("NO_GPU"):  # the driver of this node is broken
+            raise UsageError(NO_GPU)
         return Extractor(network, precision, "cpu", *rest, on_device=True, **how)
 
     worker.Extractor = on_the_cpu  # type: ignore[assignment,misc]  # a function in its place
