@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pipeline.counting import ShardReceipt
+from pipeline.errors import TransientError
 
 FIRST_SHARDS = 8
 """How many shards must fail alike, at least, until the rest is not tried."""
@@ -43,7 +44,6 @@ class CommonError:
     def __init__(self, *, has_landed: bool, workers: Callable[[], int]) -> None:
         self.has_landed = has_landed
         self._workers = workers
-        self._enough = 0
         self._alike: defaultdict[str, dict[str, bool]] = defaultdict(dict)
         self._words_of: dict[str, str] = {}
 
@@ -56,7 +56,8 @@ class CommonError:
     def is_suspected_after(self, shard: str, receipt: ShardReceipt, *, given_up: bool) -> bool:
         """Takes note of an error, and tells whether many shards have failed with it.
 
-        A source that has changed is no such error: it is listed again, or its images are told.
+        A source that has changed is no such error: it is listed again, or its images are told. Nor
+        is a store that does not answer for a while.
 
         Args:
             shard: What tells the shard from others.
@@ -69,9 +70,9 @@ class CommonError:
         if self.has_landed:
             return False
         self._alike[self._words_of.pop(shard, "")].pop(shard, None)
-        if receipt.changed:
+        if receipt.changed or receipt.kind == TransientError.__name__:
             return False
-        words = self._words_of[shard] = _NUMBERS.sub("0", receipt.error)
+        words = self._words_of[shard] = _words_of(receipt)
         self._alike[words][shard] = given_up
         return self._are_enough(len(self._alike[words]))
 
@@ -81,7 +82,24 @@ class CommonError:
         return any(self._are_enough(sum(shards.values())) for shards in self._alike.values())
 
     def _are_enough(self, shards: int) -> bool:
-        if shards < FIRST_SHARDS:
-            return False
-        self._enough = self._enough or max(FIRST_SHARDS, SHARDS_OF_WORKER * self._workers())
-        return shards >= self._enough
+        # Nodes may have come since the last look, and their workers are to get a shard, too.
+        return shards >= FIRST_SHARDS and shards >= SHARDS_OF_WORKER * self._workers()
+
+
+def alike(receipts: Sequence[ShardReceipt]) -> list[ShardReceipt]:
+    """Returns those receipts that have the same error as most.
+
+    Args:
+        receipts: Receipts of shards that failed, at least one.
+
+    Returns:
+        The receipts of the error that most of them have, in their order.
+    """
+    of_words = defaultdict(list)
+    for receipt in receipts:
+        of_words[_words_of(receipt)].append(receipt)
+    return max(of_words.values(), key=len)
+
+
+def _words_of(receipt: ShardReceipt) -> str:
+    return _NUMBERS.sub("0", receipt.error)

@@ -10,9 +10,9 @@ from functools import partial
 from time import monotonic, sleep
 
 from pipeline import storage
-from pipeline.building.common_error import CommonError
+from pipeline.building.common_error import CommonError, alike
 from pipeline.building.waiting import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR, SharedShards
-from pipeline.counting import ShardJob, ShardReceipt, order_of_claims, spent_together
+from pipeline.counting import OVERLAP, ShardJob, ShardReceipt, order_of_claims, spent_together
 from pipeline.engine import Engine
 from pipeline.errors import (
     ConservationError,
@@ -57,32 +57,26 @@ def require_counted(
         UnexpectedError: The same, and the reason was not foreseen.
         VdnaError: Some could not be counted, and a rerun would not help.
     """
-    if not failed and untried:  # the plan has changed since
-        raise TransientError(
-            f"{name}: {count_of(untried, 'shard')} of {shards:,} were not tried, as all that were "
-            "tried before failed with the same error; rerun the same command to go on"
-        )
-    if not failed:
+    if not failed and not untried:
         return
     which = some_of([str(receipt.index) for receipt in failed])
     some = f"{name}: {len(failed)} of {count_of(shards, 'shard')} could not be counted ({which})"
-    rerun, mend = "rerun the same command to go on", ""
     if untried:
+        failed = alike(failed)
         some += (
-            f". All that were tried failed with the same error, so the other {untried:,} were not "
-            "tried"
+            f". {len(failed)} failed with the same error, so the other {untried:,} were not tried; "
+            "nothing was committed. Mend what the error names, and rerun the same command to go on"
         )
-        rerun, mend = f"mend what the error names, and {rerun}", "; mend what the error names"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
         first = next((receipt for receipt in lasting if receipt.unsound), lasting[0])
         kind = ConservationError if first.unsound else VdnaError
-        raise kind(f"{some}; nothing was committed{mend}. {_last_error(first)}")
-    again = f"{some}; nothing was skipped: {rerun}. "
+        raise kind(f"{some if untried else f'{some}; nothing was committed'}. {_last_error(first)}")
+    again = some if untried else f"{some}; nothing was skipped: rerun the same command to go on"
     for receipt in failed:
         if receipt.unexpected:
-            raise UnexpectedError(again + _last_error(receipt), receipt.details)
-    raise TransientError(again + _last_error(failed[0]))
+            raise UnexpectedError(f"{again}. {_last_error(receipt)}", receipt.details)
+    raise TransientError(f"{again}. {_last_error(failed[0])}")
 
 
 def _last_error(receipt: ShardReceipt) -> str:
@@ -247,9 +241,8 @@ class _ShardRun:
             CommonError(has_landed=at in begun, workers=lambda: engine.shard_workers)
             for at in range(len(work))
         ]
-        for common, its in zip(self._common, failed, strict=True):
-            for content, shard in its.items():
-                common.is_suspected_after(content, shard.receipt, given_up=shard.is_given_up)
+        for (at, index), receipt in self._errors.items():  # of an earlier run of this build
+            self._is_suspected_after(at, receipt, self._is_given_up(at, index))
         self._ended = {at for at, common in enumerate(self._common) if common.is_certain}
         self._kept_back: dict[int, list[tuple[ShardJob, int]]] = {}
         self._others = SharedShards(claimant)
@@ -265,7 +258,7 @@ class _ShardRun:
             for index in order_of_claims(claimant, sorted(left))
             if at not in self._ended and not self._is_given_up(at, index)
         ]
-        with_shards = [at for at, left in enumerate(self._left) if left]
+        with_shards = [at for at, left in enumerate(self._left) if left and at not in self._ended]
         for _ in map_in_order(lambda at: self._begins(at, sorted(self._left[at])), with_shards):
             pass
         total = sum(self._sizes[self._numbers[job.manifest_uri]][index] for job, index in todo)
@@ -312,6 +305,9 @@ class _ShardRun:
         Returns:
             Those that are to be run next: those that failed and are tried again, and those that
             were not begun.
+
+        Raises:
+            RuntimeError: The engine has ended without a receipt for each shard.
         """
         again: list[tuple[int, int]] = []
         rest = {(self._numbers[job.manifest_uri], index): (job, index) for job, index in todo}
@@ -350,12 +346,19 @@ class _ShardRun:
                         break
             else:
                 self._is_stored(at, index, receipt)
+        else:
+            if rest:
+                raise RuntimeError(f"the engine returned no receipt for {len(rest)} shards")
         if isinstance(receipts, Generator):
             receipts.close()  # at once, as an engine has one run at a time
         if again:
             attempt = 1 + max(self._times(*each) for each in again)
             self._progress(Retried(len(again), attempt))
-        following = [*((self._jobs[at], index) for at, index in again), *rest.values()]
+        # Workers may end the shards that they had begun. So these come last, and are found stored.
+        waiting = [*rest.values()]
+        begun = (OVERLAP + 1) * self._engine.shard_workers if waiting else 0
+        failed_once = [(self._jobs[at], index) for at, index in again]
+        following = [*failed_once, *waiting[begun:], *waiting[:begun]]
         return following + self._released({at for at, _ in (*again, *rest)})
 
     def _is_suspected_after(self, at: int, receipt: ShardReceipt, given_up: bool) -> bool:
@@ -385,10 +388,11 @@ class _ShardRun:
         """
         released = []
         for at in [*self._kept_back]:
-            if self._common[at].is_certain and not self._has_stored(at):
+            common = self._common[at]
+            if at not in self._ended and common.is_certain and not self._has_stored(at):
                 self._ended.add(at)
-                del self._kept_back[at]
-            elif self._common[at].has_landed or at not in following:
+            if common.has_landed or (at not in following and at not in self._ended):
+                self._ended.discard(at)  # a shard was stored after all, by whomever
                 released += self._kept_back.pop(at)
         return released
 
@@ -436,7 +440,7 @@ class _ShardRun:
         if todo:
             self._progress(TakenOver(len(todo)))
         self._progress(Held(0))
-        return todo
+        return todo + self._released({self._numbers[job.manifest_uri] for job, _ in todo})
 
     def _is_stored(self, at: int, index: int, receipt: ShardReceipt) -> None:
         """Takes note of a shard that is stored, and tells of it."""

@@ -46,6 +46,9 @@ _OF_MEMORY = re.compile(
 )
 
 
+_OF_IMPORT = re.compile(r"unexpected (?:ModuleNotFound|Import)Error\b")
+
+
 def is_of_device(text: str) -> bool:
     """Tells from the text and the traceback of an error whether it is a device's own."""
     return _OF_DEVICE.search(text) is not None
@@ -68,6 +71,8 @@ def fault_of(error: VdnaError) -> Fault:
         return "counts"
     if not isinstance(error, UnexpectedError):
         return "device" if str(error).startswith(NO_GPU) else "setup"
+    if _OF_IMPORT.match(str(error)):
+        return "setup"
     full = _OF_MEMORY.search(str(error)) is not None
     if is_of_device(f"{error}\n{error.details}"):
         return "device memory" if full else "device"
