@@ -21,14 +21,17 @@ from pipeline.counting import ShardReceipt
 from pipeline.errors import TransientError
 
 FIRST_SHARDS = 8
-"""How many shards must fail alike, at least, until the rest is not tried."""
+"""How many shards must fail alike, at least, before the rest are left untried."""
 
 SHARDS_OF_WORKER = 3
-"""How many of them each worker has on average. So a sound worker gets one, too, even if another
-fails so fast that it takes most shards."""
+"""At least so many shards for each worker must fail alike. So a sound worker has had some, even if
+a broken one fails fast and takes most."""
 
-_NUMBERS = re.compile(r"\b[0-9a-f]{8,}\b|\d+")
-"""What may differ between errors that are alike: numbers, and the keys of shards."""
+_NUMBERS = re.compile(
+    r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b|\d+",
+    re.IGNORECASE,
+)
+"""What may differ between errors that are alike: numbers, addresses, ids and the keys of shards."""
 
 
 class CommonError:
@@ -56,11 +59,11 @@ class CommonError:
     def is_suspected_after(self, shard: str, receipt: ShardReceipt, *, given_up: bool) -> bool:
         """Takes note of an error, and tells whether many shards have failed with it.
 
-        A source that has changed is no such error: it is listed again, or its images are told. Nor
-        is a store that does not answer for a while.
+        A source that has changed is no such error: it is listed again, or the error names its
+        images. Nor is a store that does not answer for a while.
 
         Args:
-            shard: What tells the shard from others.
+            shard: An id of the shard.
             receipt: What its last try returned.
             given_up: Whether it is not tried again.
 
@@ -70,7 +73,7 @@ class CommonError:
         if self.has_landed:
             return False
         self._alike[self._words_of.pop(shard, "")].pop(shard, None)
-        if receipt.changed or receipt.kind == TransientError.__name__:
+        if not _may_be_common(receipt):
             return False
         words = self._words_of[shard] = _words_of(receipt)
         self._alike[words][shard] = given_up
@@ -87,18 +90,22 @@ class CommonError:
 
 
 def alike(receipts: Sequence[ShardReceipt]) -> list[ShardReceipt]:
-    """Returns those receipts that have the same error as most.
+    """Returns those receipts that have the error which most shards met.
 
     Args:
-        receipts: Receipts of shards that failed, at least one.
+        receipts: Receipts of shards that failed. Some have an error that may be common to all.
 
     Returns:
-        The receipts of the error that most of them have, in their order.
+        The receipts of the error that most of these have, in their order.
     """
     of_words = defaultdict(list)
-    for receipt in receipts:
+    for receipt in filter(_may_be_common, receipts):
         of_words[_words_of(receipt)].append(receipt)
     return max(of_words.values(), key=len)
+
+
+def _may_be_common(receipt: ShardReceipt) -> bool:
+    return not receipt.changed and receipt.kind != TransientError.__name__
 
 
 def _words_of(receipt: ShardReceipt) -> str:

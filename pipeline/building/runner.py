@@ -61,22 +61,25 @@ def require_counted(
         return
     which = some_of([str(receipt.index) for receipt in failed])
     some = f"{name}: {len(failed)} of {count_of(shards, 'shard')} could not be counted ({which})"
+    left = f"the other {untried:,} were not tried; " if untried else ""
+    left += "nothing was committed"
+    for receipt in failed:
+        if receipt.unsound:
+            raise ConservationError(f"{some}; {left}. {_last_error(receipt)}")
+    end, again = f"; {left}", "; nothing was skipped: rerun the same command to go on"
     if untried:
         failed = alike(failed)
-        some += (
-            f". {len(failed)} failed with the same error, so the other {untried:,} were not tried; "
-            "nothing was committed. Mend what the error names, and rerun the same command to go on"
+        end = again = (
+            f". {len(failed)} failed with the same error, so {left}. Mend what the error names, "
+            "and rerun the same command to go on"
         )
-    lasting = [receipt for receipt in failed if not receipt.transient]
-    if lasting:
-        first = next((receipt for receipt in lasting if receipt.unsound), lasting[0])
-        kind = ConservationError if first.unsound else VdnaError
-        raise kind(f"{some if untried else f'{some}; nothing was committed'}. {_last_error(first)}")
-    again = some if untried else f"{some}; nothing was skipped: rerun the same command to go on"
+    for receipt in failed:
+        if not receipt.transient:
+            raise VdnaError(f"{some}{end}. {_last_error(receipt)}")
     for receipt in failed:
         if receipt.unexpected:
-            raise UnexpectedError(f"{again}. {_last_error(receipt)}", receipt.details)
-    raise TransientError(f"{again}. {_last_error(failed[0])}")
+            raise UnexpectedError(f"{some}{again}. {_last_error(receipt)}", receipt.details)
+    raise TransientError(f"{some}{again}. {_last_error(failed[0])}")
 
 
 def _last_error(receipt: ShardReceipt) -> str:
@@ -245,6 +248,8 @@ class _ShardRun:
             self._is_suspected_after(at, receipt, self._is_given_up(at, index))
         self._ended = {at for at, common in enumerate(self._common) if common.is_certain}
         self._kept_back: dict[int, list[tuple[ShardJob, int]]] = {}
+        self._empty: list[set[str]] = [set() for _ in work]
+        self._cut_off: set[tuple[int, int]] = set()
         self._others = SharedShards(claimant)
         self._by_others = self._ahead = self._reused = 0
         self._told = False
@@ -317,9 +322,7 @@ class _ShardRun:
             rest.pop((at, index), None)
             self._worker_seconds[at] += receipt.seconds
             if receipt.held_by:
-                job, recipe = self._jobs[at], self._jobs[at].recipe
-                key = self._plans[at].heads[index].key(recipe.spec.digest, recipe.products)
-                self._others.hold(job.work_uri, key, index)
+                self._others.hold(self._jobs[at].work_uri, self._key(at, index), index)
             elif receipt.error:
                 self._errors[at, index] = receipt
                 why = self._final(receipt)
@@ -342,19 +345,21 @@ class _ShardRun:
                 if not why and self._is_suspected_after(at, receipt, given_up):
                     kept_back = [of for of in rest if of[0] == at and not self._times(*of)]
                     if kept_back:
+                        self._cut_off |= rest.keys()
                         self._keep_back(at, [rest.pop(each) for each in kept_back])
                         break
             else:
                 self._is_stored(at, index, receipt)
         else:
             if rest:
-                raise RuntimeError(f"the engine returned no receipt for {len(rest)} shards")
+                forgotten = count_of(len(rest), "shard")
+                raise RuntimeError(f"the engine returned no receipt for {forgotten}")
         if isinstance(receipts, Generator):
             receipts.close()  # at once, as an engine has one run at a time
         if again:
             attempt = 1 + max(self._times(*each) for each in again)
             self._progress(Retried(len(again), attempt))
-        # Workers may end the shards that they had begun. So these come last, and are found stored.
+        # Workers may still finish shards that they had begun. These go last, when most are stored.
         waiting = [*rest.values()]
         begun = (OVERLAP + 1) * self._engine.shard_workers if waiting else 0
         failed_once = [(self._jobs[at], index) for at, index in again]
@@ -397,9 +402,9 @@ class _ShardRun:
         return released
 
     def _has_stored(self, at: int) -> bool:
-        """Looks whether a shard was stored of which no receipt has told, by whomever."""
+        """Checks whether a shard is stored that no receipt reported, whoever stored it."""
         try:
-            found = bool(_stored_keys(self._jobs[at].work_uri))
+            found = bool(_stored_keys(self._jobs[at].work_uri) - self._empty[at])
         except VdnaError:  # the store may be what fails
             found = False
         if found:
@@ -408,6 +413,10 @@ class _ShardRun:
 
     def _content(self, at: int, index: int) -> str:
         return self._plans[at].heads[index].content
+
+    def _key(self, at: int, index: int) -> str:
+        recipe = self._jobs[at].recipe
+        return self._plans[at].heads[index].key(recipe.spec.digest, recipe.products)
 
     def _times(self, at: int, index: int) -> int:
         """Returns how many times a shard has failed in this build."""
@@ -445,7 +454,10 @@ class _ShardRun:
     def _is_stored(self, at: int, index: int, receipt: ShardReceipt) -> None:
         """Takes note of a shard that is stored, and tells of it."""
         self._left[at].discard(index)
-        self._common[at].landed()
+        if receipt.images or receipt.reused or not receipt.counted:
+            self._common[at].landed()
+        else:  # none of its images could be read, so that it met no network
+            self._empty[at].add(self._key(at, index))
         self._errors.pop((at, index), None)
         self._counted[at] += receipt.counted
         self._read[at] += receipt.images + receipt.failures
@@ -455,7 +467,10 @@ class _ShardRun:
             self._seconds[at] += receipt.seconds
             self._image_bytes[at] += receipt.read_bytes
             self._spent[at] = spent_together(self._spent[at], receipt.spent)
-        self._by_others += not receipt.counted
+        if (at, index) in self._cut_off and not receipt.counted:  # a worker had it at the cut
+            self._read[at] += self._sizes[at][index]
+        else:
+            self._by_others += not receipt.counted
         self._ahead += receipt.ahead
         self._reused += receipt.reused
         name, size = f"shard {index}", self._sizes[at][index]

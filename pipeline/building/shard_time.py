@@ -30,9 +30,9 @@ def in_parts(
     """Splits the time of a build into what goes by bytes and what goes by images.
 
     Threads work at the same time, so that the seconds of the stages do not add up to the time of
-    the shards. They give its shares: those who read and decode have one, the network the other.
-    If the threads were idle, as they waited for a GPU, that time goes by images: by bytes go no
-    more seconds than were spent so, in as many shards as a worker has at a time.
+    the shards. They give its shares: one share is reading and decoding, the other is the network.
+    While all threads waited for a GPU, that time goes by images. So at most the seconds that
+    threads spent reading and decoding go by bytes, times the shards that a worker has at a time.
 
     Args:
         images: How many images were counted.

@@ -1,4 +1,4 @@
-"""Tells of what kind an error of a shard is.
+"""Classifies the error of a shard: what has failed.
 
 >>> fault_of(UnexpectedError("unexpected RuntimeError: CUDA error: launch failure"))
 'device'

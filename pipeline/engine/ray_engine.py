@@ -219,12 +219,12 @@ class RayEngine:
                     self._warnings.died(receipt.died)
                     if row["notice"]:
                         self._warnings.tell(row["notice"])
-                    leaves_node = self._leaves_node(row, receipt)
+                    leaves_out = self._leaves_out(row, receipt)
                     yield receipt
-                    if leaves_node:
-                        break  # a pool has its nodes for good
+                    if leaves_out:
+                        break  # a running pool cannot give up a node
 
-    def _leaves_node(self, row: Mapping[str, Any], receipt: ShardReceipt) -> bool:
+    def _leaves_out(self, row: Mapping[str, Any], receipt: ShardReceipt) -> bool:
         """Takes note of what a node's device did; returns whether the node is now left out."""
         if receipt.images:
             self._devices.counted(row["node"])
@@ -407,7 +407,8 @@ class RayEngine:
     @property
     def shard_workers(self) -> int:
         """How many workers can have shards at a time, on the nodes that are there."""
-        return self._room().now
+        with self._known_errors():
+            return self._room().now
 
     @property
     def workers(self) -> int:

@@ -13,13 +13,13 @@ import pytest
 
 from pipeline import storage
 from pipeline.building import Request, build_datasets
-from pipeline.building.common_error import FIRST_SHARDS, SHARDS_OF_WORKER, CommonError
+from pipeline.building.common_error import FIRST_SHARDS, SHARDS_OF_WORKER, CommonError, alike
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.runner import TRIES, FailedShard, Ran, require_counted, run_missing
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Counter, ShardJob, ShardReceipt, partial_uri
 from pipeline.engine import InProcess
-from pipeline.errors import NotFound, UnexpectedError, VdnaError
+from pipeline.errors import ConservationError, NotFound, UnexpectedError, VdnaError
 from pipeline.events import Event, Held, Said, StepFailed
 from pipeline.mapper import SerialMapper
 from pipeline.sources import Entry, Manifest, Shard
@@ -31,8 +31,9 @@ MANY = 60
 
 BUG = "UnexpectedError: unexpected KeyError: {} (in decoder.py:7)"
 
-Fails = Callable[[str, int, int], str]
-"""Returns the error of a shard by its dataset, its number and the number of the try, or nothing."""
+Fails = Callable[[str, int, int], str | None]
+"""Returns the error of a shard by its dataset, its number and the number of the try, or nothing.
+None stands for a shard that is stored, and of which no image could be read."""
 
 
 class Scripted(SerialMapper):
@@ -50,11 +51,11 @@ class Scripted(SerialMapper):
         for job, index in work:
             self.tries[job.dataset, index] += 1
             error = self._fails(job.dataset, index, self.tries[job.dataset, index])
-            kind = error.partition(":")[0]
-            counted = 0 if error else 3
-            yield ShardReceipt(
-                job.manifest_uri, index, counted, error=error, kind=kind, transient=True
-            )
+            kind = (error or "").partition(":")[0]
+            images, failures = (0, 1) if error is None else (0 if error else 3, 0)
+            receipt = ShardReceipt(job.manifest_uri, index, images, failures, kind=kind)
+            fault = "bug" if error else ""
+            yield replace(receipt, error=error or "", transient=True, fault=fault)
 
     def beside_shards(self) -> SerialMapper:
         return self
@@ -100,6 +101,7 @@ def test_a_dataset_whose_first_shards_all_fail_alike_ends_and_the_others_go_on(
         "). 8 failed with the same error, so the other 52 were not tried; nothing was committed. "
         "Mend what the error names, and rerun the same command to go on. The last error of shard "
     ) in str(caught.value)
+    assert " (bug): UnexpectedError: unexpected KeyError" in str(caught.value)
     assert str(caught.value).endswith(" (in decoder.py:7)")
 
 
@@ -124,6 +126,22 @@ def test_one_shard_that_lands_has_all_others_tried(tmp_path: Path, lands: int) -
     (found,) = ran(tmp_path, engine, "poison")
     assert (found.shards, len(found.errors), found.untried) == (1, MANY - 1, 0)
     assert engine.tried("poison") == {at: lands if at == sound[0] else TRIES for at in range(MANY)}
+
+
+def test_a_shard_without_an_image_that_could_be_read_shows_nothing(tmp_path: Path) -> None:
+    """It meets no network. It is stored like the others."""
+    ((job, plan),) = work_of(tmp_path, "a")
+    empty: list[int] = []
+
+    def fails(name: str, at: int, tries: int) -> str | None:
+        empty[:] = empty or [at]
+        if at != empty[0]:
+            return BUG
+        storage.create(partial_uri(job.work_uri, plan.heads[at].key("s", ())), b"partial")
+        return None
+
+    (found,) = ran(tmp_path, Scripted(fails), "a")
+    assert (len(found.errors), found.untried) == (FIRST_SHARDS, MANY - FIRST_SHARDS - 1)
 
 
 def test_a_fault_that_passes_leaves_out_no_shard(tmp_path: Path) -> None:
@@ -152,7 +170,7 @@ def test_a_dataset_of_which_a_shard_is_stored_goes_on(tmp_path: Path) -> None:
     storage.create(partial_uri((tmp_path / "a").as_uri(), "earlier"), b"partial")
     engine = Scripted(lambda name, at, tries: BUG)
     (found,) = ran(tmp_path, engine, "a")
-    assert (len(found.errors), found.untried) == (MANY, 0)
+    assert (len(found.errors), found.untried, engine.passes) == (MANY, 0, TRIES)
 
 
 def test_a_shard_that_was_stored_without_a_receipt_counts_as_landed(tmp_path: Path) -> None:
@@ -200,6 +218,15 @@ def test_the_error_of_most_is_named_and_decides_whether_a_rerun_helps(tmp_path: 
     errors = [replace(each, transient="torn" not in each.error) for each in found.errors]
     with pytest.raises(UnexpectedError, match=r"unexpected KeyError") as caught:
         require_counted("a", MANY, errors, found.untried)
+    unsound = replace(errors[1], kind="ConservationError", error="ConservationError: 3 and 4")
+    with pytest.raises(ConservationError, match="the other 51 were not tried; nothing was commi"):
+        require_counted("a", MANY, [*errors, unsound], found.untried)
+    outage = [replace(each, kind="TransientError", error="no answer") for each in errors] * 2
+    with pytest.raises(UnexpectedError, match=r"unexpected KeyError"):
+        require_counted("a", MANY, [*outage, *errors], found.untried)
+    lasting = [replace(each, transient=False, error="StorageError: denied") for each in errors]
+    with pytest.raises(VdnaError, match=r"9 failed with the same .* go on. The last error"):
+        require_counted("a", MANY, lasting, found.untried)
     assert "9 of 60 shards could not be counted" in str(caught.value)
     assert "8 failed with the same error, so the other 51 were not tried" in str(caught.value)
 
@@ -232,8 +259,52 @@ def test_an_engine_that_forgets_a_shard_is_an_error(tmp_path: Path) -> None:
     engine = Scripted(lambda name, at, tries: "")
     real = engine.run_shards
     engine.run_shards = lambda work: real(work[1:])  # type: ignore[method-assign]  # the fault
-    with pytest.raises(RuntimeError, match="no receipt for 1 shards"):
+    with pytest.raises(RuntimeError, match="no receipt for 1 shard"):
         ran(tmp_path, engine, "a")
+
+
+def test_two_broken_datasets_end_and_a_sound_one_is_counted_once(tmp_path: Path) -> None:
+    """Shards that were waiting when the run was cut come in another order, and none is lost."""
+    engine = Scripted(lambda name, at, tries: "" if name == "good" else f"KeyError: {name}")
+    bad, good, worse = ran(tmp_path, engine, "bad", "good", "worse")
+    assert engine.tried("good") == dict.fromkeys(range(MANY), 1)
+    assert (good.shards, good.errors, good.untried) == (MANY, (), 0)
+    for found in (bad, worse):
+        assert (found.shards, len(found.errors), found.untried) == (0, 8, MANY - 8)
+
+
+def test_a_shard_that_a_worker_finished_after_the_cut_is_no_other_process_own(
+    tmp_path: Path,
+) -> None:
+    """Its receipt was lost with the run. Its images were read by this job nevertheless."""
+
+    class Finishing(Scripted):
+        def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+            for receipt in super().run_shards(work):
+                yield replace(receipt, images=0) if self.passes > 1 else receipt
+
+    events: list[Event] = []
+    engine = Finishing(lambda name, at, tries: BUG if name == "bad" else "")
+    _, good = ran(tmp_path, engine, "bad", "good", told=events.append)
+    assert (good.shards, good.read) == (0, MANY)
+    assert not any("another" in event.message for event in events if isinstance(event, Said))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_alike"),
+    [
+        ("<Foo object at 0x7f3c2ab01d30>", "<Foo object at 0x7f00deadbe00>", True),
+        ("id 6F1B2C3D4E5F6071", "id 0A1B2C3D4E5F6072", True),
+        ("1b4e28ba-2fa1-11d2-883f-0016d3cca427", "6fa459ea-ee8a-3ca4-894e-db77e160355e", True),
+        ("shard 3 of 60", "shard 14 of 60", True),
+        ("no module fisheye", "no module bigeye", False),
+    ],
+)
+def test_errors_that_differ_in_numbers_and_ids_are_alike(
+    one: str, other: str, are_alike: bool
+) -> None:
+    receipts = [ShardReceipt("m", at, error=words) for at, words in enumerate((one, other))]
+    assert (len(alike(receipts)) == 2) == are_alike
 
 
 def test_a_dataset_that_had_ended_goes_on_once_another_job_stores_a_shard(

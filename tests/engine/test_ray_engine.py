@@ -634,6 +634,38 @@ def same_bits(catalogue: Path, clean: dict[str, object], truth: DNA) -> None:
 
 
 @pytest.mark.soak
+def test_a_fault_that_every_shard_meets_ends_a_build_early_and_a_rerun_counts_exactly(
+    folder: Path, small: Small, truth: DNA, clean: dict[str, object], tmp_path: Path
+) -> None:
+    """A package is missing where the workers run. Eight shards of 32 must fail for good.
+
+    A shard whose only image cannot be read is stored nevertheless.
+    """
+    build = tmp_path / "c"
+    process = small.start(folder, build, patch="", network="failing_network")
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, err
+    told = json.loads(out)
+    assert told["error"] == "UnexpectedError"
+    assert "No module named 'fisheye'" in told["message"]
+    numbers = re.search(
+        r": (\d+) of 32 shards .* (\d+) failed with the same error, so the other (\d+) were not",
+        told["message"],
+    )
+    assert numbers is not None, told["message"]
+    failed, alike, untried = map(int, numbers.groups())
+    assert 8 <= failed == alike == SHARDS - untried - committed(build)
+    assert untried > 0
+    assert 3 * failed <= err.count("not counted (setup)") <= 3 * SHARDS - untried
+    assert running(build) == []
+    process = small.start(folder, build, patch="")
+    with ended(process):
+        finish(process)
+    same_bits(build, clean, truth)
+
+
+@pytest.mark.soak
 def test_a_ranking_by_workers_equals_that_of_one_process(
     folder: Path, small: Small, tmp_path: Path
 ) -> None:
