@@ -69,10 +69,8 @@ def require_counted(
     end, again = f"; {left}", "; nothing was skipped: rerun the same command to go on"
     if untried:
         failed = alike(failed)
-        end = again = (
-            f". {len(failed)} failed with the same error, so {left}. Mend what the error names, "
-            "and rerun the same command to go on"
-        )
+        end = f". {len(failed)} failed with the same error, so {left}. Mend what the error names"
+        again = f"{end}, and rerun the same command to go on"
     for receipt in failed:
         if not receipt.transient:
             raise VdnaError(f"{some}{end}. {_last_error(receipt)}")

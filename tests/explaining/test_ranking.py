@@ -768,7 +768,7 @@ def test_ranks_of_a_shard_that_were_removed_meanwhile_are_a_transient_error(
 ) -> None:
     ranked(catalogue, source, engine, place)
     storage.delete(parts(catalogue)[3])
-    monkeypatch.setattr("pipeline.building.runner._missing", lambda one: [])
+    monkeypatch.setattr("pipeline.building.runner._missing", lambda one: (set(), True))
     with pytest.raises(TransientError, match="is gone; rerun the same command"):
         ranked(catalogue, source, engine, place)
 

@@ -218,7 +218,7 @@ def test_a_build_whose_object_disappears_after_planning_names_it(
     source = fill(f"{root}/images", 4)
     missing = runner._missing
 
-    def then_change(p: DatasetPlan) -> Sequence[int]:
+    def then_change(p: DatasetPlan) -> tuple[set[int], bool]:
         if change == "deleted":
             remove(f"{source}/photo-0001.jpg")
         else:
