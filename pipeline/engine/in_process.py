@@ -18,7 +18,6 @@ class InProcess(SerialMapper):
     """
 
     resources = Resources()
-    shard_workers = 1
 
     def __init__(self) -> None:
         self._worker = Worker()

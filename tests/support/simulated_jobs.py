@@ -154,8 +154,6 @@ class World:
 class Serial:
     """An engine of one worker."""
 
-    shard_workers = 1
-
     def __init__(self, one: Worker) -> None:
         self._worker = one
 
