@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections import Counter, OrderedDict
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.scale import checking
 from benchmarks.scale import model as modelling
 from benchmarks.scale.case import Case, Parts, Prices
 from benchmarks.scale.checking import check
+from benchmarks.scale.counted_requests import without_renewals
 from benchmarks.scale.model import Model, predict
 from benchmarks.scale.shape import (
     by_logarithm,
@@ -459,6 +461,21 @@ def test_all_parts_can_be_measured(
     assert differences <= found.keys()
     assert {name for name, value in numbers.items() if value <= 0} <= differences
     assert min(numbers.values()) >= 0
+
+
+def test_a_lease_that_is_never_renewed_is_held_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread waits for a time that the system knows, else it would end with an error."""
+    monkeypatch.setattr(leases, "RENEW_SECONDS", leases.RENEW_SECONDS)
+    without_renewals()
+    lease = leases.claim(tmp_path.as_uri(), "shard", "job")
+    assert isinstance(lease, leases.Lease)
+    with lease.renewed(1.0):
+        (thread,) = [each for each in threading.enumerate() if each.name == "lease"]
+        thread.join(0.2)
+        assert thread.is_alive()
+    assert not thread.is_alive()
 
 
 def test_a_request_that_the_server_fails_is_counted_once(
