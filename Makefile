@@ -28,11 +28,11 @@ test-busy: $(SETUP)-test
 	trap "kill $$first $$second" EXIT; \
 	$(MAKE) test
 
-# First alone: nodes that die by the clock, and must have worked before. Then one worker runs the
-# other tests of clusters, which wait half of the time, and two run the rest.
+# First alone: nodes that die by the clock, and must have worked before. It prints what went wrong.
+# Then one worker runs the other tests of clusters, which wait half of the time, and two the rest.
 soak: STORM := tests/engine/test_chaos.py
 soak: $(SETUP)-test
-	$(BIN)/python -m pytest -m soak --timeout 1500 $(STORM)
+	$(BIN)/python -m pytest -m soak --timeout 1500 --capture no $(STORM)
 	$(BIN)/python -m pytest -m soak -n 3 --dist loadfile --no-loadscope-reorder --timeout 1500 \
 	    --durations 40 --ignore $(STORM)
 

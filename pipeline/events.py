@@ -108,6 +108,7 @@ class StepFailed:
         dataset: The dataset that the step belongs to, or "" if that is not known.
         shard: The number of the shard, if the step is one.
         seconds: How long a worker had it.
+        fault: What kind of thing failed, such as `device` or `storage`; "" if that is not known.
     """
 
     name: str
@@ -116,6 +117,7 @@ class StepFailed:
     dataset: str = ""
     shard: int | None = None
     seconds: float = 0.0
+    fault: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from benchmarks.scale.shape import (
     sums_of,
     whole_shards,
 )
-from pipeline.building.shard_time import MEASURED_IMAGES, SHARD_SECONDS, images_in
+from pipeline.building.shard_time import MEASURED_IMAGES
 from pipeline.catalogue.listed_once import HASH, SORTED_AT_ONCE
 from pipeline.catalogue.partial_sums import READ_AHEAD
 from pipeline.catalogue.verification import LARGE
@@ -38,6 +38,8 @@ from pipeline.sources.pair_sample import TASK_FILES
 from pipeline.sources.parallel_listing import LISTERS
 from pipeline.sources.shard_sizes import (
     USUAL_CELL_IMAGES,
+    ImageSeconds,
+    NewShardSizes,
     default_cell_images,
     default_shard_images,
 )
@@ -95,11 +97,12 @@ class Model:
         """The size of a shard, as the planner chooses it."""
         if self.case.shard_images:
             return self.case.shard_images
-        size = default_shard_images(self.case.images)
-        if not self.case.speed_known:
-            return size
-        seconds = OVERLAP * max(self.work_of_a_shard(size).values()) / size
-        return min(size, images_in(SHARD_SECONDS, seconds))
+        known = None
+        if self.case.speed_known:
+            size = default_shard_images(self.case.images)
+            known = ImageSeconds(OVERLAP * max(self.work_of_a_shard(size).values()) / size)
+        sizes = NewShardSizes(image_seconds=known)
+        return sizes.shard(self.case.images, self.case.image_bytes)
 
     @cached_property
     def pages(self) -> float:

@@ -182,8 +182,9 @@ def _plan_and_count(
         for each in found.values():
             recipe, ran = each.plan.job.recipe, each.ran
             spec = recipe.spec.digest
+            measured = ran.images, ran.seconds, ran.image_bytes, ran.spent
             try:
-                note_speed(planner.catalogue, spec, recipe.device, ran.images, ran.seconds)
+                note_speed(planner.catalogue, spec, recipe.device, *measured)
             except Exception as error:  # what was counted is worth more than this hint
                 planner.progress(Said(f"{each.plan.request.name}: {known_error(error)}"))
         counted |= found
@@ -199,7 +200,8 @@ def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result
     if plan.up_to_date:
         found = unchanged_result(catalogue, plan)
     else:
-        require_counted(plan.request.name, len(plan.manifest.heads), counted.ran.errors)
+        shards, ran = len(plan.manifest.heads), counted.ran
+        require_counted(plan.request.name, shards, ran.errors, ran.untried)
         found = finish_dataset(catalogue, plan, counted.ran.shards, mapper, planner.progress)
         found = replace(found, image_changes=_image_changes(catalogue, plan, planner.progress))
     reused = max(0, plan.manifest.candidates - counted.ran.read)

@@ -96,7 +96,7 @@ class ErasureRecount:
         ran = run_missing(work, engine, self._progress, final=final) if work else []
         for (job, manifest), of_job, became in zip(work, keys, ran, strict=True):
             other = [receipt for receipt in became.errors if not receipt.changed]
-            require_counted("the erasure", len(manifest.heads), other)
+            require_counted("the erasure", len(manifest.heads), other, became.untried)
             for receipt in became.errors:
                 why = final(receipt) or receipt.error.removeprefix(f"{receipt.kind}: ")
                 failed[job.work_uri, of_job[receipt.index]] = why

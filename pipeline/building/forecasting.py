@@ -19,12 +19,11 @@ from pipeline import storage
 from pipeline.building.forecast_request import ForecastRequest
 from pipeline.building.reading_estimate import LOCAL, SHARD_REQUESTS, sampled_reading
 from pipeline.building.request import Request
-from pipeline.building.shard_time import SHARD_SECONDS, images_in
 from pipeline.building.speed import Speed, measure_speed, way_digest
 from pipeline.errors import SourceError, SpecMismatch, UsageError, wrong_fields
 from pipeline.events import Listener, Said, ignore
 from pipeline.options import shared_values
-from pipeline.sources import list_source, plan
+from pipeline.sources import ImageSeconds, list_source, plan
 from pipeline.spec import Resources
 from pipeline.wording import option, some_of
 
@@ -178,7 +177,7 @@ def forecast(
         listing,
         limit=request.limit,
         shard_images=request.shard_images,
-        most_shard_images=images_in(SHARD_SECONDS, speed.seconds_per_image),
+        image_seconds=ImageSeconds(speed.seconds_per_image),
         cell_images=request.cell_images,
         cell_bytes=speed.cell_bytes,
     )

@@ -21,7 +21,7 @@ from pipeline.building.earlier_plan import (
     without_lost,
 )
 from pipeline.building.request import Request, Result
-from pipeline.building.shard_time import most_shard_images
+from pipeline.building.shard_time import noted_seconds
 from pipeline.building.shared_lookups import SharedLookups
 from pipeline.building.spec_change import require_same_way
 from pipeline.building.storing import store_manifest
@@ -349,7 +349,7 @@ class Planner:
     def _sizes(self, request: Request, recipe: Recipe) -> NewShardSizes:
         return NewShardSizes(
             request.shard_images,
-            most_shard_images(self.catalogue, recipe.spec.digest, device_kind(self.resources)),
+            noted_seconds(self.catalogue, recipe.spec.digest, device_kind(self.resources)),
             request.cell_images,
             expected_bytes(recipe.spec, recipe.products),
         )
@@ -379,7 +379,7 @@ class Planner:
             same = same_plan(listing, before, request.rules.label)
         manifest = listing.planned or same
         if manifest is None:
-            sizes = asdict(self._sizes(request, recipe))
+            sizes = vars(self._sizes(request, recipe))
             with _PLANNED_BY_DATABASES:
                 manifest = plan_shards(
                     listing,

@@ -95,7 +95,7 @@ def estimate_reading(
         manifest.candidates,
         size,
         asked,
-        None if seconds is None else seconds * images,
+        None if seconds is None else seconds.of((size or 0) / max(1, images)) * images,
         at_most=not any(manifest.heads[index].origins for index in missing),
     )
 

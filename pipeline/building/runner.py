@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, sleep
 
 from pipeline import storage
+from pipeline.building.common_error import CommonError, alike
 from pipeline.building.waiting import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR, SharedShards
-from pipeline.counting import ShardJob, ShardReceipt, order_of_claims
+from pipeline.counting import OVERLAP, ShardJob, ShardReceipt, order_of_claims, spent_together
 from pipeline.engine import Engine
 from pipeline.errors import (
     ConservationError,
@@ -39,13 +40,16 @@ TRIES = 3
 """How many times a shard is tried in one build. Each time it may come to another worker."""
 
 
-def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> None:
+def require_counted(
+    name: str, shards: int, failed: Sequence[ShardReceipt], untried: int = 0
+) -> None:
     """Refuses to go on if some shards could not be counted.
 
     Args:
         name: The dataset or source that the message names.
         shards: How many shards there are.
         failed: The receipts of those that could not be counted.
+        untried: How many were not tried, as those that were have all failed alike.
 
     Raises:
         ConservationError: The counts of one do not add up.
@@ -53,24 +57,32 @@ def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> N
         UnexpectedError: The same, and the reason was not foreseen.
         VdnaError: Some could not be counted, and a rerun would not help.
     """
-    if not failed:
+    if not failed and not untried:
         return
     which = some_of([str(receipt.index) for receipt in failed])
     some = f"{name}: {len(failed)} of {count_of(shards, 'shard')} could not be counted ({which})"
-    lasting = [receipt for receipt in failed if not receipt.transient]
-    if lasting:
-        first = next((receipt for receipt in lasting if receipt.unsound), lasting[0])
-        kind = ConservationError if first.unsound else VdnaError
-        raise kind(f"{some}; nothing was committed. {_last_error(first)}")
-    again = f"{some}; nothing was skipped: rerun the same command to go on. "
+    left = f"the other {untried:,} were not tried; " if untried else ""
+    left += "nothing was committed"
+    for receipt in failed:
+        if receipt.unsound:
+            raise ConservationError(f"{some}; {left}. {_last_error(receipt)}")
+    end, again = f"; {left}", "; nothing was skipped: rerun the same command to go on"
+    if untried:
+        failed = alike(failed)
+        end = f". {len(failed)} failed with the same error, so {left}. Mend what the error names"
+        again = f"{end}, and rerun the same command to go on"
+    for receipt in failed:
+        if not receipt.transient:
+            raise VdnaError(f"{some}{end}. {_last_error(receipt)}")
     for receipt in failed:
         if receipt.unexpected:
-            raise UnexpectedError(again + _last_error(receipt), receipt.details)
-    raise TransientError(again + _last_error(failed[0]))
+            raise UnexpectedError(f"{some}{again}. {_last_error(receipt)}", receipt.details)
+    raise TransientError(f"{some}{again}. {_last_error(failed[0])}")
 
 
 def _last_error(receipt: ShardReceipt) -> str:
-    return f"The last error of shard {receipt.index}: {receipt.error}"
+    fault = f" ({receipt.fault})" if receipt.fault else ""
+    return f"The last error of shard {receipt.index}{fault}: {receipt.error}"
 
 
 @dataclass(frozen=True)
@@ -100,9 +112,12 @@ class Ran:
         errors: The receipts of those that could not be counted.
         images: How many images were counted now, in shards that had no sums kept.
         seconds: How long workers had these shards, added up.
+        image_bytes: Bytes of the images in these shards, where the source states their sizes.
+        spent: Seconds that the workers' threads spent in each stage of these shards.
         read: How many images were read now, those that failed among them.
         read_bytes: Bytes of these images, where the source states their sizes.
         worker_seconds: How long workers had any of its shards, those that failed among them.
+        untried: How many shards were not tried, as the first ones have all failed alike.
     """
 
     shards: int = 0
@@ -112,9 +127,15 @@ class Ran:
     read: int = 0
     read_bytes: int = 0
     worker_seconds: float = 0.0
+    image_bytes: int = 0
+    spent: Mapping[str, float] = field(default_factory=dict)
+    untried: int = 0
 
     def with_more(self, later: Ran) -> Ran:
-        """Returns this and what a later run has counted; the errors are those of the later run."""
+        """Returns this and what a later run has counted.
+
+        The errors are those of the later run, and so are the shards that were not tried.
+        """
         return Ran(
             self.shards + later.shards,
             later.errors,
@@ -123,6 +144,9 @@ class Ran:
             self.read + later.read,
             self.read_bytes + later.read_bytes,
             self.worker_seconds + later.worker_seconds,
+            self.image_bytes + later.image_bytes,
+            spent_together(self.spent, later.spent),
+            later.untried,
         )
 
 
@@ -141,6 +165,10 @@ def run_missing(
     A shard is tried `TRIES` times, those of earlier runs of the build among them. A shard whose
     counts do not add up is not tried again in the same build, so that nobody overlooks what may be
     a broken machine. Shards that another process counts are waited for.
+
+    Where no shard of a job is stored and the first ones fail alike, these are tried again before
+    the others. If all of them fail for good, the others are not tried (see `common_error.py`). The
+    other jobs go on.
 
     Args:
         work: The jobs, each with its manifest.
@@ -193,12 +221,14 @@ class _ShardRun:
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
         if len(self._numbers) < len(work):  # a receipt states its job by that alone
             raise ValueError("two jobs have the same manifest, so that their shards are mixed up")
-        self._left, self._unlisted = _all_missing(work, unlisted)
+        self._left, self._unlisted, begun = _all_missing(work, unlisted)
         self._counted: Counter[int] = Counter()
         self._images: Counter[int] = Counter()
         self._read: Counter[int] = Counter()
         self._read_bytes: Counter[int] = Counter()
         self._seconds = [0.0] * len(work)
+        self._image_bytes: Counter[int] = Counter()
+        self._spent: list[Mapping[str, float]] = [{} for _ in work]
         self._worker_seconds = [0.0] * len(work)
         self._failed = failed
         self._errors = {
@@ -208,6 +238,16 @@ class _ShardRun:
             if (known := failed[at].get(head.content)) is not None
             and (known.receipt.unsound or head.index in self._left[at])
         }
+        self._common = [
+            CommonError(has_landed=at in begun, workers=lambda: engine.shard_workers)
+            for at in range(len(work))
+        ]
+        for (at, index), receipt in self._errors.items():  # of an earlier run of this build
+            self._is_suspected_after(at, receipt, self._is_given_up(at, index))
+        self._ended = {at for at, common in enumerate(self._common) if common.is_certain}
+        self._kept_back: dict[int, list[tuple[ShardJob, int]]] = {}
+        self._empty: list[set[str]] = [set() for _ in work]
+        self._cut_off: set[tuple[int, int]] = set()
         self._others = SharedShards(claimant)
         self._by_others = self._ahead = self._reused = 0
         self._told = False
@@ -219,9 +259,9 @@ class _ShardRun:
             (self._jobs[at], index)
             for at, left in enumerate(self._left)
             for index in order_of_claims(claimant, sorted(left))
-            if not self._is_given_up(at, index)
+            if at not in self._ended and not self._is_given_up(at, index)
         ]
-        with_shards = [at for at, left in enumerate(self._left) if left]
+        with_shards = [at for at, left in enumerate(self._left) if left and at not in self._ended]
         for _ in map_in_order(lambda at: self._begins(at, sorted(self._left[at])), with_shards):
             pass
         total = sum(self._sizes[self._numbers[job.manifest_uri]][index] for job, index in todo)
@@ -245,26 +285,42 @@ class _ShardRun:
 
     def _ran(self, at: int) -> Ran:
         """Returns what has become of a job's shards so far."""
+        errors = {index: receipt for (of, index), receipt in self._errors.items() if of == at}
         return Ran(
             self._counted[at],
-            tuple(receipt for (of, _), receipt in self._errors.items() if of == at),
+            tuple(errors.values()),
             self._images[at],
             self._seconds[at],
             self._read[at],
             self._read_bytes[at],
             self._worker_seconds[at],
+            self._image_bytes[at],
+            self._spent[at],
+            len(self._left[at] - errors.keys()) if at in self._ended else 0,
         )
 
     def _once(self, todo: Sequence[tuple[ShardJob, int]]) -> list[tuple[ShardJob, int]]:
-        """Runs shards; returns those that failed and are to be tried again."""
-        again = []
-        for receipt in self._engine.run_shards(todo):
+        """Runs shards, until one job's have failed alike and its others are to be kept back.
+
+        Args:
+            todo: The shards.
+
+        Returns:
+            Those that are to be run next: those that failed and are tried again, and those that
+            were not begun.
+
+        Raises:
+            RuntimeError: The engine has ended without a receipt for each shard.
+        """
+        again: list[tuple[int, int]] = []
+        rest = {(self._numbers[job.manifest_uri], index): (job, index) for job, index in todo}
+        receipts = self._engine.run_shards(todo)
+        for receipt in receipts:
             at, index = self._numbers[receipt.manifest_uri], receipt.index
+            rest.pop((at, index), None)
             self._worker_seconds[at] += receipt.seconds
             if receipt.held_by:
-                job, recipe = self._jobs[at], self._jobs[at].recipe
-                key = self._plans[at].heads[index].key(recipe.spec.digest, recipe.products)
-                self._others.hold(job.work_uri, key, index)
+                self._others.hold(self._jobs[at].work_uri, self._key(at, index), index)
             elif receipt.error:
                 self._errors[at, index] = receipt
                 why = self._final(receipt)
@@ -278,19 +334,87 @@ class _ShardRun:
                     self._jobs[at].dataset,
                     index,
                     receipt.seconds,
+                    receipt.fault,
                 )
                 self._progress(failed)
-                if not self._is_given_up(at, index):
+                given_up = self._is_given_up(at, index)
+                if not given_up:
                     again.append((at, index))
+                if not why and self._is_suspected_after(at, receipt, given_up):
+                    kept_back = [of for of in rest if of[0] == at and not self._times(*of)]
+                    if kept_back:
+                        self._cut_off |= rest.keys()
+                        self._keep_back(at, [rest.pop(each) for each in kept_back])
+                        break
             else:
                 self._is_stored(at, index, receipt)
+        else:
+            if rest:
+                forgotten = count_of(len(rest), "shard")
+                raise RuntimeError(f"the engine returned no receipt for {forgotten}")
+        if isinstance(receipts, Generator):
+            receipts.close()  # at once, as an engine has one run at a time
         if again:
             attempt = 1 + max(self._times(*each) for each in again)
             self._progress(Retried(len(again), attempt))
-        return [(self._jobs[at], index) for at, index in again]
+        # Workers may still finish shards that they had begun. These go last, when most are stored.
+        waiting = [*rest.values()]
+        begun = (OVERLAP + 1) * self._engine.shard_workers if waiting else 0
+        failed_once = [(self._jobs[at], index) for at, index in again]
+        following = [*failed_once, *waiting[begun:], *waiting[:begun]]
+        return following + self._released({at for at, _ in (*again, *rest)})
+
+    def _is_suspected_after(self, at: int, receipt: ShardReceipt, given_up: bool) -> bool:
+        content = self._content(at, receipt.index)
+        return self._common[at].is_suspected_after(content, receipt, given_up=given_up)
+
+    def _keep_back(self, at: int, shards: list[tuple[ShardJob, int]]) -> None:
+        """Keeps back a job's shards until those that failed alike are tried again."""
+        if not self._common[at].is_certain:
+            name = self._jobs[at].dataset or "one job"
+            self._progress(
+                Said(
+                    f"{name}: no shard is counted, and the first ones failed with the same error; "
+                    f"they are tried again before the other {count_of(len(shards), 'shard')}"
+                )
+            )
+        self._kept_back[at] = self._kept_back.get(at, []) + shards
+
+    def _released(self, following: set[int]) -> list[tuple[ShardJob, int]]:
+        """Decides about the shards that are kept back.
+
+        Args:
+            following: The jobs of which other shards are run next.
+
+        Returns:
+            Those of jobs whose shards do not all fail alike.
+        """
+        released = []
+        for at in [*self._kept_back]:
+            common = self._common[at]
+            if at not in self._ended and common.is_certain and not self._has_stored(at):
+                self._ended.add(at)
+            if common.has_landed or (at not in following and at not in self._ended):
+                self._ended.discard(at)  # a shard was stored after all, by whomever
+                released += self._kept_back.pop(at)
+        return released
+
+    def _has_stored(self, at: int) -> bool:
+        """Checks whether a shard is stored that no receipt reported, whoever stored it."""
+        try:
+            found = bool(_stored_keys(self._jobs[at].work_uri) - self._empty[at])
+        except VdnaError:  # the store may be what fails
+            found = False
+        if found:
+            self._common[at].landed()
+        return found
 
     def _content(self, at: int, index: int) -> str:
         return self._plans[at].heads[index].content
+
+    def _key(self, at: int, index: int) -> str:
+        recipe = self._jobs[at].recipe
+        return self._plans[at].heads[index].key(recipe.spec.digest, recipe.products)
 
     def _times(self, at: int, index: int) -> int:
         """Returns how many times a shard has failed in this build."""
@@ -323,11 +447,15 @@ class _ShardRun:
         if todo:
             self._progress(TakenOver(len(todo)))
         self._progress(Held(0))
-        return todo
+        return todo + self._released({self._numbers[job.manifest_uri] for job, _ in todo})
 
     def _is_stored(self, at: int, index: int, receipt: ShardReceipt) -> None:
         """Takes note of a shard that is stored, and tells of it."""
         self._left[at].discard(index)
+        if receipt.images or receipt.reused or not receipt.counted:
+            self._common[at].landed()
+        else:  # none of its images could be read, so that it met no network
+            self._empty[at].add(self._key(at, index))
         self._errors.pop((at, index), None)
         self._counted[at] += receipt.counted
         self._read[at] += receipt.images + receipt.failures
@@ -335,7 +463,12 @@ class _ShardRun:
         if receipt.images and not receipt.reused:  # else it took time for more than its images
             self._images[at] += receipt.images
             self._seconds[at] += receipt.seconds
-        self._by_others += not receipt.counted
+            self._image_bytes[at] += receipt.read_bytes
+            self._spent[at] = spent_together(self._spent[at], receipt.spent)
+        if (at, index) in self._cut_off and not receipt.counted:  # a worker had it at the cut
+            self._read[at] += self._sizes[at][index]
+        else:
+            self._by_others += not receipt.counted
         self._ahead += receipt.ahead
         self._reused += receipt.reused
         name, size = f"shard {index}", self._sizes[at][index]
@@ -359,34 +492,43 @@ class _ShardRun:
 
 def _all_missing(
     work: Sequence[tuple[ShardJob, Manifest]], told: Callable[[int, Exception], None] | None
-) -> tuple[list[set[int]], set[int]]:
-    """Returns the indices of each job's shards to run, and the jobs of which they are not known."""
+) -> tuple[list[set[int]], set[int], set[int]]:
+    """Looks at what is stored.
 
-    def look(one: tuple[ShardJob, Manifest]) -> set[int] | Exception:
+    Returns:
+        The indices of each job's shards to run, the jobs of which they are not known, and those in
+        whose folders a shard is stored, be it of an earlier plan.
+    """
+
+    def look(one: tuple[ShardJob, Manifest]) -> tuple[set[int], bool] | Exception:
         try:
-            return set(_missing(one))
+            return _missing(one)
         except Exception as error:
             if told is None:
                 raise
             return error
 
     left: list[set[int]] = []
-    unlisted = set()
+    unlisted, begun = set(), set()
     for at, found in enumerate(map_in_order(look, work)):
         if isinstance(found, Exception):
             unlisted.add(at)
             if told is not None:
                 told(at, found)
-        left.append(set() if isinstance(found, Exception) else found)
-    return left, unlisted
+            left.append(set())
+            continue
+        left.append(found[0])
+        if found[1]:
+            begun.add(at)
+    return left, unlisted, begun
 
 
-def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:
-    """Returns the indices of the shards that are not stored yet."""
+def _missing(one: tuple[ShardJob, Manifest]) -> tuple[set[int], bool]:
+    """Returns the indices of the shards that are not stored yet, and whether any shard is."""
     job, manifest = one
     stored = _stored_keys(job.work_uri)
     keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
-    return [index for index, key in enumerate(keys) if key not in stored]
+    return {index for index, key in enumerate(keys) if key not in stored}, bool(stored)
 
 
 def _stored_keys(work_uri: str) -> set[str]:

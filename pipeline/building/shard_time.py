@@ -1,56 +1,67 @@
-"""Chooses the size of new shards by the time that they take, as earlier builds have measured it.
+"""Keeps what a worker takes for an image, as builds measure it, for the sizes of later shards.
 
-    >>> images_in(SHARD_SECONDS, seconds=0.25)
-    240
+    >>> in_parts(100, 50.0, 10**8, {"decode": 30.0, "network": 10.0}).of(2 * 10**6)
+    0.875
 
-A shard that is lost with its node is counted again from its beginning. So a shard should not take
-long, whatever the network. How fast a network runs here is known from the builds before: each notes
-it for its spec and device, and the next plan of any dataset under that spec reads it.
+How fast a network runs here is known from the builds before: each notes it for its spec and device,
+and the next plan of any dataset under that spec reads it. That dataset may have images of another
+size. So what an image takes is noted in two parts, of which one grows with its bytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, canonical_json
+from pipeline.counting import FETCH_THREADS, OVERLAP
 from pipeline.errors import SourceError
-from pipeline.sources import MIN_SHARD_IMAGES, SHARD_MULTIPLE
-
-SHARD_SECONDS = 60.0
-"""How long a worker should have a shard."""
+from pipeline.sources import ImageSeconds
 
 MEASURED_IMAGES = 256
 """From fewer images nothing is noted: what they take is mostly the start of the workers."""
 
 
-def images_in(time: float, seconds: float) -> int:
-    """Returns the size of shards that take a time, in whole micro-batches.
+def in_parts(
+    images: int, seconds: float, image_bytes: int, spent: Mapping[str, float]
+) -> ImageSeconds:
+    """Splits the time of a build into what goes by bytes and what goes by images.
+
+    Threads work at the same time, so that the seconds of the stages do not add up to the time of
+    the shards. They give its shares: one share is reading and decoding, the other is the network.
+    While all threads waited for a GPU, that time goes by images. So at most the seconds that
+    threads spent reading and decoding go by bytes, times the shards that a worker has at a time.
 
     Args:
-        time: The time in seconds.
-        seconds: What a worker takes for an image.
-    """
-    return max(MIN_SHARD_IMAGES, int(time / seconds) // SHARD_MULTIPLE * SHARD_MULTIPLE)
-
-
-def most_shard_images(catalogue: Catalogue, spec: str, device: str) -> int | None:
-    """Returns how large a new shard may be, as a worker takes a minute for it.
-
-    Args:
-        catalogue: Where earlier builds have noted their speed.
-        spec: Digest of the spec.
-        device: The kind of device that computes.
+        images: How many images were counted.
+        seconds: How long workers had their shards, added up.
+        image_bytes: The bytes of these images; 0 if they are not known.
+        spent: The seconds that threads spent in each stage (see `stage_clock`).
 
     Returns:
-        The number of images; None if nothing is known.
+        What a worker takes for an image. All of it goes by images if there are no bytes.
     """
-    seconds = noted_seconds(catalogue, spec, device)
-    return None if seconds is None else images_in(SHARD_SECONDS, seconds)
+    # So many threads read at a time. As their waits overlap, a shard waits for a share of them.
+    reading = spent.get("fetch", 0.0) / FETCH_THREADS + spent.get("decode", 0.0)
+    every = reading + spent.get("network", 0.0)
+    if image_bytes <= 0 or reading <= 0:
+        return ImageSeconds(seconds / images)
+    by_bytes = min(seconds * (reading / every), OVERLAP * reading)
+    usual = image_bytes / images
+    return ImageSeconds((seconds - by_bytes) / images, by_bytes / image_bytes, usual)
 
 
-def note_speed(catalogue: Catalogue, spec: str, device: str, images: int, seconds: float) -> None:
+def note_speed(
+    catalogue: Catalogue,
+    spec: str,
+    device: str,
+    images: int,
+    seconds: float,
+    image_bytes: int = 0,
+    spent: Mapping[str, float] | None = None,
+) -> None:
     """Notes how fast images were counted, unless there were too few to tell.
 
     Args:
@@ -59,14 +70,19 @@ def note_speed(catalogue: Catalogue, spec: str, device: str, images: int, second
         device: The kind of device that computed.
         images: How many images were counted.
         seconds: How long workers had their shards, added up.
+        image_bytes: The bytes of these images; 0 if they are not known.
+        spent: The seconds that threads spent in each stage.
     """
     if images >= MEASURED_IMAGES and seconds > 0:
+        found = in_parts(images, seconds, image_bytes, spent or {})
         noted = {"images": images, "seconds_per_image": seconds / images}
+        if found.per_byte:
+            noted |= {"bytes_per_image": found.usual_bytes, "seconds_per_byte": found.per_byte}
         storage.replace(catalogue.speed_uri(spec, device), canonical_json(noted))
 
 
-def noted_seconds(catalogue: Catalogue, spec: str, device: str) -> float | None:
-    """Returns the seconds that a worker takes for an image, as a build noted them last.
+def noted_seconds(catalogue: Catalogue, spec: str, device: str) -> ImageSeconds | None:
+    """Returns what a worker takes for an image, as a build noted it last.
 
     Args:
         catalogue: Where it is noted.
@@ -74,12 +90,17 @@ def noted_seconds(catalogue: Catalogue, spec: str, device: str) -> float | None:
         device: The kind of device that computes.
 
     Returns:
-        The seconds; None if nothing is noted, or nothing sound.
+        The seconds. Builds of earlier versions have noted no bytes: then all of it goes by images.
+        None if nothing is noted, or nothing sound.
     """
     try:
-        seconds = float(
-            json.loads(storage.read(catalogue.speed_uri(spec, device)))["seconds_per_image"]
-        )
-    except (SourceError, ValueError, TypeError, KeyError):
+        noted = json.loads(storage.read(catalogue.speed_uri(spec, device)))
+        seconds = float(noted["seconds_per_image"])
+        usual = float(noted.get("bytes_per_image", 0.0))
+        per_byte = float(noted.get("seconds_per_byte", 0.0))
+    except (SourceError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return seconds if math.isfinite(seconds) and seconds > 0 else None
+    if not all(math.isfinite(each) and each >= 0 for each in (seconds, usual, per_byte)):
+        return None
+    each = max(0.0, seconds - per_byte * usual)
+    return ImageSeconds(each, per_byte, usual) if seconds > 0 else None

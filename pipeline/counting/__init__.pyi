@@ -17,6 +17,7 @@ from .device_counts import tables_of_images as tables_of_images
 from .extractor import Extractor as Extractor
 from .extractor import numerics as numerics
 from .extractor import require_backend as require_backend
+from .faults import DEVICE_FAULTS as DEVICE_FAULTS
 from .feed import Prepared as Prepared
 from .fold_counts import FoldCounts as FoldCounts
 from .fold_counts import exact_switches as exact_switches
@@ -35,6 +36,7 @@ from .leases import list_leases as list_leases
 from .leases import order_of_claims as order_of_claims
 from .leases import read_note as read_note
 from .makers import Makers as Makers
+from .preparing import FETCH_THREADS as FETCH_THREADS
 from .preparing import Fetch as Fetch
 from .preparing import decode_run as decode_run
 from .rank_sums import ranks_together as ranks_together
@@ -49,6 +51,7 @@ from .reduction import plan_folds as plan_folds
 from .shard import Counter as Counter
 from .shard import Noted as Noted
 from .shard import dna_of_counts as dna_of_counts
+from .stage_clock import spent_together as spent_together
 from .stream import Made as Made
 from .stream import Stream as Stream
 from .worker import OVERLAP as OVERLAP

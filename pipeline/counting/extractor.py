@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline import images
 from pipeline.counting.allocator import keep_memory
+from pipeline.counting.faults import NO_GPU
 from pipeline.counting.feed import Feed, Prepared
 from pipeline.counting.forward_graph import CudaGraphs, ForwardGraph, Recorder, Visit
 from pipeline.counting.instructions import cpu_instructions
@@ -164,10 +165,7 @@ class Extractor:
 
         require_backend(backend, precision, device)
         if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError(
-                "torch finds no GPU on this machine; compute on the CPU "
-                "(device 'cpu', gpus_per_worker 0)"
-            )
+            raise UsageError(f"{NO_GPU}; compute on the CPU (device 'cpu', gpus_per_worker 0)")
         keep_memory()
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

@@ -38,6 +38,11 @@ def add_spent(seconds: Mapping[str, float]) -> None:
             _spent[name] = _spent.get(name, 0.0) + more
 
 
+def spent_together(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Returns the seconds of each stage of two pieces of work."""
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
+
+
 class Spending:
     """Adds the time that a `with` block takes. It is a class, as each image has two such blocks.
 

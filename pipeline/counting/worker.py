@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pipeline import images, storage
 from pipeline.counting.cells import cells_uri, find_cells
 from pipeline.counting.deaths import Home, ThisMachine, crashed, die_of_images, name_of
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
+from pipeline.counting.faults import Fault, fault_of
 from pipeline.counting.leases import Holder, claim
 from pipeline.counting.makers import Makers, ShardMaker
 from pipeline.counting.merged_shards import merged_shard
@@ -139,6 +140,7 @@ class ShardReceipt:
         seconds: How long it took.
         error: Why it could not be counted this time, or nothing.
         kind: The name of the error's class, or nothing.
+        fault: Of what kind the error is, or nothing.
         details: The traceback of an error that was not foreseen, or nothing.
         transient: Whether the same command may succeed later.
         held_by: The machine on which another job counts the shard, so that it was left alone; or
@@ -161,6 +163,7 @@ class ShardReceipt:
     seconds: float = 0.0
     error: str = ""
     kind: str = ""
+    fault: Fault | Literal[""] = ""
     details: str = ""
     transient: bool = False
     held_by: str = ""
@@ -268,6 +271,7 @@ class Worker:
                 seconds=monotonic() - started,
                 error=f"{type(error).__name__}: {error}",
                 kind=type(error).__name__,
+                fault=fault_of(error),
                 details=error.details if isinstance(error, UnexpectedError) else "",
                 transient=isinstance(error, TransientError | SourceError | UnexpectedError),
                 died=died,

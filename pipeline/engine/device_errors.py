@@ -8,24 +8,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Set
 
 MOST_ERRORS = 3
 """How many errors of devices in a row a node may meet."""
-
-_OF_DEVICE = re.compile(
-    r"\b(?:(?:CUDA|HIP|cuDNN|cuBLAS|cuFFT|NVML|AcceleratorError)\b|(?:CUDNN|CUBLAS|CUFFT)_)"
-    r"|device-side assert"
-)
-"""What torch and its libraries write of errors of a device. Names such as `torch.cuda`
-and `CUDAGraph` are none of these: the traceback of any error may hold them."""
-
-
-def is_of_device(text: str) -> bool:
-    """Tells from the text and the traceback of an error whether it is a device's own."""
-    return _OF_DEVICE.search(text) is not None
 
 
 class DeviceErrors:

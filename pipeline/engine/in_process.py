@@ -18,6 +18,7 @@ class InProcess(SerialMapper):
     """
 
     resources = Resources()
+    shard_workers = 1
 
     def __init__(self) -> None:
         self._worker = Worker()

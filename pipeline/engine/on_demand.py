@@ -55,6 +55,11 @@ class OnDemand:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
+    @property
+    def shard_workers(self) -> int:
+        """How many workers can have shards at a time now."""
+        return self._open().shard_workers
+
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         """Runs shards (see `Engine`)."""
         return self._open().run_shards(work)

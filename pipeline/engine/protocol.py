@@ -21,6 +21,10 @@ class Engine(Mapper, Protocol):
     def resources(self) -> Resources:
         """What workers were asked for when the engine was opened."""
 
+    @property
+    def shard_workers(self) -> int:
+        """How many workers can have shards at a time now."""
+
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         """Runs shards on workers that keep their networks loaded from one shard to the next.
 

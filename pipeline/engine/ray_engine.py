@@ -216,15 +216,23 @@ class RayEngine:
                     receipt = receipt_of(row)
                     count_requests(row["requests"])
                     del left[receipt.manifest_uri, receipt.index]
-                    yield receipt
                     self._warnings.died(receipt.died)
                     if row["notice"]:
                         self._warnings.tell(row["notice"])
-                    if receipt.images:
-                        self._devices.counted(row["node"])
-                    elif row["device_failed"] and self._devices.failed(row["node"], alive_nodes()):
-                        self._progress(Warned(left_out_words(row["node"], receipt.error)))
-                        break  # a pool has its nodes for good
+                    leaves_out = self._leaves_out(row, receipt)
+                    yield receipt
+                    if leaves_out:
+                        break  # a running pool cannot give up a node
+
+    def _leaves_out(self, row: Mapping[str, Any], receipt: ShardReceipt) -> bool:
+        """Takes note of what a node's device did; returns whether the node is now left out."""
+        if receipt.images:
+            self._devices.counted(row["node"])
+            return False
+        if not (row["device_failed"] and self._devices.failed(row["node"], alive_nodes())):
+            return False
+        self._progress(Warned(left_out_words(row["node"], receipt.error)))
+        return True
 
     def _pool(self, work: Sequence[tuple[ShardJob, int]]) -> Generator[dict[str, Any], None, None]:
         """Runs shards on a new pool of actors, on all nodes but those that are left out.
@@ -395,6 +403,12 @@ class RayEngine:
         A task that asks for a CPU would then wait until the last shard has ended.
         """
         return self if _free().get("CPU", 0) >= TASK_CPUS else _BetweenShards(self)
+
+    @property
+    def shard_workers(self) -> int:
+        """How many workers can have shards at a time, on the nodes that are there."""
+        with self._known_errors():
+            return self._room().now
 
     @property
     def workers(self) -> int:

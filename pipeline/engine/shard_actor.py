@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.counting import (
+    DEVICE_FAULTS,
     Ahead,
     Makers,
     Recipe,
@@ -21,7 +22,6 @@ from pipeline.counting import (
     Worker,
     collect_rarely,
 )
-from pipeline.engine.device_errors import is_of_device
 from pipeline.engine.ray_decoding import RayDecodePool
 from pipeline.engine.ray_nodes import RayHome
 from pipeline.storage import RequestMeter
@@ -77,14 +77,15 @@ class ShardActor:
         self._begin()
         try:
             receipt = self._worker.run(job, int(batch["index"][0]))
+            has_device = job.recipe.device != "cpu"
+            failed = has_device and receipt.fault in DEVICE_FAULTS
             # Such an error may have left the device in any state, whoever's it is.
-            unsure = receipt.unexpected and job.recipe.device != "cpu"
-            self._device_is_unsure |= unsure
+            self._device_is_unsure |= failed or (has_device and receipt.unexpected)
         finally:
             self._end()
         told = {
             "node": self._home.node,
-            "device_failed": unsure and is_of_device(f"{receipt.error}\n{receipt.details}"),
+            "device_failed": failed,
             "notice": self._notices.drained(),
             "requests": self._requests.read(),
         }

@@ -141,7 +141,7 @@ def rank(
         _require_unchanged(name, source, ran.errors)
     else:
         (ran,) = run_missing([(job, manifest)], engine, progress)
-    require_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
+    require_counted(f"{source} to {name}", len(manifest.heads), ran.errors, ran.untried)
     with RankingOrder(manifest, job, chosen) as order:
         order.load()
         ranked, failed, undefined = order.totals()

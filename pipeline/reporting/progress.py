@@ -82,8 +82,8 @@ def _words(event: Event) -> str:
             are, left = ("is" if number == 1 else "are" for number in (present, steps))
             there = f"{present:,} {_noun(step, present)}"
             return f"{there} {are} {done} already, {steps:,} {left} left"
-        case StepFailed(name, error):
-            return f"{name} not counted: {error}"
+        case StepFailed(name, error, fault=fault):
+            return f"{name} not counted{f' ({fault})' if fault else ''}: {error}"
         case Held(steps) if steps:
             return f"waiting for {count_of(steps, 'shard')} that another job counts"
         case TakenOver(steps):

@@ -36,8 +36,7 @@ from .rules import Rules as Rules
 from .rules import label_of as label_of
 from .sample_photos import DATASETS as DATASETS
 from .sample_photos import write_datasets as write_datasets
-from .shard_sizes import MIN_SHARD_IMAGES as MIN_SHARD_IMAGES
-from .shard_sizes import SHARD_MULTIPLE as SHARD_MULTIPLE
+from .shard_sizes import ImageSeconds as ImageSeconds
 from .shard_sizes import NewShardSizes as NewShardSizes
 from .sharding import plan as plan
 from .source import list_source as list_source

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.sources import blocks
-from pipeline.sources.blocks import even_pieces
+from pipeline.sources.blocks import even_pieces, mean_bytes
 from pipeline.sources.cell_cuts import folder_numbers, new_cells
 from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA, Entries, as_single_images
 from pipeline.sources.manifest import Manifest, ManifestWriter
@@ -55,7 +55,7 @@ def plan_block(
     listed = sort_pages(pa.concat_tables(_within(part, after, until) for part in parts))
     rows = _each_once(listed)
     folds = (name_numbers(rows["uri"], pairing) % np.uint64(FOLDS)).astype(np.uint8)
-    size = sizes.shard(blocks.MANY)
+    largest = 0
     with ManifestWriter(entries) as writer:
         order = np.argsort(folds, kind="stable")
         starts = folder_starts(rows["uri"])
@@ -65,12 +65,14 @@ def plan_block(
         for fold, (start, stop) in enumerate(pairwise([0, *ends])):
             if start < stop:
                 of_fold = rows.slice(start, stop - start)
-                cell = sizes.cell(size, pc.mean(of_fold["size"]).as_py())
+                mean = mean_bytes(of_fold)
+                size = sizes.shard(blocks.MANY, mean)
+                largest, cell = max(largest, size), sizes.cell(size, mean)
                 for shard in even_pieces(of_fold, size):
                     cells = new_cells(folders[start : start + shard.num_rows], cell)
                     writer.add(fold, shard, cells=cells, cell_images=sizes.stated_cell(cell))
                     start += shard.num_rows
-    return writer.manifest(size, duplicates=listed.num_rows - rows.num_rows)
+    return writer.manifest(largest, duplicates=listed.num_rows - rows.num_rows)
 
 
 def _within(part: pa.Table, after: str, until: str | None) -> pa.Table:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.sources.database import quoted_text
 from pipeline.sources.shard_sizes import SHARD_MULTIPLE
@@ -65,6 +66,12 @@ def block_number(ends: Sequence[str]) -> str:
         return f"case when uri <= {quoted_text(ends[middle])} then {lower} else {upper} end"
 
     return search(0, len(ends))
+
+
+def mean_bytes(rows: pa.Table) -> float:
+    """Returns the size of an image on average, of those whose size is known; 0 if there is none."""
+    sizes = rows["size"]
+    return pc.mean(sizes.filter(pc.greater(sizes, 0))).as_py() or 0.0
 
 
 def even_pieces(rows: pa.Table, most: int) -> Iterator[pa.Table]:

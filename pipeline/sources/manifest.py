@@ -48,7 +48,7 @@ class Manifest:
     Attributes:
         heads: The description of each shard.
         entries: Where the candidates are.
-        shard_images: How many images a new shard gets.
+        shard_images: How many images a new shard got, at most.
         source: Where the candidates were listed.
         ignored: How many files were ignored, by kind.
         duplicates: How many candidates were listed more than once and dropped.

@@ -13,7 +13,7 @@ LIMIT = Option("Take only this many images, the same ones in each run.", least=1
 
 SHARD_IMAGES = Option(
     "Number of images in each new shard (default: by the number of images, and at most what a "
-    "worker counts in a minute, once a build has measured it).",
+    "worker counts in a minute; before a build has measured that, at most 537 MB of images).",
     least=1,
 )
 

@@ -1,7 +1,13 @@
 """Chooses how many images new shards and their cells get.
 
->>> NewShardSizes().shard(candidates=100_000)
+>>> NewShardSizes().shard(candidates=100_000, image_bytes=110_000)
 3128
+>>> NewShardSizes().shard(candidates=100_000, image_bytes=4_000_000)
+128
+
+A shard that is lost with its node is counted again from its beginning. So a shard should not take
+long, whatever the network and however large the images are. Earlier builds tell what a worker takes
+for an image. Before there is any, the bytes of the images bound a shard.
 """
 
 from __future__ import annotations
@@ -17,6 +23,13 @@ MIN_SHARD_IMAGES = 64
 SHARD_MULTIPLE = 8
 """New shards are multiples of this: whole micro-batches of a CPU."""
 
+SHARD_SECONDS = 60.0
+"""How long a worker should have a shard."""
+
+FIRST_SHARD_BYTES = 2**29
+"""How many bytes the images of a shard have at most, about, if nothing was measured before. One
+core reads and decodes so many in about a minute, of JPEGs with 110 kB that take 15 ms each."""
+
 USUAL_CELL_IMAGES = 128
 """How many members a cell has, if their images are not small."""
 
@@ -25,26 +38,73 @@ CELL_SHARE = 0.25
 
 
 @dataclass(frozen=True)
+class ImageSeconds:
+    """What a worker takes for an image, in two parts.
+
+    Attributes:
+        each: The seconds that are the same for small and large images: the network and the counts.
+        per_byte: The seconds for each byte of an image: reading, decoding and resizing.
+        usual_bytes: How many bytes the measured images had, on average; 0 if that is not known.
+    """
+
+    each: float
+    per_byte: float = 0.0
+    usual_bytes: float = 0.0
+
+    def of(self, image_bytes: float) -> float:
+        """Returns the seconds for an image.
+
+        Args:
+            image_bytes: Its size in bytes. 0 if it is not known: then it is taken for one of those
+                that were measured.
+        """
+        size = image_bytes if image_bytes > 0 else self.usual_bytes
+        return self.each + self.per_byte * size
+
+
+@dataclass(frozen=True)
 class NewShardSizes:
     """What decides the sizes of new shards and of their cells.
 
     Attributes:
-        shard_images: The size of new shards. None takes `default_shard_images`.
-        most_shard_images: Bounds the size of new shards where `shard_images` does not state it.
+        shard_images: The size of new shards. None takes `default_shard_images`, or less if such a
+            shard would take too long.
+        image_seconds: What a worker takes for an image. None if it was never measured.
         cell_images: The size of their cells. None takes `default_cell_images`.
         cell_bytes: About how many bytes the sums of a cell take. None makes no cells, unless
             `cell_images` is stated.
     """
 
     shard_images: int | None = None
-    most_shard_images: int | None = None
+    image_seconds: ImageSeconds | None = None
     cell_images: int | None = None
     cell_bytes: int | None = None
 
-    def shard(self, candidates: int) -> int:
-        """Returns the size of new shards, for a number of candidates of the whole source."""
-        most = self.most_shard_images or MAX_SHARD_IMAGES
-        return self.shard_images or min(most, default_shard_images(candidates))
+    def shard(self, candidates: int, image_bytes: float) -> int:
+        """Returns the size of new shards.
+
+        Args:
+            candidates: How many candidates the whole source has.
+            image_bytes: The size of an image in bytes, on average; 0 if it is not known.
+        """
+        if self.shard_images is not None:
+            return self.shard_images
+        usual = default_shard_images(candidates)
+        if self.image_seconds is not None:
+            return min(usual, images_in(SHARD_SECONDS, self.image_seconds.of(image_bytes)))
+        # So many bytes in the place of so many seconds.
+        return min(usual, images_in(FIRST_SHARD_BYTES, image_bytes)) if image_bytes > 0 else usual
+
+    def archive_run(self, candidates: int) -> int:
+        """Returns how many neighbours of an archive have one fold, at most.
+
+        Neither a speed nor the bytes of the images change it. So a set and its altered copy have
+        the same folds.
+
+        Args:
+            candidates: How many candidates the whole source has.
+        """
+        return self.shard_images or default_shard_images(candidates)
 
     @property
     def makes_cells(self) -> bool:
@@ -73,6 +133,20 @@ class NewShardSizes:
         return default_cell_images(self.cell_bytes, image_bytes)
 
 
+def images_in(most: float, each: float) -> int:
+    """Returns the size of shards that take no more than some seconds or bytes.
+
+    Args:
+        most: The seconds or bytes.
+        each: What an image takes of them.
+
+    Returns:
+        The size, in whole micro-batches and within the bounds of sizes.
+    """
+    images = min(MAX_SHARD_IMAGES, most / each) if each > 0 else MAX_SHARD_IMAGES
+    return max(MIN_SHARD_IMAGES, int(images) // SHARD_MULTIPLE * SHARD_MULTIPLE)
+
+
 def default_shard_images(candidates: int) -> int:
     """Returns the size of shards for a number of candidates: two shards a fold, within bounds.
 
@@ -88,7 +162,7 @@ def default_cell_images(cell_bytes: int, image_bytes: float) -> int:
 
     Args:
         cell_bytes: About how many bytes the sums of a cell take, however many images it has.
-        image_bytes: The size of an image in bytes, on average.
+        image_bytes: The size of an image in bytes, on average; 0 if it is not known.
     """
     images = USUAL_CELL_IMAGES
     while images < MAX_SHARD_IMAGES and cell_bytes > CELL_SHARE * images * image_bytes:

@@ -3,8 +3,8 @@
     >>> m = plan(listing)                                       # doctest: +SKIP
     >>> plan(listing, previous=m).digest == m.digest            # doctest: +SKIP
 
-The same candidates give the same plan on any machine and in any order of listing, if the bounds
-of the shards' size are the same. A later plan keeps every shard whose members did not change, so
+The same candidates give the same plan on any machine and in any order of listing, if what decides
+the shards' size is the same. A later plan keeps every shard whose members did not change, so
 that only what changed is counted again.
 
 Single images are spread over folds by a hash of their group, so that every fold is a fair sample; a
@@ -37,7 +37,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources import blocks
-from pipeline.sources.blocks import block_ends, block_number, even_pieces
+from pipeline.sources.blocks import block_ends, block_number, even_pieces, mean_bytes
 from pipeline.sources.cell_cuts import folder_numbers, new_cells
 from pipeline.sources.cell_joining import LeftCell, cells_left, cut_size, join_cells, stated
 from pipeline.sources.database import connect, quoted_column, quoted_text
@@ -49,7 +49,7 @@ from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.pair_names import name_number
 from pipeline.sources.plan_options import CELL_IMAGES, LIMIT, SHARD_IMAGES
 from pipeline.sources.shard_merging import merge_groups
-from pipeline.sources.shard_sizes import SHARD_MULTIPLE, NewShardSizes
+from pipeline.sources.shard_sizes import SHARD_MULTIPLE, ImageSeconds, NewShardSizes
 from pipeline.spec import FOLDS
 
 MOST_ORIGINS = 4
@@ -79,7 +79,7 @@ def plan(
     limit: int | None = None,
     by: str | None = None,
     entries: Entries | None = None,
-    most_shard_images: int | None = None,
+    image_seconds: ImageSeconds | None = None,
     cell_images: int | None = None,
     cell_bytes: int | None = None,
 ) -> Manifest:
@@ -87,7 +87,8 @@ def plan(
 
     Args:
         found: The candidates.
-        shard_images: The size of new shards. None takes `default_shard_images`.
+        shard_images: The size of new shards. None takes `default_shard_images`, or less if such a
+            shard would take too long (see `NewShardSizes`).
         previous: An earlier plan, whose shards are kept. A shard with a member that is gone is kept
             without it, and one with a changed member gets its new identity; both are counted again.
             New candidates go to new shards. If a candidate's group has changed, everything is
@@ -98,7 +99,7 @@ def plan(
             `previous` that mixes values is cut anew.
         entries: Where the candidates of new shards are stored. None takes those of `previous`, or
             else temporary files of this process.
-        most_shard_images: Bounds the size of new shards where `shard_images` does not state it.
+        image_seconds: What a worker takes for an image. None if it was never measured.
         cell_images: The size of the cells of new shards. None takes `default_cell_images`.
         cell_bytes: About how many bytes the sums of a cell take. None makes no cells, unless
             `cell_images` is stated.
@@ -126,7 +127,7 @@ def plan(
         pa.default_memory_pool().release_unused()
     if entries is None:
         entries = previous.entries if previous is not None else Entries()
-    sizes = NewShardSizes(shard_images, most_shard_images, cell_images, cell_bytes)
+    sizes = NewShardSizes(shard_images, image_seconds, cell_images, cell_bytes)
     with _planning() as (folder, database):
         planner = _ShardPlanner(database, folder, listing, by, sizes)
         planner.load_listing(limit=limit)
@@ -194,9 +195,9 @@ class _ShardPlanner:
         self._db.execute(
             f"create view listed as select * from read_parquet({files}, union_by_name = true)"
         )
-        about = "select count(*), sum(size){} from {}"
+        about = "select count(*), avg(size) filter (size > 0){} from {}"
         names = about.format(", count(distinct hash(uri, member))", "listed")
-        ((listed, size, different),) = self._db.execute(names).fetchall()
+        ((listed, mean, different),) = self._db.execute(names).fetchall()
         candidates = listed
         # Hashes of different names may agree, but never those of equal ones differ.
         if different == listed:
@@ -212,11 +213,12 @@ class _ShardPlanner:
             )
             self._db.execute("create or replace view listing as select * from sample")
         if limit is not None or different != listed:
-            ((candidates, size),) = self._db.execute(about.format("", "listing")).fetchall()
+            ((candidates, mean),) = self._db.execute(about.format("", "listing")).fetchall()
         if not candidates:
             raise SourceError("the source has no image")
-        self._size = self._sizes.shard(candidates)
-        self._cell = self._sizes.cell(self._size, size / candidates)
+        self._candidates = candidates
+        self._size = self._sizes.shard(candidates, mean or 0.0)
+        self._cell = self._sizes.cell(self._size, mean or 0.0)
 
     def _drop_duplicates(self, listed: int) -> None:
         """Fills `listing` with each candidate once; `listed` is how many rows there are."""
@@ -364,7 +366,9 @@ class _ShardPlanner:
             for kept in chain.from_iterable(self._merge_groups() if held else ()):
                 if kept.index in held:  # another one of its group has changed
                     add(kept, held[kept.index])
-            for fold, rows, cell in self._fresh_shards(sizes):
+            largest = 0
+            for fold, rows, size, cell in self._fresh_shards(sizes):
+                largest = max(largest, size)
                 writer.add(
                     fold,
                     rows.select(self._columns).rename_columns(names),
@@ -372,7 +376,8 @@ class _ShardPlanner:
                     cell_images=self._sizes.stated_cell(cell),
                 )
         listing = self._listing
-        made = writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
+        most = largest or self._size
+        made = writer.manifest(most, listing.source, listing.ignored, self._duplicates)
         return replace(made, pairing=self._pairing)
 
     def _join(self, cells: list[LeftCell], cut: int) -> list[LeftCell]:
@@ -420,14 +425,14 @@ class _ShardPlanner:
         for shard, of_shard in groupby(pieces, lambda piece: piece["shard"][0].as_py()):
             yield self._previous.heads[shard], pa.Table.from_batches(list(of_shard))
 
-    def _fresh_shards(self, sizes: FoldSizes) -> Iterator[tuple[int, pa.Table, int]]:
+    def _fresh_shards(self, sizes: FoldSizes) -> Iterator[tuple[int, pa.Table, int, int]]:
         """Cuts the candidates that are in no kept shard into new ones, fold by fold.
 
         Args:
             sizes: How many candidates of kept shards each fold has.
 
         Yields:
-            The fold and the members of each shard, and the size of its cells.
+            The fold and the members of each shard, how many it may have, and the size of its cells.
         """
         if self._by is None and self._number("select count(*) from fresh") >= blocks.MANY:
             bound = "select count(*) from fresh where access <> '' or \"group\" <> ''"
@@ -440,9 +445,9 @@ class _ShardPlanner:
         self._assign_folds(sizes, files)
         for fold, rows_on_disk in enumerate(files):
             for rows in self._new_shards(self._by_name(rows_on_disk.batches())):
-                yield fold, rows, self._cell
+                yield fold, rows, self._size, self._cell
 
-    def _shards_of_blocks(self, ends: Sequence[str]) -> Iterator[tuple[int, pa.Table, int]]:
+    def _shards_of_blocks(self, ends: Sequence[str]) -> Iterator[tuple[int, pa.Table, int, int]]:
         """Cuts candidates into shards block by block; see `_fresh_shards`.
 
         The fold of each candidate is taken from the hash of its name. Folds of many candidates are
@@ -452,7 +457,7 @@ class _ShardPlanner:
             ends: The uris that end blocks, in their order.
 
         Yields:
-            The fold and the members of each shard, and the size of its cells.
+            The fold and the members of each shard, how many it may have, and the size of its cells.
         """
         columns = ", ".join(quoted_column(name) for name in self._columns)
         query = (
@@ -463,9 +468,11 @@ class _ShardPlanner:
         pieces = _cut_at_changes(self._batches(query), "place")
         for place, of_place in groupby(pieces, lambda piece: piece["place"][0].as_py()):
             rows = pa.Table.from_batches(list(of_place))
-            cell = self._sizes.cell(self._size, pc.mean(rows["size"]).as_py())
-            for shard in even_pieces(rows, self._size):
-                yield place % FOLDS, shard, cell
+            mean = mean_bytes(rows)
+            size = self._sizes.shard(blocks.MANY, mean)
+            cell = self._sizes.cell(size, mean)
+            for shard in even_pieces(rows, size):
+                yield place % FOLDS, shard, size, cell
 
     def _assign_folds(self, sizes: FoldSizes, files: list[FoldFile]) -> None:
         """Writes each fresh candidate to the file of its fold.
@@ -571,7 +578,8 @@ class _ShardPlanner:
 
     def _run_length(self, candidates: int) -> int:
         even = -(-candidates // (2 * FOLDS))
-        return self._size if even > self._size - SHARD_MULTIPLE else even
+        most = self._sizes.archive_run(self._candidates)
+        return most if even > most - SHARD_MULTIPLE else even
 
     def _new_shards(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         """Cuts the rows of a fold into shards of one value each.

@@ -69,7 +69,14 @@ class PlanAhead:
 
 @dataclass(frozen=True)
 class PlannedBlock:
-    """What a task has planned: a block, and its shards."""
+    """What a task has planned: a block, and its shards.
+
+    Attributes:
+        bounds: The block.
+        shard_images: The size of a new shard, at most.
+        heads: The shards.
+        duplicates: How often a candidate was listed again.
+    """
 
     bounds: Bounds
     shard_images: int
@@ -257,7 +264,7 @@ class TaskListing:
         return Manifest(
             tuple(replace(head, index=at) for at, head in enumerate(heads)),
             ahead.entries,
-            planned[0].shard_images,
+            max(block.shard_images for block in planned),
             self._lister.source,
             dict(self._found.ignored),
             sum(block.duplicates for block in planned),

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -328,7 +328,7 @@ def test_a_source_that_changes_during_a_build_is_not_counted_in_two_states(
     write_photos(source, 4)
     missing = runner._missing
 
-    def then_change(p: object) -> Sequence[int]:
+    def then_change(p: object) -> tuple[set[int], bool]:
         photo(50).save(source / "photo-0002.jpg")
         return missing(p)
 

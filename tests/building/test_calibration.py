@@ -256,6 +256,8 @@ def made_up(spec: Spec, entry: Entry) -> list[Array]:
 class EngineWithoutNetwork(SerialMapper):
     """An engine without a network; it dies after `stop_after` shards, where given."""
 
+    shard_workers = 1
+
     def __init__(self, stop_after: int | None = None) -> None:
         self.left = stop_after
         self.counted = 0

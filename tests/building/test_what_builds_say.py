@@ -279,6 +279,16 @@ def test_many_shards_are_sampled_and_the_time_is_that_of_the_last_run() -> None:
     assert found == ReadingEstimate(400, 400, 400_000, asked, seconds=pytest.approx(20))
 
 
+def test_the_time_goes_by_the_bytes_of_these_images_too() -> None:
+    catalogue = Catalogue("memory://speeds-of-small-images")
+    spent = {"decode": 10.0, "network": 40.0}
+    note_speed(catalogue, SPEC.digest, "cpu", 1000, 50.0, 10_000_000, spent)
+    for size, seconds in ((10_000, 2.0), (100_000, 5.6), (0, 2.0)):
+        manifest = plan([Entry(f"s3://b/{i}", "", size, f"{i}") for i in range(40)])
+        found = estimate_reading(catalogue, manifest, range(len(manifest.heads)), JOB)
+        assert found.seconds == pytest.approx(seconds)
+
+
 def test_only_what_is_in_a_store_takes_requests(tmp_path: Path) -> None:
     """Members of an archive are read in pieces, and images on a disk by none."""
     mib = 2**20

@@ -29,6 +29,7 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.counting.allocator import NEW_OBJECTS
+from pipeline.counting.faults import NO_GPU, Fault
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.dna import DNA, Partial
 from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch
@@ -41,7 +42,7 @@ from pipeline.engine.ray_start import (
     session_folder,
     start_with_retries,
 )
-from pipeline.engine.shard_actor import ShardActor
+from pipeline.engine.shard_actor import ShardActor, receipt_of
 from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
 from pipeline.events import Event, Said, StepDone, Warned
 from pipeline.explaining import RankRequest, rank
@@ -471,18 +472,23 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
     columns = {"manifest": "m", "work": "w", "entries": "e", "claimant": "c"}
     batch = {"recipe": [0], "index": [1]} | {name: [value] for name, value in columns.items()}
     cuda, bug = "unexpected RuntimeError: CUDA error: launch failure", "unexpected KeyError: 3"
-    for gpus, kind, error, ends, failed in (
-        (1.0, "UnexpectedError", cuda, True, True),
-        (1.0, "UnexpectedError", bug, True, False),
-        (0.0, "UnexpectedError", cuda, False, False),
-        (1.0, "TransientError", cuda, False, False),
-    ):
-        receipt = ShardReceipt("m", 1, error=error, kind=kind)
+    faults: tuple[tuple[float, str, str, Fault, bool, bool], ...] = (
+        (1.0, "UnexpectedError", cuda, "device", True, True),
+        (1.0, "UnexpectedError", cuda, "device memory", True, True),
+        (1.0, "UsageError", NO_GPU, "device", True, True),
+        (1.0, "UnexpectedError", bug, "bug", True, False),
+        (0.0, "UnexpectedError", cuda, "device", False, False),
+        (1.0, "TransientError", cuda, "storage", False, False),
+        (1.0, "UsageError", "there is no such module", "setup", False, False),
+    )
+    for gpus, kind, error, fault, ends, failed in faults:
+        receipt = ShardReceipt("m", 1, error=error, kind=kind, fault=fault)
         monkeypatch.setattr(Worker, "run", lambda *_, receipt=receipt: receipt)
         recipe = Recipe(SPEC, NETWORK, "ranges", Resources(gpus_per_worker=gpus))
         actor = ShardActor([recipe], 0, {}, "pool")
         row = actor(batch)
         assert (row["kind"], row["device_failed"]) == ([kind], [failed])
+        assert receipt_of({name: value[0] for name, value in row.items()}) == receipt
         with pytest.raises(Ended) if ends else contextlib.nullcontext():
             assert actor(batch)["index"] == [1]
 
@@ -625,6 +631,38 @@ def same_bits(catalogue: Path, clean: dict[str, object], truth: DNA) -> None:
     assert (version.dna, version.sha256) == (clean["dna"], clean["sha256"])
     assert committed(catalogue) == SHARDS
     holds(catalogue, truth)
+
+
+@pytest.mark.soak
+def test_a_fault_that_every_shard_meets_ends_a_build_early_and_a_rerun_counts_exactly(
+    folder: Path, small: Small, truth: DNA, clean: dict[str, object], tmp_path: Path
+) -> None:
+    """A package is missing where the workers run. Eight shards of 32 must fail for good.
+
+    A shard whose only image cannot be read is stored nevertheless.
+    """
+    build = tmp_path / "c"
+    process = small.start(folder, build, patch="", network="failing_network")
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, err
+    told = json.loads(out)
+    assert told["error"] == "UnexpectedError"
+    assert "No module named 'fisheye'" in told["message"]
+    numbers = re.search(
+        r": (\d+) of 32 shards .* (\d+) failed with the same error, so the other (\d+) were not",
+        told["message"],
+    )
+    assert numbers is not None, told["message"]
+    failed, alike, untried = map(int, numbers.groups())
+    assert 8 <= failed == alike == SHARDS - untried - committed(build)
+    assert untried > 0
+    assert 3 * failed <= err.count("not counted (setup)") <= 3 * SHARDS - untried
+    assert running(build) == []
+    process = small.start(folder, build, patch="")
+    with ended(process):
+        finish(process)
+    same_bits(build, clean, truth)
 
 
 @pytest.mark.soak

@@ -283,6 +283,8 @@ def test_members_of_archives_are_ranked_as_files_are(
 class OtherOrder(SerialMapper):
     """An engine that takes shards in another order, some twice, each with its own worker."""
 
+    shard_workers = 1
+
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 
@@ -766,7 +768,7 @@ def test_ranks_of_a_shard_that_were_removed_meanwhile_are_a_transient_error(
 ) -> None:
     ranked(catalogue, source, engine, place)
     storage.delete(parts(catalogue)[3])
-    monkeypatch.setattr("pipeline.building.runner._missing", lambda one: [])
+    monkeypatch.setattr("pipeline.building.runner._missing", lambda one: (set(), True))
     with pytest.raises(TransientError, match="is gone; rerun the same command"):
         ranked(catalogue, source, engine, place)
 

@@ -161,6 +161,8 @@ def catalogue_of(objects: Mapping[str, bytes]) -> Catalogue:
 class HandMade(SerialMapper):
     """An engine that makes partials by hand; it dies after `stop_after` shards, where given."""
 
+    shard_workers = 1
+
     def __init__(self, stop_after: int | None = None) -> None:
         self._left = stop_after
 

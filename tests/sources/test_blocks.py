@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.sources import (
     Entries,
     Entry,
+    ImageSeconds,
     Listing,
     NewShardSizes,
     blocks,
@@ -37,6 +38,7 @@ NAMES = st.lists(
 SIZES = st.builds(
     NewShardSizes,
     shard_images=st.sampled_from([None, 5, 8, 24]),
+    image_seconds=st.sampled_from([None, ImageSeconds(1.0, 2.0, 1.0), ImageSeconds(20.0)]),
     cell_images=st.sampled_from([None, 3]),
     cell_bytes=st.sampled_from([None, 50]),
 )
@@ -46,6 +48,9 @@ SIZES = st.builds(
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink_plans(monkeypatch, block=BLOCK, many=40)
     monkeypatch.setattr(shard_sizes, "USUAL_CELL_IMAGES", 2)
+    monkeypatch.setattr(shard_sizes, "MIN_SHARD_IMAGES", 2)
+    monkeypatch.setattr(shard_sizes, "SHARD_MULTIPLE", 1)
+    monkeypatch.setattr(shard_sizes, "default_shard_images", lambda _: 30)
 
 
 def ends_of(uris: list[str]) -> list[str]:
@@ -61,6 +66,12 @@ def parts_of(entries: list[Entry], cuts: int) -> list[pa.Table]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(NAMES, SIZES, st.integers(1, 4), st.integers(0, 30))
+@example(
+    [f"s3://b/{i * 7919}.jpg" for i in range(200)],
+    NewShardSizes(image_seconds=ImageSeconds(1.0, 2.0, 1.0)),
+    2,
+    3,
+)
 def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
     uris: list[str], sizes: NewShardSizes, cuts: int, again: int
 ) -> None:
@@ -75,12 +86,14 @@ def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
     bounds: list[str | None] = ["", *ends]
     if not ends or ends[-1] != max(uris):
         bounds.append(None)
-    heads, duplicates = [], 0
+    heads, duplicates, largest = [], 0, 0
     for after, until in pairwise(bounds):
         made = plan_block(parts, after or "", until, sizes, entries, Pairing())
         heads += made.heads
         duplicates += made.duplicates
+        largest = max(largest, made.shard_images)
     assert duplicates == whole.duplicates == again
+    assert largest == whole.shard_images
     assert [replace(head, index=at) for at, head in enumerate(heads)] == list(whole.heads)
 
 

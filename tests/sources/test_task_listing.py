@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import pickle
 import random
 import tempfile
@@ -23,6 +24,7 @@ from pipeline.events import Said
 from pipeline.mapper import SerialMapper
 from pipeline.sources import (
     Entries,
+    ImageSeconds,
     Listing,
     ListingCheckpoint,
     Manifest,
@@ -34,12 +36,14 @@ from pipeline.sources import (
     listing,
     parallel_listing,
     plan,
+    shard_sizes,
     source_lister,
     stretches,
     task_listing,
 )
 from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.parallel_listing import KeyRange
+from pipeline.storage import Stored
 from tests.sources.test_listing import FakeStore, patched_storage
 from tests.support.small_sources import shrink
 
@@ -84,14 +88,21 @@ def frames(count: int) -> list[str]:
 class Run:
     """One listing by tasks, kept in a folder, with the plans of blocks as they come."""
 
-    def __init__(self, folder: Path, store: FakeStore, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: FakeStore,
+        seed: int = 0,
+        sizes: NewShardSizes = SIZES,
+        **options: Any,
+    ) -> None:
         self.store = store
         self.tasks = Tasks(seed)
         self.blocks: list[Manifest] = []
         self.listed_at: list[int] = []
         self.entries = Entries((folder / "entries").as_uri())
         self.checkpoint = ListingCheckpoint((folder / "kept").as_uri(), datetime.now(UTC))
-        self.ahead = PlanAhead(SIZES, self.entries, self._planned)
+        self.ahead = PlanAhead(sizes, self.entries, self._planned)
         self._options = options
 
     def _planned(self, some: Manifest) -> None:
@@ -112,8 +123,8 @@ class Run:
             patch.undo()
 
 
-def alone(keys: list[str], rules: Rules | None = None) -> Listing:
-    patch = patched_storage(FakeStore(keys, 20))
+def alone(keys: list[str], rules: Rules | None = None, store: FakeStore | None = None) -> Listing:
+    patch = patched_storage(store or FakeStore(keys, 20))
     try:
         return list_source(ROOT, rules)
     finally:
@@ -146,6 +157,46 @@ def test_tasks_make_the_plan_of_one_process(keys: list[str], page: int, seed: in
         assert (found.source, found.ignored) == (whole.source, whole.ignored)
         shards = [shard.digest for some in run.blocks for shard in some.shards]
         assert sorted(shards) == sorted(head.digest for head in whole.heads)
+
+
+class UnevenStore(FakeStore):
+    """Its images have ever more bytes, in the order of their names."""
+
+    def list_page(self, uri: str, after: str) -> tuple[list[Stored], str, bool]:
+        items, last, more = super().list_page(uri, after)
+        return [item._replace(size=1 + self._place(item, uri)) for item in items], last, more
+
+    def _place(self, item: Stored, uri: str) -> int:
+        return bisect.bisect_left(self.keys, item.uri.removeprefix(f"{uri}/"))
+
+
+@pytest.mark.parametrize("at", [20, None])
+def test_a_known_speed_gives_tasks_and_one_process_the_same_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
+) -> None:
+    """Also if the listing was interrupted. Blocks of larger images have smaller shards."""
+    monkeypatch.setattr(shard_sizes, "MIN_SHARD_IMAGES", 1)
+    monkeypatch.setattr(shard_sizes, "SHARD_MULTIPLE", 1)
+    monkeypatch.setattr(shard_sizes, "default_shard_images", lambda _: 9)
+    speed = ImageSeconds(5.0, 0.06, 3.0)
+    keys = [f"{i:06d}.jpg" for i in range(500)]
+
+    def fail(asked: int) -> None:
+        if at is not None and asked >= at:
+            raise StorageError("the machine is gone")
+
+    sizes = NewShardSizes(image_seconds=speed, cell_images=4)
+    if at is not None:
+        with pytest.raises(StorageError, match="the machine is gone"):
+            Run(tmp_path, UnevenStore(keys, 20, fail), sizes=sizes).list()
+    found = Run(tmp_path, UnevenStore(keys, 20), sizes=sizes).list()
+    whole = plan(alone(keys, store=UnevenStore(keys, 20)), image_seconds=speed, cell_images=4)
+    assert found.planned is not None
+    assert found.planned.heads == whole.heads
+    assert found.planned.shard_images == whole.shard_images
+    shards = sorted(whole.shards, key=lambda shard: shard.members[0].uri)
+    small, large = (max(len(each.members) for each in of) for of in (shards[:20], shards[-20:]))
+    assert small > large
 
 
 def test_blocks_are_planned_while_the_listing_runs(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -218,7 +217,7 @@ def test_a_build_whose_object_disappears_after_planning_names_it(
     source = fill(f"{root}/images", 4)
     missing = runner._missing
 
-    def then_change(p: DatasetPlan) -> Sequence[int]:
+    def then_change(p: DatasetPlan) -> tuple[set[int], bool]:
         if change == "deleted":
             remove(f"{source}/photo-0001.jpg")
         else:

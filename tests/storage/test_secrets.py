@@ -535,7 +535,7 @@ def test_ray_receives_no_secret(
         storage.create(gone, b"x")
         missing = pytest.MonkeyPatch()
         missing.setattr(
-            "pipeline.building.runner._missing", lambda p: storage.delete(gone) or [0, 1]
+            "pipeline.building.runner._missing", lambda p: (storage.delete(gone) or {0, 1}, False)
         )
         with pytest.raises(TransientError) as caught, missing.context():
             build_datasets(place, [Request("c", f"{root}/images", bins=8)], engine, resources)

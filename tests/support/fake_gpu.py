@@ -6,6 +6,7 @@ Ray calls `install` in each of its processes that starts.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,30 +23,32 @@ def install() -> None:
     """Replaces the GPU, and has a worker look after each micro-batch, always hungry."""
     from pipeline.counting import decode_ahead, decode_choice, worker
     from pipeline.counting.extractor import Extractor
+    from pipeline.counting.faults import NO_GPU
     from pipeline.counting.shard import Counter
+    from pipeline.errors import UsageError
     from tests.support import tiny_network
 
     def broken(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    real = Extractor.observe
+    real, make = Extractor.observe, Counter.make
+    has_shard = threading.Event()
 
     def slow(*given: Any) -> None:
         began = time.monotonic()
-        while time.monotonic() - began < seconds():
+        # A worker that loads its network shows it an empty image first: that takes a GPU no time.
+        while has_shard.is_set() and time.monotonic() - began < seconds():
             time.sleep(0.05)
         real(*given)
 
-    if log := os.environ.get("SHARD_LOG"):
-        make = Counter.make
-
-        def noted(counter: Counter, shard: Any, key: str, **how: Any) -> Any:
-            with open(log, "a") as begun:
+    def noted(counter: Counter, shard: Any, key: str, **how: Any) -> Any:
+        has_shard.set()
+        if log := os.environ.get("SHARD_LOG"):
+            with open(log, "a") as begun:  # which shards a worker begins
                 begun.write(f"{key}\n")
-            return make(counter, shard, key, **how)
+        return make(counter, shard, key, **how)
 
-        Counter.make = noted  # type: ignore[method-assign]  # which shards a worker begins
-
+    Counter.make = noted  # type: ignore[method-assign]  # to see that a shard begins
     if os.environ.get("BROKEN_GPU"):  # of this node
         Extractor.observe = broken  # type: ignore[method-assign]  # the fault
     elif os.environ.get("SLOW_GPU"):
@@ -53,6 +56,8 @@ def install() -> None:
 
     def on_the_cpu(network: Any, precision: Any, device: str, *rest: Any, **how: Any) -> Extractor:
         assert device == "cuda"
+        if os.environ.get("NO_GPU"):  # the driver of this node is broken
+            raise UsageError(NO_GPU)
         return Extractor(network, precision, "cpu", *rest, on_device=True, **how)
 
     worker.Extractor = on_the_cpu  # type: ignore[assignment,misc]  # a function in its place

@@ -154,6 +154,8 @@ class World:
 class Serial:
     """An engine of one worker."""
 
+    shard_workers = 1
+
     def __init__(self, one: Worker) -> None:
         self._worker = one
 

@@ -73,7 +73,8 @@ GPUS = st.integers(1, 600)
 @settings(max_examples=60, deadline=None)
 @given(images=IMAGES, gpus=GPUS, name=st.sampled_from(sorted(WORSE)))
 def test_what_is_worse_never_makes_a_build_faster(images: int, gpus: int, name: str) -> None:
-    case = on_gpus(images, gpus)
+    """The shards are the same: those of larger images would be smaller, and end more evenly."""
+    case = on_gpus(images, gpus, shard_images=default_shard_images(images))
     worse = replace(case, **{name: getattr(case, name) * WORSE[name]})
     assert predict(PARTS, worse).total_seconds >= predict(PARTS, case).total_seconds
 
@@ -181,6 +182,10 @@ def test_shards_and_sums_are_those_of_the_planner_and_the_tree(images: int, size
 @given(images=IMAGES)
 def test_the_planner_chooses_the_size_of_shards(images: int) -> None:
     assert predict(PARTS, on_gpus(images, 8)).shard_images == default_shard_images(images)
+
+
+def test_shards_of_large_images_are_bounded_by_bytes() -> None:
+    assert predict(PARTS, on_gpus(10**8, 8, image_bytes=4e6)).shard_images == 128
 
 
 def test_a_network_that_is_known_to_be_slow_gets_shards_of_a_minute() -> None:
