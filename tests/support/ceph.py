@@ -58,6 +58,9 @@ mon osd initial require min compat client = luminous
 # There is no other monitor to wait for.
 paxos propose interval = 0.02
 paxos min wait = 0.01
+# An hour, not 16 s: an OSD that got no CPU for so long answers no more reads until a replica
+# renews its lease, and here is none.
+osd pool default read lease ratio = 180
 rgw run sync thread = false
 rgw enable gc threads = false
 rgw enable lc threads = false
