@@ -30,6 +30,7 @@ PLANNED = 5_000_000
 LISTED = 200_000
 HANDED_OUT = 4000
 SHARDS = 3000
+BINS = max(2, measure.part_of(1000))
 REQUEST_SECONDS = 0.005
 """What a request takes through the proxy of this machine."""
 
@@ -70,7 +71,8 @@ def build_alone(run: str) -> dict[str, float]:
 
     workers = case_of(run).cpu_workers
     resources = Resources(workers=0 if run == "in process" else workers, threads=1)
-    request = Request("a", f"s3://{BUCKET}/images/a", shard_images=SHARD_IMAGES)
+    url = f"s3://{BUCKET}/images/a"
+    request = Request("a", url, shard_images=SHARD_IMAGES, bins=BINS)
     opened = InProcess() if run == "in process" else RayEngine(resources, "local")
     phase: dict[str, Any] = {}
     without_renewals()  # Ray's workers have some, if the machine is slow
