@@ -166,7 +166,7 @@ def test_nodes_whose_device_fails_are_left_out_and_the_others_count_all(
     try:
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_CHECKS}
         # A process that starts anew after each error takes long: the sound node must not be done.
-        devices = [{"num_gpus": 1, "env_vars": {n: "3"}} for n in ("SLOW_GPU", *DEVICE_FAULTS)]
+        devices = [{"num_gpus": 1, "env_vars": {n: "2"}} for n in ("SLOW_GPU", *DEVICE_FAULTS)]
         for node in (head, *devices):
             size = {"num_cpus": 3, "object_store_memory": 200 * 2**20} | node
             start_with_retries(lambda size=size: cluster.add_node(**size))
