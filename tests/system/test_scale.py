@@ -498,10 +498,11 @@ def test_a_request_that_the_server_fails_is_counted_once(
     assert proxy.injected == 2
 
 
-@pytest.mark.soak  # it builds 224 shards through a server of S3
-def test_requests_of_real_builds_are_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.soak  # it builds 112 shards through a server of S3
+def test_requests_of_a_real_build_are_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a build in this process are predicted above, to the last."""
     monkeypatch.setenv("BENCHMARK_SHARE", "0.05")  # fewer bins: as many requests of fewer bytes
-    rows = [row for row in check(PARTS, ("in process", "on Ray")) if ": " in row["what"]]
-    assert len(rows) > 20
+    rows = [row for row in check(PARTS, ("on Ray",)) if ": " in row["what"]]
+    assert len(rows) > 10
     for row in rows:
         assert row["predicted"] == pytest.approx(row["measured"], abs=5), row
