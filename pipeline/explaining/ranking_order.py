@@ -99,13 +99,14 @@ class RankingOrder:
         self._distances = [f"d{i}" for i in range(len(self._layers))]
         self._keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
         self._folder = tempfile.TemporaryDirectory(prefix="vdna-rank-")
-        self._db: DuckDBPyConnection = connect(self._folder.name)
+        self._stack = contextlib.ExitStack()
+        self._db: DuckDBPyConnection = self._stack.enter_context(connect(self._folder.name))
 
     def __enter__(self) -> RankingOrder:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
         self._folder.cleanup()
 
     def load(self) -> None:

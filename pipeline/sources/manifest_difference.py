@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -108,8 +109,8 @@ class ManifestDifference:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
 
     def first(self, change: str, most: int) -> list[tuple[str, str]]:
         """Returns the first images that differ in one way.
