@@ -149,7 +149,9 @@ class Entries:
     def shard(self, head: ShardHead) -> Shard:
         """Returns a shard with its members (see `read_shard`)."""
         members = tuple(entries_of(self.read_shard(head)))
-        return Shard(head.index, head.fold, members, head.cells, head.origins, head.runs)
+        shard = Shard(head.index, head.fold, members, head.cells, head.origins, head.runs)
+        vars(shard)["digest"] = head.digest  # the rows that were read have it
+        return shard
 
     def read_shards(self, heads: Iterable[ShardHead]) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Reads the members of many shards; neighbours in a file are read in one piece.
