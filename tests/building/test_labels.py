@@ -33,7 +33,7 @@ from pipeline.sources import Listing, Manifest, Rules, list_source, plan
 from pipeline.sources.listing import ListingWriter
 from pipeline.spec import FOLDS, Resources
 from tests.support import tiny_network as tiny
-from tests.support.builders import photo, same_counts_and_failures, write_photos
+from tests.support.builders import all_shards, photo, same_counts_and_failures, write_photos
 from tests.support.killer import Killed, Killer, killer
 
 __all__ = ["killer"]  # a fixture
@@ -517,7 +517,7 @@ def test_each_shard_has_one_label_value_and_no_group_is_split_over_folds(
     assert sum(map(len, by_value(manifest).values())) == len(rows) == manifest.candidates
     folds: dict[str, set[int]] = defaultdict(set)
     sizes: dict[str, Tally[int]] = defaultdict(Tally)
-    for shard in manifest.shards:
+    for shard in all_shards(manifest):
         assert len(shard.members) <= size
         for entry in shard.members:
             folds[entry.group].add(shard.fold)
@@ -542,7 +542,7 @@ def test_a_later_plan_keeps_every_shard_that_is_still_of_one_value(
     changed = [(n, "d" if n in moved else v, g, m) for n, v, g, m in rows]
     second = plan(listing_of(changed), shard_images=size, by="weather", previous=first)
     kept = {head.digest for head in second.heads}
-    for shard in first.shards:
+    for shard in all_shards(first):
         numbers = {int(entry.member or entry.uri[-4:]) for entry in shard.members}
         if numbers.isdisjoint(moved) or numbers <= moved:
             assert shard.digest in kept

@@ -28,7 +28,7 @@ from pipeline.errors import CorruptFile, NotFound, TooManyBytes, TransientError,
 from pipeline.events import Event, Finished, Started, StepDone
 from pipeline.sources import plan
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
-from tests.support.builders import sealed, tiny_spec
+from tests.support.builders import all_shards, sealed, tiny_spec
 
 NAME = "photos"
 NOW = timedelta(seconds=-60)
@@ -37,7 +37,7 @@ NOW = timedelta(seconds=-60)
 
 def put(catalogue: Catalogue, count: int, name: str = NAME) -> Version:
     manifest = plan(entries(name, count))
-    return commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+    return commit_dataset(catalogue, name, manifest, [hand_made(s) for s in all_shards(manifest)])
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources import plan
 from pipeline.spec import Resources
 from tests.golden.handmade import commit_dataset, entries, hand_made
+from tests.support.builders import all_shards
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class Shuffled(SerialMapper):
 
 def put(catalogue: Catalogue, name: str, images: int, shard_images: int = 1) -> None:
     manifest = plan(entries(name, images), shard_images=shard_images)
-    commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+    commit_dataset(catalogue, name, manifest, [hand_made(s) for s in all_shards(manifest)])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -63,7 +63,14 @@ from tests.golden.handmade import (
     reduce_all,
     with_failures,
 )
-from tests.support.builders import NUMERICS, OTHER_NUMERICS, decode_dna, random_dna, tiny_spec
+from tests.support.builders import (
+    NUMERICS,
+    OTHER_NUMERICS,
+    all_shards,
+    decode_dna,
+    random_dna,
+    tiny_spec,
+)
 
 INTEGER_LIKE = ("counts", "underflow", "overflow", "nonfinite", "min", "max", "low", "high")
 
@@ -352,7 +359,7 @@ FILES: dict[str, bytes] = {}
 
 def put_made(work: str, manifest: Manifest) -> None:
     """Puts what `hand_made` makes of each shard, which is made once."""
-    for shard, key in zip(manifest.shards, manifest.keys(SPEC.digest), strict=True):
+    for shard, key in zip(all_shards(manifest), manifest.keys(SPEC.digest), strict=True):
         if key not in FILES:
             FILES[key] = hand_made(shard).encode()
         storage.create(partial_uri(work, key), FILES[key])
@@ -367,7 +374,7 @@ def test_folds_sum_to_the_dna_and_both_to_the_partials(
     manifest = planned(count, min(bad, count), shard_images)
     made = composed(manifest)
     dna, metadata = decode_dna(made.files["dna"], "dna")
-    flat = reduce(Partial.__add__, [hand_made(shard) for shard in manifest.shards])
+    flat = reduce(Partial.__add__, [hand_made(shard) for shard in all_shards(manifest)])
     assert same_integers(dna, flat.dna)
     assert np.allclose(dna.m2, flat.dna.m2, rtol=1e-12, atol=1e-15)
     assert (made.images, made.failures) == (flat.dna.images, flat.failures)
@@ -496,7 +503,7 @@ def test_leaves_all_of_another_spec_are_refused() -> None:
     manifest = planned(40)
     spec, ranges = tiny_spec(bins=7)
     work = new_work()
-    for shard, key in zip(manifest.shards, manifest.keys(SPEC.digest), strict=True):
+    for shard, key in zip(all_shards(manifest), manifest.keys(SPEC.digest), strict=True):
         dna = random_dna(spec, ranges, len(shard.members), 1)
         storage.create(partial_uri(work, key), Partial(dna, (key,), ()).encode())
     with pytest.raises(ConservationError, match="not those of the manifest"):
@@ -737,7 +744,7 @@ def test_each_product_is_composed_to_a_file_of_its_own() -> None:
     assert made.digest == digest_of_dna(whole, manifest.digest, ALL)
     assert Exemplars.decode(made.files["exemplars"], "x", SPEC) == total.exemplars
     hashes = decode_image_hashes(made.files["image_hashes"], "x", manifest.digest)
-    assert np.array_equal(hashes, np.concatenate([hashes_of(of) for of in manifest.shards]))
+    assert np.array_equal(hashes, np.concatenate([hashes_of(of) for of in all_shards(manifest)]))
 
 
 def test_parts_with_many_hashes_wait_on_disk_and_others_in_memory(

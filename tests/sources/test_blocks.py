@@ -24,6 +24,7 @@ from pipeline.sources.block_plan import plan_block
 from pipeline.sources.blocks import block_ends
 from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.pair_names import Pairing
+from tests.support.builders import all_shards
 from tests.support.small_sources import shrink_plans
 
 BLOCK = 50
@@ -116,7 +117,7 @@ def test_a_name_that_goes_changes_its_own_block_alone() -> None:
     before = plan([Entry(uri, "", 9, "e") for uri in uris], shard_images=8)
     after = plan([Entry(uri, "", 9, "e") for uri in uris if uri != gone], shard_images=8)
     moved = {h.digest for h in before.heads} - {h.digest for h in after.heads}
-    shards = [s for s in before.shards if s.digest in moved]
+    shards = [s for s in all_shards(before) if s.digest in moved]
     assert shards
     assert all(ends[2] < e.uri <= ends[3] for s in shards for e in s.members)
 
@@ -127,7 +128,7 @@ def test_a_name_that_ends_a_block_and_goes_joins_two() -> None:
     before = plan([Entry(uri, "", 9, "e") for uri in uris], shard_images=8)
     after = plan([Entry(uri, "", 9, "e") for uri in uris if uri != ends[2]], shard_images=8)
     moved = {h.digest for h in before.heads} - {h.digest for h in after.heads}
-    touched = [e.uri for s in before.shards if s.digest in moved for e in s.members]
+    touched = [e.uri for s in all_shards(before) if s.digest in moved for e in s.members]
     assert ends[1] < min(touched)
     assert max(touched) <= ends[3]
 
@@ -141,7 +142,7 @@ def test_shards_of_a_block_are_nearly_equal() -> None:
         return sum(end < uri for end in ends)
 
     of_block: dict[tuple[int, int], list[int]] = {}
-    for shard in made.shards:
+    for shard in all_shards(made):
         key = place(shard.members[0].uri), shard.fold
         assert {place(e.uri) for e in shard.members} == {key[0]}
         of_block.setdefault(key, []).append(len(shard.members))

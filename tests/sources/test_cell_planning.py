@@ -20,6 +20,7 @@ from pipeline.sources.shard_sizes import (
     USUAL_CELL_IMAGES,
     default_cell_images,
 )
+from tests.support.builders import all_shards
 
 BYTES = 100_000
 
@@ -34,7 +35,7 @@ def cells_of(manifest: Manifest) -> dict[str, int]:
     """Returns how many members each cell of a plan has, by its content."""
     return {
         cell.head.content: len(cell.members)
-        for shard in manifest.shards
+        for shard in all_shards(manifest)
         for cell in shard.cell_runs()
     }
 
@@ -46,7 +47,7 @@ def read_again(before: Manifest, after: Manifest) -> list[str]:
     """
     kept = cells_of(before).keys()
     read = []
-    for cell in (cell for shard in after.shards for cell in shard.cell_runs()):
+    for cell in (cell for shard in all_shards(after) for cell in shard.cell_runs()):
         runs = list(cell.each_run())
         assert cell.members == tuple(entry for run in runs for entry in run.members)
         whole = [n for n in range(1, len(runs) + 1) if cell.first_runs(n).head.content in kept]
@@ -67,19 +68,19 @@ def days(days: int, images: int) -> list[Entry]:
 
 def test_the_cells_of_a_shard_are_all_its_members_in_order() -> None:
     manifest = plan(days(4, 100), shard_images=20, cell_images=6)
-    for shard in manifest.shards:
+    for shard in all_shards(manifest):
         assert sum(len(cell.members) for cell in shard.cell_runs()) == len(shard.members)
         members = [entry for cell in shard.cell_runs() for entry in cell.members]
         assert members == list(shard.members)
         assert sorted(members, key=lambda entry: entry.sort_key) == members
-    assert {size for shard in manifest.shards for size in shard.cells} <= set(range(1, 8))
+    assert {size for shard in all_shards(manifest) for size in shard.cells} <= set(range(1, 8))
 
 
 def test_a_shard_that_is_hardly_larger_than_a_cell_is_one() -> None:
     (shard,) = plan([image(f"{n}") for n in range(1)], cell_images=1).shards
     assert shard.cells == ()
     manifest = plan(days(2, 100), cell_images=64)
-    assert {shard.cells for shard in manifest.shards} == {()}
+    assert {shard.cells for shard in all_shards(manifest)} == {()}
 
 
 def test_a_cell_ends_where_a_folder_does_if_one_ends_near() -> None:
@@ -130,12 +131,14 @@ def test_only_images_of_cells_with_a_member_that_changed_are_read(
             return
         after = plan(list(entries.values()), previous=before, **options)  # type: ignore[arg-type]
         assert now(after) == sorted(entry.uri for entry in entries.values())
-        cell_of = {e.uri: c.digest for s in before.shards for c in s.cell_runs() for e in c.members}
+        cell_of = {
+            e.uri: c.digest for s in all_shards(before) for c in s.cell_runs() for e in c.members
+        }
         hit = {cell_of[uri] for uri in touched if uri in cell_of} | {"added"}
         again = {uri for uri in now(after) if cell_of.get(uri, "added") in hit}
         assert set(read_again(before, after)) == again
         contents = {head.content for head in before.heads}
-        for shard in (shard for shard in after.shards if shard.head.content not in contents):
+        for shard in (shard for shard in all_shards(after) if shard.head.content not in contents):
             for one, two in pairwise(shard.cell_runs()):
                 assert two.runs or len(one.members) + len(two.members) >= size - size // 4
         before = after
@@ -149,7 +152,7 @@ def member(name: str, identity: str = "1") -> Entry:
 
 def now(manifest: Manifest) -> list[str]:
     """Returns the images of a plan."""
-    return sorted(entry.uri for shard in manifest.shards for entry in shard.members)
+    return sorted(entry.uri for shard in all_shards(manifest) for entry in shard.members)
 
 
 def changed_by(

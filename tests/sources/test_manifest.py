@@ -35,7 +35,7 @@ from pipeline.sources import (
     plan,
     sharding,
 )
-from pipeline.sources.entries_file import ENTRIES, entries_of
+from pipeline.sources.entries_file import ENTRIES
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.fold_assignment import HASHED_GROUPS
 from pipeline.sources.listing import ListingWriter
@@ -44,7 +44,7 @@ from pipeline.sources.pair_names import BY_STEM, Pairing
 from pipeline.sources.shard_sizes import default_shard_images
 from pipeline.sources.table_digest import table_digest
 from pipeline.spec import FOLDS
-from tests.support.builders import with_digest
+from tests.support.builders import all_shards, with_digest
 
 
 def entries(count: int, first: int = 0, groups: int = 0) -> list[Entry]:
@@ -100,17 +100,6 @@ def named(entry: Entry) -> str:
 def number_of(name: str) -> int:
     """The number that md5_number_lower makes of a name."""
     return int.from_bytes(hashlib.md5(name.encode()).digest()[8:], "little")
-
-
-def all_shards(manifest: Manifest) -> list[Shard]:
-    """The shards in their order; each file is opened once, not once for a shard."""
-    read = {
-        head.index: Shard(
-            head.index, head.fold, tuple(entries_of(rows)), head.cells, head.origins, head.runs
-        )
-        for head, rows in manifest.tables()
-    }
-    return [read[head.index] for head in manifest.heads]
 
 
 def shards_of(manifest: Manifest) -> list[tuple[int, list[Entry]]]:
@@ -510,7 +499,7 @@ def test_candidates_are_found_by_name() -> None:
     packed = [Entry("s3://b/x.tar", f"m{k}", 9, "e", "", k, "tar") for k in range(6)]
     found = [*entries(40), *packed]
     manifest = plan(found, shard_images=4)
-    by_name = {(e.uri, e.member): e for shard in manifest.shards for e in shard.members}
+    by_name = {(e.uri, e.member): e for shard in all_shards(manifest) for e in shard.members}
     asked: list[int] = []
 
     def going() -> bool:

@@ -13,12 +13,13 @@ from pipeline.sources.listing import ListingWriter
 from pipeline.sources.shard_merging import MOST_MERGES, TOGETHER, merge_groups
 from pipeline.spec import FOLDS
 from tests.sources.test_cell_planning import cells_of, counted_again, image
+from tests.support.builders import all_shards
 
 
 def places_of(manifest: Manifest) -> dict[str, int]:
     """Returns the fold of each image; each must be in one shard."""
     found = {}
-    for shard in manifest.shards:
+    for shard in all_shards(manifest):
         for entry in shard.members:
             assert entry.uri not in found
             found[entry.uri] = shard.fold
@@ -80,7 +81,7 @@ def test_shards_that_are_put_together_are_the_cells_of_one(monkeypatch: pytest.M
     assert {head.origins for head in merged} == {(MERGED,)}
     assert all(len(head.cells) == 2 for head in merged)
     known = {head.content for before in plans for head in before.heads}
-    cells = [cell.digest for shard in plans[-1].shards for cell in shard.cell_runs()]
+    cells = [cell.digest for shard in all_shards(plans[-1]) for cell in shard.cell_runs()]
     assert set(cells) <= known | {head.digest for head in plans[-1].heads}
     assert len(cells) == len(set(cells))
 

@@ -46,6 +46,7 @@ from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.parallel_listing import KeyRange
 from pipeline.storage import Stored
 from tests.sources.test_listing import FakeStore, patched_storage
+from tests.support.builders import all_shards
 from tests.support.small_sources import shrink
 
 T = TypeVar("T")
@@ -160,9 +161,9 @@ def test_tasks_make_the_plan_of_one_process(keys: list[str], page: int, seed: in
         assert found.parts == ()
         whole = planned_alone(keys)
         assert found.planned.digest == whole.digest
-        assert list(found.planned.shards) == list(whole.shards)
+        assert all_shards(found.planned) == all_shards(whole)
         assert (found.source, found.ignored) == (whole.source, whole.ignored)
-        shards = [shard.digest for some in run.blocks for shard in some.shards]
+        shards = [shard.digest for some in run.blocks for shard in all_shards(some)]
         assert sorted(shards) == sorted(head.digest for head in whole.heads)
 
 
@@ -201,7 +202,7 @@ def test_a_known_speed_gives_tasks_and_one_process_the_same_plan(
     assert found.planned is not None
     assert found.planned.heads == whole.heads
     assert found.planned.shard_images == whole.shard_images
-    shards = sorted(whole.shards, key=lambda shard: shard.members[0].uri)
+    shards = sorted(all_shards(whole), key=lambda shard: shard.members[0].uri)
     small, large = (max(len(each.members) for each in of) for of in (shards[:20], shards[-20:]))
     assert small > large
 

@@ -16,7 +16,8 @@ from PIL import Image
 from pipeline.catalogue import Version
 from pipeline.catalogue.commit import FILES, Footer
 from pipeline.dna import DNA, DnaFile, Ranges, SealedFile, encode_sealed
-from pipeline.sources import MANIFEST, Manifest
+from pipeline.sources import MANIFEST, Manifest, Shard
+from pipeline.sources.entries_file import entries_of
 from pipeline.spec import Numerics, Preprocess, Spec, Tap, digest_of
 
 NUMERICS = Numerics("cpu", False, True, 8, 1, (("numpy", "2"), ("torch", "2.6")))
@@ -85,6 +86,17 @@ def peak_mb() -> float:
     """Returns this process's peak memory in MB; `getrusage` would include the parent's."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def all_shards(manifest: Manifest) -> list[Shard]:
+    """The shards in their order; each file is opened once, not once for a shard."""
+    read = {
+        head.index: Shard(
+            head.index, head.fold, tuple(entries_of(rows)), head.cells, head.origins, head.runs
+        )
+        for head, rows in manifest.tables()
+    }
+    return [read[head.index] for head in manifest.heads]
 
 
 def sealed(body: dict[str, Any]) -> bytes:
