@@ -497,7 +497,7 @@ def by_value(manifest: Manifest) -> dict[str, list[str]]:
     return names
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(labelled, st.booleans(), st.integers(1, 9), st.randoms())
 def test_each_shard_has_one_label_value_and_no_group_is_split_over_folds(
     images: list[tuple[str, int, bool]], grouped: bool, size: int, rng: random.Random
@@ -531,7 +531,7 @@ def test_each_shard_has_one_label_value_and_no_group_is_split_over_folds(
             assert max(counts) - min(counts) <= 1
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(labelled, st.lists(st.integers(0, 59), max_size=8), st.integers(1, 5))
 def test_a_later_plan_keeps_every_shard_that_is_still_of_one_value(
     images: list[tuple[str, int, bool]], relabelled: list[int], size: int

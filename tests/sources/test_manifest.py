@@ -123,7 +123,7 @@ def test_every_entry_is_in_exactly_one_shard(count: int, size: int | None, group
     assert [shard.index for shard in shards] == list(range(len(manifest.shards)))
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.integers(1, 300), st.randoms())
 def test_the_order_of_listing_does_not_matter(count: int, rng: random.Random) -> None:
     found = entries(count)
@@ -308,7 +308,7 @@ def test_later_images_of_a_small_dataset_fill_its_smaller_folds() -> None:
     assert max(sizes.values()) - min(sizes.values()) <= 1
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_a_group_is_never_split_over_folds(count: int, groups: int) -> None:
     manifest = plan(entries(count, groups=groups), shard_images=3)
