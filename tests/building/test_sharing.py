@@ -7,9 +7,10 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,13 +53,22 @@ NEVER = float("inf")
 Work = Sequence[tuple[ShardJob, Manifest]]
 
 
+@cache
+def planned(source: str, shards: int) -> Manifest:
+    """Plans so many shards once; their entries are in this process."""
+    return plan(entries(source, shards), shard_images=1)
+
+
 def works(shards: Sequence[int]) -> Work:
     """Makes a job for each dataset of so many shards, and puts their manifests into the store."""
     spec, work = SimpleNamespace(digest="s"), []
     recipe: Any = SimpleNamespace(spec=spec, products=PRODUCTS, resources=Resources(), task=None)
     for at, number in enumerate(shards):
         uri, listed = f"sim://bucket/manifest-{at}", f"sim://bucket/entries-{at}"
-        manifest = plan(entries(f"photos-{at}", number), shard_images=1, entries=Entries(listed))
+        plain = planned(f"photos-{at}", number)
+        manifest = replace(plain, entries=Entries(listed))
+        for name, data in plain.entries._held.items():
+            manifest.entries.store(name, bytes(data))
         storage.create(uri, manifest.data)
         work.append((ShardJob(recipe, uri, f"sim://bucket/_work/{at}", listed), manifest))
     return work
@@ -317,19 +327,39 @@ def test_the_order_of_claims_is_the_job_s_own(world: World) -> None:
 
 # Real processes.
 
+Sources = Callable[[int], tuple[Path, Path, Path]]
+"""For a number of datasets: where the network's files are, their images, and what one job built."""
 
-def at_once(folder: Path, jobs: int, what: str, sets: int, images: int) -> dict[str, Any]:
-    """Runs jobs at once (see `shared_builds`), and checks that all is as one job has it."""
+
+SHARDS = 60
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Gives folders of pictures, which one job alone has built at most once each."""
+    folder = tmp_path_factory.mktemp("sources")
     tiny.install(folder)
-    for name in range(sets):
-        (folder / "sources" / f"set-{name}").mkdir(parents=True)
-        for at in range(images):
-            kind = "empty" if at == 3 else "good"
-            data = tiny.Picture(kind, 1000 * name + at).data
-            (folder / "sources" / f"set-{name}" / f"{at:03d}.png").write_bytes(data)
-    command = [sys.executable, "-m", "tests.support.shared_builds", str(folder)]
+
+    @cache
+    def with_sets(sets: int) -> tuple[Path, Path]:
+        images, clean = folder / f"images-{sets}", folder / f"clean-{sets}"
+        for name in range(sets):
+            (images / f"set-{name}").mkdir(parents=True)
+            for at in range(SHARDS // sets):
+                kind = "empty" if at == 3 else "good"
+                data = tiny.Picture(kind, 1000 * name + at).data
+                (images / f"set-{name}" / f"{at:03d}.png").write_bytes(data)
+        return images, clean
+
+    return lambda sets: (folder, *with_sets(sets))
+
+
+def at_once(sources: Sources, folder: Path, jobs: int, what: str, sets: int = 1) -> dict[str, Any]:
+    """Runs jobs at once (see `shared_builds`), and checks that all is as one job has it."""
+    installed, images, alone = sources(sets)
+    command = [sys.executable, "-m", "tests.support.shared_builds", str(installed)]
     done = subprocess.run(
-        [*command, str(folder / "sources"), str(folder), str(jobs), what],
+        [*command, str(images), str(alone), str(folder), str(jobs), what],
         capture_output=True,
         text=True,
         check=False,
@@ -337,7 +367,7 @@ def at_once(folder: Path, jobs: int, what: str, sets: int, images: int) -> dict[
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    clean, shared = Catalogue(str(folder / "clean")), Catalogue(str(folder / "shared"))
+    clean, shared = Catalogue(str(alone)), Catalogue(str(folder / "shared"))
     assert sorted(clean.names()) == sorted(shared.names())
     for name in clean.names():
         one, other = clean.find(name), shared.find(name)
@@ -346,34 +376,34 @@ def at_once(folder: Path, jobs: int, what: str, sets: int, images: int) -> dict[
     assert list((folder / "shared").glob("_work/**/attempts/*")) == []
     told: dict[str, Any] = json.loads(done.stdout)
     counted = [set(keys) for keys in told["counted"]]
-    assert len(set().union(*counted)) == sets * images
+    assert len(set().union(*counted)) == SHARDS
     assert min(map(len, counted)) > 0, "each job has a share"
-    told["twice"] = sum(map(len, told["counted"])) - sets * images
+    told["twice"] = sum(map(len, told["counted"])) - SHARDS
     return told
 
 
 @pytest.mark.soak  # each process builds for seconds
 @pytest.mark.parametrize("jobs", [2, 4])
 def test_jobs_at_once_count_at_most_5_percent_of_the_shards_twice(
-    tmp_path: Path, jobs: int
+    sources: Sources, tmp_path: Path, jobs: int
 ) -> None:
-    told = at_once(tmp_path, jobs, "build", 1, 120)
+    told = at_once(sources, tmp_path, jobs, "build")
     assert told["codes"] == [0] * jobs
-    assert told["twice"] <= 0.05 * 120
+    assert told["twice"] <= 0.05 * SHARDS
 
 
 @pytest.mark.soak  # each process builds for seconds
 @pytest.mark.parametrize("jobs", [2, 4])
 def test_if_a_job_is_killed_the_others_count_only_what_it_had_begun_again(
-    tmp_path: Path, jobs: int
+    sources: Sources, tmp_path: Path, jobs: int
 ) -> None:
-    told = at_once(tmp_path, jobs, "kill", 1, 120)
+    told = at_once(sources, tmp_path, jobs, "kill")
     assert told["codes"] == [-signal.SIGKILL] + [0] * (jobs - 1)
     assert told["twice"] <= OVERLAP
 
 
 @pytest.mark.soak  # each process builds for seconds
-def test_refreshes_at_once_share_their_shards(tmp_path: Path) -> None:
-    told = at_once(tmp_path, 2, "refresh", 3, 40)
+def test_refreshes_at_once_share_their_shards(sources: Sources, tmp_path: Path) -> None:
+    told = at_once(sources, tmp_path, 2, "refresh", 3)
     assert told["codes"] == [0, 0]
-    assert told["twice"] <= 0.05 * 120
+    assert told["twice"] <= 0.05 * SHARDS

@@ -1,12 +1,12 @@
 """Runs several jobs at once on one catalogue, each in a process of its own.
 
-    python -m tests.support.shared_builds TINY SOURCES CATALOGUES JOBS WHAT
+    python -m tests.support.shared_builds TINY SOURCES CLEAN CATALOGUES JOBS WHAT
 
 WHAT is `build` for builds of one dataset, `kill` for the same where the first job kills itself by
 SIGKILL in the middle, or `refresh` for refreshes of all folders of SOURCES. Each shard takes
-`SECONDS` more than it would. The jobs build into CATALOGUES/shared; one alone has built the same
-into CATALOGUES/clean before. Prints as JSON the keys that each job counted, in the order in which
-it began them, and its exit code.
+`SECONDS` more than it would. The jobs build into CATALOGUES/shared; one alone builds the same into
+CLEAN before, unless that is there. Prints as JSON the keys that each job counted, in the order in
+which it began them, and its exit code.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ def forked(work: Callable[[], None]) -> int:
     return pid
 
 
-def main(folder: str, sources: str, catalogues: str, jobs: int, what: str) -> None:
+def main(folder: str, sources: str, clean: str, catalogues: str, jobs: int, what: str) -> None:
     place = tiny.Place(str(Path(folder) / "tiny.pt"), str(Path(folder) / "tiny.ranges.parquet"))
     tiny.register()
     source = sources if what == "refresh" else str(min(Path(sources).iterdir()))
     run = refresh_all if what == "refresh" else build
-    run(place, source, f"{catalogues}/clean")
+    if not Path(clean).exists():
+        run(place, source, clean)
     make = Counter.make
     begin, told = os.pipe(), Path(catalogues)
 
@@ -102,4 +103,4 @@ def main(folder: str, sources: str, catalogues: str, jobs: int, what: str) -> No
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), sys.argv[5])
+    main(*sys.argv[1:5], int(sys.argv[5]), sys.argv[6])

@@ -178,7 +178,7 @@ def test_the_benchmark_of_the_kept_matrix_reads_what_was_written() -> None:
 
 @pytest.mark.soak
 def test_the_benchmark_of_collecting_removes_a_thousand_objects_a_request() -> None:
-    result = result_of("benchmarks.collecting", "--shards", "1100")
+    result = result_of("benchmarks.collecting", "--shards", "1100", "--names", "20000")
     assert result["verify"]["requests_a_shard"] < 1.1
     assert result["gc"]["requests"]["DELETE of 1,000"] == 2
 
