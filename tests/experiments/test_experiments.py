@@ -14,6 +14,7 @@ from experiments import changes, lenses, ranking, realism, retrieval, selection
 from experiments.observe import POINTS, Layers, Observer, Seen, emd
 from pipeline import emd as product_emd
 from pipeline import make_dna
+from pipeline.counting.micro_batch import MICRO_BATCH
 
 LAYERS = Layers(("first", "second"), (3, 5))
 
@@ -38,7 +39,14 @@ def observer() -> Observer:
     return Observer()
 
 
+@pytest.fixture
+def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network takes two images at a time: shards have few, and are filled up to a multiple."""
+    monkeypatch.setitem(MICRO_BATCH, "cpu", 2)
+
+
 @pytest.mark.soak
+@pytest.mark.usefixtures("few_at_a_time")
 def test_a_mean_of_curves_equals_the_dna_of_a_build(observer: Observer, tmp_path: Path) -> None:
     sets = {"a": range(6), "b": range(6, 17)}
     curves = {}
@@ -242,6 +250,7 @@ def test_every_attribute_can_be_seen_in_pixels(name: str) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("few_at_a_time")
 def test_the_distance_of_an_image_equals_that_of_vdna_rank(
     observer: Observer, tmp_path: Path
 ) -> None:
@@ -374,11 +383,13 @@ def test_the_study_of_realism_runs_on_few_images(
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("few_at_a_time")
 def test_the_study_of_lenses_runs_on_few_images(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = {name: lenses.ATTRIBUTES[name] for name in ("dark-2", "grey", "blur-4")}
     monkeypatch.setattr(lenses, "ATTRIBUTES", few)
+    monkeypatch.setattr(lenses, "BINS", 50)
     result = lenses.lenses([36, 72], 48, tmp_path, cache)
     halves = [{*(tmp_path / "photographs" / of).iterdir()} for of in ("fit", "fresh")]
     photographs = [{link.resolve() for link in half} for half in halves]
@@ -419,6 +430,7 @@ def test_the_rest_of_an_attribute_shrinks_with_the_images_it_is_scored_on() -> N
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("few_at_a_time")
 def test_the_study_of_retrieval_runs_on_few_images(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,7 +438,7 @@ def test_the_study_of_retrieval_runs_on_few_images(
     monkeypatch.setattr(retrieval, "SOUGHT", few)
     monkeypatch.setattr(retrieval, "DOMAINS", ("textures", "cut-outs"))
     monkeypatch.setattr(retrieval, "QUERIES", (1, 3))
-    result = retrieval.study(4, 16, tmp_path, cache, times=2)
+    result = retrieval.study(4, 16, tmp_path, cache, times=1)
     found = result["attributes"]["attributes"]
     assert found["black frame"]["neurons"] == retrieval.TOP
     assert found["black frame"][retrieval.LENS]["precision_20"] >= 0.9
