@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import pytest
 import typer.testing
+from botocore.loaders import JSONFileLoader
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 from s3fs import S3FileSystem
@@ -88,6 +89,9 @@ settings.register_profile("unhurried", parent=settings(), deadline=None)  # mach
 settings.load_profile("unhurried")
 # Made once, and not again by each of a thousand calls.
 typer.testing._get_command = cache(typer.testing._get_command)
+# Read once, and not again for each of many clients of S3: what AWS's services are like, megabytes.
+descriptions = cache(JSONFileLoader().load_file)
+JSONFileLoader.load_file = lambda self, file_path: descriptions(file_path)
 STARTED = pytest.StashKey[dict[str, str]]()
 
 

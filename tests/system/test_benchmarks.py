@@ -79,14 +79,14 @@ def test_the_benchmark_of_gpus_runs_dry_and_finds_equal_counts() -> None:
 def test_the_benchmark_of_libraries_finds_equal_and_different_counts(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    write_photos(photos, 9)
+    write_photos(photos, 3)
     files = [tmp_path / name for name in ("one", "again", "fewer")]
-    for file, images in zip(files, ("9", "9", "8"), strict=True):
+    for file, images in zip(files, ("3", "3", "2"), strict=True):
         command = ["benchmarks.libraries", "count", str(photos), str(file), "--images", images]
         subprocess.run([sys.executable, "-m", *command], check=True)
     same, other = result_of("benchmarks.libraries", "compare", *map(str, files))
     assert (same["equal"], same["another_bin"], same["emd_bins"]) == (True, 0, 0)
-    assert (other["equal"], other["images"]) == (False, [9, 8])
+    assert (other["equal"], other["images"]) == (False, [3, 2])
     assert same["differing"] == other["differing"] == {}
 
 
@@ -121,9 +121,9 @@ def test_the_benchmark_of_memory_counts_every_image() -> None:
 
 @pytest.mark.soak
 def test_the_product_and_the_reference_agree_in_the_benchmark_of_a_build(tmp_path: Path) -> None:
-    write_photos(tmp_path, 12)
+    write_photos(tmp_path, 4)
     result = result_of("benchmarks.end_to_end", str(tmp_path), "--seconds", "0.5")
-    assert result["build"]["images"] == result["make_dna"]["images"] == 12
+    assert result["build"]["images"] == result["make_dna"]["images"] == 4
     assert dict(suite.ratios("end_to_end", result))
     assert result["agreement"]["moved"] < 1e-3
 
@@ -141,8 +141,8 @@ def test_the_benchmark_of_forecasts_builds_what_it_forecasts(tmp_path: Path) -> 
 
 @pytest.mark.soak  # it starts Ray
 def test_the_benchmark_of_the_start_accounts_for_all_seconds(tmp_path: Path) -> None:
-    write_photos(tmp_path, 20)
-    result = result_of("benchmarks.start_up", str(tmp_path), "--limit", "20", "--rounds", "1")
+    write_photos(tmp_path, 4)
+    result = result_of("benchmarks.start_up", str(tmp_path), "--limit", "4", "--rounds", "1")
     for seconds in result["seconds"].values():
         stages = sum(value for name, value in seconds.items() if name != "whole")
         assert stages == pytest.approx(seconds["whole"], abs=0.1)
