@@ -65,7 +65,7 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
     if name == "efficientnet_lite0" and taps is None:
         found = FoundTaps(LITE0_TAPS, (), ("classifier",), folded=True, depthwise=True)
     else:
-        found = discover_taps(name, known, taps if taps is not None else known.taps)
+        found = _taps_of(name, known, taps if taps is not None else known.taps)
     digest = sha256_of(uri or fetch(known.source, name))
     if name == "efficientnet_lite0" and uri is None and digest != EFFICIENTNET_LITE0_SHA256:
         raise CorruptFile(
@@ -87,6 +87,18 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
         known.built_by,
         found.depthwise,
     )
+
+
+def _taps_of(name: str, known: Architecture, patterns: str | None) -> FoundTaps:
+    """Runs a network to find its taps, and one that no user can change only once a process."""
+    if known.built_by:  # its class may be another one by now, in a notebook
+        return discover_taps(name, known, patterns)
+    return _lasting_taps(name, patterns)
+
+
+@functools.lru_cache(maxsize=64)
+def _lasting_taps(name: str, patterns: str | None) -> FoundTaps:
+    return discover_taps(name, architecture(name), patterns)
 
 
 def default_layers(name: str) -> tuple[str, ...]:
@@ -112,7 +124,7 @@ def default_layers(name: str) -> tuple[str, ...]:
         return tuple(tap.name for tap in LITE0_TAPS)
     if known.layers:
         return tuple(layer for layer, _ in known.layers)
-    return tuple(tap.name for tap in discover_taps(name, known, known.taps).taps)
+    return tuple(tap.name for tap in _taps_of(name, known, known.taps).taps)
 
 
 def network_of(spec: Spec, weights: str | None = None) -> Network:

@@ -51,10 +51,12 @@ from pipeline.networks import (
     lookup,
     rows,
 )
+from pipeline.networks.probe import discover_taps
 from pipeline.networks.taps import matching
 from pipeline.networks.weights import Hub, fetch, load_state
 from pipeline.spec import Tap
 from tests.counting.test_extractor import seen
+from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos
 from tests.support.pickle_bomb import PickleBomb
 from tests.support.reference_package import (
@@ -198,7 +200,7 @@ def some_in_the_soak(small: list[str], large: list[str]) -> list[Any]:
 @pytest.mark.parametrize(
     "name",
     some_in_the_soak(
-        ["dino_vit_small", "dino_resnet50"],
+        ["dino_vit_small"],
         ["mugs_vit_base", "mugs_vit_large", "clip_im_vit_b32", "clip_im_vit_l14"],
     ),
 )
@@ -420,10 +422,33 @@ def test_a_size_resamples_position_embeddings(tmp_path: Path, weights: Weights) 
     model = load_model(network)
     torch.testing.assert_close(model.pos_embed.detach(), embedding)
     assert (network.height, network.taps[0].positions) == (112, 50)
-    state = randomised(unset_network("torchvision:vit_b_16@32").state_dict())
-    torch.save(state, tmp_path / "vit.pt")
+    state = unset_network("torchvision:vit_b_16@32").state_dict()
+    zeros = {key: torch.zeros(1).expand(value.shape) for key, value in state.items()}
+    torch.save(zeros, tmp_path / "vit.pt")  # a small file
     larger = load_model(describe("torchvision:vit_b_16@64", str(tmp_path / "vit.pt")))
     assert larger.encoder.pos_embedding.shape == (1, 17, 768)
+
+
+def test_taps_of_a_library_s_network_are_found_once_and_those_of_a_user_s_each_time(
+    nothing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user may define the class anew in the same process."""
+    runs: list[str] = []
+
+    def spy(name: str, *rest: Any) -> Any:
+        runs.append(name)
+        return discover_taps(name, *rest)
+
+    monkeypatch.setattr(lookup, "discover_taps", spy)
+    lookup._lasting_taps.cache_clear()
+    tiny.register()
+    names = ("timm:test_vit", "timm:test_vit@32", tiny.NAME)
+    found = [describe(name, nothing) for name in names]
+    assert [describe(name, nothing) for name in names] == found
+    assert runs == [*names, tiny.NAME]
+    assert [network.taps[0].positions for network in found] == [101, 5, 16]
+    assert describe(names[0], nothing, "norm").taps == (Tap("norm", 64, 101),)
+    assert runs == [*names, tiny.NAME, names[0]]
 
 
 # Taps that are asked for
@@ -599,12 +624,12 @@ def test_unknown_network_names_are_refused(name: str, message: str, nothing: str
 # Weights
 
 
+VIT = "timm:test_vit@32"
+
+
 @pytest.fixture(scope="module")
 def state() -> State:
-    return randomised(unset_network("timm:vit_tiny_patch16_224@32").state_dict())
-
-
-VIT = "timm:vit_tiny_patch16_224@32"
+    return randomised(unset_network(VIT).state_dict())
 
 
 def loaded(path: Path, content: object, name: str = VIT, taps: str | None = None) -> Any:
@@ -683,12 +708,12 @@ def test_wrong_keys_are_named(tmp_path: Path, state: State) -> None:
     missing = {key: value for key, value in state.items() if key != "blocks.3.attn.qkv.bias"}
     with pytest.raises(CorruptFile, match=r"1 missing: blocks\.3\.attn\.qkv\.bias$"):
         loaded(tmp_path / "w.pt", missing)
-    with pytest.raises(CorruptFile, match=r"1 unknown: blocks\.12\.odd$"):
-        loaded(tmp_path / "w.pt", state | {"blocks.12.odd": torch.zeros(1)})
+    with pytest.raises(CorruptFile, match=r"1 unknown: blocks\.6\.odd$"):
+        loaded(tmp_path / "w.pt", state | {"blocks.6.odd": torch.zeros(1)})
     wrong = state | {"norm.bias": torch.zeros(7)}
-    with pytest.raises(CorruptFile, match=r"norm\.bias of shape \(7,\) where \(192,\) belongs"):
+    with pytest.raises(CorruptFile, match=r"norm\.bias of shape \(7,\) where \(64,\) belongs"):
         loaded(tmp_path / "w.pt", wrong)
-    with pytest.raises(CorruptFile, match=r"150 missing: .*, …; 3 unknown: a, b, c$"):
+    with pytest.raises(CorruptFile, match=r"78 missing: .*, …; 3 unknown: a, b, c$"):
         loaded(tmp_path / "w.pt", {key: torch.zeros(1) for key in "abc"})
 
 
@@ -696,9 +721,9 @@ def test_wrong_keys_are_named(tmp_path: Path, state: State) -> None:
 def test_a_head_that_no_tap_needs_may_differ(tmp_path: Path, state: State, change: str) -> None:
     other = {key: value for key, value in state.items() if not key.startswith("head.")}
     if change == "other classes":
-        other |= {"head.weight": torch.zeros(7, 192), "head.bias": torch.zeros(7)}
+        other |= {"head.weight": torch.zeros(7, 64), "head.bias": torch.zeros(7)}
     elif change == "more":
-        other |= {"head.mlp.weight": torch.zeros(7, 192)}
+        other |= {"head.mlp.weight": torch.zeros(7, 64)}
     model = loaded(tmp_path / "w.pt", other)
     assert isinstance(model.head, torch.nn.Identity)
     with pytest.raises(CorruptFile, match=r"head"):
@@ -733,7 +758,7 @@ def test_old_names_of_densenet_are_read(tmp_path: Path) -> None:
 def test_weights_that_change_are_noticed(tmp_path: Path, state: State) -> None:
     torch.save(state, tmp_path / "w.pt")
     network = describe(VIT, str(tmp_path / "w.pt"))
-    torch.save(state | {"norm.bias": torch.ones(192)}, tmp_path / "w.pt")
+    torch.save(state | {"norm.bias": torch.ones(64)}, tmp_path / "w.pt")
     with pytest.raises(SpecMismatch, match=r"sha256 \w+ found, \w+ expected"):
         load_model(network)
 
@@ -843,7 +868,7 @@ def test_pretrained_weights_come_from_the_hub(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are the hub's safetensors, or else its pickle of tensors; the digest is of that file."""
-    name = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@32"
+    name = "timm:test_vit.r160_in1k@32"
     asked: list[str] = []
 
     def give(repo_id: str, filename: str, revision: str | None) -> str:
@@ -855,7 +880,7 @@ def test_pretrained_weights_come_from_the_hub(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
     network = describe(name)
-    repo = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    repo = "timm/test_vit.r160_in1k"
     assert asked == [f"{repo} model.safetensors None", f"{repo} pytorch_model.bin None"]
     assert network.weights_uri is None
     assert_holds(load_model(network), state)
@@ -883,8 +908,8 @@ def test_pretrained_weights_come_from_the_web(
 
 
 def test_a_dataset_is_built_with_a_network_from_timm(tmp_path: Path, weights: Weights) -> None:
-    name, taps = "timm:resnet18@64", "layer3.*,layer4.1"
-    network = describe(name, weights("timm:resnet18"), taps)
+    name, taps = "timm:test_resnet@64", "layer3.*,layer4.0"
+    network = describe(name, weights("timm:test_resnet"), taps)
     extractor = Extractor(network)
     measured = observed_ranges(extractor, inputs(network))
     file = tmp_path / "ranges.parquet"
@@ -892,7 +917,7 @@ def test_a_dataset_is_built_with_a_network_from_timm(tmp_path: Path, weights: We
     write_photos(tmp_path / "photos", 5)
     options: dict[str, Any] = {
         "extractor": name,
-        "weights": weights("timm:resnet18"),
+        "weights": weights("timm:test_resnet"),
         "taps": taps,
         "ranges": str(file),
         "bins": 20,
@@ -903,7 +928,7 @@ def test_a_dataset_is_built_with_a_network_from_timm(tmp_path: Path, weights: We
     request = Request("photos", str(tmp_path / "photos"), **options)
     (result,) = build_datasets(catalogue, [request], InProcess())
     dna = catalogue.load("photos")
-    assert (result.version.images, dna.layers) == (5, ("layer3.0", "layer3.1", "layer4.1"))
+    assert (result.version.images, dna.layers) == (5, ("layer3.0", "layer4.0"))
     assert (dna.spec.extractor, dna.spec.preprocess.height) == (name, 64)
     assert (dna.spec.preprocess.exif, dna.spec.preprocess.crop) == ("ignore", "center")
     again = make_dna(tmp_path / "photos", **options)
@@ -927,8 +952,8 @@ def test_rules_that_are_unknown_are_refused(field: str, value: str, nothing: str
 
 
 def test_exif_applies_to_images_in_memory(weights: Weights, tmp_path: Path) -> None:
-    name = "timm:resnet18@64"
-    network = describe(name, weights("timm:resnet18"), "layer1.0")
+    name = "timm:test_resnet@64"
+    network = describe(name, weights("timm:test_resnet"), "layer1.0")
     measured = observed_ranges(Extractor(network), inputs(network))
     (tmp_path / "r.parquet").write_bytes(encode_ranges(measured, network))
     picture = photo(0)
@@ -938,7 +963,7 @@ def test_exif_applies_to_images_in_memory(weights: Weights, tmp_path: Path) -> N
         return make_dna(
             [picture],
             extractor=name,
-            weights=weights("timm:resnet18"),
+            weights=weights("timm:test_resnet"),
             taps="layer1.0",
             ranges=str(tmp_path / "r.parquet"),
             exif=exif,
