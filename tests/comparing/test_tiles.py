@@ -288,7 +288,7 @@ def test_changing_one_of_six_datasets_recomputes_five_pairs(
 ) -> None:
     compare(place, error_bars=True)
     assert sum(computed) == 15
-    put(place, "set/3", 20)
+    put(place, "set/3", 7)
     computed.clear()
     after = compare(place, error_bars=True)
     assert sum(computed) == 5
@@ -319,7 +319,7 @@ def test_of_many_kept_matrices_the_newest_and_largest_are_read(
     monkeypatch.setattr(kept_matrices, "RECENT", 1)
     compare(place)
     for n in range(4):
-        put(place, f"set/{n}", 20)
+        put(place, f"set/{n}", 7)
     compare(place, ["set/0", "set/1"])  # newest, of two
     computed.clear()
     compare(place, ["set/0", "set/1", "set/2", "set/3"])
@@ -328,7 +328,7 @@ def test_of_many_kept_matrices_the_newest_and_largest_are_read(
     compare(place)  # from the newest, of four: the largest has two of these, the oldest as well
     assert sum(computed) == 15 - 6
     for n in (4, 5):
-        put(place, f"set/{n}", 20)
+        put(place, f"set/{n}", 7)
     compare(place, ["set/4", "set/5"])  # the newest one has nothing more
     computed.clear()
     compare(place)
@@ -345,7 +345,7 @@ def test_small_comparisons_do_not_hide_the_large_kept_matrix(
         compare(place, [f"set/{n}", f"set/{n + 1}"])
     assert sum(computed) == 15
     assert len(stored(place)) == 1  # nothing was computed, so nothing is kept
-    put(place, "set/3", 40)
+    put(place, "set/3", 7)
     computed.clear()
     compare(place)
     assert sum(computed) == 5
@@ -364,7 +364,7 @@ def test_single_layers_are_taken_from_a_kept_matrix_of_all_layers(
     few = compare(place, ["set/4", "set/1", "set/2"], layers=["head"], error_bars=True)
     assert sum(computed) == 0
     assert np.array_equal(both.of("stem", "q"), whole.of("stem", "q"), equal_nan=True)
-    put(place, "set/3", 20)
+    put(place, "set/3", 7)
     changed = compare(place, layers=["head"], error_bars=True)
     assert sum(computed) == 5
     without_kept(place)
@@ -422,7 +422,7 @@ def test_a_torn_kept_matrix_does_not_stop_a_comparison(
     (uri,) = stored(place)
     data = storage.read(uri)
     at = len(data) // 3
-    put(place, "set/3", 20)
+    put(place, "set/3", 7)
     for damaged in (
         data[:-9],
         data[: len(data) // 2],
@@ -943,7 +943,7 @@ def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
 ) -> None:
     """Tiles that differ in one thing are computed after each other, in both orders, and alone."""
     first = whole_tile(place, [0, 1], [2, 3])
-    put(place, "set/0", 30)
+    put(place, "set/0", 7)
     job = first.job
     made = [
         first,
