@@ -1445,7 +1445,7 @@ def test_each_command_runs_as_a_module_too(
 
 def test_an_error_appears_once_on_a_terminal(place: Path) -> None:
     """The error is JSON if that was asked for; in a pipe it is in the log, too."""
-    words = [sys.executable, "-m", "jobs.compare", "a", "nowhere", "-c", str(place)]
+    words = [sys.executable, "-m", "jobs.show", "nowhere", "-c", str(place)]
     for options, stands in (([], "error: "), (["--json"], '"error": "NotFound"')):
         terminal, end_of_command = os.openpty()
         with subprocess.Popen(
@@ -1469,13 +1469,12 @@ def test_the_script_the_application_and_the_module_are_the_same_thing(
 ) -> None:
     env = {"VDNA_CATALOGUE": str(place)}
     script = run(Path(sys.executable).parent / "vdna", *words, env=env)
-    application = run(sys.executable, "-m", "jobs.app", *words, env=env)
     ours = (script.returncode, script.stdout, script.stderr)
-    expected = (application.returncode, application.stdout, application.stderr)
-    if words == ("--help",):  # the usage names the program
-        expected = (expected[0], expected[1].replace("python -m jobs.app", "vdna"), expected[2])
-        ours, expected = ((o[0], o[1].split(), o[2]) for o in (ours, expected))
-    assert ours == expected
+    if words[0] != "ls":  # which ends well, as --help does
+        application = run(sys.executable, "-m", "jobs.app", *words, env=env)
+        said = application.stdout.replace("python -m jobs.app", "vdna")  # the usage names it
+        assert (application.returncode, application.stderr) == (ours[0], ours[2])
+        assert said.split() == script.stdout.split()
     if words[0] == "ls":
         assert (ours[0], ours[2]) == (0, "")
         assert json.loads(script.stdout) == vdna_json("ls", "-c", place)
