@@ -156,7 +156,7 @@ def test_a_copy_is_never_told_apart_however_little_its_folds_differ(scale: int) 
 
 @pytest.mark.parametrize("folds", [2, 3, 11, 16])
 def test_halves_are_the_distances_between_halves_of_the_folds(folds: int) -> None:
-    _, parts = layer_of(2, 0)
+    _, parts = layer_of(2, 0, 160)
     found = FoldPoints.of({n: parts[n] for n in range(folds)}, 8)
     counts = np.stack([parts[n].counts for n in range(folds)]).astype(float)
     for column, signs in enumerate(splits(folds)):
@@ -215,7 +215,7 @@ def test_a_short_comparison_of_many_reads_no_folds_again(
     layers = len(SPEC.layers)
     compare(place)
     assert len(read) == count * layers
-    put(place, "set/1", 50)
+    put(place, "set/1", 7)
     read.clear()
     after = compare(place)
     many = count >= all_pairs.REREAD

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from vdna.vdnas.vdna_base import VDNA
 from pipeline import emd, fd, images, make_dna, nfd
 from pipeline.comparing import frechet
 from pipeline.counting import Extractor
+from pipeline.counting.micro_batch import MICRO_BATCH
 from pipeline.dna import DNA
 from pipeline.networks import describe
 from pipeline.networks.weights import without_random_values
@@ -45,28 +45,26 @@ FEW_AT_A_TIME = 2
 """Images that a slow network takes at a time: a shard has few, and is filled up to a multiple."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_batches() -> Iterator[None]:
+    """Lets six images be two batches, the last of which is not full."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MICRO_BATCH, "cpu", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Writes two sets of photographs of several sizes, as lossless files."""
     found = {}
     for number, name in enumerate(SETS):
         folder = tmp_path_factory.mktemp(name)
-        for i in range(10):
+        for i in range(6):
             image = photo(100 * number + i, 90 + 40 * (i % 4), 240 - 30 * (i % 3))
             if number:
                 image = image.point(lambda value: value // 2)
             image.save(folder / f"{i:02d}.png")
         found[name] = folder
-    return found
-
-
-@pytest.fixture(scope="module")
-def few(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Copies the first six photographs of each set, for networks that take seconds an image."""
-    found = {name: tmp_path_factory.mktemp(f"few-{name}") for name in folders}
-    for name, folder in folders.items():
-        for path in sorted(folder.iterdir())[:6]:
-            shutil.copy2(path, found[name])
     return found
 
 
@@ -361,7 +359,7 @@ OWN = ("vgg16", "mugs_vit_small", "inception")
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.filterwarnings("ignore")
 def test_whole_pipelines_agree_within_rounding(
-    name: str, few: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most 1 in 1,000 activations is in another bin, and by one bin only.
 
@@ -387,7 +385,7 @@ def test_whole_pipelines_agree_within_rounding(
     def of(model: Any, kind: str, folder: str) -> VDNA:
         model.extraction_settings = quiet_settings(4)  # a DNA changes them, so each needs its own
         vdna = get_vdna(kind)
-        vdna.fill_vdna(model, DataSettings(source=str(few[folder])))
+        vdna.fill_vdna(model, DataSettings(source=str(folders[folder])))
         return vdna
 
     extremes = of(made(), "activation-ranges", "day")
@@ -396,7 +394,7 @@ def test_whole_pipelines_agree_within_rounding(
     found = {folder: {kind: of(model, kind, folder) for kind in kinds} for folder in SETS}
     ours = {
         folder: make_dna(
-            few[folder],
+            folders[folder],
             extractor=name,
             weights=str(reference.weights),
             ranges=str(reference.ranges),
