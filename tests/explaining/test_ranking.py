@@ -70,7 +70,7 @@ from tests.support.tiny_network import BINS, SIDE, Picture
 RESOURCES = Resources(workers=0, threads=2)
 NAME = "near"
 KINDS = ["good"] * 7 + ["empty", "not_an_image", "truncated"]
-"""Of the images of `source`."""
+"""What each image of `source` is."""
 
 
 @pytest.fixture(scope="module")

@@ -199,11 +199,9 @@ def same_pixels(network: Any, patch: pytest.MonkeyPatch) -> None:
 def both(
     request: pytest.FixtureRequest,
     folders: dict[str, Path],
-    few: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> BothSides:
-    chosen = few if request.param == "inception" else folders
-    return BothSides(request.param, tmp_path_factory.mktemp("network"), chosen)
+    return BothSides(request.param, tmp_path_factory.mktemp("network"), folders)
 
 
 @pytest.fixture(scope="module")
