@@ -31,6 +31,8 @@ LISTED = 200_000
 HANDED_OUT = 4000
 SHARDS = 3000
 BINS = max(2, measure.part_of(1000))
+"""Fewer, if little is to be measured: then requests are as predicted, and bytes are not."""
+
 REQUEST_SECONDS = 0.005
 """What a request takes through the proxy of this machine."""
 

@@ -18,8 +18,8 @@ limit was too low for six million images."""
 
 
 KEPT = 2
-"""How many databases stay open for later use. To open one takes as long as to plan 20,000 images,
-since DuckDB then enters all its functions into the catalogue."""
+"""How many databases stay open for later use. To open one takes longer than to plan a small
+dataset, since DuckDB then enters all its functions into the catalogue."""
 
 _kept: list[duckdb.DuckDBPyConnection] = []
 """Databases that nothing uses. They are empty."""
