@@ -9,21 +9,34 @@ is small enough to be held in memory, where that is several times as fast as in 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.sources import blocks
 from pipeline.sources.blocks import even_pieces, mean_bytes
 from pipeline.sources.cell_cuts import folder_numbers, new_cells
-from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA, Entries, as_single_images
+from pipeline.sources.entries_file import (
+    ENTRY_SCHEMA,
+    OBJECTS_SCHEMA,
+    Entries,
+    as_single_images,
+    cut_row_groups,
+)
+from pipeline.sources.entry import ShardHead
+from pipeline.sources.listing import StoredPart
 from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.pair_names import Pairing
 from pipeline.sources.shard_sizes import NewShardSizes
-from pipeline.sources.sorted_rows import rows_up_to, sort_pages
+from pipeline.sources.sorted_rows import each_once, rows_within, sort_pages
+from pipeline.sources.stretches import read_stored
 from pipeline.spec import FOLDS
+
+Bounds = tuple[str, str | None]
+"""The uri that ends the block before, empty if there is none, and the one that ends the block."""
 
 
 def plan_block(
@@ -33,8 +46,9 @@ def plan_block(
     sizes: NewShardSizes,
     entries: Entries,
     pairing: Pairing,
+    former_cell: int = 0,
 ) -> Manifest:
-    """Plans one block of a source that has at least `MANY` single images, and no earlier plan.
+    """Plans one block of at least `MANY` single images that are in no earlier plan.
 
     Args:
         parts: Candidates without groups and labels; all of the block's, and any others. Each table
@@ -44,6 +58,7 @@ def plan_block(
         sizes: How large shards and cells are.
         entries: Where the candidates are stored.
         pairing: How images are named for pairing.
+        former_cell: The size of the largest cells of an earlier plan; 0 if there is none.
 
     Returns:
         A plan of the block.
@@ -52,8 +67,9 @@ def plan_block(
     from pipeline.sources.name_kernel import folder_starts, name_numbers
 
     # The parts are not held beside the sorted rows, and neither are columns that say nothing.
-    listed = sort_pages(pa.concat_tables(_within(part, after, until) for part in parts))
-    rows = _each_once(listed)
+    tables = (part.select(OBJECTS_SCHEMA.names) for part in parts)
+    listed = sort_pages(pa.concat_tables(rows_within(part, after, until) for part in tables))
+    rows = each_once(listed)
     folds = (name_numbers(rows["uri"], pairing) % np.uint64(FOLDS)).astype(np.uint8)
     largest = 0
     with ManifestWriter(entries) as writer:
@@ -67,30 +83,61 @@ def plan_block(
                 of_fold = rows.slice(start, stop - start)
                 mean = mean_bytes(of_fold)
                 size = sizes.shard(blocks.MANY, mean)
-                largest, cell = max(largest, size), sizes.cell(size, mean)
+                largest, cell = max(largest, size), sizes.cell(size, mean, former_cell)
                 for shard in even_pieces(of_fold, size):
-                    cells = new_cells(folders[start : start + shard.num_rows], cell)
-                    writer.add(fold, shard, cells=cells, cell_images=sizes.stated_cell(cell))
-                    start += shard.num_rows
+                    for rows_of in cut_row_groups(shard):
+                        cells = new_cells(folders[start : start + rows_of.num_rows], cell)
+                        writer.add(fold, rows_of, cells=cells, cell_images=sizes.stated_cell(cell))
+                        start += rows_of.num_rows
     return writer.manifest(largest, duplicates=listed.num_rows - rows.num_rows)
 
 
-def _within(part: pa.Table, after: str, until: str | None) -> pa.Table:
-    """Returns the rows of a sorted table that belong to a block."""
-    start = rows_up_to(after, part)
-    stop = part.num_rows if until is None else rows_up_to(until, part)
-    return part.select(OBJECTS_SCHEMA.names).slice(start, stop - start)
+@dataclass(frozen=True)
+class PlannedBlock:
+    """What a task has planned: a block, and its shards.
 
-
-def _each_once(rows: pa.Table) -> pa.Table:
-    """Returns sorted rows with each candidate once.
-
-    A candidate that changed while it was listed has several rows: the least of them counts, so that
-    every run takes the same one.
+    Attributes:
+        bounds: The block.
+        shard_images: The size of a new shard, at most.
+        heads: The shards.
+        duplicates: How often a candidate was listed again.
     """
-    uris = rows["uri"]
-    is_again = pc.equal(uris[1:], uris[:-1])
-    if not pc.any(is_again).as_py():
-        return rows
-    rows = rows.sort_by([(name, "ascending") for name in ("uri", "size", "identity")])
-    return rows.filter(pa.chunked_array([[True], *pc.invert(is_again).chunks]))
+
+    bounds: Bounds
+    shard_images: int
+    heads: tuple[ShardHead, ...]
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class NameBlock:
+    """A block for one task to plan.
+
+    Attributes:
+        bounds: The block.
+        parts: The parts that have its candidates, and others.
+        sizes: How large shards and cells are.
+        entries: Where the candidates are stored.
+        pairing: How images are named for pairing.
+        former_cell: The size of the largest cells of an earlier plan; 0 if there is none.
+    """
+
+    bounds: Bounds
+    parts: tuple[StoredPart, ...]
+    sizes: NewShardSizes
+    entries: Entries
+    pairing: Pairing
+    former_cell: int = 0
+
+    def run(self) -> PlannedBlock:
+        """Plans the block."""
+        names = OBJECTS_SCHEMA.names
+        parts = (
+            # Other columns say nothing of single images. Threads would cost more than they save.
+            pq.ParquetFile(pa.BufferReader(data)).read(columns=names, use_threads=False)
+            for data in read_stored(self.parts)
+        )
+        made = plan_block(
+            parts, *self.bounds, self.sizes, self.entries, self.pairing, self.former_cell
+        )
+        return PlannedBlock(self.bounds, made.shard_images, made.heads, made.duplicates)

@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 from pipeline.sources.cell_cuts import CELL_SLACK
 from pipeline.sources.entry import ShardHead, runs_by_cell
 
+MOST_ORIGINS = 4
+"""How many earlier states of a shard are kept in mind. The latest may never have been counted."""
+
 
 @dataclass(frozen=True)
 class LeftCell:
@@ -79,6 +82,20 @@ def cut_size(shard: ShardHead) -> int:
     return shard.cell_images or max(shard.cells, default=0)
 
 
+def join_left(shard: ShardHead, left: Sequence[LeftCell], cell: int) -> list[LeftCell]:
+    """Joins small cells of a shard, if the plan keeps the sums of cells.
+
+    Args:
+        shard: The shard as it was. Its cells never exceed the size that they were cut with.
+        left: What is left of them.
+        cell: The size of new cells; 0 if the plan keeps no sums of cells.
+
+    Returns:
+        The cells as they are to be.
+    """
+    return join_cells(left, min(cell, cut_size(shard) or cell)) if cell else [*left]
+
+
 def join_cells(cells: Sequence[LeftCell], size: int) -> list[LeftCell]:
     """Joins neighbours that together have less than a cell that is cut anew has at least.
 
@@ -117,3 +134,13 @@ def stated(cells: Sequence[LeftCell]) -> tuple[tuple[int, ...], tuple[int, ...]]
     sizes = tuple(cell.size for cell in cells)
     runs = tuple(run for cell in cells for run in cell.runs)
     return sizes if len(sizes) > 1 else (), runs if len(runs) > len(sizes) else ()
+
+
+def origins_of(kept: ShardHead) -> tuple[str, ...]:
+    """Returns the origins of a shard that has changed.
+
+    Args:
+        kept: The shard as it was. Of one cell of one run, nothing is kept that could be taken.
+    """
+    content = (kept.content,) if kept.cells or kept.runs else ()
+    return (*content, *kept.origins)[:MOST_ORIGINS]

@@ -307,7 +307,7 @@ class _ChangeLister(SourceLister):
             SourceError: A link leads to the object.
         """
         item = change.row.item
-        if self._inventory is not None and outside is not None:
+        if self.inventory is not None and outside is not None:
             if item.uri.startswith(f"{outside}/"):
                 self.candidates.filtered += 1
                 return False

@@ -26,6 +26,7 @@ from pipeline.buffers import Data, footer_start, sha256
 from pipeline.dna import FileKind, SealedFile, SealedWriter, corrupt_if_unreadable
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.sources.entry import Address, Entry, Shard, ShardHead, members_digest
+from pipeline.sources.shard_sizes import SHARD_MULTIPLE
 from pipeline.sources.table_digest import table_digest
 
 ENTRIES = FileKind("entries")
@@ -62,6 +63,10 @@ WRITERS = 4
 """How many files are stored at a time."""
 
 LOOKED_UP_AT_ONCE = 16
+
+ROW_GROUP_BYTES = 2**20
+"""The members of a new shard take no more, before they are packed. Each worker that counts a shard
+reads so much."""
 
 LARGEST_FILE = 2**30
 """A larger file is none of ours: 100,000 rows take about 4 MB."""
@@ -337,6 +342,38 @@ def _checked_rows(file: SealedFile, head: ShardHead) -> pa.Table:
     if found != head:
         raise CorruptFile(f"{about} is not what its manifest describes: {found}, not {head}")
     return table
+
+
+def cut_row_groups(rows: pa.Table) -> Iterator[pa.Table]:
+    """Halves the members of a shard until each part takes at most `ROW_GROUP_BYTES`.
+
+    That happens where names or labels are long: of 4,096 members, if a row has over 256 bytes.
+
+    Args:
+        rows: The members, with the columns of `ENTRY_SCHEMA` and the labels, and no others.
+
+    Yields:
+        The parts, in their order. Each has a multiple of `SHARD_MULTIPLE` members, except for the
+        last one. So many are not cut, whatever they take.
+    """
+    if rows.num_rows <= SHARD_MULTIPLE or row_bytes(rows) <= ROW_GROUP_BYTES:
+        yield rows
+        return
+    half = -(-rows.num_rows // (2 * SHARD_MULTIPLE)) * SHARD_MULTIPLE
+    for part in (rows.slice(0, half), rows.slice(half)):
+        yield from cut_row_groups(part)
+
+
+def row_bytes(rows: pa.Table) -> int:
+    """Returns about how many bytes rows take in a file before they are packed.
+
+    It depends on their values alone, and not on how Arrow holds them. A text takes four bytes more
+    than it has, as Parquet's plain encoding writes its length.
+    """
+    texts = [rows[field.name] for field in rows.schema if not pa.types.is_integer(field.type)]
+    numbers = len(rows.schema) - len(texts)
+    lengths = sum(pc.sum(pc.binary_length(text)).as_py() or 0 for text in texts)
+    return int(lengths + rows.num_rows * (4 * len(texts) + 8 * numbers))
 
 
 def entries_of(table: pa.Table) -> Iterator[Entry]:

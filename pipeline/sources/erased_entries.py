@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.dna import SealedFile, corrupt_if_unreadable
 from pipeline.errors import UsageError
-from pipeline.sources.cell_joining import cells_left, cut_size, stated
+from pipeline.sources.cell_joining import cells_left, cut_size, origins_of, stated
 from pipeline.sources.entries_file import (
     ENTRIES,
     Entries,
@@ -32,7 +32,6 @@ from pipeline.sources.entries_file import (
 )
 from pipeline.sources.entry import MERGED, ShardHead
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.sharding import origins_of
 
 MEMBER_MARK = "::"
 """What stands between the name of an archive and that of an image in it."""

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -28,6 +28,7 @@ from pipeline import storage
 from pipeline.buffers import Data, Mapped, pieces
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.sources.entries_file import OBJECTS_SCHEMA
+from pipeline.spec import digest_of
 
 INVENTORY_FORMATS = ("Parquet", "ORC", "CSV")
 
@@ -45,6 +46,9 @@ NEEDED = ("bucket", "key", "size", "e_tag")
 
 INVENTORY_ROWS = 65_536
 
+ALONE_BYTES = 2**24
+"""A report of at most so many bytes is read by one process: some 300,000 rows, in a second."""
+
 
 @dataclass(frozen=True)
 class InventoryFile:
@@ -53,10 +57,12 @@ class InventoryFile:
     Attributes:
         uri: Where it is.
         md5: The MD5 of its bytes, as the report states it.
+        size: How many bytes it has, as the report states it. 0 if it does not.
     """
 
     uri: str
     md5: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,16 @@ class Inventory:
     format: str
     columns: tuple[str, ...]
     files: tuple[InventoryFile, ...]
+
+    @property
+    def digest(self) -> str:
+        """A digest that only this report has."""
+        return digest_of(asdict(self))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether tasks should read it."""
+        return sum(file.size for file in self.files) > ALONE_BYTES
 
     def objects(self) -> Iterator[pa.Table]:
         """Reads the objects that the report lists.
@@ -182,11 +198,13 @@ def find_inventory(uri: str) -> Inventory | None:
     try:
         place = str(stated["destinationBucket"]).rpartition(":::")[2]  # of an ARN
         files = tuple(
-            InventoryFile(f"s3://{place}/{file['key']}", str(file["MD5checksum"]))
+            InventoryFile(
+                f"s3://{place}/{file['key']}", str(file["MD5checksum"]), int(file.get("size") or 0)
+            )
             for file in stated["files"]
         )
         columns = tuple(name.strip() for name in str(stated["fileSchema"]).split(","))
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise SourceError(f"{uri}: not a whole manifest of S3 Inventory: {error!r}") from error
     return Inventory(uri, f"s3://{bucket}", layout, columns, files)
 

@@ -73,6 +73,8 @@ class Listing:
         planned: The plan of the source, if it was made while the source was listed. There are no
             parts then.
         pairing: How images are named for pairing.
+        unsized: How many candidates are rows of tables, whose sizes are not known.
+        unsized_bytes: About how many bytes these have together, as their tables state.
     """
 
     source: str
@@ -84,6 +86,8 @@ class Listing:
     planned: Manifest | None = None
     _folders: tuple[storage.ScratchFolder, ...] = field(default=(), repr=False)
     pairing: Pairing = field(default_factory=Pairing)
+    unsized: int = 0
+    unsized_bytes: int = 0
 
     @classmethod
     def of(
@@ -117,6 +121,8 @@ class Listing:
             sum(listing.filtered for listing in listings),
             sum(listing.duplicates for listing in listings),
             _folders=tuple(folder for listing in listings for folder in listing._folders),
+            unsized=sum(listing.unsized for listing in listings),
+            unsized_bytes=sum(listing.unsized_bytes for listing in listings),
         )
 
     @property
@@ -143,6 +149,8 @@ class ListingWriter:
         ignored: How many files were ignored so far, by kind.
         filtered: How many files the rules left out so far.
         duplicates: How many members of archives a later one replaced so far.
+        unsized: How many rows of tables came so far, whose sizes are not known.
+        unsized_bytes: About how many bytes these have together.
         archives: Archives to look into once everything is listed. A part records those that came
             since the part before it.
         stored: Parts that tasks have put into storage. They are no files here.
@@ -166,6 +174,7 @@ class ListingWriter:
         self.ignored: Counter[str] = Counter()
         self.filtered = 0
         self.duplicates = 0
+        self.unsized = self.unsized_bytes = 0
         self.archives: list[Stored] = []
         self.stored: list[StoredPart] = []
         self.total = 0
@@ -256,15 +265,33 @@ class ListingWriter:
         self._paths.remove(str(path))
         path.unlink()
 
-    def take_stored(self, data: bytes) -> None:
-        """Takes a stored part over as a file. Its candidates were counted when it was stored.
+    def take_stored(self, parts: Iterable[bytes]) -> None:
+        """Takes stored parts over as files. Their candidates were counted when they were stored.
+
+        Small parts are put together, as many small files take long to plan.
 
         Args:
-            data: The part. It may have only the columns of `OBJECTS_SCHEMA`.
+            parts: The parts. They may have only the columns of `OBJECTS_SCHEMA`.
         """
-        rows = as_single_images(pq.read_table(pa.BufferReader(data)), self._schema)
-        with _disk_errors():
-            pq.write_table(rows, self._new_path(), write_statistics=False, use_dictionary=False)
+        held: list[pa.Table] = []
+        for data in parts:
+            rows = as_single_images(pq.read_table(pa.BufferReader(data)), self._schema)
+            if rows.num_rows + sum(some.num_rows for some in held) > self._part_entries:
+                self._take_tables(held)
+                held = []
+            held.append(rows)
+        self._take_tables(held)
+
+    def _take_tables(self, tables: Sequence[pa.Table]) -> None:
+        if tables:
+            path, rows = self._new_path(), pa.concat_tables(tables)
+            with _disk_errors():
+                pq.write_table(rows, path, write_statistics=False, use_dictionary=False)
+
+    @property
+    def waiting(self) -> int:
+        """How many candidates are held in memory."""
+        return self._waiting
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -298,6 +325,8 @@ class ListingWriter:
             self.duplicates,
             planned,
             (self._folder,),
+            unsized=self.unsized,
+            unsized_bytes=self.unsized_bytes,
         )
 
     def take_table(self) -> pa.Table:

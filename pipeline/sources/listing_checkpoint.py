@@ -41,6 +41,7 @@ class ListingCheckpoint:
     Attributes:
         ranges: How far each range of keys was read, by its number (see `list_pages`).
         written: When the last part that was found was written. None if there was none.
+        report: The digest of the report of S3 Inventory that is read. Empty for a listing.
         parts_folder: Where tasks put the parts that they list. A part here states which they are.
             Each listing has a folder of its own. One that goes on with another's marks its folder.
 
@@ -61,15 +62,32 @@ class ListingCheckpoint:
         self._owned = True
         items = sorted(_objects_in(folder) if may_exist else (), key=lambda item: item.uri)
         if items and (relist or not self._load(items)):
-            storage.delete_tree(folder)
-            self._reset()
+            self._begin_anew()
         self._next = len(self._parts)
 
     def _reset(self) -> None:
         self.ranges: dict[int, KeyRange] = {}
         self.written: datetime | None = None
+        self.report = ""
         self._parts: list[bytes] = []
         self._last_sha256 = ""
+        self._next = 0
+
+    def _begin_anew(self) -> None:
+        storage.delete_tree(self._folder)
+        self._reset()
+
+    def read_report(self, report: str) -> None:
+        """Begins anew if the parts that were found are of another report, or of a listing.
+
+        The same name may have stood for a report, and stand for a folder now.
+
+        Args:
+            report: The digest of the report; empty for a listing.
+        """
+        if self._parts and self.report != report:
+            self._begin_anew()
+        self.report = report
 
     def _load(self, items: Sequence[Stored]) -> bool:
         """Returns whether the parts are whole and recent, after reading them."""
@@ -86,6 +104,7 @@ class ListingCheckpoint:
                         for name, of_range in notes["ranges"].items()
                     }
                     self.written = datetime.fromisoformat(notes["written"])
+                    self.report = str(notes["report"])
                     if notes.get("stored"):
                         theirs.add(str(notes["parts_folder"]))
             except (CorruptFile, SourceError):  # the job that wrote it may have ended meanwhile
@@ -110,6 +129,7 @@ class ListingCheckpoint:
         return {
             "ranges": {str(name): asdict(of_range) for name, of_range in self.ranges.items()},
             "written": datetime.now(UTC).isoformat(),
+            "report": self.report,
             "previous_sha256": self._last_sha256,
             "parts_folder": self.parts_folder,
         }

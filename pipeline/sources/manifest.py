@@ -92,6 +92,14 @@ class Manifest:
         return tuple(dict.fromkeys(head.address.file for head in self.heads))
 
     @property
+    def in_files(self) -> list[ShardHead]:
+        """The descriptions in the order of the shards' places: those of a file are together."""
+        files = {name: at for at, name in enumerate(self.files)}
+        return sorted(
+            self.heads, key=lambda head: (files[head.address.file], head.address.row_group)
+        )
+
+    @property
     def candidates(self) -> int:
         """How many candidates all shards have together."""
         return sum(head.candidates for head in self.heads)
@@ -164,11 +172,7 @@ class Manifest:
             CorruptFile: An entries file is damaged, or is not what the manifest describes.
             SourceError: An entries file is missing.
         """
-        files = {name: at for at, name in enumerate(self.files)}
-        places = sorted(
-            self.heads, key=lambda head: (files[head.address.file], head.address.row_group)
-        )
-        yield from self.entries.read_shards(places)
+        yield from self.entries.read_shards(self.in_files)
 
     def find(
         self, wanted: Collection[tuple[str, str]], keep_going: Callable[[], bool] = lambda: True
@@ -318,6 +322,15 @@ class ManifestWriter:
         else:
             stated = replace(head, origins=origins, cell_images=cell_images)
             self._note(self._writer.add(stated, rows))
+
+    def keep(self, kept: ShardHead) -> None:
+        """Adds a shard whose members are in the entries already.
+
+        Args:
+            kept: The shard.
+        """
+        self._heads[self._count] = replace(kept, index=self._count)
+        self._count += 1
 
     def _note(self, heads: Iterable[ShardHead]) -> None:
         self._heads |= {head.index: head for head in heads}

@@ -77,6 +77,11 @@ class Rules:
         return storage.canonical(url, queries=allowed - {""})
 
     @property
+    def is_plain(self) -> bool:
+        """Whether candidates have no pattern to match, and neither groups nor labels."""
+        return not any((self.include, self.exclude, self.group_by, self.by))
+
+    @property
     def group_depth(self) -> int | None:
         """How many leading folders name a group. None if groups are not made of folders."""
         return folder_depth(self.group_by)

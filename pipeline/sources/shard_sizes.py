@@ -58,8 +58,11 @@ class ImageSeconds:
             image_bytes: Its size in bytes. 0 if it is not known: then it is taken for one of those
                 that were measured.
         """
-        size = image_bytes if image_bytes > 0 else self.usual_bytes
-        return self.each + self.per_byte * size
+        return self.each + self.per_byte * self.bytes_of(image_bytes)
+
+    def bytes_of(self, image_bytes: float) -> float:
+        """Returns the size of an image in bytes; that of the measured ones if it is not known."""
+        return image_bytes if image_bytes > 0 else self.usual_bytes
 
 
 @dataclass(frozen=True)
@@ -119,17 +122,24 @@ class NewShardSizes:
         """
         return size if self.makes_cells else 0
 
-    def cell(self, shard: int, image_bytes: float) -> int:
+    def cell(self, shard: int, image_bytes: float, former: int = 0) -> int:
         """Returns the size of cells.
 
         Args:
             shard: The size of the shards.
-            image_bytes: The size of an image in bytes, on average.
+            image_bytes: The size of an image in bytes, on average; 0 if it is not known. Then the
+                images are taken for those that were measured.
+            former: The size of the cells of an earlier plan, for images of which nothing is known;
+                0 if there is none.
         """
         if self.cell_images is not None:
             return self.cell_images
         if self.cell_bytes is None:
             return shard
+        if self.image_seconds is not None:
+            image_bytes = self.image_seconds.bytes_of(image_bytes)
+        if image_bytes <= 0 and former:
+            return former
         return default_cell_images(self.cell_bytes, image_bytes)
 
 

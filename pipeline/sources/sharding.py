@@ -23,11 +23,13 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, groupby, pairwise
+from math import ceil
 
 import duckdb
 import numpy as np
@@ -35,13 +37,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.errors import SourceError, StorageError, UsageError
+from pipeline.errors import ConservationError, SourceError, StorageError, UsageError
 from pipeline.sources import blocks
 from pipeline.sources.blocks import block_ends, block_number, even_pieces, mean_bytes
 from pipeline.sources.cell_cuts import folder_numbers, new_cells
-from pipeline.sources.cell_joining import LeftCell, cells_left, cut_size, join_cells, stated
+from pipeline.sources.cell_joining import (
+    LeftCell,
+    cells_left,
+    cut_size,
+    join_cells,
+    join_left,
+    origins_of,
+    stated,
+)
 from pipeline.sources.database import connect, quoted_column, quoted_text
-from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
+from pipeline.sources.entries_file import (
+    ENTRY_SCHEMA,
+    ROW_GROUP_BYTES,
+    Entries,
+    cut_row_groups,
+)
 from pipeline.sources.entry import MERGED, Entry, ShardHead, members_digest
 from pipeline.sources.fold_assignment import HASHED_GROUPS, FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
@@ -52,8 +67,8 @@ from pipeline.sources.shard_merging import merge_groups
 from pipeline.sources.shard_sizes import SHARD_MULTIPLE, ImageSeconds, NewShardSizes
 from pipeline.spec import FOLDS
 
-MOST_ORIGINS = 4
-"""How many earlier states of a shard are kept in mind. The latest may never have been counted."""
+_DATABASES_AT_ONCE = threading.BoundedSemaphore(2)
+"""So many listings are planned at a time in this process, as each may take 256 MiB."""
 
 PREVIOUS_SCHEMA = pa.schema(
     [
@@ -122,24 +137,35 @@ def plan(
             option.require(name, value)
     if by is not None and by not in listing.labels:
         raise UsageError(f"by is {by!r}; the candidates' labels are: {', '.join(listing.labels)}")
-    if len(listing.parts) > 1:  # free what listing left behind, before DuckDB takes its share
-        gc.collect()
-        pa.default_memory_pool().release_unused()
     if entries is None:
         entries = previous.entries if previous is not None else Entries()
     sizes = NewShardSizes(shard_images, image_seconds, cell_images, cell_bytes)
-    with _planning() as (folder, database):
-        planner = _ShardPlanner(database, folder, listing, by, sizes)
+    with planning(is_large=len(listing.parts) > 1) as (folder, database):
+        planner = ShardPlanner(database, folder, listing, by, sizes)
         planner.load_listing(limit=limit)
         planner.load_previous(previous)
         return planner.write(entries)
 
 
 @contextmanager
-def _planning() -> Iterator[tuple[str, duckdb.DuckDBPyConnection]]:
-    """Opens a database with a folder for what does not fit into memory; words their errors."""
+def planning(*, is_large: bool) -> Iterator[tuple[str, duckdb.DuckDBPyConnection]]:
+    """Opens a database with a folder for what does not fit into memory; words their errors.
+
+    Args:
+        is_large: Whether much was listed before.
+
+    Yields:
+        The folder and the database.
+
+    Raises:
+        StorageError: The disk for temporary files has no room.
+    """
+    if is_large:  # free what listing left behind, before DuckDB takes its share
+        gc.collect()
+        pa.default_memory_pool().release_unused()
     try:
         with (
+            _DATABASES_AT_ONCE,
             storage.ScratchFolder("plan") as folder,
             connect(folder) as database,
         ):
@@ -151,7 +177,7 @@ def _planning() -> Iterator[tuple[str, duckdb.DuckDBPyConnection]]:
         ) from error
 
 
-class _ShardPlanner:
+class ShardPlanner:
     """Plans one listing in a database.
 
     Its tables: `listing` (every candidate once), `previous` (the members of shards that are kept)
@@ -181,7 +207,7 @@ class _ShardPlanner:
         self._name = pairing.name(quoted_column(named or ""))
 
     def load_listing(self, *, limit: int | None = None) -> None:
-        """Fills the table `listing`, and chooses the sizes of new shards and cells.
+        """Fills the table `listing`.
 
         Args:
             limit: Takes only this many candidates.
@@ -195,9 +221,9 @@ class _ShardPlanner:
         self._db.execute(
             f"create view listed as select * from read_parquet({files}, union_by_name = true)"
         )
-        about = "select count(*), avg(size) filter (size > 0){} from {}"
+        about = "select count(*), count(*) filter (size > 0), sum(size) filter (size > 0){} from {}"
         names = about.format(", count(distinct hash(uri, member))", "listed")
-        ((listed, mean, different),) = self._db.execute(names).fetchall()
+        ((listed, sized, size, different),) = self._db.execute(names).fetchall()
         candidates = listed
         # Hashes of different names may agree, but never those of equal ones differ.
         if different == listed:
@@ -213,12 +239,25 @@ class _ShardPlanner:
             )
             self._db.execute("create or replace view listing as select * from sample")
         if limit is not None or different != listed:
-            ((candidates, mean),) = self._db.execute(about.format("", "listing")).fetchall()
+            ((candidates, sized, size),) = self._db.execute(about.format("", "listing")).fetchall()
         if not candidates:
             raise SourceError("the source has no image")
-        self._candidates = candidates
-        self._size = self._sizes.shard(candidates, mean or 0.0)
-        self._cell = self._sizes.cell(self._size, mean or 0.0)
+        self._candidates = int(candidates)
+        self._sized, self._sized_bytes = int(sized), int(size or 0)
+
+    def _mean_bytes(self, *, of_tables: bool) -> float:
+        """Returns the size of an image in bytes, on average; 0 if nothing is known of it.
+
+        Args:
+            of_tables: Whether images without a size are taken for rows of the tables in the
+                listing, if it has any. Else they are left out.
+        """
+        rows = self._listing.unsized if of_tables else 0
+        if not rows:
+            return self._sized_bytes / max(1, self._sized)
+        unsized = self._candidates - self._sized
+        stated = unsized * self._listing.unsized_bytes / rows
+        return (self._sized_bytes + stated) / self._candidates
 
     def _drop_duplicates(self, listed: int) -> None:
         """Fills `listing` with each candidate once; `listed` is how many rows there are."""
@@ -258,7 +297,11 @@ class _ShardPlanner:
                 )
 
     def load_previous(self, previous: Manifest | None) -> None:
-        """Fills the tables `previous` and `fresh`."""
+        """Fills the tables `previous` and `fresh`, and chooses the sizes of new shards and cells.
+
+        Args:
+            previous: The earlier plan. None if there is none.
+        """
         if previous is not None:
             self._load_rows(previous)
             joined = "previous p join listing l on p.uri = l.uri and p.member = l.member"
@@ -274,6 +317,11 @@ class _ShardPlanner:
             )
         else:
             self._db.execute("create view fresh as select * from listing")
+        self._former_cell = 0 if previous is None else largest_cell(previous)
+        # Only a list of all images knows of all tables. A change list makes the same plan.
+        mean = self._mean_bytes(of_tables=previous is None)
+        self._size = self._sizes.shard(self._candidates, mean)
+        self._cell = self._sizes.cell(self._size, mean, self._former_cell)
 
     def _is_regrouped(self, joined: str) -> bool:
         """Tells whether a candidate has another group than before; joins only if there are any."""
@@ -315,15 +363,19 @@ class _ShardPlanner:
 
         Returns:
             The manifest.
+
+        Raises:
+            ConservationError: It has another number of candidates than were listed.
         """
         names = [*ENTRY_SCHEMA.names, *self._listing.labels]
         sizes = FoldSizes()
+        cell = self._sizes.stated_cell(self._cell)
         stays = self._previous is not None and entries.holds_those_of(self._previous.entries)
         with ManifestWriter(entries, self._listing.labels) as writer:
 
             def add(kept: ShardHead, rows: pa.Table) -> None:
-                left, size = cells_left(kept, rows["place"].to_numpy()), cut_size(kept)
-                joined = self._join(left, size)
+                left = cells_left(kept, rows["place"].to_numpy())
+                joined = join_left(kept, left, cell)
                 # A shard that nothing else touches is left alone.
                 if joined != left and members_digest(rows) == kept.digest:
                     joined = left
@@ -335,12 +387,16 @@ class _ShardPlanner:
                     cells,
                     origins_of(kept),
                     runs,
-                    size,
+                    cut_size(kept),
                 )
 
             groups = {each.index: group for group in self._merge_groups() for each in group}
             held: dict[int, pa.Table] = {}
             for kept, rows in self._kept_shards():
+                if rows is None:
+                    sizes.add(kept.fold, "", kept.candidates)
+                    writer.keep(kept)
+                    continue
                 sizes.add(kept.fold, self._value_of(rows), rows.num_rows)
                 group, value = groups.get(kept.index), self._value_of(rows)
                 same = group and value == self._former_value(kept)
@@ -350,11 +406,9 @@ class _ShardPlanner:
                 held[kept.index] = rows
                 if all(each.index in held for each in group):
                     tables = [held.pop(each.index) for each in group]
-                    new = self._sizes.stated_cell(self._cell)
-                    size = min(each.cell_images or new for each in group)
-                    cells, runs = stated(
-                        self._join([LeftCell((rows.num_rows,)) for rows in tables], size)
-                    )
+                    size = min(each.cell_images or cell for each in group)
+                    merged = [LeftCell((rows.num_rows,)) for rows in tables]
+                    cells, runs = stated(join_cells(merged, min(cell, size)) if cell else merged)
                     writer.add(
                         kept.fold,
                         pa.concat_tables(tables).select(self._columns).rename_columns(names),
@@ -367,40 +421,54 @@ class _ShardPlanner:
                 if kept.index in held:  # another one of its group has changed
                     add(kept, held[kept.index])
             largest = 0
-            for fold, rows, size, cell in self._fresh_shards(sizes):
+            for fold, rows, size, its_cell in self._fresh_shards(sizes):
                 largest = max(largest, size)
-                writer.add(
-                    fold,
-                    rows.select(self._columns).rename_columns(names),
-                    cells=new_cells(folder_numbers(rows["uri"]), cell),
-                    cell_images=self._sizes.stated_cell(cell),
-                )
+                members = rows.select(self._columns).rename_columns(names)
+                for part in cut_row_groups(members):
+                    writer.add(
+                        fold,
+                        part,
+                        cells=new_cells(folder_numbers(part["uri"]), its_cell),
+                        cell_images=self._sizes.stated_cell(its_cell),
+                    )
         listing = self._listing
         most = largest or self._size
         made = writer.manifest(most, listing.source, listing.ignored, self._duplicates)
+        if made.candidates != self._to_write:
+            raise ConservationError(
+                f"{listing.source}: {self._to_write:,} candidates were to be planned, and "
+                f"{made.candidates:,} are in the plan; nothing was counted. Please report this"
+            )
         return replace(made, pairing=self._pairing)
 
-    def _join(self, cells: list[LeftCell], cut: int) -> list[LeftCell]:
-        """Joins small cells of a shard, if the sums of cells are kept.
+    @property
+    def _to_write(self) -> int:
+        """How many candidates the plan must have."""
+        return self._candidates
 
-        Args:
-            cells: The cells.
-            cut: The size that they were cut with, which they never exceed; 0 if it is not known.
-
-        Returns:
-            The cells as they are to be.
-        """
-        size = min(self._cell, cut or self._cell)
-        return join_cells(cells, size) if self._sizes.makes_cells else cells
+    @property
+    def _has_new(self) -> bool:
+        """Whether there are candidates that are in no kept shard."""
+        return self._number("select count(*) from fresh") > 0
 
     def _merge_groups(self) -> list[list[ShardHead]]:
         """Finds the kept shards that are put together: some only if there are new candidates."""
         previous = self._previous
-        if previous is None or not self._number("select count(*) from fresh"):
+        if previous is None or not self._has_new:
             return []
         if self._label is not None and self._label not in previous.labels:
             return []
-        return merge_groups(previous.heads, self._size, self._former_value)
+        # Each number takes 8 bytes.
+        rows = ROW_GROUP_BYTES // (16 + ceil(self._mean_text_bytes()))
+        size = min(self._size, max(SHARD_MULTIPLE, rows))
+        return merge_groups(previous.heads, size, self._former_value)
+
+    def _mean_text_bytes(self) -> float:
+        """Returns how many bytes the texts of a candidate take on average (see `row_bytes`)."""
+        texts = [quoted_column(name) for name in self._columns if name not in ("size", "position")]
+        lengths = " + ".join(f"4 + coalesce(strlen({text}), 0)" for text in texts)
+        ((mean,),) = self._db.execute(f"select avg({lengths}) from listing").fetchall()
+        return float(mean)
 
     def _former_value(self, head: ShardHead) -> str:
         """Returns the value that a shard of the previous plan had; empty if no parts are made."""
@@ -408,11 +476,12 @@ class _ShardPlanner:
             return ""
         return head.values[self._previous.labels.index(self._label)] or ""
 
-    def _kept_shards(self) -> Iterator[tuple[ShardHead, pa.Table]]:
+    def _kept_shards(self) -> Iterator[tuple[ShardHead, pa.Table | None]]:
         """Finds the shards of the previous plan that still have members.
 
         Yields:
-            Each shard as it was, and its remaining members, with their `place` in it.
+            Each shard as it was, and its remaining members, with their `place` in it. None stands
+            for members that are stored already as they are to be.
         """
         if self._previous is None:
             return
@@ -470,7 +539,7 @@ class _ShardPlanner:
             rows = pa.Table.from_batches(list(of_place))
             mean = mean_bytes(rows)
             size = self._sizes.shard(blocks.MANY, mean)
-            cell = self._sizes.cell(size, mean)
+            cell = self._sizes.cell(size, mean, self._former_cell)
             for shard in even_pieces(rows, size):
                 yield place % FOLDS, shard, size, cell
 
@@ -649,14 +718,9 @@ class _ShardPlanner:
         yield from self._db.sql(query).to_arrow_reader(BATCH_ROWS)
 
 
-def origins_of(kept: ShardHead) -> tuple[str, ...]:
-    """Returns the origins of a shard that has changed.
-
-    Args:
-        kept: The shard as it was. Of one cell of one run, nothing is kept that could be taken.
-    """
-    content = (kept.content,) if kept.cells or kept.runs else ()
-    return (*content, *kept.origins)[:MOST_ORIGINS]
+def largest_cell(previous: Manifest) -> int:
+    """Returns the size that the largest cells of an earlier plan were cut with; 0 if unknown."""
+    return max(map(cut_size, previous.heads), default=0)
 
 
 def _cut_at_changes(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[pa.RecordBatch]:

@@ -38,3 +38,33 @@ def rows_up_to(uri: str, rows: pa.Table) -> int:
     """
     uris = rows["uri"]
     return bisect_right(range(len(uris)), uri, key=lambda at: str(uris[at].as_py()))
+
+
+def rows_within(rows: pa.Table, after: str, until: str | None) -> pa.Table:
+    """Returns the candidates that belong to a block of names.
+
+    Args:
+        rows: The candidates, sorted by their uris.
+        after: The uri that ends the block before; empty for the first block.
+        until: The uri that ends the block. None for the last one.
+    """
+    start = rows_up_to(after, rows)
+    stop = rows.num_rows if until is None else rows_up_to(until, rows)
+    return rows.slice(start, stop - start)
+
+
+def each_once(rows: pa.Table) -> pa.Table:
+    """Returns each candidate once.
+
+    A candidate that changed while it was listed has several rows: the least of them counts, so that
+    every run takes the same one.
+
+    Args:
+        rows: Candidates with the columns `uri`, `size` and `identity`, sorted by their uris.
+    """
+    uris = rows["uri"]
+    is_again = pc.equal(uris[1:], uris[:-1])
+    if not pc.any(is_again).as_py():
+        return rows
+    rows = rows.sort_by([(name, "ascending") for name in ("uri", "size", "identity")])
+    return rows.filter(pa.chunked_array([[True], *pc.invert(is_again).chunks]))

@@ -4,7 +4,8 @@
     {'.txt': 3}
 
 `source_lister` says what a source may be. A prefix of S3 that turns out to be large is listed by
-tasks, if there is an engine with workers (see `task_listing`).
+tasks, if there is an engine with workers, and so is a large report of S3 Inventory read (see
+`task_listing`).
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ def list_source(
         source: A folder, a glob, a list, a table, an archive, an image, or a url of one of them.
         rules: Which candidates count, and how they are grouped and labelled.
         checkpoint: Where parts of the listing are kept, so that it can be interrupted and go on.
-            Only listings of S3 prefixes use it.
+            Only listings of S3 prefixes use it, and reports of S3 Inventory that tasks read.
         mapper: An engine whose workers look into the archives. None, or an engine that works in
             this process, uses threads of this process.
         cache: The uri of a folder where the contents of archives are kept by their identity.
         outside: The uri of a folder of results, which no link in the source may lead into.
         progress: Is told how far the listing has come.
-        ahead: How a large prefix of single images is planned while it is listed. None does not.
+        ahead: How a large prefix or report of single images is planned by tasks. None leaves that
+            to the caller.
 
     Returns:
         The candidates. One that the source names twice may be there twice. If the source was
@@ -63,14 +65,19 @@ def list_source(
     text = os.fspath(source)
     if not text:
         raise UsageError("the source is empty; give a folder, a glob, a list or a url")
-    lister = SourceLister(text, rules or Rules(), checkpoint, progress or ignore)
-    in_tasks = lister.can_be_cut and mapper is not None and not mapper.in_process
-    lister.list_objects(outside and storage.resolved(outside), ALONE if in_tasks else None)
+    rules = rules or Rules()
+    has_tasks = mapper is not None and not mapper.in_process
+    # If this process plans a report, it reads the report itself as fast as what tasks have stored.
+    by_tasks = has_tasks and (ahead is not None or not rules.is_plain)
+    lister = SourceLister(text, rules, checkpoint, progress or ignore, by_tasks=by_tasks)
+    in_tasks = lister.can_be_cut and has_tasks
+    results = outside and storage.resolved(outside)
+    lister.list_objects(results, ALONE if in_tasks else None)
     if mapper is not None and checkpoint is not None and in_tasks:
-        planned = TaskListing(lister, checkpoint, mapper, ahead).run()
+        planned = TaskListing(lister, checkpoint, mapper, ahead, results).run()
         if planned is not None:
             return lister.listing(planned)
-    for data in read_stored(lister.candidates.stored):  # also of tasks of an interrupted listing
-        lister.candidates.take_stored(data)
+    # Also those of tasks of an interrupted listing.
+    lister.candidates.take_stored(read_stored(lister.candidates.stored))
     lister.list_archives(mapper, cache)
     return lister.listing()

@@ -36,7 +36,7 @@ from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_ind
 from pipeline.sources.archives.index import ArchiveIndex, label_column
 from pipeline.sources.cell_cuts import folders_of
 from pipeline.sources.entries_file import OBJECTS_SCHEMA
-from pipeline.sources.inventory import find_inventory
+from pipeline.sources.inventory import Inventory, find_inventory
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
@@ -84,16 +84,21 @@ class SourceLister:
         uri: Its canonical uri.
         source: What was listed: the uri, or the folder that a pattern or an inventory stands for.
         rules: Which candidates count.
-        ranges: How far each range of keys of an S3 prefix was read, by its number.
+        inventory: The report of S3 Inventory that is read. None for another source.
+        ranges: How far each range of keys of an S3 prefix was read, by its number. Of a report that
+            tasks read: a range of all keys for each file that is not read, by the file's number.
         candidates: What was found.
 
     Args:
         text: The source.
         rules: Which candidates count, and how they are grouped and labelled.
-        checkpoint: Where parts of the listing of an S3 prefix are kept. None keeps none.
+        checkpoint: Where parts of the listing of an S3 prefix are kept, and of a large report that
+            tasks read. None keeps none.
         progress: Is told how far the listing has come.
         ranges: The ranges of keys to list. None takes those of the checkpoint, or else all.
         part_entries: See `ListingWriter`.
+        inventory: The report, or some of its files. None looks whether the source is one.
+        by_tasks: Whether there are tasks that can read a large report.
     """
 
     def __init__(
@@ -104,13 +109,16 @@ class SourceLister:
         progress: Listener,
         ranges: dict[int, KeyRange] | None = None,
         part_entries: int | None = None,
+        *,
+        inventory: Inventory | None = None,
+        by_tasks: bool = False,
     ) -> None:
         self.text, self._shown = text, printable(text)
         self.rules = rules
         self._progress = progress
         self.uri = rules.canonical(text)
-        self._inventory = find_inventory(self.uri)
-        self._table = None if self._inventory else SourceTable.open(self.uri, rules)
+        self.inventory = inventory or find_inventory(self.uri)
+        self._table = None if self.inventory else SourceTable.open(self.uri, rules)
         self._labels = self._choose_labels()
         self._require_pair_label()
         self._archive_labels = self._choose_archive_labels()
@@ -123,14 +131,17 @@ class SourceLister:
         elif self._kind == "glob":
             fixed = text.split("*")[0].split("?")[0].split("[")[0]
             self.source = self._root = rules.canonical(fixed.rpartition("/")[0] or ".")
-        elif self._inventory is not None:
-            self.source = self._root = self._inventory.bucket
-        self._is_plain = not (
-            any((rules.include, rules.exclude, rules.group_by, rules.by)) or self._archive_labels
-        )
+        elif self.inventory is not None:
+            self.source = self._root = self.inventory.bucket
         self._checkpoint = checkpoint if self._kind == "prefix" else None
+        if self.inventory is not None and checkpoint is not None and by_tasks:
+            self._checkpoint = checkpoint if self.inventory.is_large else None
+        if self._checkpoint is not None:
+            self._checkpoint.read_report(self.inventory.digest if self.inventory else "")
         kept = self._checkpoint.ranges if self._checkpoint else {}
         self.ranges = kept if ranges is None else ranges
+        if self.can_be_cut and self.inventory is not None and not self.ranges:
+            self.ranges |= {number: KeyRange("") for number in range(len(self.inventory.files))}
         self.candidates = ListingWriter(self._labels, self._checkpoint, part_entries)
         self._archives: dict[str, _NamedArchive] = {}
         for item in self.candidates.archives:
@@ -202,7 +213,7 @@ class SourceLister:
 
     def _find_kind(self) -> str:
         store = storage.store_of(self.uri)
-        if self._inventory is not None:
+        if self.inventory is not None:
             return "inventory"
         if self._table is not None:
             return "table"
@@ -219,7 +230,7 @@ class SourceLister:
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether tasks may list ranges of it: it is an S3 prefix, and its listing is kept."""
+        """Whether tasks may list it: an S3 prefix or a large report whose listing is kept."""
         return self._checkpoint is not None
 
     @property
@@ -241,14 +252,13 @@ class SourceLister:
             self._classes = None
 
     def add_archives(self, found: Iterable[Stored]) -> None:
-        """Adds archives that another lister has found."""
+        """Adds archives that another lister has found, each as often as it was found."""
         for item in found:
-            if item.uri not in self._archives:
-                self.candidates.archives.append(item)
-                self._add_archive(item, "", None, ())
+            self.candidates.archives.append(item)
+            self._add_archive(item, "", None, ())
 
     def list_objects(self, outside: str | None, most: int | None = None) -> None:
-        """Lists the single images. Archives are noted for later.
+        """Lists the single images. Archives are noted for later. A large report is left to tasks.
 
         Args:
             outside: The folder that no link may lead into, with links followed.
@@ -263,22 +273,37 @@ class SourceLister:
                     f"({count_of(self.candidates.resumed, 'candidate')})"
                 )
             )
+        if self.can_be_cut and self.inventory is not None:
+            return
         looked_at = self.candidates.resumed
-        with closing(self._pages(outside)) as pages:  # waits for the pages that were asked for
-            for files, page in pages:
-                for row in page:
-                    self._add_object(*row)
-                self.candidates.end_page(files)
+        with closing(self.read_pages(outside)) as pages:
+            for files in pages:
                 self.say()
                 looked_at += files
                 if most is not None and looked_at >= most and self._kind == "prefix":
                     return
 
+    def read_pages(self, outside: str | None) -> Generator[int, None, None]:
+        """Lists the single images page by page. Archives are noted for later.
+
+        Args:
+            outside: As in `list_objects`.
+
+        Yields:
+            How many files a page has, after its candidates were added.
+        """
+        with closing(self._pages(outside)) as pages:  # waits for the pages that were asked for
+            for files, page in pages:
+                for row in page:
+                    self._add_object(*row)
+                self.candidates.end_page(files)
+                yield files
+
     def _pages(self, outside: str | None) -> Generator[FoundPage, None, None]:
         """Yields the pages of the source; adds what it can add as a whole."""
         rows: Iterator[tuple[Any, ...]]
-        if self._inventory is not None:
-            for found in self._inventory.objects():
+        if self.inventory is not None:
+            for found in self.inventory.objects():
                 objects = found if outside is None else self._not_below(outside, found)
                 yield objects.num_rows, zip(self._add_plain_images(objects), strict=True)
             return
@@ -315,7 +340,7 @@ class SourceLister:
         Yields:
             The other objects, which the rules have to look at one by one.
         """
-        if self._is_plain:
+        if self.rules.is_plain:
             images, objects = part_plain_images(objects)
             self._note_classes(images["uri"])
             self.candidates.add_objects(images)
@@ -389,7 +414,7 @@ class SourceLister:
             if self.rules.excludes(path):
                 self.candidates.filtered += 1
             else:
-                if item.uri not in self._archives:
+                if self._table is None:  # a row of a table may name one member only
                     self.candidates.archives.append(item)
                 self._add_archive(item, member, group, labels)
         elif not self.rules.selects(path):
@@ -498,6 +523,9 @@ class SourceLister:
         for at, name in enumerate(label_columns(self._labels)):
             columns[name] = pa.array([values[at] for values in labels], pa.string())
         self.candidates.add_table(pa.table(columns))
+        if index.image_bytes and kept:
+            self.candidates.unsized += len(kept)
+            self.candidates.unsized_bytes += index.image_bytes * len(kept) // len(names)
 
     def _relative(self, uri: str) -> str:
         """Returns the path below the source, as people write it."""
@@ -519,16 +547,23 @@ class SourceLister:
         folders = self._relative(uri).split("/")[:-1]
         return ("/".join(folders[:depth]) if len(folders) >= depth else None,)
 
-    def say(self) -> None:
-        """Tells how many candidates were listed, every ten seconds."""
+    def say(self, message: str = "") -> None:
+        """Tells how far the work is, every ten seconds.
+
+        Args:
+            message: How far it is; empty to tell how many candidates were listed.
+        """
         now = monotonic()
         if now - self._last_said >= SAY_SECONDS:
             self._last_said = now
             listed = self.candidates.total - self.candidates.resumed
             rate = listed / (now - self._started)
-            self._progress(
-                Said(f"{count_of(self.candidates.total, 'candidate')} listed, {rate:,.0f} a second")
-            )
+            total = count_of(self.candidates.total, "candidate")
+            self.tell(message or f"{total} listed, {rate:,.0f} a second")
+
+    def tell(self, message: str) -> None:
+        """Tells the user something about the listing."""
+        self._progress(Said(message))
 
 
 def _objects_of(pages: Sequence[Sequence[Stored]]) -> pa.Table:

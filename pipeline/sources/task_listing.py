@@ -1,4 +1,4 @@
-"""Lists a very large prefix of S3 by tasks, and has it planned while it is listed.
+"""Lists a very large source by tasks, and has tasks plan it, too.
 
     >>> planned = TaskListing(lister, checkpoint, engine, ahead).run()       # doctest: +SKIP
 
@@ -7,13 +7,19 @@ go on, each with some ranges of keys (see `stretches`). Which ranges are left te
 names are complete (see `blocks`). The next round's tasks plan these, and their shards can be
 counted while the listing still runs. The process itself holds no candidates of these tasks, and of
 their names only those that end blocks.
+
+A large report of S3 Inventory is read by such tasks, too, each with some of its files. A file may
+have any names, so all blocks are complete when all files are read. Then tasks plan them.
+
+If the source has an earlier plan, no block is planned while it is listed. Tasks compare the whole
+listing with that plan (see `plan_comparison`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,34 +28,42 @@ from pipeline import storage
 from pipeline.errors import ConservationError
 from pipeline.mapper import Mapper
 from pipeline.sources import blocks
-from pipeline.sources.block_plan import plan_block
+from pipeline.sources.block_plan import Bounds, NameBlock, PlannedBlock
 from pipeline.sources.blocks import BLOCK_IMAGES
-from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries
-from pipeline.sources.entry import ShardHead
-from pipeline.sources.listing import StoredPart
+from pipeline.sources.change_planning import plan_changes
+from pipeline.sources.entries_file import Entries
+from pipeline.sources.inventory import Inventory
+from pipeline.sources.listing import Listing, StoredPart
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.manifest import Manifest
-from pipeline.sources.pair_names import Pairing
 from pipeline.sources.parallel_listing import KeyRange, midpoint
+from pipeline.sources.plan_comparison import compare_with_plan
 from pipeline.sources.shard_sizes import NewShardSizes
 from pipeline.sources.source_lister import SourceLister
 from pipeline.sources.stretches import (
     STRETCH_KEYS,
     FoundStretch,
+    ReportFiles,
     Stretch,
+    Task,
     gap_ends,
-    read_stored,
+    parts_of_blocks,
+    run_in_task,
     store_sorted,
 )
+from pipeline.wording import count_of
 
 MOST_TASKS = 64
 """How many tasks list at a time. Each asks for 28 pages a second, and S3 answers some thousands."""
 
+TASK_BYTES = 2**26
+"""How many bytes of a report a task reads, if its files are not larger: a million rows or more."""
+
+WAVES = 4
+"""How many tasks for each worker a round has that reads a report. A round ends with its slowest."""
+
 OWN_FILES = 8
 """How many of its files this process holds at a time, to sort them."""
-
-Bounds = tuple[str, str | None]
-"""The uri that ends the block before, empty if there is none, and the one that ends the block."""
 
 
 @dataclass(frozen=True)
@@ -57,61 +71,31 @@ class PlanAhead:
     """How a large source is planned while it is listed.
 
     Attributes:
-        sizes: How large shards and cells are.
+        sizes: Returns how large shards and cells are.
         entries: Where the candidates are stored.
-        planned: Is called with a plan of each block, as soon as it is made.
+        planned: Is called with a plan of each block, as soon as it is made; never if there is an
+            earlier plan.
+        previous: Returns the earlier plan, without shards whose entries are missing. None if there
+            is none.
     """
 
-    sizes: NewShardSizes
+    sizes: Callable[[], NewShardSizes]
     entries: Entries
     planned: Callable[[Manifest], None]
+    previous: Callable[[], Manifest] | None = None
 
 
-@dataclass(frozen=True)
-class PlannedBlock:
-    """What a task has planned: a block, and its shards.
+def may_be_compared(before: Manifest) -> bool:
+    """Tells whether tasks may have to compare a source with its earlier plan.
 
-    Attributes:
-        bounds: The block.
-        shard_images: The size of a new shard, at most.
-        heads: The shards.
-        duplicates: How often a candidate was listed again.
+    Args:
+        before: The plan.
+
+    Returns:
+        Whether the plan is large enough, and has no labels. If not, this process plans the source,
+        however much it has grown. Tasks would cost small sources time.
     """
-
-    bounds: Bounds
-    shard_images: int
-    heads: tuple[ShardHead, ...]
-    duplicates: int
-
-
-@dataclass(frozen=True)
-class NameBlock:
-    """A block for one task to plan.
-
-    Attributes:
-        bounds: The block.
-        parts: The parts that have its candidates, and others.
-        sizes: How large shards and cells are.
-        entries: Where the candidates are stored.
-        pairing: How images are named for pairing.
-    """
-
-    bounds: Bounds
-    parts: tuple[StoredPart, ...]
-    sizes: NewShardSizes
-    entries: Entries
-    pairing: Pairing
-
-    def run(self) -> PlannedBlock:
-        """Plans the block."""
-        names = OBJECTS_SCHEMA.names
-        parts = (
-            # Other columns say nothing of single images. Threads would cost more than they save.
-            pq.ParquetFile(pa.BufferReader(data)).read(columns=names, use_threads=False)
-            for data in read_stored(self.parts)
-        )
-        made = plan_block(parts, *self.bounds, self.sizes, self.entries, self.pairing)
-        return PlannedBlock(self.bounds, made.shard_images, made.heads, made.duplicates)
+    return 2 * before.candidates >= blocks.MANY and not before.labels
 
 
 class TaskListing:
@@ -122,6 +106,7 @@ class TaskListing:
         checkpoint: Where the listing is kept.
         mapper: Where tasks run.
         ahead: How the source is planned meanwhile. None does not plan it.
+        outside: The folder of results, whose objects a report lists, too. None if there is none.
     """
 
     def __init__(
@@ -130,8 +115,10 @@ class TaskListing:
         checkpoint: ListingCheckpoint,
         mapper: Mapper,
         ahead: PlanAhead | None,
+        outside: str | None = None,
     ) -> None:
         self._lister = lister
+        self._outside = outside
         self._found = lister.candidates
         self._folder = checkpoint.parts_folder
         self._mapper = mapper
@@ -164,9 +151,43 @@ class TaskListing:
             if listed:
                 self._end_round(listed)
             self._lister.say()
-        if self._ahead is not None and self._is_planned_by_blocks:
-            return self._manifest(self._ahead)
-        return None
+        if self._ahead is None or not self._is_planned_by_blocks:
+            return None
+        if self._ahead.previous is not None:
+            return self._changed_plan(self._ahead, self._ahead.previous)
+        return self._manifest(self._ahead)
+
+    def _changed_plan(self, ahead: PlanAhead, previous: Callable[[], Manifest]) -> Manifest | None:
+        """Plans what was listed, keeping the shards of an earlier plan.
+
+        Returns:
+            The plan. None if this process has to make it: images are paired by other names than
+            their paths, the earlier plan has labels, groups or archives, or is stored elsewhere, or
+            too many candidates were listed twice.
+        """
+        pairing = self._lister.pairing
+        if pairing.by is not None:
+            return None
+        before = previous()
+        if before.labels or not ahead.entries.holds_those_of(before.entries):
+            return None
+        self._lister.tell(
+            f"comparing {count_of(self._found.total, 'candidate')} with "
+            f"{before.candidates:,} of the plan before"
+        )
+        changes = compare_with_plan(
+            [*self._own, *self._found.stored],
+            before,
+            self._lister.source,
+            self._folder,
+            self._mapper,
+            self._lister.say,
+        )
+        if changes is None or changes.totals.candidates < blocks.MANY:
+            return None
+        listing = Listing(self._lister.source, (), dict(self._found.ignored), pairing=pairing)
+        made = plan_changes(listing, changes, before, ahead.entries, ahead.sizes(), self._mapper)
+        return self._complete(made)
 
     def _own_rows(self) -> Iterator[pa.Table]:
         """Yields what this process has listed, some files at a time.
@@ -185,8 +206,10 @@ class TaskListing:
         cuts |= {part.first for part in self._found.stored}
         return store_sorted(rows, self._folder, BLOCK_IMAGES, sorted(cuts))
 
-    def _tasks(self) -> list[Stretch | NameBlock]:
-        return [*self._stretches(), *self._blocks()]
+    def _tasks(self) -> list[Stretch | ReportFiles | NameBlock]:
+        report = self._lister.inventory
+        listing = self._stretches() if report is None else self._report_files(report)
+        return [*listing, *self._blocks()]
 
     @property
     def _left(self) -> list[KeyRange]:
@@ -215,11 +238,38 @@ class TaskListing:
             for at in range(0, len(ranges), max(1, each))
         ]
 
-    def _end_round(self, listed: Sequence[FoundStretch]) -> None:
+    def _report_files(self, report: Inventory) -> list[ReportFiles]:
+        """Spreads files of a report over tasks, each as many bytes as the others."""
+        left = sorted(number for number, its in self._lister.ranges.items() if not its.done)
+        sizes = [report.files[number].size for number in left]
+        workers = min(self._mapper.workers, MOST_TASKS)
+        most = max(1, min(TASK_BYTES, sum(sizes) // workers))
+        starts = accumulate(sizes, initial=0)
+        of_tasks = groupby(zip(starts, left, strict=False), key=lambda file: file[0] // most)
+        groups = [tuple(number for _, number in its) for _, its in of_tasks]
+        return [
+            ReportFiles(
+                self._lister.text,
+                self._lister.rules,
+                replace(report, files=tuple(report.files[number] for number in numbers)),
+                numbers,
+                self._outside,
+                self._folder,
+                BLOCK_IMAGES,
+            )
+            for numbers in groups[: WAVES * workers]
+        ]
+
+    def _end_round(self, listed: list[FoundStretch]) -> None:
         """Takes over what the tasks of a round have listed, and records it."""
         ranges = self._lister.ranges
-        ranges.clear()
-        ranges |= enumerate(left for found in listed for left in found.left)
+        if self._lister.inventory is None:
+            ranges.clear()
+            ranges |= enumerate(left for found in listed for left in found.left)
+        for number in [number for found in listed for number in found.files]:
+            del ranges[number]
+        # In the report's order, as the first row of an archive counts.
+        listed.sort(key=lambda found: found.files)
         for found in listed:
             self._found.ignored.update(found.ignored)
             self._found.filtered += found.filtered
@@ -230,28 +280,34 @@ class TaskListing:
         self._found.end_round([part for found in listed for part in found.parts])
 
     def _blocks(self) -> list[NameBlock]:
-        """Returns the blocks whose candidates are all listed and that are not planned yet."""
-        if self._ahead is None or not self._is_planned_by_blocks:
+        """Returns blocks whose candidates are all listed and that are not planned yet.
+
+        They are one for each worker at most. The shards of the first ones may take all CPUs, and
+        the next round then runs beside them.
+        """
+        ahead = self._ahead
+        if ahead is None or ahead.previous is not None or not self._is_planned_by_blocks:
             return []
         parts = [*self._own, *self._found.stored]
-        last = max(part.last for part in parts)
         ends = sorted({end for part in parts for end in part.ends})
-        bounds: list[str | None] = ["", *ends]
-        if not ends or ends[-1] < last:
-            bounds.append(None)
+        its = parts_of_blocks(ends, parts)
         left = [(self._uri(r.after), r.until and self._uri(r.until)) for r in self._left]
-        ready = []
-        for after, until in pairwise(bounds):
+        ready: list[NameBlock] = []
+        for at, (after, until) in enumerate(pairwise(["", *ends, None])):
+            if len(ready) == self._mapper.workers:
+                break
             block = after or "", until
             if block in self._planned or any(_have_names_in_common(block, each) for each in left):
                 continue
-            its = tuple(part for part in parts if _may_have_some_of(part, block))
-            ahead, pairing = self._ahead, self._lister.pairing
-            ready.append(NameBlock(block, its, ahead.sizes, ahead.entries, pairing))
+            if at in its:
+                ready.append(self._block(ahead, block, its[at]))
         return ready
 
+    def _block(self, ahead: PlanAhead, bounds: Bounds, parts: Iterable[StoredPart]) -> NameBlock:
+        return NameBlock(bounds, tuple(parts), ahead.sizes(), ahead.entries, self._lister.pairing)
+
     def _uri(self, key: str) -> str:
-        return storage.join(self._lister.uri, key)
+        return storage.join(self._lister.source, key)
 
     def _take_block(self, planned: PlannedBlock) -> None:
         self._planned[planned.bounds] = planned
@@ -276,36 +332,34 @@ class TaskListing:
 
         Returns:
             The plan; None if too many candidates were listed twice for a plan by blocks.
+        """
+        made = self._complete(self._plan(ahead, self._in_order()))
+        return made if made.candidates >= blocks.MANY else None
+
+    def _in_order(self) -> list[PlannedBlock]:
+        """Returns the blocks in the order of their names."""
+        return sorted(self._planned.values(), key=lambda block: block.bounds[0])
+
+    def _complete(self, made: Manifest) -> Manifest:
+        """Checks that a plan has every candidate.
+
+        Returns:
+            The plan.
 
         Raises:
             ConservationError: It has another number of candidates than were listed.
         """
-        in_order = sorted(self._planned.values(), key=lambda block: block.bounds[0])
-        made = self._plan(ahead, in_order)
         planned = made.candidates + made.duplicates
         if planned != self._found.total:
             raise ConservationError(
                 f"{self._lister.source}: {self._found.total:,} candidates were listed, and "
                 f"{planned:,} are in the plan; nothing was counted. Please report this"
             )
-        return made if made.candidates >= blocks.MANY else None
+        return made
 
 
-def _run(task: Stretch | NameBlock) -> FoundStretch | PlannedBlock:
-    """Runs a task, whose Arrow takes its memory from glibc.
-
-    In workers, glibc keeps what is freed. Arrow's own allocator keeps less of it, and asks the
-    kernel for memory again for each block, which takes time.
-
-    Returns:
-        What the task returns.
-    """
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        return task.run()
-    finally:
-        pa.set_memory_pool(before)
+def _run(task: Task[FoundStretch | PlannedBlock]) -> FoundStretch | PlannedBlock:
+    return run_in_task(task)
 
 
 def _halves(of_range: KeyRange) -> list[KeyRange]:
@@ -320,8 +374,3 @@ def _have_names_in_common(one: Bounds, other: Bounds) -> bool:
     """Tells whether a name may be in both: above the first bound of each, up to its last."""
     lasts = [last for _, last in (one, other) if last is not None]
     return not lasts or max(one[0], other[0]) < min(lasts)
-
-
-def _may_have_some_of(part: StoredPart, block: Bounds) -> bool:
-    after, until = block
-    return part.last > after and (until is None or part.first <= until)

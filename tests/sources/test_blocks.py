@@ -17,6 +17,7 @@ from pipeline.sources import (
     Listing,
     NewShardSizes,
     blocks,
+    entries_file,
     plan,
     shard_sizes,
 )
@@ -66,17 +67,25 @@ def parts_of(entries: list[Entry], cuts: int) -> list[pa.Table]:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
-@given(NAMES, SIZES, st.integers(1, 4), st.integers(0, 30))
+@given(NAMES, SIZES, st.integers(1, 4), st.integers(0, 30), st.sampled_from([2**20, 200]))
 @example(
     [f"s3://b/{i * 7919}.jpg" for i in range(200)],
     NewShardSizes(image_seconds=ImageSeconds(1.0, 2.0, 1.0)),
     2,
     3,
+    200,
 )
 def test_the_blocks_of_a_source_have_the_shards_of_the_whole(
-    uris: list[str], sizes: NewShardSizes, cuts: int, again: int
+    monkeypatch: pytest.MonkeyPatch,
+    uris: list[str],
+    sizes: NewShardSizes,
+    cuts: int,
+    again: int,
+    row_group_bytes: int,
 ) -> None:
     """Some candidates are listed twice, and changed in between."""
+    monkeypatch.setattr(entries_file, "SHARD_MULTIPLE", 1)
+    monkeypatch.setattr(entries_file, "ROW_GROUP_BYTES", row_group_bytes)
     found = [Entry(uri, "", 10 + len(uri), uri[-7]) for uri in uris]
     found += [replace(entry, size=entry.size - at % 2) for at, entry in enumerate(found[:again])]
     parts = parts_of(found, cuts)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -31,6 +32,7 @@ from pipeline.sources import (
     plan,
     source_lister,
 )
+from pipeline.sources.archives.index import INDEX_SCHEMA, ArchiveIndex
 from pipeline.sources.listing import ListingWriter
 from pipeline.sources.parallel_listing import KeyRange, midpoint, walk_widely
 from pipeline.sources.rules import Rules
@@ -363,6 +365,23 @@ def test_archives_found_before_the_interruption_are_indexed_after_it(
     serve(FakeStore(names, 20))
     list_source(ROOT, checkpoint=checkpoint_in(folder))
     assert sorted(looked) == [f"{ROOT}/video{i}/more.tar" for i in range(7)]
+
+
+def test_tables_found_before_the_interruption_say_how_large_their_images_are(
+    serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = (tmp_path / "kept").as_uri()
+    names = [*FRAMES, *(f"video{i}/more.parquet" for i in range(7))]
+    rows = pa.table(
+        {"member": ["0", "1"], "size": [0, 0], "position": [0, 1], "access": ["parquet 0 a"] * 2},
+        INDEX_SCHEMA,
+    )
+    index = ArchiveIndex(rows, {}, 0, image_bytes=500).encode()
+    monkeypatch.setattr(source_lister, "encoded_index", lambda item, **_: (item.uri, index))
+    interrupt_listing(serve, folder, 200, names)
+    serve(FakeStore(names, 20))
+    found = list_source(ROOT, checkpoint=checkpoint_in(folder))
+    assert (found.unsized, found.unsized_bytes) == (14, 3_500)
 
 
 def test_a_build_resumes_its_listing_and_leaves_nothing_of_it(

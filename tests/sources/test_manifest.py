@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.dna import SealedFile
-from pipeline.errors import CorruptFile, SourceError, UsageError
+from pipeline.errors import ConservationError, CorruptFile, SourceError, UsageError
 from pipeline.sources import (
     MANIFEST,
     Entries,
@@ -33,6 +33,7 @@ from pipeline.sources import (
     head_at,
     pairs_of,
     plan,
+    shard_merging,
     sharding,
 )
 from pipeline.sources.entries_file import ENTRIES
@@ -41,7 +42,7 @@ from pipeline.sources.fold_assignment import HASHED_GROUPS
 from pipeline.sources.listing import ListingWriter
 from pipeline.sources.manifest_file import HEADS_A_GROUP
 from pipeline.sources.pair_names import BY_STEM, Pairing
-from pipeline.sources.shard_sizes import default_shard_images
+from pipeline.sources.shard_sizes import SHARD_MULTIPLE, default_shard_images
 from pipeline.sources.table_digest import table_digest
 from pipeline.spec import FOLDS
 from tests.support.builders import all_shards, with_digest
@@ -622,6 +623,54 @@ def test_many_images_with_one_that_is_bound_to_others_are_dealt(
     monkeypatch.setattr(blocks, "MANY", 100)
     assert plan(found, shard_images=8).digest == dealt.digest
     assert plan(found[:-1], shard_images=8).digest != plan(found, shard_images=8).digest
+
+
+@pytest.mark.parametrize("label", [0, 4000])
+def test_what_a_worker_reads_of_a_shard_stays_small_however_long_names_are(
+    label: int, folder: Entries
+) -> None:
+    """All names are of one group, which is in one fold, and are random, so that none packs well."""
+    rng = random.Random(7)
+    writer = ListingWriter(["note"])
+    for number in range(3000):
+        name = rng.randbytes(490 if number % 3 == 0 else 20).hex()
+        labels = [rng.randbytes(label // 2).hex()]
+        writer.add(f"s3://b/{name}.jpg", "", 9, f"etag{number}", "g", labels=labels)
+    planned = plan(writer.listing("s3://b"), shard_images=4096, entries=folder)
+    assert planned.candidates == 3000
+    sizes = [head.candidates for head in planned.heads]
+    assert all(size % SHARD_MULTIPLE == 0 for size in sizes[:-1])
+    read = []
+    for head in planned.heads:
+        name = folder.uri(head.address.file)
+        data = storage.read(name)
+        place = SealedFile(data, ENTRIES, name).row_groups[head.address.row_group]
+        read.append(place.stop - place.start)
+    assert max(read) <= 2**20
+    assert max(read) > 2**18, "shards are not cut smaller than they must be"
+
+
+def test_a_plan_that_loses_a_candidate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "cut_row_groups", lambda rows: iter([rows.slice(1)]))
+    with pytest.raises(ConservationError, match="40 candidates were to be planned, and 24 are in"):
+        plan(entries(40), shard_images=40)
+
+
+def test_shards_of_long_names_are_put_together_up_to_what_a_row_group_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shard_merging, "TOGETHER", 4)
+    monkeypatch.setattr(sharding, "ROW_GROUP_BYTES", 24 * 1060)
+    images: list[Entry] = []
+    planned = None
+    for day in range(9):
+        images += [
+            Entry(f"s3://b/{day}-{number:01000d}.jpg", "", 9, "e", "g") for number in range(10)
+        ]
+        planned = plan(images, previous=planned)
+    merged = [head.candidates for head in planned.heads if head.is_merged]
+    assert merged
+    assert set(merged) == {20}
 
 
 def test_files_end_at_their_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from pipeline.sources import (
     NewShardSizes,
     PlanAhead,
     Rules,
+    block_plan,
     blocks,
     list_source,
     listing,
@@ -104,7 +105,7 @@ class Run:
         self.listed_at: list[int] = []
         self.entries = Entries((folder / "entries").as_uri())
         self.checkpoint = ListingCheckpoint((folder / "kept").as_uri(), datetime.now(UTC))
-        self.ahead = PlanAhead(sizes, self.entries, self._planned)
+        self.ahead = PlanAhead(lambda: sizes, self.entries, self._planned)
         self._options = options
 
     def _planned(self, some: Manifest) -> None:
@@ -540,15 +541,20 @@ def test_a_part_that_was_removed_or_damaged_ends_the_listing(tmp_path: Path) -> 
         Run(tmp_path, FakeStore(keys, 20)).list(ahead=False)
 
 
-def test_a_plan_that_lacks_a_candidate_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = task_listing.plan_block
+def lose_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the plan of each block lack its first shard."""
+    real = block_plan.plan_block
 
     def lose(*arguments: Any) -> Manifest:
         made = real(*arguments)
         return replace(made, heads=made.heads[1:])
 
-    monkeypatch.setattr(task_listing, "plan_block", lose)
+    monkeypatch.setattr(block_plan, "plan_block", lose)
+
+
+def test_a_plan_that_lacks_a_candidate_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_shards(monkeypatch)
     with pytest.raises(ConservationError, match="candidates were listed, and"):
         Run(tmp_path, FakeStore(frames(1_000), 20)).list()

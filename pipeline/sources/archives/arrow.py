@@ -15,7 +15,12 @@ from pipeline.errors import BadImage, SourceError
 from pipeline.sources.archives.access import column_details
 from pipeline.sources.archives.archive_file import ArchiveFile, Contents, archive_defects
 from pipeline.sources.archives.class_labels import label_arrays, require_columns
-from pipeline.sources.archives.image_column import add_rows, column_contents, find_image_column
+from pipeline.sources.archives.image_column import (
+    add_rows,
+    column_contents,
+    find_image_column,
+    holds_bytes,
+)
 from pipeline.sources.archives.index import IndexBuilder
 from pipeline.sources.entry import Entry
 
@@ -40,7 +45,7 @@ def index_arrow(file: ArchiveFile, builder: IndexBuilder, named: str | None) -> 
         BadImage: The file is damaged.
     """
     column, schema = None, None
-    for at, metadata, kind, header in _messages(file):
+    for at, metadata, kind, header, body in _messages(file):
         if kind == _SCHEMA_MESSAGE:
             schema = _schema(file, at)
             column = find_image_column(schema, named, file.uri)
@@ -55,20 +60,33 @@ def index_arrow(file: ArchiveFile, builder: IndexBuilder, named: str | None) -> 
             labels: list[pa.Array] = []
             if builder.labels:  # the batch can only be read whole
                 labels = label_arrays(_batch(file, at, schema), builder.labels)
-            numbers = at, builder.end
-            add_rows(file, builder, count, "arrow", *numbers, column=column, labels=labels)
+            # How large each column is would take a walk through all of them. Those that hold bytes
+            # are taken for equal.
+            columns = sum(holds_bytes(field.type) for field in schema)
+            add_rows(
+                file,
+                builder,
+                count,
+                "arrow",
+                at,
+                builder.end,
+                column=column,
+                image_bytes=body // columns,
+                labels=labels,
+            )
     if column is None:
         raise BadImage("corrupt", "there is no schema")
     return True
 
 
-def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int]]:
+def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int, int]]:
     """Walks the messages of a file or stream.
 
     See https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format.
 
     Yields:
-        The offset of each message, its metadata, its type, and where its header is in the metadata.
+        The offset of each message, its metadata, its type, where its header is in the metadata, and
+            how many bytes its body has.
 
     Raises:
         BadImage: The file is damaged.
@@ -100,7 +118,7 @@ def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int]]:
         if body < 0 or at + 8 + length + body > end:
             raise BadImage("truncated", f"the message at byte {at} is not whole")
         header = header_at + struct.unpack_from("<I", metadata, header_at)[0]
-        yield at, metadata, metadata[kind_at], header
+        yield at, metadata, metadata[kind_at], header, body
         at += 8 + length + body
     if file.size == end:
         raise BadImage("truncated", "the stream ends without its end marker")

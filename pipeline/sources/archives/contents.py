@@ -122,7 +122,9 @@ def encoded_index(
     """
     kept_at = ""
     if cache is not None:
-        name = digest_of("index", INDEX.format, item.uri, item.identity, image_column, *labels)
+        # Indices of tables that earlier versions have kept do not say how large the images are.
+        what = "table index" if archive_kind(item.uri) in TABLES else "index"
+        name = digest_of(what, INDEX.format, item.uri, item.identity, image_column, *labels)
         kept_at = storage.join(cache, f"{name}.parquet")
         try:
             data = storage.read(kept_at)

@@ -70,6 +70,7 @@ def add_rows(
     kind: str,
     *numbers: int,
     column: str,
+    image_bytes: int,
     labels: Sequence[pa.Array] = (),
 ) -> None:
     """Adds the next rows of a table to its index.
@@ -81,6 +82,7 @@ def add_rows(
         kind: The first word of their access.
         numbers: Where they are, as in their access.
         column: The column of images.
+        image_bytes: About how many bytes the images take in the table, as it states.
         labels: The values of the labels.
 
     Raises:
@@ -90,6 +92,8 @@ def add_rows(
     if not 0 <= total <= max(MAX_SPARE_ROWS, file.size):
         raise BadImage("corrupt", f"it states {total} rows, which do not fit its {file.size} bytes")
     builder.add_rows(rows, column_access(kind, *numbers, column=column), labels)
+    # A damaged table may state anything.
+    builder.image_bytes = min(builder.image_bytes + max(0, image_bytes), file.size)
 
 
 def column_contents(

@@ -47,18 +47,23 @@ class ArchiveIndex:
         duplicates: How many members were dropped because a later one has the same name, as
             unpacking would overwrite them.
         labels: How many labels each member has, in columns that `label_column` names.
+        image_bytes: About how many bytes the images of a table take in it. 0 of other archives,
+            whose members state their sizes.
     """
 
     members: pa.Table
     ignored: Mapping[str, int]
     duplicates: int
     labels: int = 0
+    image_bytes: int = 0
 
     def encode(self) -> bytes:
         """Returns the index as a Parquet file."""
         notes: dict[str, Any] = {"ignored": dict(self.ignored), "duplicates": self.duplicates}
         if self.labels:
             notes["labels"] = self.labels
+        if self.image_bytes:
+            notes["image_bytes"] = self.image_bytes
         return encode_sealed(INDEX, notes, cut_rows(self.members), write_statistics=False)
 
     @classmethod
@@ -79,7 +84,8 @@ class ArchiveIndex:
         with corrupt_if_unreadable(f"{name}: its metadata cannot be read"):
             ignored, duplicates = file.metadata["ignored"], file.metadata["duplicates"]
             labels = int(file.metadata.get("labels", 0))
-        return cls(file.read(index_schema(labels)), ignored, duplicates, labels)
+            image_bytes = int(file.metadata.get("image_bytes", 0))
+        return cls(file.read(index_schema(labels)), ignored, duplicates, labels, image_bytes)
 
 
 def label_column(number: int) -> str:
@@ -100,6 +106,7 @@ class IndexBuilder:
         ignored: How many things are no files so far, by kind.
         end: A position behind all members so far.
         labels: The names of the labels that are read for each member.
+        image_bytes: About how many bytes the images of a table take so far.
     """
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
@@ -107,6 +114,7 @@ class IndexBuilder:
         self._find_labels: Callable[[Sequence[str]], list[pa.Array]] | None = None
         self.ignored: Counter[str] = Counter()
         self.end = 0
+        self.image_bytes = 0
         self._rows: list[tuple[str, int, int, str]] = []
         self._tables: list[pa.Table] = []
 
@@ -168,7 +176,9 @@ class IndexBuilder:
             for number, values in enumerate(self._find_labels(table["member"].to_pylist())):
                 at = table.schema.get_field_index(label_column(number))
                 table = table.set_column(at, label_column(number), values)
-        return ArchiveIndex(table, dict(self.ignored), duplicates, len(self.labels))
+        return ArchiveIndex(
+            table, dict(self.ignored), duplicates, len(self.labels), self.image_bytes
+        )
 
     def _flush(self) -> None:
         if self._rows:

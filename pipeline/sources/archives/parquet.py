@@ -44,11 +44,33 @@ def index_parquet(file: ArchiveFile, builder: IndexBuilder, named: str | None) -
     wanted = builder.labels
     if not set(wanted) <= set(table.schema_arrow.names):
         require_columns(wanted, table.schema_arrow, file.uri, _head(table))
+    leaf = _leaf(table.schema_arrow.field(column))
+    leaves = [at for at, path in enumerate(_paths(table)) if path == leaf]
     for group in range(table.num_row_groups):
-        rows = table.metadata.row_group(group).num_rows
+        stated = table.metadata.row_group(group)
+        size = sum(stated.column(at).total_compressed_size for at in leaves)
         labels = label_arrays(_labels(table, group, wanted), wanted) if wanted else ()
-        add_rows(file, builder, rows, "parquet", group, column=column, labels=labels)
+        add_rows(
+            file,
+            builder,
+            stated.num_rows,
+            "parquet",
+            group,
+            column=column,
+            image_bytes=size,
+            labels=labels,
+        )
     return True
+
+
+def _leaf(column: pa.Field) -> str:
+    """Returns the path of what holds the bytes of a column of images."""
+    return f"{column.name}.bytes" if pa.types.is_struct(column.type) else column.name
+
+
+def _paths(table: pq.ParquetFile) -> list[str]:
+    """Returns the paths of all columns as Parquet stores them, in their order."""
+    return [table.schema.column(at).path for at in range(table.metadata.num_columns)]
 
 
 def _labels(table: pq.ParquetFile, group: int, labels: Sequence[str]) -> pa.Table:
@@ -77,12 +99,11 @@ def rows_of_parquet(file: ArchiveFile, entries: Sequence[Entry]) -> Contents:
     with archive_defects(file):
         table = _open(file)
         counts = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
-        kinds = {field.name: field.type for field in table.schema_arrow}
+        fields = {field.name: field for field in table.schema_arrow}
     for access, of_group in groupby(entries, lambda entry: entry.access):
         (number,), column = column_details(access)
-        leaf = f"{column}.bytes" if pa.types.is_struct(kinds[column]) else column
         batches = table.iter_batches(  # one row a batch: never two images in memory
-            batch_size=1, row_groups=[number], columns=[leaf], use_threads=False
+            batch_size=1, row_groups=[number], columns=[_leaf(fields[column])], use_threads=False
         )
         pieces = (batch.column(column) for batch in batches)
         yield from column_contents(file, tuple(of_group), sum(counts[:number]), pieces)

@@ -1,0 +1,322 @@
+"""Compares the listing of a very large source with an earlier plan, by tasks.
+
+    >>> changes = compare_with_plan(parts, before, source, folder, engine)      # doctest: +SKIP
+    >>> changes.totals.candidates, changes.rows_added                           # doctest: +SKIP
+    (100000000, 20000)
+
+Both are cut into ranges of names, and a task compares what is in one range. The listing is stored
+in the order of names already. The members of the earlier shards are not: shards of small builds
+have names from everywhere. So tasks sort these first, a million at a time.
+
+The process that builds gets counters, the numbers of the shards that have changed, and where the
+candidates are that were added. It holds no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import add
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConservationError
+from pipeline.mapper import Mapper
+from pipeline.sources import blocks, stretches
+from pipeline.sources.changed_shards import MEMBER_SCHEMA
+from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries
+from pipeline.sources.entry import ShardHead
+from pipeline.sources.listing import StoredPart
+from pipeline.sources.manifest import Manifest
+from pipeline.sources.sorted_rows import each_once, rows_within, sort_pages
+from pipeline.sources.stretches import parts_of_blocks, read_stored, run_in_task, store_sorted
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ListedTotals:
+    """Counts candidates of a listing.
+
+    Attributes:
+        candidates: How many there are, each counted once.
+        duplicates: How often one was listed again.
+        sized: How many of them have a size.
+        sized_bytes: How many bytes these have together.
+        text_bytes: How many bytes the uris and identities of all have.
+    """
+
+    candidates: int = 0
+    duplicates: int = 0
+    sized: int = 0
+    sized_bytes: int = 0
+    text_bytes: int = 0
+
+    def __add__(self, other: ListedTotals) -> ListedTotals:
+        return ListedTotals(*map(add, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True)
+class ComparedNames:
+    """What a task has found in a range of names.
+
+    Attributes:
+        totals: Of the listed names.
+        members: How many members the earlier plan has.
+        touched: The numbers of shards that have changed in this range.
+        added: Where the candidates are that are not in the plan.
+        changed: Where those are that it has with another size or identity.
+        removed: Where its members are that are not in the listing.
+    """
+
+    totals: ListedTotals
+    members: int
+    touched: frozenset[int]
+    added: tuple[StoredPart, ...]
+    changed: tuple[StoredPart, ...]
+    removed: tuple[StoredPart, ...]
+
+
+@dataclass(frozen=True)
+class PlanChanges:
+    """How the candidates of a listing differ from those of an earlier plan.
+
+    Attributes:
+        ranges: What was found in each range of names.
+        touched: The shards that have lost a member, or of which one has changed. Those that lie
+            together in files are together.
+    """
+
+    ranges: tuple[ComparedNames, ...]
+    touched: tuple[tuple[ShardHead, ...], ...]
+
+    @cached_property
+    def totals(self) -> ListedTotals:
+        """Counts the candidates of the whole listing."""
+        return sum((each.totals for each in self.ranges), ListedTotals())
+
+    @cached_property
+    def added(self) -> tuple[StoredPart, ...]:
+        """Where the candidates are that are not in the plan."""
+        return tuple(part for each in self.ranges for part in each.added)
+
+    @property
+    def rows_added(self) -> int:
+        """How many candidates are not in the plan."""
+        return sum(part.rows for part in self.added)
+
+
+@dataclass(frozen=True)
+class SortedMembers:
+    """What a task has sorted.
+
+    Attributes:
+        shards: The numbers of the shards.
+        parts: Their members, as parts with the columns of `MEMBER_SCHEMA`.
+        is_single: Whether all are single images without groups. Else nothing is stored.
+    """
+
+    shards: tuple[int, ...]
+    parts: tuple[StoredPart, ...]
+    is_single: bool = True
+
+
+@dataclass(frozen=True)
+class FormerShards:
+    """Shards of an earlier plan for one task to sort by names.
+
+    Attributes:
+        heads: The shards.
+        entries: Where their members are.
+        folder: Where the sorted members go.
+    """
+
+    heads: tuple[ShardHead, ...]
+    entries: Entries
+    folder: str
+
+    def run(self) -> SortedMembers:
+        """Sorts the members."""
+        held: list[pa.Table] = []
+        for head, rows in self.entries.read_shards(self.heads):
+            if not _are_single(rows):
+                return SortedMembers((), (), is_single=False)
+            shard = pa.repeat(pa.scalar(head.index, pa.int32()), rows.num_rows)
+            held.append(rows.select(OBJECTS_SCHEMA.names).append_column("shard", shard))
+        rows = pa.concat_tables(held).cast(MEMBER_SCHEMA)
+        most = stretches.REPORT_PART_ENTRIES
+        parts = store_sorted(rows, self.folder, blocks.BLOCK_IMAGES, (), most)
+        return SortedMembers(tuple(head.index for head in self.heads), tuple(parts))
+
+
+@dataclass(frozen=True)
+class NameRange:
+    """A range of names for one task to compare.
+
+    Attributes:
+        after: The uri that ends the range before; empty for the first range.
+        until: The uri that ends the range. None for the last one.
+        listed: The parts that have its candidates, and others.
+        former: The parts that have its members of the earlier plan, and others.
+        folder: Where the added, changed and removed rows go.
+    """
+
+    after: str
+    until: str | None
+    listed: tuple[StoredPart, ...]
+    former: tuple[StoredPart, ...]
+    folder: str
+
+    def run(self) -> ComparedNames:
+        """Compares the names, sizes and identities."""
+        rows = self._read(self.listed, OBJECTS_SCHEMA)
+        now = each_once(rows)
+        before = self._read(self.former, MEMBER_SCHEMA)
+        at = pc.index_in(now["uri"], value_set=before["uri"])
+        its = before.take(at)
+        same = pc.and_(*(pc.equal(now[name], its[name]) for name in ("size", "identity")))
+        is_known = pc.is_valid(at).to_numpy()
+        is_changed = is_known & ~pc.fill_null(same, fill_value=False).to_numpy()
+        is_gone = np.ones(before.num_rows, np.bool_)
+        is_gone[at.filter(pc.is_valid(at)).to_numpy()] = False
+        gone = before.filter(pa.array(is_gone))
+        changed = now.append_column("shard", its["shard"]).filter(pa.array(is_changed))
+        return ComparedNames(
+            _totals(now, rows.num_rows - now.num_rows),
+            before.num_rows,
+            frozenset(n for of in (changed, gone) for n in of["shard"].unique().to_pylist()),
+            self._stored(now.filter(pa.array(~is_known))),
+            self._stored(changed),
+            self._stored(gone),
+        )
+
+    def _read(self, parts: Sequence[StoredPart], schema: pa.Schema) -> pa.Table:
+        """Reads the rows of the range, sorted by their uris."""
+        tables = (
+            pq.ParquetFile(pa.BufferReader(data)).read(columns=schema.names, use_threads=False)
+            for data in read_stored(parts)
+        )
+        found = [rows_within(table, self.after, self.until).cast(schema) for table in tables]
+        return sort_pages(pa.concat_tables([schema.empty_table(), *found]))
+
+    def _stored(self, rows: pa.Table) -> tuple[StoredPart, ...]:
+        return tuple(store_sorted(rows, self.folder, blocks.BLOCK_IMAGES)) if len(rows) else ()
+
+
+def _totals(rows: pa.Table, duplicates: int) -> ListedTotals:
+    sized = rows["size"].filter(pc.greater(rows["size"], 0))
+    texts = (pc.sum(pc.binary_length(rows[name])).as_py() or 0 for name in ("uri", "identity"))
+    sized_bytes = pc.sum(sized).as_py() or 0
+    return ListedTotals(rows.num_rows, duplicates, len(sized), sized_bytes, sum(texts))
+
+
+def compare_with_plan(
+    listed: Sequence[StoredPart],
+    previous: Manifest,
+    source: str,
+    folder: str,
+    mapper: Mapper,
+    say: Callable[[str], None],
+) -> PlanChanges | None:
+    """Compares a listing of single images with an earlier plan.
+
+    Args:
+        listed: The candidates.
+        previous: The plan.
+        source: What was listed.
+        folder: Where tasks put what they have found.
+        mapper: Where tasks run.
+        say: Is told how far they are.
+
+    Returns:
+        How they differ. None if the plan has other members than single images without groups.
+
+    Raises:
+        ConservationError: Tasks have lost a candidate or a member.
+        CorruptFile: Entries of the plan are damaged.
+        SourceError: Entries of the plan are missing.
+    """
+    for _, first in previous.entries.read_shards(previous.heads[:1]):
+        if not _are_single(first):
+            return None
+    tasks = _tasks_of(previous, folder)
+    runs = list(_told(mapper.map(run_in_task, tasks), len(tasks), "of the plan before sorted", say))
+    if not all(members.is_single for members in runs):
+        return None
+    former = [part for members in runs for part in members.parts]
+    ranges = list(_ranges(listed, former, folder))
+    found = list(_told(mapper.map(run_in_task, ranges), len(ranges), "of the names compared", say))
+    numbers = frozenset[int]().union(*(each.touched for each in found))
+    touched = (
+        tuple(previous.heads[number] for number in members.shards if number in numbers)
+        for members in runs
+    )
+    changes = PlanChanges(tuple(found), tuple(heads for heads in touched if heads))
+    rows = sum(part.rows for part in listed), previous.candidates
+    totals = changes.totals
+    compared = totals.candidates + totals.duplicates, sum(each.members for each in found)
+    if compared != rows:
+        raise ConservationError(
+            f"{source}: {rows[0]:,} candidates were listed and {rows[1]:,} planned before; tasks "
+            f"have compared {compared[0]:,} and {compared[1]:,}; nothing was counted. Please "
+            "report this"
+        )
+    return changes
+
+
+def _are_single(rows: pa.Table) -> bool:
+    """Tells whether all are single images without groups."""
+    empty: dict[str, str | int] = {"member": "", "group": "", "access": "", "position": 0}
+    return not any(pc.any(pc.not_equal(rows[name], its)).as_py() for name, its in empty.items())
+
+
+def _told(results: Iterable[T], tasks: int, what: str, say: Callable[[str], None]) -> Iterator[T]:
+    """Tells how many tasks have ended, and yields what each has returned."""
+    for done, result in enumerate(results, 1):
+        say(f"{done / tasks:.0%} {what}")
+        yield result
+
+
+def _tasks_of(previous: Manifest, folder: str) -> list[FormerShards]:
+    """Spreads the shards of a plan over tasks.
+
+    Returns:
+        The tasks. Each has about `REPORT_ENTRIES` members, or some more: all shards of a file are
+        together.
+    """
+    tasks: list[FormerShards] = []
+    held: list[ShardHead] = []
+    rows = 0
+    for _, of_file in groupby(previous.in_files, lambda head: head.address.file):
+        heads = list(of_file)
+        held += heads
+        rows += sum(head.candidates for head in heads)
+        if rows >= stretches.REPORT_ENTRIES:
+            tasks.append(FormerShards(tuple(held), previous.entries, folder))
+            held, rows = [], 0
+    if held:
+        tasks.append(FormerShards(tuple(held), previous.entries, folder))
+    return tasks
+
+
+def _ranges(
+    listed: Sequence[StoredPart], former: Sequence[StoredPart], folder: str
+) -> Iterator[NameRange]:
+    """Cuts the names into ranges: at those that end a block, of the listing or of the plan.
+
+    So no range has very many candidates or members.
+
+    Yields:
+        Each range that may have a name, with the parts that may have some of its names.
+    """
+    ends = sorted({end for part in (*listed, *former) for end in part.ends})
+    now, before = parts_of_blocks(ends, listed), parts_of_blocks(ends, former)
+    for at in sorted(now.keys() | before.keys()):
+        after, until = ends[at - 1] if at else "", ends[at] if at < len(ends) else None
+        yield NameRange(after, until, tuple(now[at]), tuple(before[at]), folder)
