@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 
 from pipeline import storage
 from pipeline.buffers import sha256
@@ -60,6 +59,7 @@ from pipeline.sources import (
     PlanAhead,
     list_changed,
     list_source,
+    may_be_compared,
     same_plan,
 )
 from pipeline.sources import plan as plan_shards
@@ -71,9 +71,6 @@ PLANNED_AT_ONCE = 8
 
 MOST_BESIDE = 100_000
 """A dataset that had more images is planned by itself."""
-
-_PLANNED_BY_DATABASES = threading.BoundedSemaphore(2)
-"""So many datasets are planned by a database at a time, as each may take 256 MiB."""
 
 MAX_PARTS = 4096
 """The most parts of a dataset. Every commit lists all of them."""
@@ -363,12 +360,16 @@ class Planner:
         ahead: CountingAhead,
     ) -> _FoundPlan:
         checkpoint, changes = self._checkpoint(request), None
+        sizes = cache(partial(self._sizes, request, recipe))
+        previous = None if before is None else cache(partial(without_lost, before))
         spec = recipe.spec.digest
-        is_new = before is None and request.limit is None
         if request.changes is not None:
             listing, changes = self._apply(request, request.changes, spec, base, ahead)
         else:
-            planning = self._plan_ahead(request, recipe, base, ahead) if is_new else None
+            planning = None
+            compares = before is not None and not request.pair_by and may_be_compared(before)
+            if request.limit is None and (before is None or compares):
+                planning = self._plan_ahead(request, recipe, base, sizes, previous, ahead)
             listing = self.listings.get(request.name) or self._list(
                 request, checkpoint, planning, ahead
             )
@@ -379,16 +380,14 @@ class Planner:
             same = same_plan(listing, before, request.rules.label)
         manifest = listing.planned or same
         if manifest is None:
-            sizes = vars(self._sizes(request, recipe))
-            with _PLANNED_BY_DATABASES:
-                manifest = plan_shards(
-                    listing,
-                    previous=before and without_lost(before),
-                    limit=request.limit,
-                    by=request.rules.label,
-                    entries=Entries(self.catalogue.entries_uri),
-                    **sizes,
-                )
+            manifest = plan_shards(
+                listing,
+                previous=previous and previous(),
+                limit=request.limit,
+                by=request.rules.label,
+                entries=Entries(self.catalogue.entries_uri),
+                **vars(sizes()),
+            )
         if checkpoint is not None:
             checkpoint.remove()
         self._say_merged(request.name, before, manifest)
@@ -409,9 +408,11 @@ class Planner:
         request: Request,
         recipe: Recipe,
         base: Version | None,
+        sizes: Callable[[], NewShardSizes],
+        previous: Callable[[], Manifest] | None,
         ahead: CountingAhead,
     ) -> PlanAhead:
-        """Returns how a source is planned while it is listed, if it turns out to be very large.
+        """Returns how tasks plan a source that turns out to be very large.
 
         The network's backend is chosen and noted before anything is counted, so that a build that
         goes on after a crash takes the same.
@@ -430,7 +431,7 @@ class Planner:
             work = catalogue.work_uri(name, spec)
             return ShardJob(its, uri, work, catalogue.entries_uri, dataset=name)
 
-        return PlanAhead(self._sizes(request, recipe), Entries(catalogue.entries_uri), planned)
+        return PlanAhead(sizes, Entries(catalogue.entries_uri), planned, previous)
 
     def _apply(
         self, request: Request, changes: str, spec: str, base: Version | None, mapper: Mapper
@@ -458,7 +459,7 @@ class Planner:
             return None
         # Of another number are listings of versions whose parts have other columns.
         named = request.rules.canonical(request.source), asdict(request.rules)
-        place = digest_of("listing 2", *named)
+        place = digest_of("listing 3", *named)
         uri = self.catalogue.listing_uri(place)
         may_exist = self.shared.has_parts(uri)
         return ListingCheckpoint(uri, datetime.now(UTC), relist=self.relist, may_exist=may_exist)

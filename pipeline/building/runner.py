@@ -12,7 +12,15 @@ from time import monotonic, sleep
 from pipeline import storage
 from pipeline.building.common_error import CommonError, alike
 from pipeline.building.waiting import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR, SharedShards
-from pipeline.counting import OVERLAP, ShardJob, ShardReceipt, order_of_claims, spent_together
+from pipeline.counting import (
+    OVERLAP,
+    ShardJob,
+    ShardReceipt,
+    load_partial,
+    order_of_claims,
+    partial_uri,
+    spent_together,
+)
 from pipeline.engine import Engine
 from pipeline.errors import (
     ConservationError,
@@ -112,7 +120,7 @@ class Ran:
         errors: The receipts of those that could not be counted.
         images: How many images were counted now, in shards that had no sums kept.
         seconds: How long workers had these shards, added up.
-        image_bytes: Bytes of the images in these shards, where the source states their sizes.
+        image_bytes: Bytes of the images that were counted in these shards, as they were read.
         spent: Seconds that the workers' threads spent in each stage of these shards.
         read: How many images were read now, those that failed among them.
         read_bytes: Bytes of these images, where the source states their sizes.
@@ -324,7 +332,9 @@ class _ShardRun:
             elif receipt.error:
                 self._errors[at, index] = receipt
                 why = self._final(receipt)
-                times = TRIES if why else self._times(at, index) + 1
+                # One that ends processes has ended some in each try.
+                last = why or receipt.fault == "crash"
+                times = TRIES if last else self._times(at, index) + 1
                 self._failed[at][self._content(at, index)] = FailedShard(times, receipt)
                 name = f"shard {index}"
                 failed = StepFailed(
@@ -400,11 +410,17 @@ class _ShardRun:
         return released
 
     def _has_stored(self, at: int) -> bool:
-        """Checks whether a shard is stored that no receipt reported, whoever stored it."""
+        """Checks whether a shard with images is stored that no receipt reported, by whomever."""
+        folder = self._jobs[at].work_uri
         try:
-            found = bool(_stored_keys(self._jobs[at].work_uri) - self._empty[at])
+            unreported = _stored_keys(folder) - self._empty[at]
         except VdnaError:  # the store may be what fails
-            found = False
+            unreported = set()
+        found = False
+        for key in unreported:
+            if found := _has_images(partial_uri(folder, key)):
+                break
+            self._empty[at].add(key)
         if found:
             self._common[at].landed()
         return found
@@ -463,7 +479,7 @@ class _ShardRun:
         if receipt.images and not receipt.reused:  # else it took time for more than its images
             self._images[at] += receipt.images
             self._seconds[at] += receipt.seconds
-            self._image_bytes[at] += receipt.read_bytes
+            self._image_bytes[at] += receipt.counted_bytes
             self._spent[at] = spent_together(self._spent[at], receipt.spent)
         if (at, index) in self._cut_off and not receipt.counted:  # a worker had it at the cut
             self._read[at] += self._sizes[at][index]
@@ -529,6 +545,14 @@ def _missing(one: tuple[ShardJob, Manifest]) -> tuple[set[int], bool]:
     stored = _stored_keys(job.work_uri)
     keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
     return {index for index, key in enumerate(keys) if key not in stored}, bool(stored)
+
+
+def _has_images(uri: str) -> bool:
+    """Tells whether a stored partial has images. One that cannot be read is taken to have some."""
+    try:
+        return load_partial(uri).dna.images > 0
+    except VdnaError:
+        return True
 
 
 def _stored_keys(work_uri: str) -> set[str]:

@@ -19,7 +19,6 @@ from time import monotonic, thread_time
 from typing import Annotated, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline import images, storage
@@ -82,7 +81,7 @@ class Speed:
         merge_seconds: What it takes to merge the shards of a dataset.
         decode_seconds: What one core takes to decode an image.
         start_seconds: What it took to load the network.
-        bytes_per_image: The mean size of the images that were measured.
+        bytes_per_image: The mean size of the images that were counted, as they were read.
         cell_bytes: About how many bytes the sums of some images take.
         memory_bytes: The most memory that this process has had, with all that it did before.
     """
@@ -198,7 +197,7 @@ def measure_speed(
         merge_seconds=merging,
         decode_seconds=decode_seconds,
         start_seconds=max(0.0, of_first[0].seconds - shard - mean * _images_of(of_first)),
-        bytes_per_image=pc.sum(every["size"]).as_py() / every.num_rows,
+        bytes_per_image=_bytes_of_each([*of_first, *receipts]),
         cell_bytes=expected_bytes(recipe.spec, recipe.products),
         memory_bytes=1024 * getrusage(RUSAGE_SELF).ru_maxrss,
     )
@@ -223,6 +222,13 @@ def _rounds_of(images: int) -> tuple[list[int], list[int]]:
     elif rest % each:
         large.append(rest % each)
     return large, small
+
+
+def _bytes_of_each(receipts: Sequence[ShardReceipt]) -> float:
+    """Returns how many bytes an image has, on average; a shard may be named twice."""
+    each_once = {receipt.index: receipt for receipt in receipts}.values()
+    images = sum(receipt.images for receipt in each_once)
+    return sum(receipt.counted_bytes for receipt in each_once) / max(1, images)
 
 
 def _images_of(receipts: Sequence[ShardReceipt]) -> int:

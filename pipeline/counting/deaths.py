@@ -6,8 +6,9 @@ False
 
 A process that takes a shard leaves a note, and one that dies leaves no other trace. No clock tells
 which death it was: whoever takes the shard next asks whether the machine that a note names has
-outlived the process. If so, the process crashed. Only crashes have a shard decoded image by image
-in processes apart, which is slower.
+outlived the process. If so, the process crashed. After some crashes a shard is decoded image by
+image in processes apart, which is slower. And no other shard runs in its process, because that one
+would seem to crash, too. If processes still crash, no other takes the shard.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from typing import Protocol
 from pipeline.counting.processes import has_ended, this_machine
 
 MOST_CRASHES = 2
-"""After so many crashes, the images of a shard are decoded in processes apart."""
+"""After so many crashes, a shard runs alone, and its images are decoded in processes apart."""
 
 MOST_DEATHS = 5
-"""After so many deaths of any kind, they are, too. Where all processes of a machine share a limit
+"""After so many deaths of any kind, it does, too. Where all processes of a machine share a limit
 of memory, an image that is too large ends the machine with them."""
+
+LAST_CRASH = MOST_CRASHES + 3
+"""After so many crashes no process takes a shard in this try. The last ones had no other shard, and
+decoded its images in processes apart."""
+
+LAST_DEATH = 16
+"""Nor after so many deaths of any kind. A shard takes about a minute, so nodes that are taken away
+hardly ever end the same shard so often."""
 
 Note = Mapping[str, object]
 """What a process wrote when it took a shard; empty if that cannot be read."""
@@ -71,6 +80,19 @@ def die_of_images(crashes: int, deaths: int) -> bool:
         Whether the images are to be decoded in processes apart.
     """
     return crashes >= MOST_CRASHES or deaths >= MOST_DEATHS
+
+
+def ends_processes(crashes: int, deaths: int) -> bool:
+    """Tells whether a shard has ended so many processes that no other should take it.
+
+    Args:
+        crashes: How many processes took the shard and crashed.
+        deaths: How many took it, and neither committed it nor gave it up.
+
+    Returns:
+        Whether the shard is to be given up.
+    """
+    return crashes >= LAST_CRASH or deaths >= LAST_DEATH
 
 
 def name_of(note: Note) -> str:

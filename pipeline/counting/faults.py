@@ -22,13 +22,19 @@ from pipeline.errors import (
     VdnaError,
 )
 
-Fault = Literal["device", "device memory", "memory", "source", "storage", "counts", "bug", "setup"]
+Fault = Literal[
+    "device", "device memory", "memory", "source", "storage", "counts", "bug", "setup", "crash"
+]
 """What failed: a GPU or its driver, its memory, that of the machine, the images (which have
 changed), a store or a disk, the sums of the counts, code that nobody foresaw to fail, or what the
-worker was given: a setting, a file, a package that it lacks."""
+worker was given: a setting, a file, a package that it lacks. Or processes that took the shard have
+crashed again and again."""
 
 DEVICE_FAULTS = ("device", "device memory")
 """The faults that another device may not have."""
+
+ENDS_PROCESSES = "the shard ends the processes that take it"
+"""How the error begins of a shard that no other process takes."""
 
 NO_GPU = "torch finds no GPU on this machine"
 """How the error begins of a worker that is to use a GPU, and has none or a broken driver."""
@@ -71,6 +77,8 @@ def fault_of(error: VdnaError) -> Fault:
         return "counts"
     if not isinstance(error, UnexpectedError):
         return "device" if str(error).startswith(NO_GPU) else "setup"
+    if str(error).startswith(ENDS_PROCESSES):
+        return "crash"
     if _OF_IMPORT.match(str(error)):
         return "setup"
     full = _OF_MEMORY.search(str(error)) is not None

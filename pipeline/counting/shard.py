@@ -129,6 +129,7 @@ class Counter:
         """
         cells = self._cells(shard, kept or {})
         files: dict[str, bytes] = {}
+        sizes: list[int] = []
 
         def in_order(made: Iterator[tuple[Partial, bytes]]) -> Iterator[Partial]:
             """Yields one partial after the other: each is large, and there may be many."""
@@ -136,7 +137,7 @@ class Counter:
                 files[cell] = data
                 yield partial
 
-        made = self._made(shard, cells, isolated=isolated, encode=bool(shard.cells))
+        made = self._made(shard, cells, isolated=isolated, encode=bool(shard.cells), sizes=sizes)
         with closing(made):
             total = _sum_of_cells(shard, key, in_order(made))
         new = [piece.members for _, pieces in cells for piece in pieces if not piece.kept]
@@ -154,6 +155,7 @@ class Counter:
             encode_cells(files) if shard.cells else b"",
             sum(entry.size for each in new for entry in each.members),
             dict(reasons),
+            sum(sizes),
         )
 
     def _cells(self, shard: Shard, kept: Mapping[str, bytes]) -> list[tuple[str, list[_Piece]]]:
@@ -189,7 +191,13 @@ class Counter:
         return cell_key(self._spec.digest, self._products, cell)
 
     def _counted(
-        self, shard: Shard, keys: Sequence[str], fetch: Fetch | None = None, *, isolated: bool
+        self,
+        shard: Shard,
+        keys: Sequence[str],
+        fetch: Fetch | None = None,
+        *,
+        isolated: bool,
+        sizes: list[int] | None = None,
     ) -> Generator[_CellSum, None, None]:
         """Counts the cells of a shard; the threads go from one to the next without a pause.
 
@@ -198,6 +206,7 @@ class Counter:
             keys: The keys of its cells.
             fetch: As in `count`.
             isolated: As in `count`.
+            sizes: Gets how many bytes the file of each image has that can be read.
 
         Yields:
             Each cell, in order, as soon as all of it is counted.
@@ -221,6 +230,8 @@ class Counter:
 
         def note(place: int, image: Loaded) -> None:
             cell_at(place).note(place, image)
+            if sizes is not None:
+                sizes.append(image.file_bytes)
 
         stream = self._stream.observed(shard, observe, fetch, note, isolated=isolated)
         with closing(stream) as observed:
@@ -244,6 +255,7 @@ class Counter:
         *,
         isolated: bool,
         encode: bool = False,
+        sizes: list[int] | None = None,
     ) -> Generator[tuple[Partial, bytes], None, None]:
         """Makes the partial of each cell, and its file, while the next cells are counted.
 
@@ -253,6 +265,7 @@ class Counter:
             fetch: As in `count`.
             isolated: As in `count`.
             encode: Whether to make the files.
+            sizes: As in `_counted`.
 
         Yields:
             Each partial with its file; the file is empty if none is made.
@@ -261,7 +274,7 @@ class Counter:
         rest = _joined(shard.index, [piece.members for piece in missing])
         keys = [piece.key for piece in missing]
         with (
-            closing(self._counted(rest, keys, fetch, isolated=isolated)) as counted,
+            closing(self._counted(rest, keys, fetch, isolated=isolated, sizes=sizes)) as counted,
             closing(self._finished(cells, counted, encode=encode)) as finished,
         ):
             for key, pieces in cells:

@@ -46,6 +46,7 @@ class Made:
         cells: The object with the sums of its cells; nothing if it is one cell.
         read_bytes: Bytes of the images that were read, where the source states their sizes.
         reasons: How many images could not be read, by the reason.
+        counted_bytes: Bytes of the images that were counted now, as they were read.
     """
 
     data: bytes
@@ -55,6 +56,7 @@ class Made:
     cells: bytes = b""
     read_bytes: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
+    counted_bytes: int = 0
 
 
 class Stream:

@@ -11,10 +11,17 @@ from typing import Literal, Protocol
 
 from pipeline import images, storage
 from pipeline.counting.cells import cells_uri, find_cells
-from pipeline.counting.deaths import Home, ThisMachine, crashed, die_of_images, name_of
+from pipeline.counting.deaths import (
+    Home,
+    ThisMachine,
+    crashed,
+    die_of_images,
+    ends_processes,
+    name_of,
+)
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
-from pipeline.counting.faults import Fault, fault_of
+from pipeline.counting.faults import ENDS_PROCESSES, Fault, fault_of
 from pipeline.counting.leases import Holder, claim
 from pipeline.counting.makers import Makers, ShardMaker
 from pipeline.counting.merged_shards import merged_shard
@@ -22,6 +29,7 @@ from pipeline.counting.micro_batch import MICRO_BATCH, bytes_per_image, of_memor
 from pipeline.counting.shard import Counter
 from pipeline.counting.stage_clock import StageMeter
 from pipeline.counting.stream import Made
+from pipeline.counting.turns import Turns
 from pipeline.dna import Ranges, SealedFile
 from pipeline.errors import (
     ConservationError,
@@ -151,6 +159,7 @@ class ShardReceipt:
         spent: Seconds that the worker's threads spent in each stage of the work, since its last
             receipt of a shard that it made (see `stage_clock`). So those of a shard that failed are
             in the receipt of the next one.
+        counted_bytes: Bytes of the images that were counted now, as they were read.
     """
 
     manifest_uri: str
@@ -171,6 +180,7 @@ class ShardReceipt:
     read_bytes: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
+    counted_bytes: int = 0
 
     @property
     def work(self) -> ShardWork | None:
@@ -200,6 +210,10 @@ class ShardReceipt:
         return self.kind == ConservationError.__name__
 
 
+class _MustBeAlone(Exception):
+    """Processes have crashed with a shard, so it is to run in one of its own."""
+
+
 def partial_uri(work_uri: str, key: str) -> str:
     """Returns where the partial of a shard of that key belongs."""
     return storage.join(work_uri, "partials", f"{key}.parquet")
@@ -220,6 +234,7 @@ class Worker:
         self._manifests: dict[str, SealedFile] = {}
         self._entries: dict[str, Entries] = {}
         self._lock = threading.Lock()
+        self._turns = Turns()
         self._stages = StageMeter()
 
     def run(self, job: ShardJob, index: int) -> ShardReceipt:
@@ -234,9 +249,14 @@ class Worker:
             was not foreseen, the next shard loads its network again.
         """
         with about(dataset=job.dataset, shard=index):
-            return self._run(job, index)
+            try:
+                with self._turns.beside():
+                    return self._run(job, index, alone=False)
+            except _MustBeAlone:  # it is not claimed while it waits for that
+                with self._turns.alone():
+                    return self._run(job, index, alone=True)
 
-    def _run(self, job: ShardJob, index: int) -> ShardReceipt:
+    def _run(self, job: ShardJob, index: int, *, alone: bool) -> ShardReceipt:
         started, died = monotonic(), ""
         try:
             shard = self._shard(job, index)
@@ -252,7 +272,17 @@ class Worker:
                 # Looked for once the shard is claimed: its last holder has committed it before.
                 if storage.exists(uri):
                     return ShardReceipt(job.manifest_uri, index, died=died)
-                isolated = die_of_images(len(crashes), len(lease.before))
+                deaths = len(crashes), len(lease.before)
+                isolated = die_of_images(*deaths)
+                if isolated and not alone:
+                    raise _MustBeAlone
+                if ends_processes(*deaths):
+                    lease.forget_dead()  # the next try begins anew
+                    raise UnexpectedError(
+                        f"{ENDS_PROCESSES}: {deaths[1]} took it and died, {deaths[0]} of them "
+                        "without their machine; in the last ones no other shard ran, and images "
+                        f"were decoded in processes apart ({died or 'no process is known'})"
+                    )
                 made = _merged(job, shard, key)
                 if made is None:
                     kept = _kept_cells(job, shard)
@@ -261,6 +291,8 @@ class Worker:
                     storage.replace(cells_uri(job.work_uri, key), made.cells)
                 storage.create(uri, made.data)
             lease.forget_dead()
+        except _MustBeAlone:
+            raise
         except Exception as raised:
             error = known_error(raised)
             if isinstance(error, UnexpectedError):
@@ -290,6 +322,7 @@ class Worker:
             read_bytes=made.read_bytes,
             reasons=made.reasons,
             spent=self._stages.read(),
+            counted_bytes=made.counted_bytes,
         )
 
     def _shard(self, job: ShardJob, index: int) -> Shard:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -155,9 +155,24 @@ def room_for_each(nodes: Sequence[Mapping[str, Any]], actors: int, resources: Re
     return room if room >= RUN_BYTES else 0
 
 
-def cannot_start(error: RayError) -> bool:
+def cannot_start(error: RayError) -> TypeGuard[RayActorError]:
     """Tells whether an actor raised an error before it had any work."""
     return isinstance(error, RayActorError) and error.actor_init_failed
+
+
+def start_words(error: RayError) -> str:
+    """Says why a worker could not start, and what that asks for.
+
+    Args:
+        error: What Ray raised.
+
+    Returns:
+        The last line of the worker's trace, and what every machine needs.
+    """
+    return (
+        f"{_lines(error)[-1]}. Every machine of the cluster needs the same vdna-pipeline, and the "
+        "packages of your own networks and decoders"
+    )
 
 
 def loss_words(error: RayError) -> str:
@@ -169,17 +184,20 @@ def loss_words(error: RayError) -> str:
     Returns:
         The message, which asks for the same command again.
     """
-    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     if cannot_start(error):
         return (
-            f"a worker could not start: {lines[-1]}. Every machine of the cluster needs the same "
-            "vdna-pipeline, and the packages of your own networks and decoders; mend that, and "
-            "rerun the same command to go on"
+            f"a worker could not start: {start_words(error)}; mend that, and rerun the same "
+            "command to go on"
         )
     return (
         "a worker was lost, and others after it; rerun the same command to go on: "
-        f"{' '.join(lines)}"
+        f"{' '.join(_lines(error))}"
     )
+
+
+def _lines(error: RayError) -> list[str]:
+    """Returns the lines of an error without Ray's colours."""
+    return [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
 
 
 def cause_of(error: RayTaskError) -> BaseException:

@@ -36,24 +36,29 @@ from pipeline.counting import (
     collect_rarely,
     gets_on,
 )
-from pipeline.engine.device_errors import DeviceErrors
+from pipeline.engine.broken_nodes import BrokenNodes
 from pipeline.engine.pool_watch import Limits, PoolWatch
+from pipeline.engine.ray_address import cluster_address
 from pipeline.engine.ray_decoding import (
     cannot_start,
     cause_of,
     loss_words,
     may_decode_ahead,
     room_ahead,
+    start_words,
 )
 from pipeline.engine.ray_nodes import (
     TASK_CPUS,
     Room,
     TaskMemory,
+    able_nodes,
+    address_of,
     alive_nodes,
     head_address,
     head_answers,
     left_out_words,
     list_nodes,
+    node_of_actor,
     room_of,
     wants,
     without,
@@ -116,6 +121,9 @@ class RayEngine:
         resources: How many workers, and what each of them gets.
         address: A cluster's address, or `local`. None takes `RAY_ADDRESS`, or else this machine.
         progress: Is told that Ray starts, which takes seconds.
+
+    Raises:
+        UsageError: The address is that of a server for Ray's client (see `cluster_address`).
     """
 
     in_process = False
@@ -127,10 +135,10 @@ class RayEngine:
         progress: Listener | None = None,
     ) -> None:
         self.resources = resources or Resources()
-        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._address = cluster_address(address)
         self._progress = progress or ignore
         self._warnings = RayWarnings(self._progress)
-        self._devices = DeviceErrors()
+        self._broken = BrokenNodes()
         self._messages, self._watch = ExitStack(), ExitStack()
         self._ours = self._lost = False
 
@@ -158,8 +166,7 @@ class RayEngine:
                     ray.init(address=self._address, **quiet)
             except ConnectionError as error:
                 raise UsageError(f"no Ray cluster answers at {self._address}: {error}") from error
-            if not str(self._address).startswith("ray://"):  # whose client has no metrics
-                self._progress(ClusterJoined())
+            self._progress(ClusterJoined())
             return
         self._progress(Said("starting Ray on this machine"))
         # One CPU more than there is: a pool that takes all CPUs exactly can stall.
@@ -205,7 +212,7 @@ class RayEngine:
 
         Raises:
             TransientError: If workers ran for `stall_seconds` and no shard ended, and none got on,
-                or none ran for `capacity_seconds`, or one could not start.
+                or none ran for `capacity_seconds`, or none could start.
             UsageError: If this machine lacks the CPUs or GPUs that a worker takes, or Ray's object
                 store has no room for the images that are to be decoded ahead.
         """
@@ -227,9 +234,9 @@ class RayEngine:
     def _leaves_out(self, row: Mapping[str, Any], receipt: ShardReceipt) -> bool:
         """Takes note of what a node's device did; returns whether the node is now left out."""
         if receipt.images:
-            self._devices.counted(row["node"])
+            self._broken.counted(row["node"])
             return False
-        if not (row["device_failed"] and self._devices.failed(row["node"], alive_nodes())):
+        if not (row["device_failed"] and self._broken.failed(row["node"], alive_nodes())):
             return False
         self._progress(Warned(left_out_words(row["node"], receipt.error)))
         return True
@@ -278,7 +285,8 @@ class RayEngine:
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # the watch judges, who knows of capacity
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        with watched(pool, watch, self._warnings, context):
+        place = partial(self._place, cpus=room.threads + spare, at_once=now)
+        with watched(pool, watch, self._warnings, context, place):
             dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
                 ShardActor,
                 fn_constructor_kwargs={
@@ -298,7 +306,7 @@ class RayEngine:
                 ),
                 num_cpus=room.threads + spare,
                 num_gpus=resources.gpus_per_worker or None,
-                label_selector=without(self._devices.left_out),
+                label_selector=without(self._broken.left_out),
                 runtime_env=self._runtime_env(),
             )
             rows = iter(dataset.iter_rows())
@@ -311,6 +319,35 @@ class RayEngine:
             finally:  # no other shard begins; while Ray shuts down it would be too late
                 with without_stderr():  # Ray tells there that it will run them again
                     rows.close()  # type: ignore[attr-defined]  # a generator
+
+    def _place(
+        self, error: RayError, running: int, *, cpus: float, at_once: int
+    ) -> dict[str, str] | None:
+        """Leaves out the node of a worker that could not start, and tells of it once.
+
+        Args:
+            error: Why it could not.
+            running: How many workers run.
+            cpus: The CPUs that a worker takes.
+            at_once: How many workers start at the same time.
+
+        Returns:
+            The label selector of the nodes on which workers may start.
+
+        Raises:
+            RayError: The error, if it is another, or the node is not known, or no other node may do
+                better.
+        """
+        node = node_of_actor(error.actor_id) if cannot_start(error) else None
+        able = able_nodes(cpus, self.resources.gpus_per_worker)
+        if node is None or not self._broken.could_not_start(node, able, running, at_once):
+            raise error
+        self._warnings.tell(
+            f"a worker could not start on node {address_of(node)}, which gets no more workers. The "
+            f"others go on. The error: {start_words(error)}",
+            *("start", node),
+        )
+        return without(self._broken.left_out)
 
     def map(
         self, function: Callable[[T], R], items: Sequence[T], *, memory: int = 0
@@ -424,9 +461,9 @@ class RayEngine:
     def _has_logs(self) -> bool:
         """Whether Ray sends its nodes' logs, the only place where it tells that memory ran out.
 
-        A Ray of our own logs nothing of that. Ray's client would print all logs.
+        A Ray of our own logs nothing of that.
         """
-        return not self._local and not str(self._address).startswith("ray://")
+        return not self._local
 
     @property
     def _head_is_there(self) -> bool:

@@ -11,10 +11,9 @@ import grpc
 import ray
 from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state
-from ray.util import client
 
 from pipeline.counting import Note
-from pipeline.engine.device_errors import MOST_ERRORS
+from pipeline.engine.broken_nodes import MOST_ERRORS
 from pipeline.spec import Resources
 from pipeline.wording import count_of, in_units, option
 
@@ -229,12 +228,49 @@ def without(nodes: Sequence[str]) -> dict[str, str] | None:
     return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else None
 
 
+def address_of(node: str) -> str:
+    """Returns the address of a node, or its id if Ray has forgotten it."""
+    return next((n["NodeManagerAddress"] for n in list_nodes() if n["NodeID"] == node), node)
+
+
+def able_nodes(cpus: float, gpus: float) -> frozenset[str]:
+    """Returns the ids of the nodes that live and are large enough for a worker.
+
+    Args:
+        cpus: The CPUs that a worker takes.
+        gpus: The GPUs that it takes.
+
+    Returns:
+        The ids, also of nodes that have no room for it now.
+    """
+    return frozenset(
+        node["NodeID"]
+        for node in list_nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= cpus
+        and node["Resources"].get("GPU", 0) >= gpus
+    )
+
+
+def node_of_actor(actor: str | None) -> str | None:
+    """Returns the id of the node that an actor ran on last.
+
+    Args:
+        actor: The id of the actor, if Ray has told it.
+
+    Returns:
+        The id; None if Ray does not know it.
+    """
+    if not actor:
+        return None
+    return state.actor_table(actor).get("Address", {}).get("NodeID") or None
+
+
 def left_out_words(node: str, error: str) -> str:
     """Says that a node gets no more shards, and with which error of its device."""
-    where = next((n["NodeManagerAddress"] for n in list_nodes() if n["NodeID"] == node), node)
     return (
-        f"the device of node {where} has failed {MOST_ERRORS} times in a row, and another node "
-        f"has counted shards. The failing node gets no more. The last error: {error}"
+        f"the device of node {address_of(node)} has failed {MOST_ERRORS} times in a row, and "
+        f"another node has counted shards. The failing node gets no more. The last error: {error}"
     )
 
 
@@ -247,11 +283,9 @@ def wants(threads: int, gpus: float) -> str:
 def _autoscaled() -> list[tuple[dict[str, float], int]]:
     """Returns the kinds of nodes that the cluster's autoscaler may start, and how many of each.
 
-    It is empty if there is no autoscaler, or one that does not say, or if Ray's client is used,
-    which cannot ask. Kinds without a limit are left out.
+    It is empty if there is no autoscaler, or one that does not say. Kinds without a limit are left
+    out.
     """
-    if client.ray.is_connected():  # type: ignore[no-untyped-call]  # Ray's
-        return []
     config = state.get_cluster_config()
     groups = config.node_group_configs if config else ()
     return [(dict(group.resources), group.max_count) for group in groups if group.max_count > 0]

@@ -82,7 +82,7 @@ def require_answer(address: str) -> None:
     """Checks that something listens at a cluster's address. Ray itself tries for minutes.
 
     Args:
-        address: `host:port` or `ray://host:port`. Others, such as `auto`, are left to Ray.
+        address: `host:port`. Others, such as `auto`, are left to Ray.
 
     Raises:
         UsageError: The host is not known, or nothing answers at the port.

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray._private import worker
 from ray.data import DataContext
@@ -23,6 +24,7 @@ from ray.data._internal.cluster_autoscaler.resource_utilization_gauge import Clu
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
 
 from pipeline.engine.pool_watch import PoolWatch
 from pipeline.engine.ray_nodes import (
@@ -57,8 +59,25 @@ _KILLED = re.compile(
 
 _AUTOSCALER = re.compile(r"autoscal", re.IGNORECASE)
 
-_WATCHES: dict[str, Callable[[int], None]] = {}
-"""What looks at the pools that run, by their names. Ray Data makes callbacks of a class alone."""
+Placing = Callable[[RayError, int], Mapping[str, str] | None]
+"""Says where Ray may start workers from now on, as one could not start with this error while so
+many run. It returns a selector of labels. It raises the error if the pool must end."""
+
+
+class _Watcher(NamedTuple):
+    """What the callback of a pool calls.
+
+    Attributes:
+        look: Is told how many workers run, at each step.
+        place: Is asked where the next workers may start.
+    """
+
+    look: Callable[[int], None]
+    place: Placing
+
+
+_WATCHES: dict[str, _Watcher] = {}
+"""Who looks at the pools that run, by their names. Ray Data makes callbacks of a class alone."""
 
 _NAME = "vdna_pool"
 
@@ -70,10 +89,13 @@ class PoolCallback(ExecutionCallback):
     """Looks at the pool of the execution that calls it."""
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Keeps Ray Data from asking for nodes.
+        """Keeps Ray Data from asking for nodes, and from ending a pool for a single node.
 
         Workers that wait for a node make Ray's core ask for it. Ray Data would ask for nodes for
         all workers, too, and until the last shard has ended: no node would go while it has none.
+
+        A worker that cannot start would end the pool. Ray Data can be told to replace so many, but
+        would do that on the same node.
 
         Args:
             executor: Ray Data's executor.
@@ -81,6 +103,9 @@ class PoolCallback(ExecutionCallback):
         autoscaler = executor._cluster_autoscaler
         if isinstance(autoscaler, RateBasedClusterAutoscaler):
             autoscaler._cluster_scaling_up_util_threshold = _NEVER
+        if watcher := _watcher_of(executor):
+            for pool in _pools_of(executor):
+                pool._on_actor_init_death = partial(_replaced, pool, watcher.place)
 
     def on_execution_step(self, executor: Any) -> None:
         """Counts the workers that run.
@@ -92,14 +117,39 @@ class PoolCallback(ExecutionCallback):
             ExecutionTimeoutError: If the pool has waited too long, or the store cannot tell whether
                 it gets on. Ray Data prints the trace of any other error.
         """
-        look = _WATCHES.get(executor._data_context.get_config(_NAME, ""))
-        if look is None:
+        watcher = _watcher_of(executor)
+        if watcher is None:
             return
-        pools = [op for op in executor._topology if isinstance(op, ActorPoolMapOperator)]
         try:
-            look(sum(_running(pool._actor_pool) for pool in pools))
+            watcher.look(sum(_running(pool._actor_pool) for pool in _pools_of(executor)))
         except StorageError as error:
             raise ExecutionTimeoutError(str(error)) from error
+
+
+def _watcher_of(executor: Any) -> _Watcher | None:
+    return _WATCHES.get(executor._data_context.get_config(_NAME, ""))
+
+
+def _pools_of(executor: Any) -> list[Any]:
+    return [op for op in executor._topology if isinstance(op, ActorPoolMapOperator)]
+
+
+def _replaced(pool: Any, place: Placing, error: RayError) -> None:
+    """Has Ray Data replace a worker that could not start, which it does for a pool with too few.
+
+    Workers that wait for a node keep their selector. Those that then get the same node fail, too,
+    and are replaced in their turn.
+
+    Args:
+        pool: The operator of the pool.
+        place: Says where workers may start.
+        error: Why the worker could not.
+
+    Raises:
+        RayError: The error, if the pool must end.
+    """
+    selector = place(error, _running(pool._actor_pool))
+    pool._ray_remote_args = pool._ray_remote_args | {"label_selector": selector}
 
 
 def _running(pool: Any) -> int:
@@ -110,7 +160,7 @@ def _running(pool: Any) -> int:
 
 @contextmanager
 def watched(
-    name: str, watch: PoolWatch, warnings: RayWarnings, context: DataContext
+    name: str, watch: PoolWatch, warnings: RayWarnings, context: DataContext, place: Placing
 ) -> Iterator[None]:
     """Has a pool watched while the block runs.
 
@@ -119,6 +169,7 @@ def watched(
         watch: Judges the number of workers.
         warnings: Looks at Ray.
         context: That of the dataset which the block makes and runs.
+        place: Says where workers may start after one that could not.
 
     Yields:
         Nothing.
@@ -136,7 +187,7 @@ def watched(
 
     context.custom_execution_callback_classes = [PoolCallback]
     context.set_config(_NAME, name)
-    _WATCHES[name] = look
+    _WATCHES[name] = _Watcher(look, place)
     try:
         yield
         warnings.look()  # a node may have been lost since the last look

@@ -18,6 +18,7 @@ from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.runner import TRIES, FailedShard, Ran, require_counted, run_missing
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Counter, ShardJob, ShardReceipt, partial_uri
+from pipeline.dna import Failure, Partial
 from pipeline.engine import InProcess
 from pipeline.errors import ConservationError, NotFound, UnexpectedError, VdnaError
 from pipeline.events import Event, Held, Said, StepFailed
@@ -25,7 +26,12 @@ from pipeline.mapper import SerialMapper
 from pipeline.sources import Entry, Manifest, Shard
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
-from tests.support.builders import same_counts_and_failures, write_photos
+from tests.support.builders import (
+    random_dna,
+    same_counts_and_failures,
+    tiny_spec,
+    write_photos,
+)
 
 MANY = 60
 
@@ -54,7 +60,7 @@ class Scripted(SerialMapper):
             kind = (error or "").partition(":")[0]
             images, failures = (0, 1) if error is None else (0 if error else 3, 0)
             receipt = ShardReceipt(job.manifest_uri, index, images, failures, kind=kind)
-            fault = "bug" if error else ""
+            fault = ("crash" if "ends the processes" in (error or "") else "bug") if error else ""
             yield replace(receipt, error=error or "", transient=True, fault=fault)
 
     def beside_shards(self) -> SerialMapper:
@@ -144,6 +150,17 @@ def test_a_shard_without_an_image_that_could_be_read_shows_nothing(tmp_path: Pat
     assert (len(found.errors), found.untried) == (FIRST_SHARDS, MANY - FIRST_SHARDS - 1)
 
 
+def test_a_shard_that_ends_processes_is_tried_once_in_a_build(tmp_path: Path) -> None:
+    """Some have ended by then. If all shards do that, few of them are tried."""
+    poison = "UnexpectedError: the shard ends the processes that take it: 5 took it"
+    engine = Scripted(lambda name, at, tries: poison if name == "bad" or at == 7 else "")
+    bad, good = ran(tmp_path, engine, "bad", "good")
+    assert engine.tried("good") == dict.fromkeys(range(MANY), 1)
+    assert (good.shards, [receipt.index for receipt in good.errors]) == (MANY - 1, [7])
+    assert set(engine.tried("bad").values()) == {1}
+    assert (len(bad.errors), bad.untried) == (FIRST_SHARDS, MANY - FIRST_SHARDS)
+
+
 def test_a_fault_that_passes_leaves_out_no_shard(tmp_path: Path) -> None:
     engine = Scripted(lambda name, at, tries: BUG if tries < TRIES else "")
     (found,) = ran(tmp_path, engine, "a")
@@ -184,6 +201,26 @@ def test_a_shard_that_was_stored_without_a_receipt_counts_as_landed(tmp_path: Pa
     engine = Scripted(fails)
     (found,) = ran(tmp_path, engine, "a")
     assert (len(found.errors), found.untried) == (MANY, 0)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_shard_without_images_that_was_stored_without_a_receipt_shows_nothing(
+    tmp_path: Path, images: int
+) -> None:
+    """It was under way when the pass ended, and met no network."""
+    ((job, plan),) = work_of(tmp_path, "a")
+
+    def fails(name: str, at: int, tries: int) -> str:
+        if engine.tries.total() == TRIES * FIRST_SHARDS:
+            key = plan.heads[-1].key("s", ())
+            failures = tuple(Failure(f"s3://b/{n}", "", "empty", "") for n in range(2 - images))
+            dna = replace(random_dna(*tiny_spec(), images, seed=1), failed=len(failures))
+            storage.create(partial_uri(job.work_uri, key), Partial(dna, (key,), failures).encode())
+        return BUG
+
+    engine = Scripted(fails)
+    (found,) = ran(tmp_path, engine, "a")
+    assert (len(found.errors) == MANY) == (found.untried == 0) == bool(images)
 
 
 def test_what_failed_while_the_source_was_listed_is_not_tried_again(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from pipeline.sources import (
     task_listing,
 )
 from pipeline.spec import Resources
+from tests.sources.test_inventory import report, rows_of
 from tests.support import tiny_network as tiny
 from tests.support.builders import jpeg, same_counts_and_failures
 from tests.support.killer import Killed
@@ -112,6 +113,25 @@ def test_a_build_counts_while_it_lists(root: str, images: str, alone: Any) -> No
     assert len(stages) > 1
     assert stages[-1].steps == 0  # everything was counted while it was listed
     assert sum(event.units for event in events if isinstance(event, StepDone)) == IMAGES
+
+
+def test_shards_of_a_report_are_counted_while_its_blocks_are_planned(
+    root: str, images: str
+) -> None:
+    uri = report(images, rows_of(images))
+    events: list[Event] = []
+    with TaskEngine() as engine:
+        result = build(f"{root}/tasks", uri, engine, events.append)
+    expected = build(f"{root}/alone", uri, InProcess())
+    places = [Catalogue(f"{root}/{name}") for name in ("tasks", "alone")]
+    assert (result.version.images, result.version.failed) == (IMAGES - 1, 1)
+    assert result.version.manifest == expected.version.manifest
+    assert same_counts_and_failures(*(place.load("photos") for place in places))
+    stages = [event for event in events if isinstance(event, Started) and event.unit == "images"]
+    assert len(stages) > 1
+    assert stages[-1].steps == 0  # everything was counted while it was planned
+    with pytest.raises(SourceError, match="does not exist"):
+        list(storage.walk(f"{root}/tasks/_work/_listings"))
 
 
 @pytest.mark.parametrize("at", [2, 5, 8])
@@ -223,27 +243,60 @@ def test_a_refresh_lists_by_tasks_and_counts_what_is_new(root: str, images: str)
     assert again.read == 1  # whatever small shards are put together
 
 
+def changed_twice(source: str) -> Iterator[None]:
+    """Makes a source, and changes it: images are new, gone and other ones, and then none is."""
+    for i in range(IMAGES):
+        put(f"{source}/day{i % 5}/{i:03}.jpg", jpeg(i, 24, 16))
+    yield
+    put(f"{source}/day9/new.jpg", jpeg(999, 24, 16))
+    put(f"{source}/day3/003.jpg", jpeg(998, 24, 16))
+    storage.delete_tree(f"{source}/day2")
+    yield
+    yield
+
+
+def test_refreshes_by_tasks_have_the_plans_and_counts_of_one_process(root: str) -> None:
+    read = []
+    for _ in changed_twice(f"{root}-source"):
+        alone = build(f"{root}/alone", f"{root}-source", InProcess())
+        events: list[Event] = []
+        with TaskEngine() as engine:
+            spread = build(f"{root}/tasks", f"{root}-source", engine, events.append)
+        assert spread.version.manifest == alone.version.manifest
+        assert spread.version.dna == alone.version.dna
+        assert (spread.changed, spread.read) == (alone.changed, alone.read)
+        read.append(spread.read)
+    said = [event.message for event in events if isinstance(event, Said)]
+    assert "comparing 49 candidates with 49 of the plan before" in said
+    assert read[0] == IMAGES > read[1] > 0 == read[2]
+    assert [finding for finding in verify(Catalogue(f"{root}/tasks")) if not finding.ok] == []
+
+
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own warning
-def test_ray_lists_plans_and_counts_at_once(
-    root: str, images: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its tasks run in processes of their own."""
+def test_ray_lists_plans_and_counts_at_once(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tasks run in processes of their own. Then it refreshes what it has built."""
     from pipeline.engine import RayEngine
 
     monkeypatch.setattr(blocks, "MANY", 10)
-    request = Request("photos", images, shard_images=8, include="day0/*")
-    (alone,) = build_datasets(Catalogue(f"{root}/alone"), [request], InProcess(), RESOURCES)
-    resources = Resources(workers=1, threads=1)
-    events: list[Event] = []
+    request = Request("photos", f"{root}-source", **COUNTING)
+    place, resources = Catalogue(f"{root}/ray"), Resources(workers=1, threads=1)
+    present, said = [], []
     with RayEngine(resources) as engine:
-        place = Catalogue(f"{root}/ray")
-        (spread,) = build_datasets(place, [request], engine, resources, events.append)
-    assert spread.version.dna == alone.version.dna
-    assert spread.version.manifest == alone.version.manifest
+        for _ in changed_twice(f"{root}-source"):
+            (alone,) = build_datasets(Catalogue(f"{root}/alone"), [request], InProcess(), RESOURCES)
+            events: list[Event] = []
+            (spread,) = build_datasets(place, [request], engine, resources, events.append)
+            assert spread.version.manifest == alone.version.manifest
+            assert spread.version.dna == alone.version.dna
+            stages = [
+                each for each in events if isinstance(each, Started) and each.unit == "images"
+            ]
+            present.append(stages[-1].present if stages else 0)
+            said += [event.message for event in events if isinstance(event, Said)]
+    assert present[0] > 0
+    assert "comparing 49 candidates with 60 of the plan before" in said
     assert [finding for finding in verify(place) if not finding.ok] == []
-    stages = [event for event in events if isinstance(event, Started) and event.unit == "images"]
-    assert stages[-1].present > 0
 
 
 class Shards:

@@ -45,6 +45,10 @@ SIZES = (5, 8, 1, 6)
 """The cells of a shard of 20 images: smaller than a micro-batch of 8, as large, and of one."""
 
 
+BAD = {2: "empty", 13: "not_an_image", 19: "truncated"}
+"""Those of the 20 pictures that cannot be read."""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
     return tiny.install(tmp_path_factory.mktemp("tiny"))
@@ -78,9 +82,8 @@ def recipe_of(place: tiny.Place) -> Recipe:
 def folder(tmp_path: Path) -> Path:
     """Twenty pictures, of which three cannot be read: one is a cell of its own."""
     (tmp_path / "images").mkdir()
-    kinds = {2: "empty", 13: "not_an_image", 19: "truncated"}
     for at in range(20):
-        write(tmp_path / "images", at, tiny.Picture(kinds.get(at, "good"), at))
+        write(tmp_path / "images", at, tiny.Picture(BAD.get(at, "good"), at))
     return tmp_path / "images"
 
 
@@ -247,6 +250,8 @@ def test_bytes_are_those_of_images_whose_size_is_known(
     known = sum(entry.size for at, entry in enumerate(members) if at not in {0, 7})
     made = new_counter().make(replace(shard, members=members), "key", isolated=False)
     assert made.read_bytes == known
+    whole = [entry.size for entry in shard.members]
+    assert made.counted_bytes == sum(size for at, size in enumerate(whole) if at not in BAD)
 
 
 def test_a_kept_cell_of_other_members_or_damaged_is_counted_again(

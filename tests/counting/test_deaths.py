@@ -18,6 +18,7 @@ from pipeline.counting.deaths import (
     ThisMachine,
     crashed,
     die_of_images,
+    ends_processes,
     name_of,
 )
 from pipeline.counting.processes import beginning_of, has_ended, this_machine
@@ -42,6 +43,15 @@ def test_crashes_count_at_once_and_lost_machines_only_when_there_are_many(
     suspected = crashes >= MOST_CRASHES or len(notes) >= MOST_DEATHS
     assert crashed(notes, Told()) == [{"died": "alone"}] * crashes
     assert die_of_images(crashes, len(notes)) == suspected
+    if ends_processes(crashes, len(notes)):
+        assert suspected
+
+
+def test_a_shard_is_given_up_after_some_crashes_or_very_many_deaths() -> None:
+    """Nodes that are taken away end the same shard now and then."""
+    assert [ends_processes(n, n) for n in range(7)] == [False] * 5 + [True] * 2
+    assert not ends_processes(0, 3 * MOST_DEATHS)
+    assert ends_processes(0, 16)
 
 
 def note_of(pid: int, began: str = "") -> dict[str, object]:

@@ -202,6 +202,17 @@ def test_no_count_on_a_device_wraps_at_32_bits(kernel: Kernel) -> None:
         assert counts.read()[0].tolist() == [[start, start + 6, start, start, start]]
 
 
+def test_counting_by_torch_reads_nothing_of_the_device() -> None:
+    """Tensors on `meta` have no values: an operation that needs one on the host is an error."""
+    ranges = DeviceRanges.on("meta", np.zeros(5), np.ones(5), 10)
+    counts = DeviceCounts(ranges, 10, "torch")
+    x = torch.empty((4, 9, 5), device="meta")
+    counts.add(x, slice(0, 5), torch.empty((4, 5), dtype=torch.float64, device="meta"))
+    assert tables_of_images(x, ranges, 10, "torch").shape == (4, 5, 13)
+    with pytest.raises(NotImplementedError, match="meta"):
+        counts.read()
+
+
 @EVERY_KERNEL
 def test_each_image_may_have_a_table_of_its_own(kernel: Kernel) -> None:
     x = activations(4, 3, 30, 2)

@@ -58,6 +58,16 @@ def fed(rule: Preprocess, *arrays: Array) -> NDArray[np.float32]:
     return found
 
 
+def test_feeding_reads_nothing_of_the_device() -> None:
+    """Tensors on `meta` have no values: an operation that needs one on the host is an error."""
+    to_meta = Feed(torch.device("meta"), LEVELS)
+    for sizes in ([(40, 50), (60, 70)], [(60, 70), (20, 300)]):
+        batch = to_meta([sent(pixels(*size), LEVELS) for size in sizes])
+        assert batch.shape == (2, 40, 50, 3)
+    with pytest.raises(NotImplementedError, match="meta"):
+        batch.cpu()
+
+
 # What is computed.
 
 

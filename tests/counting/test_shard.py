@@ -10,8 +10,11 @@ import io
 import json
 import struct
 import subprocess
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +40,7 @@ from pipeline.counting.leases import Holder
 from pipeline.counting.processes import beginning_of
 from pipeline.counting.stream import Made
 from pipeline.dna import Partial
+from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, TransientError, UsageError
 from pipeline.images.decoding import REASONS
 from pipeline.networks import describe
@@ -378,6 +382,23 @@ def test_a_worker_commits_once(job: Callable[[], tuple[ShardJob, Manifest]]) -> 
     worker.close()
 
 
+def test_a_second_shard_begins_while_the_first_one_is_under_way(
+    job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the network has images while the first shard ends. Neither goes on without the other."""
+    task, _ = job()
+    both, make = threading.Barrier(2, timeout=30), Counter.make
+
+    def together(self: Counter, shard: Shard, key: str, **rest: Any) -> Made:
+        both.wait()
+        return make(self, shard, key, **rest)
+
+    monkeypatch.setattr(Counter, "make", together)
+    with InProcess() as engine:
+        receipts = list(engine.run_shards([(task, 0), (task, 1)]))
+    assert [(receipt.error, receipt.images > 0) for receipt in receipts] == [("", True)] * 2
+
+
 def list_names(uri: str) -> list[str]:
     root = Path(storage.local_path(uri))
     return sorted(p.name for p in root.iterdir() if any(p.iterdir()))
@@ -433,6 +454,70 @@ def test_a_shard_that_killed_two_workers_is_decoded_in_isolation(
     worker.run(task, 1)
     worker.close()
     assert seen == [True, False]
+
+
+def leave_crashes(task: ShardJob, key: str, count: int) -> None:
+    """Leaves the notes of processes that took a shard and crashed."""
+    for attempt in range(1, count + 1):
+        note = storage.join(task.work_uri, "attempts", f"{key}-{attempt}.json")
+        storage.create(note, note_of_a_crash())
+
+
+def test_a_shard_that_ends_processes_is_given_up_and_tried_again_by_the_next_build(
+    job: Callable[[], tuple[ShardJob, Manifest]],
+) -> None:
+    task, manifest = job()
+    leave_crashes(task, manifest.shards[0].key(SPEC.digest), 5)
+    worker = Worker()
+    given_up = worker.run(task, 0)
+    assert given_up.fault == "crash"
+    assert given_up.error.startswith(
+        "UnexpectedError: the shard ends the processes that take it: 5 took it and died, 5 of them "
+    )
+    assert given_up.error.count("process ") == 5
+    assert given_up.transient
+    assert list_names(task.work_uri) == []
+    assert worker.run(task, 1).images > 0
+    assert worker.run(task, 0).images > 0
+    worker.close()
+
+
+def test_a_shard_that_may_end_processes_runs_alone(
+    job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not claimed while it waits, or it would seem to crash with another one."""
+    task, manifest = job()
+    suspect = manifest.shards[0].key(SPEC.digest)
+    leave_crashes(task, suspect, 2)
+    begun, may_end = threading.Event(), threading.Event()
+    make, order = Counter.make, []
+
+    def slow(self: Counter, shard: Shard, key: str, **rest: Any) -> Made:
+        order.append(shard.index)
+        if shard.index == 1:
+            begun.set()
+            assert may_end.wait(30)
+        return make(self, shard, key, **(rest | {"isolated": False}))
+
+    monkeypatch.setattr(Counter, "make", slow)
+    worker = Worker()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(worker.run, task, 1)
+        assert begun.wait(30)
+        second = pool.submit(worker.run, task, 0)
+        while not worker._turns._want_alone:
+            time.sleep(0.001)
+        notes = Path(storage.local_path(task.work_uri), "attempts").iterdir()
+        assert sorted(note.name for note in notes if suspect in note.name) == [
+            f"{suspect}-1.json",
+            f"{suspect}-2.json",
+        ]
+        assert order == [1]
+        may_end.set()
+        assert [each.result().error for each in (first, second)] == ["", ""]
+    worker.close()
+    assert order == [1, 0]
+    assert list_names(task.work_uri) == ["partials"]
 
 
 def test_notes_of_workers_that_died_earlier_do_not_change_counts(

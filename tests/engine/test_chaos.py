@@ -1,8 +1,8 @@
 """Tests builds on a cluster where all goes wrong that can: the counts are those of a quiet pass.
 
 No step waits for a time. Each waits until something has been seen, so that a busy machine takes
-longer and does the same. Ray's own `AutoscalingCluster` is not used (see `gpu_nodes`). Nodes that
-are lost are replaced here.
+longer and does the same. Nodes that are lost are replaced here, not by an autoscaler: the seed says
+when, and the kind of a node stays (see `gpu_nodes`).
 """
 
 from __future__ import annotations
@@ -256,10 +256,7 @@ def test_a_build_in_a_storm_counts_as_a_quiet_one_and_tells_of_each_fault_once(
     """
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "30")  # a minute, by default
     source, catalogue, pace = tmp_path / "source", tmp_path / "c", tmp_path / "pace"
-    source.mkdir()
-    for at in range(SHARDS):
-        data = tiny.Picture(BAD.get(at, "good"), at).data
-        (source / f"{at:04d}.png").write_bytes(data)
+    write_pictures(source)
     chance = random.Random(7)
     environment = small.environment() | {"GPU_PACE": str(pace)}
 
@@ -318,6 +315,14 @@ def test_a_build_in_a_storm_counts_as_a_quiet_one_and_tells_of_each_fault_once(
         require_told_once(storm)
         print(f"the second cluster: {storm.figures()}")
     require_quiet(source, catalogue, tmp_path / "alone", small, monkeypatch)
+
+
+def write_pictures(source: Path) -> None:
+    """Writes a picture for each shard. Two of them cannot be read."""
+    source.mkdir()
+    for at in range(SHARDS):
+        data = tiny.Picture(BAD.get(at, "good"), at).data
+        (source / f"{at:04d}.png").write_bytes(data)
 
 
 def require_told_once(storm: Storm) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Extractor, worker
 from pipeline.dna import DNA
-from pipeline.engine import InProcess, RayEngine
+from pipeline.engine import InProcess, RayEngine, broken_nodes, ray_engine
 from pipeline.engine.ray_start import start_with_retries
+from pipeline.errors import TransientError
 from pipeline.events import Event, StepFailed, Warned
 from pipeline.spec import Resources
 from tests.engine.test_ray_engine import clean, same_bits
+from tests.support.faulty_start import FAILS, LACKS_A_MODULE, WAITS, StartsElsewhere
 from tests.support.gpu_nodes import FAST_CHECKS
 from tests.support.ray_commands import (
     REPOSITORY,
@@ -39,12 +42,15 @@ from tests.support.ray_commands import (
     running,
     small,
     truth,
+    until,
 )
 
 __all__ = ["clean", "folder", "small", "truth"]  # fixtures
 
 HELD = """
 import os, sys, time
+if "LACKS" in os.environ:
+    sys.modules[os.environ["LACKS"]] = None
 if "pipeline.images.isolated" in sys.orig_argv:
     open(os.path.join(os.environ["ELASTIC"], "apart"), "w").close()
 import PIL.Image
@@ -55,7 +61,8 @@ def held(*args, **kwargs):
     return opened(*args, **kwargs)
 PIL.Image.open = held
 """
-"""Decoding waits as long as there is a file; another file tells of processes that decode apart."""
+"""Decoding waits as long as there is a file; another file tells of processes that decode apart.
+A node may lack a module."""
 
 ONE_HELD = """
 import os, time
@@ -90,6 +97,10 @@ class Nodes:
 
     def let_go(self) -> None:
         (self._place / "held").unlink()
+
+    @property
+    def a_worker_waits(self) -> bool:
+        return (self._place / "starts").exists()
 
     @property
     def decoded_apart(self) -> bool:
@@ -138,14 +149,10 @@ def nodes(
         nodes.lose_all()
 
 
-def until(process: subprocess.Popen[str], true: Callable[[], object]) -> None:
-    """Waits for something that a build does."""
-    deadline = time.monotonic() + 240
+def eventually(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 200
     while not true():
-        assert process.poll() is None, process.communicate()
-        if time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"it never came true: {process.communicate()}")
+        assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.05)
 
 
@@ -203,6 +210,105 @@ def test_nodes_whose_device_fails_are_left_out_and_the_others_count_all(
     assert built.version.sha256 == undisturbed.version.sha256
 
 
+def told_of(events: list[Event], words: str) -> list[str]:
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    return [message for message in warned if words in message]
+
+
+NO_START = "a worker could not start on node "
+
+
+@pytest.mark.soak
+def test_nodes_that_start_no_worker_are_left_out_and_the_others_count_all(
+    nodes: Nodes,
+    small: Small,
+    folder: Path,
+    truth: DNA,
+    clean: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On one node the worker raises an error, and one lacks a module of the worker.
+
+    A third is lost while its worker starts, which says nothing about it. A pool goes on meanwhile.
+    """
+    monkeypatch.setattr(ray_engine, "ShardActor", StartsElsewhere)
+    pools: list[object] = []
+    run_pool = RayEngine._pool
+    monkeypatch.setattr(RayEngine, "_pool", lambda *of: pools.append(of) or run_pool(*of))
+    nodes.add(num_cpus=2)
+    fails, lacks = (nodes.add(num_cpus=2, env_vars=fault) for fault in (FAILS, LACKS_A_MODULE))
+    waits = nodes.add(num_cpus=2, env_vars=WAITS)
+    nodes.hold()  # the sound node must not be done before the others have failed
+    events: list[Event] = []
+    over = threading.Event()
+
+    def are_left_out() -> bool:
+        return over.is_set() or (len(told_of(events, NO_START)) == 2 and nodes.a_worker_waits)
+
+    def lose_one_and_let_go() -> None:
+        try:
+            eventually(are_left_out)
+            nodes.lose(waits)
+            eventually(lambda: over.is_set() or told_of(events, "was lost"))
+        finally:
+            nodes.let_go()
+
+    place = Catalogue(str(tmp_path / "c"))
+    options = {"max_failures": 2, "shard_images": 2, **small.place.options}
+    request = Request("photos", str(folder), **options)  # type: ignore[arg-type]  # by name
+    resources = Resources(threads=1)
+    with ThreadPoolExecutor(1) as aside:
+        changes = aside.submit(lose_one_and_let_go)
+        try:
+            with RayEngine(resources, nodes.address, events.append) as engine:
+                build_datasets(place, [request], engine, resources, progress=events.append)
+                addresses = {each["NodeID"]: each["NodeManagerAddress"] for each in ray.nodes()}
+        finally:
+            over.set()
+            ray.shutdown()
+        changes.result()
+    assert len(pools) == 1
+    assert set(engine._broken.left_out) == {fails.node_id, lacks.node_id}
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert len(warned) == 3, warned
+    of_node = dict(zip(engine._broken.left_out, told_of(events, NO_START), strict=True))
+    for node, error in (
+        (fails, "ModuleNotFoundError: No module named 'fisheye'"),
+        (lacks, f"import of {LACKS_A_MODULE['LACKS']} halted"),
+    ):
+        words = of_node[node.node_id]
+        assert words.startswith(f"{NO_START}{addresses[node.node_id]}, which gets no more workers")
+        assert error in words
+    same_bits(tmp_path / "c", clean, truth)
+
+
+@pytest.mark.soak
+def test_a_fault_that_keeps_workers_from_starting_on_every_node_ends_a_build_soon(
+    nodes: Nodes, small: Small, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more nodes than may fail, not all are tried. Then all of them are."""
+    monkeypatch.setattr(ray_engine, "ShardActor", StartsElsewhere)
+    added = {nodes.add(num_cpus=2, env_vars=FAILS).node_id for _ in range(3)}
+    request = Request("photos", str(folder), **small.place.options)  # type: ignore[arg-type]  # by name
+    for workers, most, left_out in ((1, 2, 1), (None, 8, 2)):
+        monkeypatch.setattr(broken_nodes, "MOST_IDLE_NODES", most)
+        resources = Resources(workers=workers, threads=1)
+        events: list[Event] = []
+        began = time.monotonic()
+        try:
+            with (
+                RayEngine(resources, nodes.address, events.append) as engine,
+                pytest.raises(TransientError, match="a worker could not start: ModuleNotFoundErro"),
+            ):
+                build_datasets(Catalogue(str(tmp_path / "c")), [request], engine, resources)
+        finally:
+            ray.shutdown()
+        assert time.monotonic() - began < 90
+        assert len(engine._broken.left_out) == len(told_of(events, NO_START)) == left_out
+        assert set(engine._broken.left_out) < added
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("dies", ["node", "process"])
 def test_lost_nodes_are_no_poison_and_processes_that_die_twice_are(
@@ -214,14 +320,20 @@ def test_lost_nodes_are_no_poison_and_processes_that_die_twice_are(
     tmp_path: Path,
     dies: str,
 ) -> None:
-    """Workers die until one of the three shards that Ray has given them is tried thrice."""
+    """Workers die until one of the three shards that Ray has given them is tried thrice.
+
+    After two crashes a shard runs alone. So a worker has two shards, or one for the third time.
+    """
     node = nodes.add(num_cpus=2)
     nodes.hold()
     build = tmp_path / "c"
     process = small.start(folder, build, "--ray-address", nodes.address, workers=1)
     with ended(process):
-        for deaths in itertools.count():
-            until(process, lambda deaths=deaths: len(notes(build)) == 2 * (deaths + 1))
+        while True:
+            before = set(notes(build))
+            until(
+                process, lambda before=before: len({*notes(build)} - before) > 1 or notes(build, 3)
+            )
             if notes(build, 3):
                 break
             if dies == "node":
@@ -334,7 +446,10 @@ def test_workers_without_shards_give_their_nodes_back_while_the_last_shard_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One image waits. An autoscaler would let two nodes go, which nobody asks for."""
+    """One image waits. Nobody asks for two of the nodes, which stay: there is no autoscaler here.
+
+    `test_autoscaler` has one, which removes them.
+    """
     place = Path(os.environ["ELASTIC"])
     for name, value in small.environment(ONE_HELD).items():
         monkeypatch.setenv(name, value)

@@ -32,7 +32,7 @@ __all__ = ["folder", "small", "truth"]  # fixtures
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", [1, 5, 7])  # one, three and two drivers, whose workers die too
+@pytest.mark.parametrize("seed", [1, 7])  # one driver and two, whose workers die too
 def test_builds_with_random_kills_end_with_exact_counts(
     folder: Path, truth: DNA, small: Small, tmp_path: Path, seed: int
 ) -> None:

@@ -195,7 +195,7 @@ def test_a_node_that_is_lost_at_the_end_of_a_pool_is_told(
     warnings.look()
     with (
         contextlib.nullcontext() if ends_well else pytest.raises(ZeroDivisionError),
-        watched("pool", watch()[0], warnings, context),
+        watched("pool", watch()[0], warnings, context, lambda *_: None),
     ):
         nodes[0] = node("a", False, 2)
         if not ends_well:

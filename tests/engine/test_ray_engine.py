@@ -22,9 +22,11 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from PIL import PngImagePlugin
+from PIL import Image, PngImagePlugin
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
+from typer.testing import CliRunner
 
+from jobs.app import app
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
@@ -615,6 +617,30 @@ def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
     assert runs == 1 if workers else runs <= 6
 
 
+@pytest.mark.soak
+def test_a_shard_that_always_ends_its_worker_is_named_and_the_others_are_counted(
+    small: Small, tmp_path: Path
+) -> None:
+    """The network ends the process at one image, and not its decoder."""
+    source, catalogue = tmp_path / "source", tmp_path / "c"
+    write_photos(source, 20)
+    Image.new("RGB", (96, 72), (200, 200, 200)).save(source / "photo-0007.png")
+    process = small.start(source, catalogue, patch="", network="crashing_network")
+    with ended(process):
+        out, err = process.communicate(timeout=400)
+    assert process.returncode == 1, err
+    message = json.loads(out)["message"]
+    shards = committed(catalogue)
+    assert f"photos: 1 of {shards + 1} shards could not be counted (" in message
+    assert "(crash): UnexpectedError: the shard ends the processes that take it: 5 took" in message
+    assert running(catalogue) == []
+    process = small.start(source, catalogue, patch="")
+    with ended(process):
+        result = finish(process)
+    assert (result["images"], result["counted_shards"]) == (21, 1)
+    holds(catalogue, small.clean_pass(source))
+
+
 @pytest.fixture(scope="module")
 def clean(
     folder: Path, small: Small, tmp_path_factory: pytest.TempPathFactory
@@ -740,7 +766,6 @@ def test_a_ranking_by_workers_equals_that_of_one_process(
         ("local", False),
         ("10.0.0.1:6379", True),
         ("auto", True),
-        ("ray://h:1", False),
     ],
 )
 def test_logs_of_nodes_are_taken_where_ray_tells_there_that_memory_ran_out(
@@ -750,12 +775,31 @@ def test_logs_of_nodes_are_taken_where_ray_tells_there_that_memory_ran_out(
     assert ray_engine.RayEngine(Resources(), address)._has_logs == sends
 
 
-@pytest.mark.parametrize(
-    "address", ["nowhere.invalid:6379", "127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:sixty"]
-)
+@pytest.mark.parametrize("address", ["nowhere.invalid:6379", "127.0.0.1:9", "127.0.0.1:sixty"])
 def test_an_address_at_which_nothing_answers_is_refused_at_once(address: str) -> None:
     started, told = time.monotonic(), list[object]()
     with pytest.raises(UsageError, match=re.escape(address)):
         ray_engine.RayEngine(Resources(), address, told.append).__enter__()
     assert told == [Said(f"connecting to Ray at {address}")]
     assert time.monotonic() - started < 60
+
+
+def test_an_address_for_the_client_of_ray_is_refused_before_anything_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data cannot run there: it asks for a core of Ray in this process."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given = ["build", "photos", str(tmp_path), "-c", str(tmp_path / "c")]
+    by_option = CliRunner().invoke(app, [*given, "--ray-address", "ray://head:10001"])
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    by_variable = CliRunner().invoke(app, given)
+    assert [by_option.exit_code, by_variable.exit_code] == [2, 2]
+    assert by_option.stderr == by_variable.stderr
+    assert "ray-address is 'ray://head:10001'" in by_option.stderr
+    assert "vdna submit" in by_option.stderr
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(UsageError, match="does not work through Ray's client"):
+        ray_engine.RayEngine(Resources())
+    in_process = CliRunner().invoke(app, [*given, "--workers", "0"])
+    assert "ray-address" not in in_process.stderr
+    assert str(tmp_path) in in_process.stderr

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -129,7 +130,7 @@ def test_a_job_is_left_cancelled_and_submitted_again_and_each_image_counts_once(
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    first = err.split(":")[0]
+    (first,) = re.findall(r"^(\S+): submitted to ", err, re.MULTILINE)
     assert f"the job goes on; `vdna logs {first} --follow --ray-address {address}`" in err
     assert "vdna build --ray-address auto photos" in out
 

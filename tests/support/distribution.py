@@ -9,14 +9,17 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 CLUSTERS = {
-    f"test_{name}.py"
-    for name in ("ray_engine", "chaos", "elastic", "kills", "ray_decoding", "ray_jobs")
+    "workers": ("ray_engine", "kills", "ray_jobs"),
+    "nodes": ("elastic", "autoscaler", "chaos", "ray_decoding"),
 }
-"""Files whose long tests start clusters of many processes: they run one after the other."""
+"""Files whose long tests start clusters of many processes: those of a group run one after another,
+so that no more than two clusters of these run at a time."""
+
+GROUPS = {f"test_{name}.py": group for group, names in CLUSTERS.items() for name in names}
 
 
 class FilesOrClusters(LoadFileScheduling):
-    """Gives a worker a whole file, and one of them all files that start clusters.
+    """Gives a worker a whole file, or a whole group of files that start clusters.
 
     After a worker has died, xdist 3.8 hands out its finished files again, as work of no tests, and
     gives its replacement too little to begin with, so that workers wait for ever. The release after
@@ -66,4 +69,4 @@ class FilesOrClusters(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "clusters" if Path(file).name in CLUSTERS else file
+        return GROUPS.get(Path(file).name, file)

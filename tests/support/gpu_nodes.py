@@ -5,8 +5,8 @@
         ... build with --ray-address nodes.address --gpus-per-worker 1 ...
         nodes.lose(lost)
 
-Ray's own `AutoscalingCluster` would bring new nodes by itself. But it begins and ends with
-`ray stop --force`, which kills every Ray of the machine, and so those of tests that run beside it.
+The test that adds nodes also says when they are lost, and of what kind the next one is. So no
+autoscaler brings them; `autoscaled_cluster` has one.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,17 @@ def finish(process: subprocess.Popen[str]) -> dict[str, object]:
     result = json.loads(out)
     assert isinstance(result, dict)
     return result
+
+
+def until(process: subprocess.Popen[str], true: Callable[[], object]) -> None:
+    """Waits for something that a build does."""
+    deadline = time.monotonic() + 240
+    while not true():
+        assert process.poll() is None, process.communicate()
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"it never came true: {process.communicate()}")
+        time.sleep(0.05)
 
 
 def committed(catalogue: Path) -> int:

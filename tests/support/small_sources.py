@@ -6,10 +6,12 @@ import pytest
 
 from pipeline.sources import (
     blocks,
+    inventory,
     listing,
     parallel_listing,
     source,
     source_lister,
+    stretches,
     task_listing,
 )
 
@@ -22,7 +24,7 @@ def shrink(patch: pytest.MonkeyPatch, *, block: int, many: int, keys: int, alone
         block: How many images a block has on average.
         many: From how many images on a source is planned by blocks.
         keys: After how many images a task ends, and a part of a listing is written.
-        alone: How many images one process lists before tasks go on.
+        alone: How many images one process lists before tasks go on. They read any report.
     """
     shrink_plans(patch, block=block, many=many)
     patch.setattr(task_listing, "BLOCK_IMAGES", block)
@@ -31,6 +33,11 @@ def shrink(patch: pytest.MonkeyPatch, *, block: int, many: int, keys: int, alone
     patch.setattr(parallel_listing, "LISTERS", 2)
     patch.setattr(source_lister, "PAGES_TOGETHER", 1)
     patch.setattr(source, "ALONE", alone)
+    patch.setattr(inventory, "ALONE_BYTES", 0)
+    patch.setattr(inventory, "INVENTORY_ROWS", max(1, keys // 4))
+    patch.setattr(stretches, "REPORT_ENTRIES", keys)
+    patch.setattr(stretches, "REPORT_PART_ENTRIES", max(1, keys // 4))
+    patch.setattr(task_listing, "WAVES", 1)
 
 
 def shrink_plans(patch: pytest.MonkeyPatch, *, block: int, many: int) -> None:

@@ -1,0 +1,48 @@
+"""Chooses which long tests run of those that can be left out, as they repeat one thing often."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+import pytest
+
+COME_LAST = tuple(
+    f"test_{name}.py"
+    for name in (
+        *("histories", "table_histories", "change_list", "intervals"),
+        *("scale", "benchmarks", "notebooks", "experiments"),
+    )
+)
+"""The files whose long tests repeat one thing very often, or run what is beside the product: its
+model, benchmarks, notebooks and studies. Where time is short, they come last, in this order."""
+
+SECONDS = "VDNA_TEST_SECONDS"
+"""Names how many seconds after the start of a run such tests may begin."""
+
+_BEGAN = time.monotonic()
+
+
+def chosen(seeds: Sequence[int]) -> Sequence[int]:
+    """Returns every second seed, or all if `VDNA_TEST_HISTORIES=all` asks for them.
+
+    So each run of the soak stays short. Run all after a change to counting, planning or committing.
+    """
+    return seeds if all_are_asked_for() else seeds[::2]
+
+
+def all_are_asked_for() -> bool:
+    """Tells whether all are to run, however long that takes."""
+    return os.environ.get("VDNA_TEST_HISTORIES") == "all"
+
+
+def time_is_short() -> bool:
+    """Tells whether only as many of these tests run as some time allows."""
+    return SECONDS in os.environ and not all_are_asked_for()
+
+
+def require_time() -> None:
+    """Skips the test that calls it if the time for such tests is over, as on a slow machine."""
+    if time_is_short() and time.monotonic() - _BEGAN > float(os.environ[SECONDS]):
+        pytest.skip(f"the {os.environ[SECONDS]} s for tests like this one are over")
