@@ -191,7 +191,7 @@ class Names:
 
 def named(store: DictStore, number: int, shard_images: int) -> Names:
     """Measures how long the names of full shards are read, hashed and sorted."""
-    found = (Entry(f"s3://fleet/{key(i)}", "", 1, etag(i, False)) for i in range(number))
+    found = (Entry(f"s3://fleet/{key(i)}", "", 1, etag(i)) for i in range(number))
     manifest = plan(found, shard_images=shard_images, entries=Entries("s3://names/entries"))
     mapper, started = Timed(store), time.process_time()
     require_each_once(manifest, sorted_hashes(manifest, mapper), mapper)

@@ -343,7 +343,7 @@ def nvjpeg(device: str, seconds: float, folder: Path) -> dict[str, dict[str, flo
             "share_of_a_core": round((time.thread_time() - used) / took, 3),
             "taken": len(apart) / len(contents),
             "grey_levels_most": float(max((each.max() for each in apart), default=0)),
-            "grey_levels_mean": float(np.mean([each.mean() for each in apart] or [0])),
+            "grey_levels_mean": float(np.mean([float(each.mean()) for each in apart] or [0.0])),
         }
     return result
 

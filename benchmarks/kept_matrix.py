@@ -44,7 +44,7 @@ def drawn(datasets: int, layers: int) -> Any:
 
 
 def fill(catalogue: str) -> float:
-    """Replaces the numbers of a catalogue's only kept matrix by random ones, error bars too.
+    """Replaces the numbers of a catalogue's largest kept matrix by random ones, error bars too.
 
     Args:
         catalogue: Where the catalogue is.
@@ -58,7 +58,7 @@ def fill(catalogue: str) -> float:
 
     place = Catalogue(catalogue)
     spec = place.at().default_spec
-    (kept,) = storage.walk(place.matrices_uri(str(spec)))
+    kept = max(storage.walk(place.matrices_uri(str(spec))), key=lambda matrix: matrix.size)
     matrix = Matrix.decode(storage.read(kept.uri), kept.uri)
     chance = np.random.default_rng(0)
     data = matrix.mapped(lambda values: chance.random(values.shape)).encode()

@@ -8,8 +8,10 @@ memory and its time, from the first page to the plan of the shards. Then a secon
 that finds a thousandth of the images changed. For comparison, on a tenth of the entries, a driver
 asks fsspec for all objects (`find`), sorts them and cuts them into shards. Each runs in a fresh
 process. `tasks` lists and plans the same prefix as a cluster does, with two processes in place of
-its tasks: their time is CPU time, without that of the store's formula. If one fails, or loses its
-folder on the way, only that process ends, and the results of the others are kept.
+its tasks: their time is CPU time, without that of the store's formula. It does so again for builds
+that find images of a thousandth of the folders changed, or a thousandth of the images anywhere. If
+one fails, or loses its folder on the way, only that process ends, and the results of the others are
+kept.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ PAGE = 1000
 DRIVE = 5000
 """The number of images in a folder."""
 BUILDS = ("first", "second")
+FOLDERS, SCATTERED = "folders", "scattered"
+"""Which images a later build finds changed: those of a thousandth of the folders, or a thousandth
+of the images anywhere, so that nearly every shard has some."""
 PHASES = ("list", "plan", "store", "read")
 """The phases of a build. `store` puts the plan where a later build finds it; `read` reads it."""
 
@@ -43,8 +48,9 @@ def key(index: int) -> str:
     return f"drive-{index // DRIVE:06d}/camera-front/frame-{index:010d}.jpg"
 
 
-def etag(index: int, changed: bool) -> str:
-    return hashlib.md5(f"{index}{changed and index % 1000 == 0}".encode()).hexdigest()
+def etag(index: int, changed: str = "") -> str:
+    number = index // DRIVE if changed == FOLDERS else index
+    return hashlib.md5(f"{index}{bool(changed) and number % 1000 == 0}".encode()).hexdigest()
 
 
 def first_above(after: str, entries: int) -> int:
@@ -58,7 +64,7 @@ def first_above(after: str, entries: int) -> int:
     return low
 
 
-def list_page(entries: int, changed: bool, uri: str, after: str) -> tuple[list[Any], str, bool]:
+def list_page(entries: int, changed: str, uri: str, after: str) -> tuple[list[Any], str, bool]:
     """The next page of a prefix of `entries` images, as `storage.list_page` returns it."""
     from pipeline.storage import Stored
 
@@ -79,7 +85,7 @@ ONE_PAGE = threading.Lock()
 time would be too long otherwise."""
 
 
-def _serve(entries: int) -> None:
+def _serve(entries: int, changed: str = "") -> None:
     """Puts the formula in the place of S3, in a process of the pool; it notes its time.
 
     The process looks for garbage as rarely as commands and tasks do.
@@ -92,7 +98,7 @@ def _serve(entries: int) -> None:
     def timed(uri: str, after: str) -> tuple[list[Any], str, bool]:
         with ONE_PAGE:
             started = time.thread_time()
-            page = list_page(entries, False, uri, after)
+            page = list_page(entries, changed, uri, after)
             STORE_SECONDS[0] += time.thread_time() - started
         return page
 
@@ -115,13 +121,13 @@ class Processes:
 
     in_process = False
 
-    def __init__(self, entries: int, workers: int) -> None:
+    def __init__(self, entries: int, workers: int, changed: str) -> None:
         from pipeline.engine.ray_engine import WORKER_ENVIRONMENT
 
         self.workers = workers
         os.environ.update(WORKER_ENVIRONMENT)
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, context, _serve, (entries,))
+        self._pool = ProcessPoolExecutor(workers, context, _serve, (entries, changed))
         self.cpu: Counter[str] = Counter()
         self.rounds = 0
 
@@ -141,67 +147,93 @@ class Processes:
 
 def _by_tasks(entries: int) -> dict[str, Any]:
     import pipeline.engine.ray_engine  # noqa: F401 - what a driver has loaded: Ray above all
-    from pipeline.sources import (
-        Entries,
-        ListingCheckpoint,
-        Manifest,
-        NewShardSizes,
-        PlanAhead,
-        list_source,
-        source_lister,
-    )
+    from pipeline.sources import Manifest, source_lister
 
-    _serve(entries)
     source_lister.SAY_SECONDS = 0  # each round says how many are listed
-    processes = Processes(entries, workers=2)
     planned: list[tuple[int, int]] = []  # images listed, and images of the block, as it is planned
-    phase: dict[str, Any] = {}
+    listed = [0]
+
+    def note(event: Any) -> None:
+        if event.message.endswith("a second"):
+            listed[0] = int(event.message.split(" ")[0].replace(",", ""))
+
+    def take(some: Manifest) -> None:
+        planned.append((listed[0], some.candidates))
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         root = Path(folder).as_uri()
-        checkpoint = ListingCheckpoint(f"{root}/kept", datetime.now(UTC))
-        listed = [0]
-
-        def note(event: Any) -> None:
-            listed[0] = int(str(event.message).split(" ")[0].replace(",", ""))
-
-        def take(some: Manifest) -> None:
-            planned.append((listed[0], some.candidates))
-
-        sizes = NewShardSizes(cell_bytes=1_500_000)
-        ahead = PlanAhead(sizes, Entries(f"{root}/entries"), take)
-        own, store = time.process_time(), STORE_SECONDS[0]
-        with measure.phase(phase):
-            found = list_source(
-                "s3://bucket/images",
-                checkpoint=checkpoint,
-                mapper=processes,
-                ahead=ahead,
-                progress=note,
-            )
-        own = time.process_time() - own - (STORE_SECONDS[0] - store)
-        if found.planned is None or found.planned.candidates != entries:
-            raise ValueError(f"not all of {entries} images are planned")
-        digest, shards = found.planned.digest, len(found.planned.heads)
-        size = len(found.planned.data)
-    processes.close()
-    cpu = processes.cpu
-    seconds = cpu["Stretch"] + cpu["NameBlock"] + own
+        first, found = _listed_by_tasks(entries, root, "", None, note, take)
+        size = len(first.data)
+        later: dict[str, Any] = {}
+        for changed in (FOLDERS, SCATTERED):
+            again, of_build = _listed_by_tasks(entries, root, changed, first, note, take)
+            shards = {head.digest for head in again.heads} - {head.digest for head in first.heads}
+            cpu = of_build["cpu"]
+            seconds = sum(cpu.values()) - cpu["Stretch"] - cpu["store"]
+            later[changed] = {
+                "changed_shards": len(shards),
+                "driver": of_build["driver"],
+                "cpu_seconds": {name: round(taken, 1) for name, taken in cpu.items()},
+                "plan_rows_per_cpu_second": round(
+                    entries / (seconds + of_build["driver"]["cpu_seconds"])
+                ),
+            }
+    cpu = found["cpu"]
     return {
         "entries": entries,
-        "digest": digest,
-        "shards": shards,
+        "digest": first.digest,
+        "shards": len(first.heads),
         "manifest_mb": round(size / 1e6, 1),
-        "rounds": processes.rounds,
-        "driver": phase | {"cpu_seconds": round(own, 1)},
+        "rounds": found["rounds"],
+        "driver": found["driver"],
         "list_rows_per_cpu_second": round(entries / cpu["Stretch"]),
         "plan_rows_per_cpu_second": round(entries / cpu["NameBlock"]),
-        "rows_per_cpu_second": round(entries / seconds),
+        "rows_per_cpu_second": round(
+            entries / (cpu["Stretch"] + cpu["NameBlock"] + found["driver"]["cpu_seconds"])
+        ),
         "store_alone_cpu_seconds": round(cpu["store"], 1),
         "planned_while_listing": round(
             sum(images for at, images in planned if at < entries) / entries, 3
         ),
         "first_planned_at": round(planned[0][0] / entries, 3),
+        "later": later,
     }
+
+
+def _listed_by_tasks(
+    entries: int,
+    root: str,
+    changed: str,
+    previous: Any,
+    progress: Callable[[Any], None],
+    take: Callable[[Any], None],
+) -> tuple[Any, dict[str, Any]]:
+    """Lists and plans a prefix by tasks; returns the plan, and what it took."""
+    from pipeline.sources import Entries, ListingCheckpoint, NewShardSizes, PlanAhead, list_source
+
+    _serve(entries, changed)
+    processes = Processes(entries, workers=2, changed=changed)
+    phase: dict[str, Any] = {}
+    checkpoint = ListingCheckpoint(f"{root}/kept", datetime.now(UTC))
+    sizes = NewShardSizes(cell_bytes=1_500_000)
+    before = None if previous is None else lambda: previous
+    ahead = PlanAhead(lambda: sizes, Entries(f"{root}/entries"), take, before)
+    own, store = time.process_time(), STORE_SECONDS[0]
+    with measure.phase(phase):
+        found = list_source(
+            "s3://bucket/images",
+            checkpoint=checkpoint,
+            mapper=processes,
+            ahead=ahead,
+            progress=progress,
+        )
+    own = time.process_time() - own - (STORE_SECONDS[0] - store)
+    processes.close()
+    checkpoint.remove()
+    if found.planned is None or found.planned.candidates != entries:
+        raise ValueError(f"not all of {entries} images are planned")
+    driver = phase | {"cpu_seconds": round(own, 1)}
+    return found.planned, {"driver": driver, "cpu": processes.cpu, "rounds": processes.rounds}
 
 
 def _product(entries: int) -> dict[str, Any]:
@@ -210,7 +242,7 @@ def _product(entries: int) -> dict[str, Any]:
     from pipeline.networks import describe
     from pipeline.sources import Entries, Manifest, list_pages, list_source, plan
 
-    changed = False
+    changed = ""
     storage.list_page = lambda uri, after: list_page(entries, changed, uri, after)
     started = time.perf_counter()
     for _ in list_pages("s3://bucket/images"):
@@ -243,7 +275,7 @@ def _product(entries: int) -> dict[str, Any]:
                 # As a later build finds it in the catalogue.
                 with measure.phase(phases["read"]):
                     previous = Manifest.decode(storage.read(uri), uri, entries_files)
-                changed = True
+                changed = SCATTERED
     except Exception as error:
         result["error"] = repr(error)
     return result
@@ -257,7 +289,7 @@ def _in_memory(entries: int) -> dict[str, Any]:
         f"bucket/images/{key(i)}": {
             "Key": f"bucket/images/{key(i)}",
             "LastModified": now,
-            "ETag": f'"{etag(i, False)}"',
+            "ETag": f'"{etag(i)}"',
             "Size": 100_000 + i % 1000,
             "StorageClass": "STANDARD",
             "type": "file",
@@ -338,6 +370,12 @@ def _line_of_tasks(result: dict[str, Any]) -> str:
     """What tasks took, and when the first block was planned."""
     if "error" in result:
         return f"tasks: {result['error']}"
+    later = "; ".join(
+        f"with a thousandth changed ({changed}), a core plans {its['plan_rows_per_cpu_second']:,} "
+        f"rows/s again, and the process that builds takes {its['driver']['cpu_seconds']} s of CPU "
+        f"and at most {its['driver']['peak_mb']:,} MB"
+        for changed, its in result["later"].items()
+    )
     return (
         f"{result['entries']:,} images by tasks: a core lists "
         f"{result['list_rows_per_cpu_second']:,} rows/s without the store's time, plans "
@@ -345,7 +383,7 @@ def _line_of_tasks(result: dict[str, Any]) -> str:
         f"{result['rows_per_cpu_second']:,} rows/s; the process that builds takes at most "
         f"{result['driver']['peak_mb']:,} MB; the first block is planned after "
         f"{result['first_planned_at']:.0%} of the listing, and "
-        f"{result['planned_while_listing']:.0%} of the images before it ends"
+        f"{result['planned_while_listing']:.0%} of the images before it ends; {later}"
     )
 
 

@@ -1,11 +1,12 @@
 """Peak memory of a DNA and of a build by the number of images, with a network that costs nothing.
 
-    python -m benchmarks.memory [--images 1000 10000 100000]
+    python -m benchmarks.memory [--images 1000 10000 100000] [--planned 100000 1000000 3000000]
 
 Each row is a process of its own. `make_dna` takes a dataset in memory that makes each image when it
-is asked for. `build` counts, reduces and commits the same images out of a Parquet file. Their
-networks have seven neurons, and their images 32 x 32 pixels, so that only what is kept for each
-image can grow. The peak is the process's resident memory, shared pages once.
+is asked for. `build` counts, reduces and commits the same images out of Parquet files of 10,000
+rows. Their networks have seven neurons, and their images 32 x 32 pixels, so that only what is kept
+for each image can grow. `plan` lists and plans such files, without images, as a build does first.
+The peak is the process's resident memory, shared pages once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ from pipeline.building import build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.engine import InProcess
 from pipeline.networks import describe, encode_ranges
+from pipeline.sources import Entries, list_source, plan
 from pipeline.spec import Resources
 
 NAME = "seven_neurons"
 SIDE = 32
 HALF = (0.5, 0.5, 0.5)
 ROW_GROUP = 1000
+FILE_ROWS = 10_000
 
 
 class SevenNeurons(torch.nn.Module):
@@ -69,17 +73,24 @@ class Images:
         return pixels_of(index)
 
 
-def write_table(path: Path, images: int) -> None:
-    """Writes the images as PNG files into a Parquet file, some at a time."""
+def png_of(number: int) -> bytes:
+    """The image of that number as a PNG file."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels_of(number)).save(sink, "PNG", compress_level=1)
+    return sink.getvalue()
+
+
+def write_tables(folder: Path, images: int, content: Callable[[int], bytes]) -> None:
+    """Writes Parquet files whose rows have the content of each number, some at a time."""
+    folder.mkdir()
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
-    with pq.ParquetWriter(path, schema) as writer:
-        for first in range(0, images, ROW_GROUP):
-            rows = []
-            for number in range(first, min(images, first + ROW_GROUP)):
-                sink = io.BytesIO()
-                Image.fromarray(pixels_of(number)).save(sink, "PNG", compress_level=1)
-                rows.append({"bytes": sink.getvalue(), "path": f"{number}.png"})
-            writer.write_table(pa.table({"image": rows}, schema))
+    for start in range(0, images, FILE_ROWS):
+        end = min(images, start + FILE_ROWS)
+        with pq.ParquetWriter(folder / f"{start:08}.parquet", schema) as writer:
+            for first in range(start, end, ROW_GROUP):
+                numbers = range(first, min(end, first + ROW_GROUP))
+                rows = [{"bytes": content(n), "path": f"{n}.png"} for n in numbers]
+                writer.write_table(pa.table({"image": rows}, schema))
 
 
 def options_in(folder: Path) -> dict[str, Any]:
@@ -99,14 +110,17 @@ def options_in(folder: Path) -> dict[str, Any]:
     return {"extractor": NAME, "weights": str(weights), "ranges": str(ranges)}
 
 
-def _child(which: str, images: int, table: str) -> dict[str, Any]:
+def _child(which: str, images: int, source: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         options = options_in(Path(scratch))
         began = time.perf_counter()
         if which == "make_dna":
             counted = make_dna(Images(images), threads=1, **options).images
+        elif which == "plan":
+            entries = Entries(Path(scratch, "entries").as_uri())
+            counted = plan(list_source(source), entries=entries).candidates
         else:
-            request = Request("a", table, **options)
+            request = Request("a", source, **options)
             resources = Resources(workers=0, threads=1)
             (result,) = build_datasets(
                 Catalogue(str(Path(scratch, "dnas"))), [request], InProcess(), resources
@@ -122,22 +136,29 @@ def main() -> None:
         return measure.answer(_child)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    sizes = sorted(parser.parse_args().images)
-    rows: dict[str, list[dict[str, Any]]] = {"make_dna": [], "build": []}
+    parser.add_argument("--planned", type=int, nargs="+", default=[100_000, 1_000_000, 3_000_000])
+    arguments = parser.parse_args()
+    rows: dict[str, list[dict[str, Any]]] = {"make_dna": [], "build": [], "plan": []}
     with tempfile.TemporaryDirectory() as scratch:
-        for images in sizes:
-            table = Path(scratch, f"{images}.parquet")
-            write_table(table, images)
-            for which, found in rows.items():
-                settings = {"which": which, "images": images, "table": str(table)}
-                found.append(measure.run("benchmarks.memory", settings, tuned_malloc=True))
-                print(f"{which}: {found[-1]}", file=sys.stderr, flush=True)
+
+        def add(which: str, images: int, source: Path) -> None:
+            settings = {"which": which, "images": images, "source": str(source)}
+            rows[which].append(measure.run("benchmarks.memory", settings, tuned_malloc=True))
+            print(f"{which}: {rows[which][-1]}", file=sys.stderr, flush=True)
+
+        for images in sorted(arguments.images):
+            write_tables(source := Path(scratch, f"{images}"), images, png_of)
+            for which in ("make_dna", "build"):
+                add(which, images, source)
+        for images in sorted(arguments.planned):
+            write_tables(source := Path(scratch, f"{images}-rows"), images, lambda _: b"no image")
+            add("plan", images, source)
     grown = {
         which: round(found[-1]["peak_mb"] / found[0]["peak_mb"], 2) for which, found in rows.items()
     }
     measure.emit(
         {**rows, "ratio": grown},
-        f"peak memory at {sizes[-1]:,} images, as a multiple of that at {sizes[0]:,}: {grown}",
+        f"peak memory of the most images, as a multiple of that of the fewest: {grown}",
     )
 
 

@@ -1,14 +1,15 @@
-"""A night of many datasets: nothing is new, or one dataset has changed, and another is broken.
+"""A night of many datasets: one is broken, nothing is new, or one has changed.
 
     python -m benchmarks.nightly [--datasets 1000] [--images 1] [--layers 18]
 
 Ceph's gateway runs here, from Debian's packages, with a folder of images for each dataset. The
 command `vdna refresh` runs as its user runs it, each time in a process of its own, so that imports
-count. First it builds all datasets, of a network of many small layers. What a dataset without news
-takes does not depend on the network. The kept matrix of all pairs, which each night reads, grows
-with the layers: its numbers are replaced by random ones, error bars too, so that it is as large as
-one of datasets with many images. Then nothing is new; then one dataset has another image, and the
-images of one are damaged. What each night took is its own account, with the requests that it sent.
+count. First it builds all datasets but one, whose images are damaged; then that one, as they are
+replaced. The network has many small layers: what a dataset without news takes does not depend on
+it. The kept matrix of all pairs, which each night reads, grows with the layers: its numbers are
+replaced by random ones, error bars too, so that it is as large as one of datasets with many images.
+Then nothing is new; then one dataset has another image, and the images of another are damaged. What
+each night took is its own account, with the requests that it sent.
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ def put_images(client: Any, datasets: int, images: int) -> None:
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(put, range(datasets * images)))
+
+
+def damage_images(client: Any, dataset: int, images: int) -> None:
+    """Replaces the images of a dataset by what is none."""
+    for image in range(images):
+        key = f"images/{dataset:05d}/photo-{image:04d}.jpg"
+        client.put_object(Bucket=BUCKET, Key=key, Body=b"no image")
 
 
 def write_config(folder: Path, datasets: int) -> Path:
@@ -135,22 +143,24 @@ def main() -> None:
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         put_images(client, arguments.datasets, arguments.images)
+        damage_images(client, 1, arguments.images)
         config = write_config(Path(folder), arguments.datasets)
         result: dict[str, Any] = {"server": f"Ceph {ceph.version()}", **vars(arguments)}
-        for night in ("first", "nothing new", "one changed, one broken"):
-            if night.startswith("one"):
+        for night in ("first, one broken", "mended", "nothing new", "one changed, one broken"):
+            if night == "mended":
+                put_images(client, arguments.datasets, arguments.images)
+            elif night.startswith("one"):
                 client.put_object(Bucket=BUCKET, Key="images/00000/more.jpg", Body=jpeg(0))
-                for image in range(arguments.images):
-                    key = f"images/{1:05d}/photo-{image:04d}.jpg"
-                    client.put_object(Bucket=BUCKET, Key=key, Body=b"no image")
+                damage_images(client, 1, arguments.images)
             result[night] = refresh(config, Path(folder) / "night.html")
             print(json.dumps({night: result[night]}), file=sys.stderr, flush=True)
-            if night == "first":
+            if night == "mended":
                 result["matrix_mb"] = fill(f"s3://{BUCKET}/dnas")
-    told = result["nothing new"]
+    first, told = result["first, one broken"]["summary"]["datasets"], result["nothing new"]
     measure.emit(
         result,
-        f"{arguments.datasets:,} datasets, nothing new: {told['seconds']:g} s, "
+        f"{arguments.datasets:,} datasets, one broken: {first['refreshed']:,} committed, "
+        f"{first['failed']:,} failed; nothing new: {told['seconds']:g} s, "
         f"{told['requests_a_dataset']:g} requests for each dataset, "
         f"a kept matrix of {result['matrix_mb']:,.0f} MB",
     )

@@ -286,7 +286,7 @@ def samples(
     made = {}
     for number, size in enumerate(sizes):
         folds = sums[number * FOLDS : (number + 1) * FOLDS]
-        images = sum(d.sum(axis=1) for d in drawn[number].values())
+        images = np.sum([d.sum(axis=1) for d in drawn[number].values()], axis=0)
         total = folds.sum(axis=0)
         half = (intervals.splits(FOLDS) + 1) // 2
         one = (half @ folds) / (half @ images)[:, None]

@@ -266,6 +266,9 @@ def engine_for(
 
     Yields:
         Ray, or this process if the number of workers is 0.
+
+    Raises:
+        UsageError: The address cannot be used (see `cluster_address`).
     """
     if resources.workers == 0:
         from pipeline.engine import InProcess
@@ -273,12 +276,14 @@ def engine_for(
         with InProcess() as engine:
             yield engine
         return
-    from pipeline.engine import OnDemand
+    from pipeline.engine import OnDemand, cluster_address
+
+    address = cluster_address(ray_address)
 
     def open_ray() -> AbstractContextManager[Engine]:
         from pipeline.engine import RayEngine
 
-        return RayEngine(resources, ray_address, progress)
+        return RayEngine(resources, address, progress)
 
     # Ray prints on stdout that a worker died, but stdout is the command's own, and may be JSON.
     with redirect_stdout(sys.stderr), OnDemand(open_ray, resources) as opened:

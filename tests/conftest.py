@@ -20,18 +20,20 @@ from s3fs import S3FileSystem
 
 from tests.support import browser, ceph, s3
 from tests.support.distribution import FilesOrClusters
+from tests.support.repeated_tests import COME_LAST, time_is_short
 
 LONGEST = [
     f"test_{name}.py"
     for name in (
         "ray_engine",
+        "elastic",
         "chaos",
         "scale",
         "sharing",
         "histories",
         "table_histories",
         "agreement",
-        "elastic",
+        "autoscaler",
         "kills",
         "change_list",
         "ray_decoding",
@@ -116,9 +118,14 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the longest files first, because one worker runs a whole file."""
+    """Runs the longest files first, because one worker runs a whole file.
+
+    Where time is short, tests that can be left out come last: as many run as it allows.
+    """
     order = {name: at for at, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    if time_is_short():
+        order |= {name: len(order) + at for at, name in enumerate(COME_LAST, 1)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 @pytest.hookimpl(optionalhook=True)

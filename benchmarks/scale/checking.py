@@ -63,7 +63,6 @@ def case_of(run: str) -> Case:
 def build_alone(run: str) -> dict[str, float]:
     """Builds the images, in a process that does nothing else."""
     from benchmarks.s3_requests import BUCKET
-    from benchmarks.scale.counted_requests import without_renewals
     from benchmarks.scale.counting import cpu
     from pipeline import Request
     from pipeline.building import build_datasets
@@ -77,7 +76,6 @@ def build_alone(run: str) -> dict[str, float]:
     request = Request("a", url, shard_images=SHARD_IMAGES, bins=BINS)
     opened = InProcess() if run == "in process" else RayEngine(resources, "local")
     phase: dict[str, Any] = {}
-    without_renewals()  # Ray's workers have some, if the machine is slow
     began, before = time.perf_counter(), cpu()
     with measure.phase(phase), opened as engine:
         build_datasets(Catalogue(f"s3://{BUCKET}/dnas"), [request], engine, resources)

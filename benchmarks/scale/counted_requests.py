@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from typing import Any
 import boto3
 
 from benchmarks.s3_requests import BUCKET, SIZES, Counting, per_unit, put_images
-from pipeline.counting import leases
 from tests.support import ceph
 from tests.support.chaos import Exchange
 
@@ -68,17 +66,11 @@ def by_kind(counted: dict[str, int]) -> dict[str, int]:
     return dict(total)
 
 
-def without_renewals() -> None:
-    """Renews no lease in this process: that goes by the time that a shard takes."""
-    leases.RENEW_SECONDS = threading.TIMEOUT_MAX
-
-
 def coefficients() -> dict[str, Any]:
     """What a build, `verify` and `gc` ask: for any number, for each shard and for each image."""
     from pipeline import Request, build, verify
     from pipeline.catalogue import Catalogue, collect
 
-    without_renewals()
     found: dict[str, list[dict[str, int]]] = {"build": [], "verify": [], "gc": []}
     sizes = []
     with counted_server() as (proxy, client):

@@ -87,7 +87,7 @@ def inventory() -> dict[str, float]:
         [BUCKET] * REPORTED,
         [f"{PREFIX}{key(i)}" for i in range(REPORTED)],
         [100_000] * REPORTED,
-        [etag(i, False) for i in range(REPORTED)],
+        [etag(i) for i in range(REPORTED)],
     ]
     sink = io.BytesIO()
     pq.write_table(pa.table(dict(zip(names, columns, strict=True))), sink)
@@ -160,7 +160,7 @@ def rows(count: int) -> Listing:
         columns = {
             "uri": [f"s3://{BUCKET}/{PREFIX}{key(i)}" for i in numbers],
             "size": [100_000 + i % 1000 for i in numbers],
-            "identity": [etag(i, False) for i in numbers],
+            "identity": [etag(i) for i in numbers],
         }
         writer.add_objects(pa.table(columns))
         writer.end_page(len(numbers))

@@ -29,7 +29,7 @@ def page(entries: int, after: str) -> bytes:
     last = min(first + PAGE, entries)
     rows = "".join(
         f"<Contents><Key>{PREFIX}{key(i)}</Key><LastModified>2026-01-01T00:00:00.000Z"
-        f"</LastModified><ETag>&quot;{etag(i, False)}&quot;</ETag><Size>{100_000 + i % 1000}"
+        f"</LastModified><ETag>&quot;{etag(i, '')}&quot;</ETag><Size>{100_000 + i % 1000}"
         "</Size><StorageClass>STANDARD</StorageClass></Contents>"
         for i in range(first, last)
     )

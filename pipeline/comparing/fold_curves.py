@@ -202,7 +202,7 @@ def _fill(
     own, deviation, noise = np.zeros(folds), np.zeros(folds), np.zeros(draws)
     for neuron in range(len(at)):
         total = totals[:, neuron]
-        scale = 1.0 / max(total.sum(), 1)
+        scale = 1.0 / max(float(total.sum()), 1.0)
         for k in range(folds):
             own[k] = 1.0 / max(total[k], 1)
         squares[:] = 0

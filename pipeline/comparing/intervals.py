@@ -333,7 +333,8 @@ def floor_square(halves: Floats, images: Images) -> Floats:
     """
     one = (splits(images.shape[-1]) + 1) // 2
     share = (images @ one.T) / images.sum(axis=-1, keepdims=True)
-    return cast(Floats, (halves**2 * share * (1 - share)).mean(axis=-1))
+    squares: Floats = (halves**2 * share * (1 - share)).mean(axis=-1)
+    return squares
 
 
 @cache

@@ -402,7 +402,8 @@ class DNA:
         filled[:, 0] += self.underflow[neurons]
         filled[:, -1] += self.overflow[neurons]
         with np.errstate(invalid="ignore"):
-            return cast(Floats, filled / filled.sum(axis=1, keepdims=True))
+            shares: Floats = filled / filled.sum(axis=1, keepdims=True)
+        return shares
 
     def __repr__(self) -> str:
         return (

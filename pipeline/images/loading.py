@@ -29,12 +29,14 @@ class Loaded:
         transparent: Whether any pixel of its file is less than opaque.
         single_colour: Whether all its pixels are of one colour, before it is resized.
         hashes: Its hashes; None if they were not asked for.
+        file_bytes: How many bytes its file has; 0 if it came without one.
     """
 
     values: NDArray[Any]
     transparent: bool
     single_colour: bool
     hashes: HashedImage | None = None
+    file_bytes: int = 0
 
 
 def load(data: bytes, rule: Preprocess, on_device: bool = False, hashed: bool = False) -> Loaded:
@@ -52,7 +54,7 @@ def load(data: bytes, rule: Preprocess, on_device: bool = False, hashed: bool = 
     Raises:
         BadImage: If the image cannot be decoded through its own fault.
     """
-    return loaded(decode(data, rule), rule, on_device, data if hashed else None)
+    return loaded(decode(data, rule), rule, on_device, data, hashed)
 
 
 def load_isolated(
@@ -83,11 +85,15 @@ def load_isolated(
         VdnaError: Likewise.
     """
     image = decode_isolated(data, rule, seconds, attempts)
-    return loaded(image, rule, on_device, data if hashed else None)
+    return loaded(image, rule, on_device, data, hashed)
 
 
 def loaded(
-    image: Decoded, rule: Preprocess, on_device: bool = False, data: bytes | None = None
+    image: Decoded,
+    rule: Preprocess,
+    on_device: bool = False,
+    data: bytes = b"",
+    hashed: bool = False,
 ) -> Loaded:
     """Prepares a decoded image for the network, and notes whether it is of one colour.
 
@@ -95,15 +101,16 @@ def loaded(
         image: The decoded image.
         rule: How it becomes the network's input.
         on_device: Whether a GPU makes the network's input.
-        data: The bytes of its file, if it is to be hashed, too.
+        data: The bytes of its file; empty if it came without one.
+        hashed: Whether to hash the image, too.
 
     Returns:
         The network's input, or what it is made of, and what is noted of the image.
     """
     values = sent(image.pixels, rule) if on_device else prepare(image.pixels, rule)
     plain = _is_of_one_colour(image.pixels)
-    hashes = None if data is None else hash_image(data, image.pixels, single_colour=plain)
-    return Loaded(values, image.transparent, plain, hashes)
+    hashes = hash_image(data, image.pixels, single_colour=plain) if hashed else None
+    return Loaded(values, image.transparent, plain, hashes, len(data))
 
 
 def _is_of_one_colour(pixels: Pixels) -> bool:

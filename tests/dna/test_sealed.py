@@ -146,6 +146,23 @@ def test_every_page_has_a_checksum_that_reading_verifies() -> None:
         open_parquet(whole[:at] + b"?" + whole[at + 1 :], NAME).read()
 
 
+def test_columns_of_text_are_read_as_dictionaries_if_that_is_asked_for() -> None:
+    """Those that are there. Their pages are verified like others."""
+    rows = pa.table({"number": [1, 2, 3], "kind": ["a", "b", "a"], "name": ["x", "y", "z"]})
+    whole = encode_sealed(KIND, {}, [rows], compression="none", use_dictionary=False)
+    found = open_parquet(whole, NAME, ["kind", "missing"]).read()
+    assert [pa.types.is_dictionary(found[name].type) for name in rows.column_names] == [
+        False,
+        True,
+        False,
+    ]
+    assert found["kind"].to_pylist() == ["a", "b", "a"]
+    assert open_parquet(whole, NAME, ["missing"]).read().equals(rows)
+    at = whole.index(b"y")
+    with pytest.raises(OSError, match="CRC checksum"):
+        open_parquet(whole[:at] + b"?" + whole[at + 1 :], NAME, ["kind"]).read()
+
+
 def test_one_row_group_is_checked_without_the_others() -> None:
     whole = data()
     at = SealedFile(whole, KIND, NAME).row_groups[1].start + 30

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+from tests.support.repeated_tests import SECONDS, require_time
 
 ROOT = Path(__file__).parents[2]
 CONFTEST = """
@@ -73,3 +76,20 @@ def test_a_file_that_was_edited_meanwhile_ends_the_run(tmp_path: Path) -> None:
     done = run(tmp_path, 1)
     assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
     assert "gw1 found other tests than the workers before it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_skipped"),
+    [({}, False), ({SECONDS: "0"}, True), ({SECONDS: "9999999"}, False)],
+)
+def test_repeated_tests_begin_in_their_time_or_are_skipped(
+    settings: dict[str, str], is_skipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (SECONDS, "VDNA_TEST_HISTORIES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(pytest.skip.Exception) if is_skipped else nullcontext():
+        require_time()
+    monkeypatch.setenv("VDNA_TEST_HISTORIES", "all")
+    require_time()

@@ -42,8 +42,8 @@ from pipeline.sources import shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from pipeline.storage import objects, store_checks
 from tests.support import tiny_network as tiny
-from tests.support.histories import chosen
 from tests.support.killer import Killed
+from tests.support.repeated_tests import chosen, require_time
 from tests.support.tiny_network import Oracle, Picture, Place, Truth
 
 RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
@@ -655,6 +655,7 @@ def test_each_image_counts_once_in_long_schedules(
     tmp_path: Path, place: Place, oracle: Oracle, seed: int
 ) -> None:
     """They are long, because their ends take longer than their steps."""
+    require_time()
     run_schedule(seed, tmp_path, place, oracle, 4, 12)
 
 

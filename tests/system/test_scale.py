@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections import Counter, OrderedDict
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from benchmarks.scale import checking
 from benchmarks.scale import model as modelling
 from benchmarks.scale.case import Case, Parts, Prices
 from benchmarks.scale.checking import check
-from benchmarks.scale.counted_requests import without_renewals
 from benchmarks.scale.model import Model, predict
 from benchmarks.scale.shape import (
     by_logarithm,
@@ -44,6 +42,7 @@ from pipeline.storage import Stored, objects
 from tests.golden.handmade import entries
 from tests.support import tiny_network
 from tests.support.chaos import answers
+from tests.support.repeated_tests import require_time
 
 PARTS = command.kept_parts()
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -453,6 +452,7 @@ def test_a_check_states_the_largest_error_of_each_kind(
 def test_all_parts_can_be_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    require_time()
     monkeypatch.setenv("BENCHMARK_SHARE", "0.02")
     place = tmp_path / "parts.json"
     run(capsys, "--measure", "--parts", str(place))
@@ -468,19 +468,20 @@ def test_all_parts_can_be_measured(
     assert min(numbers.values()) >= 0
 
 
-def test_a_lease_that_is_never_renewed_is_held_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its thread waits for a time that the system knows, else it would end with an error."""
-    monkeypatch.setattr(leases, "RENEW_SECONDS", leases.RENEW_SECONDS)
-    without_renewals()
-    lease = leases.claim(tmp_path.as_uri(), "shard", "job")
-    assert isinstance(lease, leases.Lease)
-    with lease.renewed(1.0):
-        (thread,) = [each for each in threading.enumerate() if each.name == "lease"]
-        thread.join(0.2)
-        assert thread.is_alive()
-    assert not thread.is_alive()
+def test_a_renewed_lease_is_no_counted_request(s3_server: str) -> None:
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    with Counting(s3_server) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        S3FileSystem.clear_instance_cache()
+
+        def hold() -> None:
+            lease = leases.claim(f"s3://{BUCKET}/dnas/_work/a", "shard", "job")
+            assert isinstance(lease, leases.Lease)
+            lease.renew(1)
+            lease.renew(2)
+
+        assert proxy.of(hold) == {"catalogue PUT": 1}
+    S3FileSystem.clear_instance_cache()
 
 
 def test_a_request_that_the_server_fails_is_counted_once(
