@@ -18,8 +18,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 from s3fs import S3FileSystem
 
-from tests.support import browser, ceph, s3
+from tests.support import browser, ceph, repeated_tests, s3
 from tests.support.distribution import FilesOrClusters
+from tests.support.failures import FailuresAtOnce
 from tests.support.repeated_tests import COME_LAST, time_is_short
 
 LONGEST = [
@@ -97,9 +98,11 @@ JSONFileLoader.load_file = lambda self, file_path: descriptions(file_path)
 STARTED = pytest.StashKey[dict[str, str]]()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     s3.chosen()  # a server that is asked for and missing is an error at once
     browser.chosen()
+    config.pluginmanager.register(FailuresAtOnce(config))
+    config.pluginmanager.register(repeated_tests)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,7 +22,7 @@ from pipeline.engine import InProcess
 from pipeline.sources import shard_merging
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
-from tests.support.repeated_tests import chosen, require_time
+from tests.support.repeated_tests import chosen
 from tests.support.tiny_network import Oracle, Picture
 
 KINDS = ("add", "remove", "change", "rename", "relabel", "regroup")
@@ -203,7 +203,6 @@ def test_each_version_is_a_build_from_nothing(
     seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    require_time()
     monkeypatch.setattr(shard_merging, "TOGETHER", 2)
     joined = follow(base, network, oracle, engine, random.Random(seed))
     assert joined == (seed in JOINED)

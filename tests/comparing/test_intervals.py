@@ -37,7 +37,6 @@ from pipeline.dna import DNA, Pairs
 from pipeline.spec import Tap
 from tests.comparing.test_significance import FOLDS, Array, curves, folds_of, seeds
 from tests.support.builders import tiny_spec
-from tests.support.repeated_tests import require_time
 
 COLUMNS = [field.name for field in fields(intervals.Estimates)]
 
@@ -338,7 +337,6 @@ def test_pairs_have_intervals_that_hold_and_noise_that_they_share_is_not_taken_a
 @pytest.mark.parametrize("shared", [0.1, 0.5, 0.9, 1.0])
 def test_intervals_and_tests_of_images_in_pairs(shared: float) -> None:
     """About 95% or more are held, and false alarms are about 5% or fewer."""
-    require_time()
     for likeness, shift in ((1.0, 0.1), (0.9, 0.1), (0.9, 0.0)):
         held, found, _ = held_and_found(130, shared, likeness, shift, 200)
         assert held >= 0.93, (likeness, shift)
@@ -453,7 +451,6 @@ def test_intervals_that_are_not_wide_cover_as_they_should_and_others_no_less(
     kind: str, neurons: int, size: float, factors: int
 ) -> None:
     """`python -m experiments.intervals` has more cases; here each has 500 replicates."""
-    require_time()
     held, wide = covered(kind, neurons, 100, size, factors, replicates=500)
     assert held >= 0.92
     if wide < 0.05:

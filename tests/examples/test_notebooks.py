@@ -12,8 +12,6 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from tests.support.repeated_tests import require_time
-
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
@@ -84,7 +82,6 @@ def test_a_notebook_is_listed_and_its_links_exist(path: Path) -> None:
 
 @pytest.mark.soak
 def test_the_notebook_of_a_first_matrix_runs(folder: Path) -> None:
-    require_time()
     cells = run("first_matrix.ipynb", folder)
     assert "to itself: 0.0 bins" in text_of(cells["distance"])
     assert "<Matrix of 3 datasets in 18 layers" in text_of(cells["matrix"])
@@ -100,7 +97,6 @@ def test_the_notebook_of_a_first_matrix_runs(folder: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_the_notebook_of_a_catalogue_on_s3_runs(folder: Path) -> None:
-    require_time()
     cells = run("catalogue_on_s3.ipynb", folder)
     first, second = map(int, re.findall(r"(\d+) shards", text_of(cells["second"])))
     assert 0 < second < first

@@ -15,7 +15,6 @@ from experiments.observe import POINTS, Layers, Observer, Seen, emd
 from pipeline import emd as product_emd
 from pipeline import make_dna
 from pipeline.counting.micro_batch import MICRO_BATCH
-from tests.support.repeated_tests import require_time
 
 LAYERS = Layers(("first", "second"), (3, 5))
 
@@ -336,7 +335,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_study_of_changes_runs_on_few_images(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_time()
     unit, change, _ = changes.CHANGES["brightness"]
     monkeypatch.setattr(changes, "CHANGES", {"brightness": (unit, change, (0.001, 3.0))})
     result = changes.study(16, cache / "photos", nulls=20, deals=10)
@@ -353,7 +351,6 @@ def test_the_study_of_changes_runs_on_few_images(
 def test_the_study_of_selection_runs_on_few_images(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_time()
     few = {name: selection.DOMAINS[name] for name in ("white", "dark", "photos", "blur")}
     monkeypatch.setattr(selection, "DOMAINS", few)
     result = selection.study(4, 2, cache)
@@ -368,7 +365,6 @@ def test_the_study_of_selection_runs_on_few_images(
 def test_the_study_of_realism_runs_on_few_images(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_time()
     monkeypatch.setattr(realism, "BOOTSTRAPS", 10)
     looked: dict[str, Any] = {}
     original = realism.look
@@ -391,7 +387,6 @@ def test_the_study_of_realism_runs_on_few_images(
 def test_the_study_of_lenses_runs_on_few_images(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_time()
     few = {name: lenses.ATTRIBUTES[name] for name in ("dark-2", "grey", "blur-4")}
     monkeypatch.setattr(lenses, "ATTRIBUTES", few)
     monkeypatch.setattr(lenses, "BINS", 50)
@@ -439,7 +434,6 @@ def test_the_rest_of_an_attribute_shrinks_with_the_images_it_is_scored_on() -> N
 def test_the_study_of_retrieval_runs_on_few_images(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_time()
     few = {"black frame": retrieval.SOUGHT["black frame"]}
     monkeypatch.setattr(retrieval, "SOUGHT", few)
     monkeypatch.setattr(retrieval, "DOMAINS", ("textures", "cut-outs"))

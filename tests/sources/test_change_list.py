@@ -34,7 +34,6 @@ from pipeline.sources import (
 )
 from tests.sources.test_inventory import report, rows_of
 from tests.support.archives import tar_bytes
-from tests.support.repeated_tests import require_time
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -167,7 +166,6 @@ def test_a_change_list_gives_what_a_full_listing_gives(**drawn: Any) -> None:
 @settings(max_examples=MANY)
 @histories
 def test_long_histories_of_change_lists(**drawn: Any) -> None:
-    require_time()
     follow(**drawn)
 
 
@@ -232,7 +230,6 @@ def test_a_change_list_of_a_table_gives_what_the_whole_table_gives(**drawn: Any)
 @settings(max_examples=MANY)
 @tables
 def test_long_histories_of_changed_tables(**drawn: Any) -> None:
-    require_time()
     follow_table(**drawn)
 
 

@@ -1,4 +1,7 @@
-"""Chooses which long tests run of those that can be left out, as they repeat one thing often."""
+"""Chooses which long tests run of those that can be left out, as they repeat one thing often.
+
+A plugin of pytest.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def time_is_short() -> bool:
     return SECONDS in os.environ and not all_are_asked_for()
 
 
-def require_time() -> None:
-    """Skips the test that calls it if the time for such tests is over, as on a slow machine."""
-    if time_is_short() and time.monotonic() - _BEGAN > float(os.environ[SECONDS]):
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves a test out if it can be left out, and the time for such tests is over."""
+    marks = {mark.name for mark in item.iter_markers()}
+    if not time_is_short() or item.path.name not in COME_LAST or "soak" not in marks:
+        return
+    if "essential" not in marks and time.monotonic() - _BEGAN > float(os.environ[SECONDS]):
         pytest.skip(f"the {os.environ[SECONDS]} s for tests like this one are over")

@@ -12,13 +12,10 @@ import pytest
 
 from benchmarks import suite
 from tests.support.builders import write_photos
-from tests.support.repeated_tests import require_time
 
 
-def result_of(*command: str, always: bool = False) -> Any:
-    """Returns what a benchmark prints. It may be left out if time is short, unless it is stated."""
-    if not always:
-        require_time()
+def result_of(*command: str) -> Any:
+    """Returns what a benchmark prints."""
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -67,8 +64,9 @@ def test_ratios_of_benchmarks_that_did_not_run_stay() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.essential
 def test_the_benchmark_of_gpus_runs_dry_and_finds_equal_counts() -> None:
-    result = result_of("benchmarks.gpu", "--dry-run", always=True)
+    result = result_of("benchmarks.gpu", "--dry-run")
     assert result["agreement"]["activations"] > 0
     assert result["agreement"]["wrong"] == 0
     assert [row["network"] for row in result["rates"]] == ["efficientnet_lite0"]

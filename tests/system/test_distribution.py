@@ -1,20 +1,27 @@
-"""A run of tests goes on after one of its workers has died."""
+"""A run of tests goes on after a worker has died, names failures, and leaves out what it may."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from tests.support.repeated_tests import SECONDS, require_time
+from tests.support.repeated_tests import COME_LAST, SECONDS
 
 ROOT = Path(__file__).parents[2]
 CONFTEST = """
+from tests.support import repeated_tests
 from tests.support.distribution import FilesOrClusters
+from tests.support.failures import FailuresAtOnce
+
+def pytest_configure(config):
+    config.pluginmanager.register(FailuresAtOnce(config))
+    config.pluginmanager.register(repeated_tests)
+    config.addinivalue_line("markers", "soak:")
+    config.addinivalue_line("markers", "essential:")
 
 def pytest_xdist_make_scheduler(config, log):
     return FilesOrClusters(config, log)
@@ -79,17 +86,35 @@ def test_a_file_that_was_edited_meanwhile_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_skipped"),
-    [({}, False), ({SECONDS: "0"}, True), ({SECONDS: "9999999"}, False)],
+    ("settings", "said"),
+    [
+        ({}, "4 passed"),
+        ({SECONDS: "0"}, "3 passed, 1 skipped"),
+        ({SECONDS: "9999999"}, "4 passed"),
+        ({SECONDS: "0", "VDNA_TEST_HISTORIES": "all"}, "4 passed"),
+    ],
 )
 def test_repeated_tests_begin_in_their_time_or_are_skipped(
-    settings: dict[str, str], is_skipped: bool, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (SECONDS, "VDNA_TEST_HISTORIES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(pytest.skip.Exception) if is_skipped else nullcontext():
-        require_time()
-    monkeypatch.setenv("VDNA_TEST_HISTORIES", "all")
-    require_time()
+    soak, essential = "@pytest.mark.soak\n", "@pytest.mark.essential\n"
+    tests = "import pytest\n{soak}def test_long(): pass\n"
+    (tmp_path / "test_any.py").write_text(tests.format(soak=soak))
+    (tmp_path / COME_LAST[-1]).write_text(
+        tests.format(soak=soak)
+        + "def test_quick(): pass\n"
+        + soak
+        + essential
+        + "def test_promise(): pass\n"
+    )
+    assert run(tmp_path, 1).stdout.splitlines()[-1].startswith(said)
+
+
+def test_a_test_that_fails_is_named_before_the_end(tmp_path: Path) -> None:
+    (tmp_path / "test_file.py").write_text("def test_fails(): assert 1 == 2, 'never'\n")
+    told = run(tmp_path, 1).stdout.partition("= FAILURES =")[0]
+    assert "FAILED test_file.py::test_fails (call): AssertionError: never" in told

@@ -43,7 +43,7 @@ from pipeline.spec import LAYER_GAUSSIAN, Resources
 from pipeline.storage import objects, store_checks
 from tests.support import tiny_network as tiny
 from tests.support.killer import Killed
-from tests.support.repeated_tests import chosen, require_time
+from tests.support.repeated_tests import chosen
 from tests.support.tiny_network import Oracle, Picture, Place, Truth
 
 RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
@@ -655,7 +655,6 @@ def test_each_image_counts_once_in_long_schedules(
     tmp_path: Path, place: Place, oracle: Oracle, seed: int
 ) -> None:
     """They are long, because their ends take longer than their steps."""
-    require_time()
     run_schedule(seed, tmp_path, place, oracle, 4, 12)
 
 
@@ -716,6 +715,7 @@ def test_a_build_killed_at_some_writes_is_completed_by_reruns(
     assert 2 <= deaths(place, oracle, tmp_path, 35, first, random.Random(1)) <= 4
 
 
+@pytest.mark.essential
 @pytest.mark.soak
 def test_a_build_killed_at_every_write_is_completed_by_reruns(
     place: Place, oracle: Oracle, tmp_path: Path

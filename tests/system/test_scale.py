@@ -42,7 +42,6 @@ from pipeline.storage import Stored, objects
 from tests.golden.handmade import entries
 from tests.support import tiny_network
 from tests.support.chaos import answers
-from tests.support.repeated_tests import require_time
 
 PARTS = command.kept_parts()
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -452,7 +451,6 @@ def test_a_check_states_the_largest_error_of_each_kind(
 def test_all_parts_can_be_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_time()
     monkeypatch.setenv("BENCHMARK_SHARE", "0.02")
     place = tmp_path / "parts.json"
     run(capsys, "--measure", "--parts", str(place))
@@ -499,6 +497,7 @@ def test_a_request_that_the_server_fails_is_counted_once(
     assert proxy.injected == 2
 
 
+@pytest.mark.essential
 @pytest.mark.soak  # it builds 112 shards through a server of S3
 def test_requests_of_a_real_build_are_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a build in this process are predicted above, to the last."""
