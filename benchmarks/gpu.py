@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --dry-run
 
 Weights are random, so nothing is downloaded. Each network's ranges reach from its least to its
-greatest activation on random pixels. The result has six parts
+greatest activation on random pixels. The result has seven parts
 (`--out` keeps those that are measured):
 
     agreement   the kernel against the CPU's, on the same activations: how many counts, minima and
@@ -18,13 +18,19 @@ greatest activation on random pixels. The result has six parts
                 pass alone, started kernel by kernel (`eager`) and replayed from a CUDA graph
                 (`forward`); then, replayed, with all that a build does after that (counting, and
                 the moments of the means); and with the images of 500 x 400 travelling to the GPU,
-                as in a build; the share of the latter; how often the thread that feeds the GPU had
-                to wait for it; and the most bytes of the GPU that torch held for an image, beside
-                the estimate that the default number of images is chosen by. A replay that differs
-                from the eager pass in any bit ends the script
+                as in a build; the share of the latter; how many milliseconds an image takes for the
+                forward pass, and how many more for counting and for travelling; how often the
+                thread that feeds the GPU had to wait for it (it never may); and the most bytes of
+                the GPU that torch held for an image, beside the estimate that the default number of
+                images is chosen by. A replay that differs from the eager pass in any bit ends the
+                script
     files       images/s of the embedded network from JPEG files of 500 x 400 to a DNA, all that
                 `make_dna` does; and how far the DNA is from the CPU's: the share of activations in
                 another bin, and the distance in bins
+    build       the same files by `vdna build` in one process, with cells of 128 images: images/s
+                without its start and commit; how many milliseconds an image takes of the threads
+                that fetch, decode, and run the network; in which share of the time the thread that
+                feeds the GPU had no images; and how many of the counts differ from those of `files`
     decoding    images/s of one CPU core, from the demo's photographs as JPEG files of three sizes:
                 decoded only, decoded for a GPU, and decoded and resized; and how many cores keep
                 the GPU fed with those of 500 x 400
@@ -33,7 +39,8 @@ greatest activation on random pixels. The result has six parts
                 pixels differ, at most and on average
 
 A network that fails, for lack of memory or because of its graph, has its error in its row, and the
-others are measured. The script then exits with 1, as where counts or pixels differ.
+others are measured. The script then exits with 1, as where counts or pixels differ, or where the
+GPU was waited for.
 
 Standard error ends with a table for people. `--dry-run` does the same on a CPU, with the
 smallest network and Triton's interpreter: it checks the script, and its times say nothing.
@@ -52,11 +59,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import measure
+
+if TYPE_CHECKING:
+    from pipeline import DNA
 
 NETWORKS = (
     "efficientnet_lite0",
@@ -227,6 +237,7 @@ def rate(
     fed = rated(lambda: count(feed(decoded)))
     with waits(device) as seen:
         counts.count(extractor, feed(decoded))
+    forward_ms, both_ms, fed_ms = (1000 / each for each in (forward, both, fed))
     return {
         "neurons": spec.neurons,
         "eager": eager,
@@ -234,6 +245,11 @@ def rate(
         "with_counting": both,
         "with_feeding": fed,
         "ratio": round(fed / forward, 3),
+        "milliseconds": {
+            "forward": round(forward_ms, 4),
+            "counting": round(both_ms - forward_ms, 4),
+            "feeding": round(fed_ms - both_ms, 4),
+        },
         "waits": len(seen),
         "bytes_per_image": peak,
         "estimated_bytes": bytes_per_image(network),
@@ -258,20 +274,22 @@ def waits(device: str) -> Iterator[list[str]]:
             seen += [str(each.message) for each in caught if "synchroniz" in str(each.message)]
 
 
-def files(device: str, copies: int, folder: Path) -> dict[str, float]:
-    """A whole DNA on the device, from files, beside that of the CPU."""
+def written(folder: Path, copies: int) -> Path:
+    """A folder with so many copies of each JPEG file of 500 x 400."""
+    place = folder / f"copies-{copies}"
+    if not place.exists():
+        place.mkdir()
+        for number in range(copies):
+            for at, data in enumerate(jpegs(folder)["500x400"]):
+                (place / f"{number:04d}-{at:02d}.jpg").write_bytes(data)
+    return place
+
+
+def files(device: str, copies: int, folder: Path) -> tuple[dict[str, float], DNA]:
+    """A whole DNA on the device, from files, beside that of the CPU; and that DNA."""
     from pipeline import emd, make_dna
 
-    place = folder / "files"
-    place.mkdir()
-    contents = jpegs(folder)["500x400"]
-    for number in range(copies):
-        for at, data in enumerate(contents):
-            (place / f"{number:04d}-{at:02d}.jpg").write_bytes(data)
-    few = folder / "few"
-    few.mkdir()
-    for at, data in enumerate(contents):
-        (few / f"{at:02d}.jpg").write_bytes(data)
+    few, place = written(folder, 1), written(folder, copies)
     make_dna(few, device=device)  # records the graph, and compiles the kernels
     started = time.perf_counter()
     there = make_dna(place, device=device)
@@ -279,11 +297,49 @@ def files(device: str, copies: int, folder: Path) -> dict[str, float]:
     here = make_dna(few, device="cpu")
     there_of_few = make_dna(few, device=device)
     moved = np.abs(np.cumsum(there_of_few.counts - here.counts, axis=1)).sum()
-    return {
+    result = {
         "images": there.images,
         "images_a_second": round(there.images / took, 1),
         "moved": float(moved / here.counts.sum()),
         "emd": float(emd(there_of_few, here)),
+    }
+    return result, there
+
+
+def build(device: str, copies: int, folder: Path, expected: DNA) -> dict[str, Any]:
+    """The same files by builds in this process, which keep cells; their stages and pauses.
+
+    A build of 16 images is taken off: so the start, the commit and their images do not count.
+    """
+    from pipeline.building import Request, build_datasets
+    from pipeline.catalogue import Catalogue
+    from pipeline.counting.stage_clock import StageMeter
+    from pipeline.engine import InProcess
+    from pipeline.spec import Resources
+
+    resources = Resources(workers=0, gpus_per_worker=1 if device == "cuda" else 0)
+
+    def timed_build(name: str, many: int) -> tuple[DNA, float, dict[str, float]]:
+        catalogue = Catalogue(str(folder / name))
+        request = Request("files", str(written(folder, many)), cell_images=128)
+        meter, began = StageMeter(), time.perf_counter()
+        build_datasets(catalogue, [request], InProcess(), resources)
+        took, spent = time.perf_counter() - began, meter.read()
+        return catalogue.load("files"), took, spent
+
+    timed_build("first", 1)  # imports what a build needs
+    of_few, start, spent_by_few = timed_build("few", 1)
+    dna, took, spent = timed_build("all", copies)
+    images, few = dna.images, of_few.images
+    differing = (dna.counts != expected.counts).sum()
+    more, seconds = images - few, took - start
+    busy = {stage: spent[stage] - spent_by_few[stage] for stage in spent}
+    return {
+        "images": images,
+        "images_a_second": round(more / seconds, 1),
+        "milliseconds": {stage: round(1000 * of / more, 3) for stage, of in busy.items()},
+        "share_without_images": round(1 - busy["network"] / seconds, 3),
+        "counts_that_differ": int(differing),
     }
 
 
@@ -411,7 +467,10 @@ def main() -> None:
             except Exception as error:  # the other rows took minutes, and are still worth having
                 rates.append(row | {"error": f"{type(error).__name__}: {error}"})
             keep()
-        result["files"] = files(device, 1 if chosen.dry_run else 256, folder)
+        copies = 2 if chosen.dry_run else 256
+        result["files"], dna = files(device, copies, folder)
+        keep()
+        result["build"] = build(device, copies, folder, dna)
         keep()
         result["decoding"] = decoding(seconds, folder)
         result["nvjpeg"] = nvjpeg(device, seconds, folder)
@@ -419,9 +478,9 @@ def main() -> None:
     a_core = result["decoding"]["500x400"]["for_gpu"]
     lines = [
         "| network | precision | at a time | eager, images/s | by a graph | counted | fed | share "
-        "| decode cores |"
+        "| ms: forward | counting | feeding | waits | decode cores |"
     ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    lines.append("|---" * 13 + "|")
     for row in rates:
         if "error" in row:
             lines.append(
@@ -433,17 +492,21 @@ def main() -> None:
             f"| {row['network']} | {row['precision']} | {row['micro_batch']} | "
             f"{row['eager']:,.0f} | {row['forward']:,.0f} | "
             f"{row['with_counting']:,.0f} | {row['with_feeding']:,.0f} | {row['ratio']:.2f} | "
-            f"{row['decode_cores']:.0f} |"
+            f"{' | '.join(f'{ms:.3f}' for ms in row['milliseconds'].values())} | "
+            f"{row['waits']} | {row['decode_cores']:.0f} |"
         )
     wrong, apart = result["agreement"]["wrong"], result["feeding"]["worst_grey_levels"]
-    whole = result["files"]
+    whole, build_of_it = result["files"], result["build"]
+    stages = ", ".join(f"{stage} {ms} ms" for stage, ms in build_of_it["milliseconds"].items())
     told = (
         f"{result['device']}: {wrong} counts differ, and images by {apart:.1e} grey levels; "
         f"from {whole['images']} files, {whole['images_a_second']:,.0f} images/s of the embedded "
-        f"network, whose DNA is {whole['emd']:.1e} bins from the CPU's"
+        f"network, whose DNA is {whole['emd']:.1e} bins from the CPU's; by a build with cells "
+        f"{build_of_it['images_a_second']:,.0f} images/s ({stages} an image of their threads; "
+        f"{build_of_it['share_without_images']:.0%} of the time without images)"
     )
     measure.emit(result, "\n".join([told, *lines]))
-    if wrong or apart > MOST_APART or any("error" in row for row in rates):
+    if wrong or apart > MOST_APART or any("error" in row or row["waits"] for row in rates):
         raise SystemExit(1)
 
 

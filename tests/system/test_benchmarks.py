@@ -74,6 +74,10 @@ def test_the_benchmark_of_gpus_runs_dry_and_finds_equal_counts() -> None:
     assert all(row["with_feeding"] > 0 for row in result["rates"])
     assert 0 < result["feeding"]["worst_grey_levels"] < 1e-4
     assert result["feeding"]["500x400"] > 0
+    assert [row["waits"] for row in result["rates"]] == [0]
+    assert set(result["rates"][0]["milliseconds"]) == {"forward", "counting", "feeding"}
+    assert set(result["build"]["milliseconds"]) == {"fetch", "decode", "network"}
+    assert (result["build"]["images"], result["build"]["counts_that_differ"]) == (32, 0)
     assert all(rate > 0 for size in result["decoding"].values() for rate in size.values())
 
 
