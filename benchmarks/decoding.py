@@ -7,7 +7,9 @@ are large enough: scaled down to each size, and saved as JPEGs of quality 90. On
 it, with the allocator's settings of a worker.
 Rows, as images a second and as multiples of what `full` decodes:
 
-    pil            Pillow alone, in full: what every exact path has to pay
+    pil            Pillow alone, in full
+    simplejpeg     libjpeg-turbo alone, as the package simplejpeg brings it
+    torchvision    torchvision's decoder alone
     full           decoded in full, and resized as the reference does (the default)
     fast           decoded in full, with --resize fast
     scaled         --jpeg scaled
@@ -15,6 +17,12 @@ Rows, as images a second and as multiples of what `full` decodes:
 
 With `--dna`, the rows' DNAs of the same images are compared with that of `full`, by the embedded
 network, beside the distance of the two halves of `full`: what the choice of images alone makes.
+
+`apart` has the most grey levels by which any pixel of the other decoders differs from Pillow's.
+`resize_ns` is what the resize takes of a core for each pixel of the input, in nanoseconds. Pixels
+of small images are still in the cache when they are resized, and those of large ones are not: so
+the difference of the two is the most that a resize could save which begins while strips of the
+image are still decoded.
 """
 
 from __future__ import annotations
@@ -31,13 +39,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import simplejpeg
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks import corpora
 from pipeline.counting.allocator import keep_memory
-from pipeline.images import load
-from pipeline.networks import describe
+from pipeline.images import load, prepare
+from pipeline.networks import Network, describe
 from pipeline.spec import Preprocess
 
 QUALITY = 90
@@ -76,10 +88,37 @@ def rate(data: Sequence[bytes], work: Callable[[bytes], object], seconds: float)
     return images / spent
 
 
-def in_full(data: bytes) -> None:
+def by_pillow(data: bytes) -> NDArray[np.uint8]:
     """What Pillow does of a JPEG by itself."""
     with Image.open(io.BytesIO(data)) as image:
-        image.load()
+        return np.asarray(image)
+
+
+def by_simplejpeg(data: bytes) -> NDArray[np.uint8]:
+    """What libjpeg-turbo does."""
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
+    return pixels
+
+
+def by_torchvision(data: bytes) -> NDArray[np.uint8]:
+    """What torchvision's decoder does, rows side by side in memory."""
+    # It warns of memory that cannot be written.
+    planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    pixels: NDArray[np.uint8] = planes.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+DECODERS = {"pil": by_pillow, "simplejpeg": by_simplejpeg, "torchvision": by_torchvision}
+
+
+def apart(data: Sequence[bytes]) -> dict[str, int]:
+    """The most grey levels between a pixel of each other decoder and Pillow's."""
+    most = dict.fromkeys(DECODERS.keys() - {"pil"}, 0)
+    for each in data:
+        expected = by_pillow(each).astype(np.int16)
+        for name in most:
+            most[name] = max(most[name], int(np.abs(DECODERS[name](each) - expected).max()))
+    return most
 
 
 def rates(data: Sequence[bytes], seconds: float) -> dict[str, Any]:
@@ -87,14 +126,33 @@ def rates(data: Sequence[bytes], seconds: float) -> dict[str, Any]:
     keep_memory()
     torch.set_num_threads(1)
     network = describe("efficientnet_lite0")
-    found = {"pil": rate(data, in_full, seconds)}
+    found = {name: rate(data, decoder, seconds) for name, decoder in DECODERS.items()}
     for name, options in RULES.items():
-        rule = Preprocess(network.height, network.width, network.mean, network.std, **options)
-        found[name] = rate(data, partial(load, rule=rule), seconds)
+        found[name] = rate(data, partial(load, rule=network_rule(network, **options)), seconds)
     return {
         "images_per_second": {name: round(value, 1) for name, value in found.items()},
         "ratio": {name: round(value / found["full"], 2) for name, value in found.items()},
+        "apart": apart(data),
+        "resize_ns": round(resize_time(data, network_rule(network), seconds), 2),
     }
+
+
+def resize_time(data: Sequence[bytes], rule: Preprocess, seconds: float) -> float:
+    """Nanoseconds of a core for each pixel that is resized right after it was decoded."""
+    spent, pixels = 0.0, 0
+    while spent < seconds:
+        for each in data:
+            decoded = by_pillow(each)
+            began = time.process_time()
+            prepare(decoded, rule)
+            spent += time.process_time() - began
+            pixels += decoded.shape[0] * decoded.shape[1]
+    return 1e9 * spent / pixels
+
+
+def network_rule(network: Network, **options: Any) -> Preprocess:
+    """How images become the network's input."""
+    return Preprocess(network.height, network.width, network.mean, network.std, **options)
 
 
 def distances(data: Sequence[bytes]) -> dict[str, float]:
@@ -111,8 +169,8 @@ def distances(data: Sequence[bytes]) -> dict[str, float]:
         first, second = (make_dna(half) for half in halves)
     full = dnas.pop("full")
     # A comparison refuses specs that differ. Here their difference is what is measured.
-    apart = {name: emd(full, replace(dna, spec=full.spec)) for name, dna in dnas.items()}
-    found = {"halves": emd(first, second), **apart}
+    moved = {name: emd(full, replace(dna, spec=full.spec)) for name, dna in dnas.items()}
+    found = {"halves": emd(first, second), **moved}
     return {name: round(float(distance), 5) for name, distance in found.items()}
 
 

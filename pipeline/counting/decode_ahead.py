@@ -46,7 +46,7 @@ RUN_IMAGES = 128
 RUN_FILE_BYTES = 64 * 2**20
 """How many bytes the files of a run have at most, unless it is a single one."""
 
-DECODERS = ("numba", "numpy", "pillow", "torch", "torchvision", "vdna-pipeline")
+DECODERS = ("numba", "numpy", "pillow", "simplejpeg", "torch", "torchvision", "vdna-pipeline")
 """The libraries that decide pixels, and this package."""
 
 MOST_RUNS = 64

@@ -72,7 +72,7 @@ def numerics(
     Returns:
         What may change the rounding of a count.
     """
-    libraries = ["numba", "numpy", "pillow", "timm", "torch", "torchvision"]
+    libraries = ["numba", "numpy", "pillow", "simplejpeg", "timm", "torch", "torchvision"]
     if backend == "openvino":
         libraries.insert(2, backend)
     told = precision == "bf16" and device == "cpu"

@@ -26,9 +26,10 @@ If the rule's `jpeg` says so, a JPEG much larger than the network's input is dec
 1/8 of its size, from fewer coefficients of its cosine transform.
 
 A decoder of the user's own (`pipeline.images.decoders`) may take the place of PIL and of this rule.
-The built-in decoder `nvjpeg` takes PIL's place for most JPEGs, and keeps the rule.
+The built-in decoder `nvjpeg` takes PIL's place for most JPEGs, and keeps the rule. Where it is not
+asked for, libjpeg-turbo takes that place, and makes PIL's pixels.
 
-Decoding (PIL) and resizing (numba) release Python's lock, so that threads scale. Memory is bounded:
+Decoding and resizing (numba) release Python's lock, so that threads scale. Memory is bounded:
 large images share `ROOM`, and are converted and resized in strips, without copies of the whole.
 docs/hostile.md says what becomes of which hostile file.
 """
@@ -68,8 +69,9 @@ from pipeline.images.colours import (
     states_transparency,
 )
 from pipeline.images.decoders import Pixels, own_decoder
-from pipeline.images.nvjpeg import is_nvjpeg, pixels_by_nvjpeg, takes
+from pipeline.images.nvjpeg import is_nvjpeg, pixels_by_nvjpeg
 from pipeline.images.signatures import blame
+from pipeline.images.turbo_jpeg import is_plain, pixels_by_turbo
 from pipeline.spec import COLOUR_RULE, Alpha, Exif, Jpeg, Preprocess
 
 NONDETERMINISTIC: tuple[str, ...] = ("decoder_crashed", "timeout")
@@ -162,11 +164,11 @@ def decode(data: bytes, rule: Preprocess) -> Decoded:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, rule)
             with _room(image.width * image.height):
-                if on_gpu and (pixels := _decode_on_gpu(image, data, rule)) is not None:
-                    return Decoded(pixels)
+                if isinstance(image, JpegImagePlugin.JpegImageFile):
+                    pixels = _decode_plain(image, data, rule, on_gpu)
+                    if pixels is not None:
+                        return Decoded(pixels)
                 scale_colour_key(image, rule.alpha)
-                if rule.jpeg == "scaled" and isinstance(image, JpegImagePlugin.JpegImageFile):
-                    _scale_decoder(image, rule)
                 _load(image, data)
                 _check_size(image, rule)  # an ICO's directory may lie about the image in it
                 return pixels_of(image, rule.exif, rule.alpha)
@@ -192,12 +194,25 @@ def _load(image: Image.Image, data: bytes) -> None:
             file_damage.require_png_rows(data, start)
 
 
-def _decode_on_gpu(image: Image.Image, data: bytes, rule: Preprocess) -> Pixels | None:
-    """Decodes a JPEG by nvJPEG, upright; returns None for what it does not read, or is damaged."""
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or not takes(image):
-        return None
-    pixels = pixels_by_nvjpeg(data) if file_damage.has_jpeg_end(data) else None
-    if pixels is None or pixels.shape != (image.height, image.width, 3):
+def _decode_plain(
+    image: JpegImagePlugin.JpegImageFile, data: bytes, rule: Preprocess, on_gpu: bool
+) -> Pixels | None:
+    """Decodes a plain JPEG by nvJPEG, or else by libjpeg-turbo, without PIL.
+
+    If PIL's decoder shall scale it down, this is prepared.
+
+    Returns:
+        The pixels, upright; None for what PIL is to decode.
+    """
+    size = image.size
+    can_be_whole = is_plain(image) and file_damage.has_jpeg_end(data)
+    pixels = pixels_by_nvjpeg(data) if on_gpu and can_be_whole else None
+    if pixels is None:
+        if rule.jpeg == "scaled":
+            _scale_decoder(image, rule)
+        if can_be_whole and image.size == size:
+            pixels = pixels_by_turbo(data)
+    if pixels is None or pixels.shape != (*size[::-1], 3):
         return None
     orientation = _orientation(image) if rule.exif == "apply" else 1
     if orientation == 1:

@@ -16,7 +16,7 @@ import re
 import threading
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,10 @@ from pipeline.images.file_damage import first_scan
 from pipeline.spec import Preprocess
 from pipeline.wording import option
 
-if TYPE_CHECKING:
-    from PIL.JpegImagePlugin import JpegImageFile
-
 NVJPEG = "nvjpeg"
 """The decoder's name."""
 
 LIBRARY = "torchcodec"
-
-YCBCR = (1, 2, 3)
-"""What the components of a JPEG are called that are not of another colour space."""
 
 _EXIF = re.compile(rb"\xff\xe1(?=..Exif)", re.DOTALL)
 
@@ -97,14 +91,6 @@ def require_nvjpeg(stated: str) -> None:
 def without_nvjpeg(rule: Preprocess) -> Preprocess:
     """Returns a rule that shows the same images where there may be no GPU."""
     return replace(rule, decoder=None) if is_nvjpeg(rule.decoder) else rule
-
-
-def takes(image: JpegImageFile) -> bool:
-    """Whether nvJPEG reads a JPEG as the standard decoder does, but for rounding."""
-    if image.mode == "L":
-        return True
-    names = tuple(component[0] for component in image.layer)
-    return image.mode == "RGB" and names == YCBCR and image.info.get("adobe_transform") != 0
 
 
 def pixels_by_nvjpeg(data: bytes, device: str = "cuda") -> NDArray[np.uint8] | None:

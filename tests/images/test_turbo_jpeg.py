@@ -1,0 +1,113 @@
+"""libjpeg-turbo takes PIL's place for most JPEGs, and no pixel and no reason changes by it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.errors import BadImage
+from pipeline.images import decode, decoding
+from pipeline.images.turbo_jpeg import pixels_by_turbo
+from pipeline.spec import Preprocess
+from tests.support.builders import photo
+
+RULE = Preprocess(4, 4, (0.5,) * 3, (0.5,) * 3)
+ORIENTATION = 274
+SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+
+
+def saved(image: Image.Image, **how: object) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", **how)  # type: ignore[arg-type]  # as PIL names them
+    return sink.getvalue()
+
+
+def outcome(data: bytes, rule: Preprocess = RULE) -> tuple[object, ...]:
+    """The pixels, or why there are none."""
+    try:
+        pixels = decode(data, rule).pixels
+    except BadImage as bad:
+        return bad.reason, str(bad)
+    return pixels.shape, pixels.tobytes()
+
+
+def by_pil(data: bytes, rule: Preprocess = RULE) -> tuple[object, ...]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "pixels_by_turbo", lambda data: None)
+        return outcome(data, rule)
+
+
+@st.composite
+def jpegs(draw: st.DrawFn) -> bytes:
+    """JPEGs of photographs and of noise, of all kinds that PIL writes."""
+    width, height = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    if draw(st.booleans()):
+        image = photo(draw(st.integers(0, 20))).resize((width, height))
+    else:
+        rng = np.random.default_rng(draw(st.integers(0, 9)))
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    if draw(st.integers(0, 4)) == 0:
+        image = image.convert("L")
+    exif = Image.Exif()
+    exif[ORIENTATION] = draw(st.integers(1, 8))
+    colour = image.mode == "RGB"
+    return saved(
+        image,
+        quality=draw(st.integers(1, 100)),
+        progressive=draw(st.booleans()),
+        optimize=draw(st.booleans()),
+        restart_marker_blocks=draw(st.integers(0, 3)),
+        exif=exif,
+        **({"subsampling": draw(st.sampled_from(SUBSAMPLINGS))} if colour else {}),
+    )
+
+
+@given(jpegs(), st.sampled_from(["apply", "ignore"]), st.sampled_from(["full", "scaled"]))
+def test_pixels_are_those_of_pil(data: bytes, exif: str, jpeg: str) -> None:
+    rule = replace(RULE, exif=exif, jpeg=jpeg)
+    assert pixels_by_turbo(data) is not None
+    assert outcome(data, rule) == by_pil(data, rule)
+
+
+@given(jpegs(), st.data())
+def test_what_becomes_of_a_damaged_file_is_what_pil_makes_of_it(
+    data: bytes, drawn: st.DataObject
+) -> None:
+    """Bytes are changed, cut out, or cut off."""
+    start = drawn.draw(st.integers(0, len(data)))
+    stop = drawn.draw(st.integers(start, min(len(data), start + 40)))
+    instead = drawn.draw(st.binary(max_size=40))
+    damaged = data[:start] + instead + data[stop:]
+    assert outcome(damaged) == by_pil(damaged)
+    assert outcome(data[:start]) == by_pil(data[:start])
+
+
+@pytest.mark.parametrize("colours", ["422", "420", "440", "411", "444"])
+def test_colours_of_every_resolution_are_those_of_pil(colours: str) -> None:
+    """PIL writes three of these; cameras write all."""
+    for width, height in ((37, 41), (64, 64), (1, 5), (200, 3)):
+        pixels = np.asarray(photo(2, width, height))
+        data = simplejpeg.encode_jpeg(pixels, colorsubsampling=colours)
+        assert pixels_by_turbo(data) is not None
+        assert outcome(data) == by_pil(data)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB"])
+def test_other_colour_spaces_are_left_to_pil(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JPEG whose components are red, green and blue; and those of printers."""
+    image = photo(1)
+    data = saved(image.convert(mode), **({"keep_rgb": True} if mode == "RGB" else {}))
+    monkeypatch.setattr(decoding, "pixels_by_turbo", lambda data: pytest.fail("was asked"))
+    assert decode(data, RULE).pixels.shape == (*photo(1).size[::-1], 3)
+
+
+def test_pil_is_asked_for_no_pixel_of_a_plain_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_load", lambda *_: pytest.fail("was asked"))
+    assert decode(saved(photo(1)), RULE).pixels.shape == (*photo(1).size[::-1], 3)
