@@ -29,7 +29,7 @@ test-busy: $(SETUP)-test
 	$(MAKE) test
 
 # First alone: nodes that die by the clock, and must have worked before. It prints what went wrong.
-# Then two of three workers begin with the other tests of clusters, which wait half of the time.
+# Then two of three workers begin with the longest tests of clusters, which wait half of the time.
 # Tests that can be left out come last: as many begin as this time allows (CONTRIBUTING.md).
 soak: export VDNA_TEST_SECONDS ?= 1500
 soak: STORM := tests/engine/test_chaos.py

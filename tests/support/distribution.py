@@ -8,12 +8,9 @@ from pathlib import Path
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-CLUSTERS = {
-    "workers": ("ray_engine", "kills", "ray_jobs"),
-    "nodes": ("elastic", "autoscaler", "chaos", "ray_decoding"),
-}
-"""Files whose long tests start clusters of many processes: those of a group run one after another,
-so that no more than two clusters of these run at a time."""
+CLUSTERS = {"nodes": ("elastic", "autoscaler", "chaos", "ray_decoding")}
+"""Files whose long tests start clusters of many nodes: those of a group run one after another, so
+that no more than one such cluster runs at a time."""
 
 GROUPS = {f"test_{name}.py": group for group, names in CLUSTERS.items() for name in names}
 

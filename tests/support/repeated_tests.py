@@ -15,11 +15,15 @@ COME_LAST = tuple(
     f"test_{name}.py"
     for name in (
         *("histories", "table_histories", "change_list", "intervals"),
-        *("scale", "benchmarks", "notebooks", "experiments"),
+        *("agreement", "networks", "moments", "tiles", "ranking", "calibration", "browser"),
+        *("images_metric", "run_logs", "lake_tables", "own_network_example", "sample_photos"),
+        *("scale", "benchmarks", "notebooks", "experiments", "drift_experiment"),
     )
 )
-"""The files whose long tests repeat one thing very often, or run what is beside the product: its
-model, benchmarks, notebooks and studies. Where time is short, they come last, in this order."""
+"""The files whose long tests repeat one thing very often, or try one network, table or tool after
+another, or run what is beside the product: its model, benchmarks, notebooks and studies. None of
+them tests what becomes of an image where something dies. Where time is short, they come last, in
+this order."""
 
 SECONDS = "VDNA_TEST_SECONDS"
 """Names how many seconds after the start of a run such tests may begin."""
