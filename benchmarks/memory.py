@@ -1,11 +1,14 @@
 """Peak memory of a DNA and of a build by the number of images, with a network that costs nothing.
 
     python -m benchmarks.memory [--images 1000 10000 100000] [--planned 100000 1000000 3000000]
+                                [--shard-images 31]
 
 Each row is a process of its own. `make_dna` takes a dataset in memory that makes each image when it
 is asked for. `build` counts, reduces and commits the same images out of Parquet files of 10,000
 rows. Their networks have seven neurons, and their images 32 x 32 pixels, so that only what is kept
 for each image can grow. `plan` lists and plans such files, without images, as a build does first.
+A dataset of more images has larger shards, and a shard under way takes memory for each of its
+images. `--shard-images` keeps the shards of builds alike, so that only their number grows.
 The peak is the process's resident memory, shared pages once.
 """
 
@@ -110,7 +113,7 @@ def options_in(folder: Path) -> dict[str, Any]:
     return {"extractor": NAME, "weights": str(weights), "ranges": str(ranges)}
 
 
-def _child(which: str, images: int, source: str) -> dict[str, Any]:
+def _child(which: str, images: int, source: str, shard_images: int | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         options = options_in(Path(scratch))
         began = time.perf_counter()
@@ -120,7 +123,7 @@ def _child(which: str, images: int, source: str) -> dict[str, Any]:
             entries = Entries(Path(scratch, "entries").as_uri())
             counted = plan(list_source(source), entries=entries).candidates
         else:
-            request = Request("a", source, **options)
+            request = Request("a", source, shard_images=shard_images, **options)
             resources = Resources(workers=0, threads=1)
             (result,) = build_datasets(
                 Catalogue(str(Path(scratch, "dnas"))), [request], InProcess(), resources
@@ -137,12 +140,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--planned", type=int, nargs="+", default=[100_000, 1_000_000, 3_000_000])
+    parser.add_argument("--shard-images", type=int, help="images of a shard of builds, at most")
     arguments = parser.parse_args()
     rows: dict[str, list[dict[str, Any]]] = {"make_dna": [], "build": [], "plan": []}
     with tempfile.TemporaryDirectory() as scratch:
 
         def add(which: str, images: int, source: Path) -> None:
             settings = {"which": which, "images": images, "source": str(source)}
+            settings["shard_images"] = arguments.shard_images
             rows[which].append(measure.run("benchmarks.memory", settings, tuned_malloc=True))
             print(f"{which}: {rows[which][-1]}", file=sys.stderr, flush=True)
 
