@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.images import Decoded
 
 
-TOGETHER = 1 << 15
+IMAGES_AT_ONCE = 1 << 15
 """About how many images are counted without a pause. Their names are in memory: some 16 MB."""
 
 
@@ -171,11 +171,11 @@ def make_dna(
 
 
 def _together(manifest: Manifest) -> Iterator[list[Shard]]:
-    """Yields the shards, as many at a time as have `TOGETHER` images, but for a larger one."""
+    """Yields the shards, as many at a time as have `IMAGES_AT_ONCE` images, but for a larger one."""
     some: list[Shard] = []
     images = 0
     for index, head in enumerate(manifest.heads):
-        if some and images + head.candidates > TOGETHER:
+        if some and images + head.candidates > IMAGES_AT_ONCE:
             yield some
             some, images = [], 0
         some.append(manifest.shards[index])  # read now: the members of all would fill memory

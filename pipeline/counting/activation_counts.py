@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pipeline.counting.device_counts import Counted, DeviceCounts, DeviceRanges
 from pipeline.counting.device_order import Order, order_of
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
+from pipeline.counting.forward_graph import Visit
 from pipeline.counting.histogram import LayerCounts
 from pipeline.dna import Floats, Ranges
 from pipeline.spec import Spec
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
 Means = Callable[[], Floats]
 """Gives the spatial means of a micro-batch, and waits for them if they are on their way."""
-
-
-Visit: TypeAlias = "Callable[[int, torch.Tensor], None]"
-"""Takes the number of a layer and its activations, (images, positions, neurons)."""
 
 
 def count_images(

@@ -26,8 +26,8 @@ If the rule's `jpeg` says so, a JPEG much larger than the network's input is dec
 1/8 of its size, from fewer coefficients of its cosine transform.
 
 A decoder of the user's own (`pipeline.images.decoders`) may take the place of PIL and of this rule.
-The built-in decoder `nvjpeg` takes PIL's place for most JPEGs, and keeps the rule. Where it is not
-asked for, libjpeg-turbo takes that place, and makes PIL's pixels.
+The built-in decoder `nvjpeg` takes PIL's place for most JPEGs, and keeps the rule. Otherwise
+libjpeg-turbo takes that place for most JPEGs, and makes PIL's pixels.
 
 Decoding and resizing (numba) release Python's lock, so that threads scale. Memory is bounded:
 large images share `ROOM`, and are converted and resized in strips, without copies of the whole.
@@ -71,7 +71,7 @@ from pipeline.images.colours import (
 from pipeline.images.decoders import Pixels, own_decoder
 from pipeline.images.nvjpeg import is_nvjpeg, pixels_by_nvjpeg
 from pipeline.images.signatures import blame
-from pipeline.images.turbo_jpeg import is_plain, pixels_by_turbo
+from pipeline.images.turbo_jpeg import is_plain, pixels_by_turbo, suits
 from pipeline.spec import COLOUR_RULE, Alpha, Exif, Jpeg, Preprocess
 
 NONDETERMINISTIC: tuple[str, ...] = ("decoder_crashed", "timeout")
@@ -199,20 +199,20 @@ def _decode_plain(
 ) -> Pixels | None:
     """Decodes a plain JPEG by nvJPEG, or else by libjpeg-turbo, without PIL.
 
-    If PIL's decoder shall scale it down, this is prepared.
+    If PIL is to decode it at a smaller scale, `image` is set up for that.
 
     Returns:
         The pixels, upright; None for what PIL is to decode.
     """
-    size = image.size
+    width, height = size = image.size
     can_be_whole = is_plain(image) and file_damage.has_jpeg_end(data)
     pixels = pixels_by_nvjpeg(data) if on_gpu and can_be_whole else None
-    if pixels is None:
+    if pixels is None or pixels.shape != (height, width, 3):
         if rule.jpeg == "scaled":
             _scale_decoder(image, rule)
-        if can_be_whole and image.size == size:
-            pixels = pixels_by_turbo(data)
-    if pixels is None or pixels.shape != (*size[::-1], 3):
+        can_be_quick = can_be_whole and image.size == size and suits(image, data)
+        pixels = pixels_by_turbo(data) if can_be_quick else None
+    if pixels is None or pixels.shape != (height, width, 3):
         return None
     orientation = _orientation(image) if rule.exif == "apply" else 1
     if orientation == 1:

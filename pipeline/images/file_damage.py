@@ -19,6 +19,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 JPEG_END = b"\xff\xd9"
 
+JPEG_SCAN = 0xDA
+"""The marker of a scan: pixels follow."""
+
 PIXEL_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Samples a pixel, by the type of colour."""
 
@@ -173,15 +176,20 @@ def has_jpeg_end(data: bytes) -> bool:
 
 def first_scan(data: bytes) -> int:
     """Returns where the pixels of a JPEG begin: what is before may hold another JPEG, whole."""
+    return next((at for marker, at in jpeg_segments(data) if marker == JPEG_SCAN), len(data))
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yields the marker and the place of each segment of a JPEG, up to the first scan."""
     at = 2
     while at + 4 <= len(data):
         marker = data[at + 1]
         if data[at] != 0xFF or marker == 0xFF:
             at += 1
-        elif marker == 0xDA:
-            break
         elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:
             at += 2
         else:
+            yield marker, at
+            if marker == JPEG_SCAN:
+                return
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at

@@ -192,7 +192,7 @@ def test_the_members_of_a_shard_are_read_when_it_is_counted(
     indices: list[int] = []
     monkeypatch.setattr(manifest._ShardReader, "__getitem__", noted)
     monkeypatch.setattr(Counter, "count_each", counted)
-    monkeypatch.setattr("pipeline.building.without_catalogue.TOGETHER", 10)
+    monkeypatch.setattr("pipeline.building.without_catalogue.IMAGES_AT_ONCE", 10)
     images = [np.full((8, 8, 3), value, np.uint8) for value in range(64)]
     dna = make_dna(images, threads=1, **tiny.install(tmp_path).options)  # type: ignore[arg-type]
     assert dna.images == 64

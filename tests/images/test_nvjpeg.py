@@ -27,7 +27,7 @@ from pipeline.errors import BadImage, SpecMismatch, TransientError, UsageError
 from pipeline.images import decoding, nvjpeg, stated_decoder, use_decoder, without_nvjpeg
 from pipeline.images.decoders import register_decoder
 from pipeline.images.decoding import decode
-from pipeline.spec import Preprocess, Resources
+from pipeline.spec import Jpeg, Preprocess, Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo
 from tests.support.own_decoders import flat
@@ -205,13 +205,16 @@ def test_a_jpeg_that_it_refuses_is_decoded_as_ever(
     assert np.array_equal(decode(data, BY_GPU).pixels, decode(data, RULE).pixels)
 
 
+@pytest.mark.parametrize("jpeg", ["full", "scaled"])
 def test_a_jpeg_that_it_takes_for_another_size_is_decoded_as_ever(
-    monkeypatch: pytest.MonkeyPatch,
+    jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = np.zeros((3, 4, 3), np.uint8)
     monkeypatch.setattr(decoding, "pixels_by_nvjpeg", lambda data: other)
     data = saved(photo(1))
-    assert np.array_equal(decode(data, BY_GPU).pixels, decode(data, RULE).pixels)
+    as_ever = decode(data, replace(RULE, jpeg=jpeg)).pixels
+    assert np.array_equal(decode(data, replace(BY_GPU, jpeg=jpeg)).pixels, as_ever)
+    assert (as_ever.shape == (72, 96, 3)) == (jpeg == "full")
 
 
 @pytest.mark.parametrize(

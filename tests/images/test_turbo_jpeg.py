@@ -76,6 +76,60 @@ def test_pixels_are_those_of_pil(data: bytes, exif: str, jpeg: str) -> None:
     assert outcome(data, rule) == by_pil(data, rule)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_files_of_several_pieces_are_as_by_pil(progressive: bool, restarts: int) -> None:
+    """PIL gives its decoder 64 KiB at a time. The file is also tried with each of 20 damages."""
+    rng = np.random.default_rng(5)
+    noise = Image.fromarray(rng.integers(0, 256, (500, 400, 3), np.uint8))
+    data = saved(noise, quality=95, progressive=progressive, restart_marker_rows=restarts)
+    assert len(data) > 2 * 2**16
+    assert pixels_by_turbo(data) is not None
+    assert outcome(data) == by_pil(data)
+    for at in rng.integers(700, len(data), 20):
+        damaged = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+        assert outcome(damaged) == by_pil(damaged)
+
+
+def test_arithmetic_codes_are_left_to_pil() -> None:
+    """PIL refuses those that come in several pieces, and libjpeg-turbo would decode them."""
+    tables = b"\xff\xdb\x00\x43\x00" + b"\x01" * 64
+    frame = b"\xff\xc9\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00"
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    filling = 2**16 - 2 - len(tables + frame + scan)
+    comment = b"\xff\xfe" + (filling - 2).to_bytes(2, "big") + b" " * (filling - 4)
+    data = b"\xff\xd8" + comment + tables + frame + scan + b"\xff\xd9"
+    assert pixels_by_turbo(data) is not None
+    assert outcome(data) == by_pil(data)
+    assert outcome(data)[0] == "corrupt"
+
+
+def test_much_work_for_few_bytes_is_not_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that claims many more pixels than there are bytes for; and very many scans."""
+    small = saved(photo(1))
+    at = small.index(b"\xff\xc0") + 5
+    claims = small[:at] + (9000).to_bytes(2, "big") * 2 + small[at + 4 :]
+    scans = saved(photo(1), progressive=True)
+    first, end = scans.index(b"\xff\xda"), len(scans) - 2
+    again = scans[:end] + scans[scans.index(b"\xff\xda", first + 2) : end] * 10 + scans[end:]
+    expected = [by_pil(data) for data in (claims, again)]
+    monkeypatch.setattr(decoding, "pixels_by_turbo", lambda data: pytest.fail("was asked"))
+    assert [outcome(data) for data in (claims, again)] == expected
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_what_goes_wrong_in_libjpeg_turbo_is_left_to_pil(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error("could not create JPEG decoder")
+
+    data = saved(photo(1))
+    expected = by_pil(data)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", fails)
+    assert outcome(data) == expected
+
+
 @given(jpegs(), st.data())
 def test_what_becomes_of_a_damaged_file_is_what_pil_makes_of_it(
     data: bytes, drawn: st.DataObject
