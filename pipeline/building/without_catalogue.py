@@ -171,7 +171,7 @@ def make_dna(
 
 
 def _together(manifest: Manifest) -> Iterator[list[Shard]]:
-    """Yields the shards, as many at a time as have `IMAGES_AT_ONCE` images, but for a larger one."""
+    """Yields the shards, together as many as have `IMAGES_AT_ONCE` images, or one that has more."""
     some: list[Shard] = []
     images = 0
     for index, head in enumerate(manifest.heads):
