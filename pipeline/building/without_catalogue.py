@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby, islice, takewhile
 from pathlib import Path
@@ -20,13 +21,13 @@ from pipeline.building.counted_way import make_spec, products_of
 from pipeline.building.failure_gate import require_few_failures
 from pipeline.building.memory_images import MemoryImages, MemorySource
 from pipeline.building.request import MemoryOptions, Request
-from pipeline.counting import Counter, choose_backend
+from pipeline.counting import OVERLAP, Counter, choose_backend
 from pipeline.dna import DNA, HeldFolds, Partial
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import describe, find_ranges
 from pipeline.options import takes_options
-from pipeline.sources import Entry, Listing, Manifest, Rules, Shard, list_source, plan
+from pipeline.sources import Entry, Listing, Rules, list_source, plan
 from pipeline.spec import BackendChoice, Resources
 from pipeline.wording import count_of
 
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.images import Decoded
-
-
-IMAGES_AT_ONCE = 1 << 15
-"""About how many images are counted without a pause. Their names are in memory: some 16 MB."""
 
 
 @takes_options(Request, MemoryOptions.__annotations__)
@@ -136,18 +133,18 @@ def make_dna(
         total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
         folds = HeldFolds()
 
-        def partials() -> Generator[Partial]:
-            for some in _together(manifest):
-                shards = [(shard, shard.key(spec.digest, products)) for shard in some]
-                with closing(counter.count_each(shards, fetch)) as counted:
-                    yield from counted
+        def count(index: int) -> Partial:
+            shard = manifest.shards[index]  # read now, as the members of all would fill memory
+            return counter.count(shard, shard.key(spec.digest, products), fetch=fetch)
 
         try:
             with (
                 stage(progress, Started(manifest.candidates, len(manifest.heads))),
-                closing(partials()) as found_partials,
+                ThreadPoolExecutor(OVERLAP, "shard") as pool,
             ):
-                counted = zip(manifest.heads, found_partials, strict=True)
+                counted = zip(
+                    manifest.heads, pool.map(count, range(len(manifest.heads))), strict=True
+                )
                 for fold, parts in groupby(counted, lambda part: part[0].fold):
                     of_fold = DNA.empty(spec, found)
                     for _, partial in parts:
@@ -168,20 +165,6 @@ def make_dna(
             stacklevel=3,
         )
     return replace(total.dna, folds=folds)
-
-
-def _together(manifest: Manifest) -> Iterator[list[Shard]]:
-    """Yields the shards, together as many as have `IMAGES_AT_ONCE` images, or one that has more."""
-    some: list[Shard] = []
-    images = 0
-    for index, head in enumerate(manifest.heads):
-        if some and images + head.candidates > IMAGES_AT_ONCE:
-            yield some
-            some, images = [], 0
-        some.append(manifest.shards[index])  # read now: the members of all would fill memory
-        images += head.candidates
-    if some:
-        yield some
 
 
 def _folder_of(listing: Listing) -> str:

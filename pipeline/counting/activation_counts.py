@@ -1,14 +1,14 @@
 """Counts the activations of images where the network runs: in tables on the CPU, or on a GPU.
 
 >>> counts = CpuCounts(spec, ranges)                             # doctest: +SKIP
->>> means = count_images(extractor, pixels, [(slice(None), counts)])()    # (images, neurons)
+>>> means = counts.count(extractor, pixels)()                    # (images, neurons)
 >>> table, minimum, maximum = counts.sent()()
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,6 @@ from pipeline.counting.device_counts import Counted, DeviceCounts, DeviceRanges
 from pipeline.counting.device_order import Order, order_of
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
-from pipeline.counting.forward_graph import Visit
 from pipeline.counting.histogram import LayerCounts
 from pipeline.dna import Floats, Ranges
 from pipeline.spec import Spec
@@ -29,62 +28,35 @@ Means = Callable[[], Floats]
 """Gives the spatial means of a micro-batch, and waits for them if they are on their way."""
 
 
-def count_images(
-    extractor: Extractor,
-    pixels: Prepared,
-    cells: Sequence[tuple[slice, CpuCounts | GpuCounts]],
-) -> Means:
-    """Runs the network on a micro-batch, and counts its activations; does not wait for a GPU.
-
-    Args:
-        extractor: The network.
-        pixels: Normalised images.
-        cells: Which of the images are counted together, and where. Every image is in one slice.
-
-    Returns:
-        Waits for the spatial means if need be, and gives them: float64 (B, neurons).
-    """
-    import torch
-
-    shape = (len(pixels), cells[0][1].neurons)
-    means = torch.empty(shape, dtype=torch.float64, device=extractor.device)
-    adders = [(images, counts.adder(means[images])) for images, counts in cells]
-
-    def visit(layer: int, x: torch.Tensor) -> None:
-        for images, add in adders:
-            add(layer, x[images])
-
-    extractor.observe(pixels, visit)
-    return _on_the_way_to_the_host(means)
-
-
 class CpuCounts:
-    """Counts the activations of a cell on a CPU, each thread in tables of its own.
-
-    Attributes:
-        neurons: How many neurons are counted.
-    """
+    """Counts the activations of a shard on a CPU, each thread in tables of its own."""
 
     def __init__(self, spec: Spec, ranges: Ranges) -> None:
-        self.neurons = spec.neurons
         self._spec = spec
         self._ranges = ranges
         self._local = threading.local()
         self._lock = threading.Lock()
         self._all: list[list[LayerCounts]] = []
 
-    def adder(self, means: torch.Tensor) -> Visit:
-        """Returns what counts layers of images in this thread's tables.
+    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
+        """Counts the activations of a micro-batch.
 
         Args:
-            means: Gets the images' spatial means, float64 (images, neurons).
+            extractor: The network.
+            pixels: Normalised images.
+
+        Returns:
+            Gives the spatial means, float64 (B, neurons).
         """
-        slices, layers, out = self._spec.slices, self._of_this_thread(), means.numpy()
+        slices = self._spec.slices
+        means = np.empty((len(pixels), self._spec.neurons))
+        layers = self._of_this_thread()
 
-        def add(layer: int, x: torch.Tensor) -> None:
-            out[:, slices[layer]] = layers[layer].add(x.numpy())
+        def visit(index: int, x: torch.Tensor) -> None:
+            means[:, slices[index]] = layers[index].add(x.numpy())
 
-        return add
+        extractor.observe(pixels, visit)
+        return lambda: means
 
     def sent(self) -> Callable[[], Counted]:
         """Returns what adds up the tables of all threads; none may be counting any more."""
@@ -116,11 +88,7 @@ class CpuCounts:
 
 
 class GpuCounts:
-    """Counts the activations of a cell on the GPU that computes them; see `DeviceCounts`.
-
-    Attributes:
-        neurons: How many neurons are counted.
-    """
+    """Counts the activations of a shard on the GPU that computes them; see `DeviceCounts`."""
 
     def __init__(self, spec: Spec, ranges: DeviceRanges, order: Order | None = None) -> None:
         """Starts at zero.
@@ -130,23 +98,31 @@ class GpuCounts:
             ranges: The ranges that the spec names, on the device.
             order: How tables are copied to the host; None makes an order.
         """
-        self.neurons = spec.neurons
         self._spec = spec
         self._counts = DeviceCounts(ranges, spec.bins)
         self._order = order or order_of(ranges.least.device)
 
-    def adder(self, means: torch.Tensor) -> Visit:
-        """Returns what has the GPU count layers of images, and does not wait for it.
+    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
+        """Sends a micro-batch to the GPU, and does not wait until it is counted.
 
         Args:
-            means: Gets the images' spatial means, float64 (images, neurons) on the GPU.
+            extractor: The network.
+            pixels: Normalised images.
+
+        Returns:
+            Waits for the spatial means, float64 (B, neurons), and gives them.
         """
+        import torch
+
         slices = self._spec.slices
+        shape = (len(pixels), self._spec.neurons)
+        means = torch.empty(shape, dtype=torch.float64, device=extractor.device)
 
-        def add(layer: int, x: torch.Tensor) -> None:
-            self._counts.add(x, slices[layer], means[:, slices[layer]])
+        def visit(index: int, x: torch.Tensor) -> None:
+            self._counts.add(x, slices[index], means[:, slices[index]])
 
-        return add
+        extractor.observe(pixels, visit)
+        return _on_the_way_to_the_host(means)
 
     def sent(self) -> Callable[[], Counted]:
         """Starts to copy what the GPU has counted, while it goes on; see `DeviceCounts.sent`."""

@@ -8,17 +8,17 @@ from __future__ import annotations
 import collections
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import reduce as add_left_to_right
-from itertools import accumulate, chain, groupby, islice
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
 
-from pipeline.counting.activation_counts import CpuCounts, GpuCounts, Means, count_images
+from pipeline.counting.activation_counts import CpuCounts, GpuCounts, Means
 from pipeline.counting.cells import cell_key, encode_cells, is_cell
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.device_counts import Counted, DeviceRanges
@@ -34,7 +34,6 @@ from pipeline.dna import (
     HASH_ROW,
     ExemplarSettings,
     Failure,
-    Floats,
     HashRows,
     ImageHashes,
     Moments,
@@ -110,37 +109,9 @@ class Counter:
             TransientError: If an image could not be read through no fault of its own.
             SourceError: If an image changed since it was listed.
         """
-        with closing(self.count_each([(shard, key)], fetch, isolated=isolated)) as counted:
-            return next(counted)
-
-    def count_each(
-        self,
-        shards: Sequence[tuple[Shard, str]],
-        fetch: Fetch | None = None,
-        *,
-        isolated: bool = False,
-    ) -> Generator[Partial, None, None]:
-        """Counts shards as if they were one, so that the network's images are always at hand.
-
-        Args:
-            shards: Each shard with its key.
-            fetch: As in `count`.
-            isolated: As in `count`.
-
-        Yields:
-            The partial of each, in order, the same as by `count`.
-
-        Raises:
-            ConservationError: As in `count`.
-            TransientError: Likewise.
-            SourceError: Likewise.
-        """
-        cells = [self._cells(shard, {}) for shard, _ in shards]
-        of_all = list(chain.from_iterable(cells))
-        with closing(self._made(of_all, fetch, isolated=isolated)) as made:
-            for (shard, key), own in zip(shards, cells, strict=True):
-                partials = (partial for partial, _ in islice(made, len(own)))
-                yield _sum_of_cells(shard, key, partials)
+        cells = self._cells(shard, {})
+        with closing(self._made(shard, cells, fetch, isolated=isolated)) as made:
+            return _sum_of_cells(shard, key, (partial for partial, _ in made))
 
     def make(
         self, shard: Shard, key: str, *, isolated: bool, kept: Mapping[str, bytes] | None = None
@@ -166,7 +137,7 @@ class Counter:
                 files[cell] = data
                 yield partial
 
-        made = self._made(cells, isolated=isolated, encode=bool(shard.cells), sizes=sizes)
+        made = self._made(shard, cells, isolated=isolated, encode=bool(shard.cells), sizes=sizes)
         with closing(made):
             total = _sum_of_cells(shard, key, in_order(made))
         new = [piece.members for _, pieces in cells for piece in pieces if not piece.kept]
@@ -221,16 +192,18 @@ class Counter:
 
     def _counted(
         self,
-        pieces: Sequence[_Piece],
+        shard: Shard,
+        keys: Sequence[str],
         fetch: Fetch | None = None,
         *,
         isolated: bool,
         sizes: list[int] | None = None,
     ) -> Generator[_CellSum, None, None]:
-        """Counts cells; the threads go from one to the next without a pause.
+        """Counts the cells of a shard; the threads go from one to the next without a pause.
 
         Args:
-            pieces: The cells, of one shard or several.
+            shard: The shard.
+            keys: The keys of its cells.
             fetch: As in `count`.
             isolated: As in `count`.
             sizes: Gets how many bytes the file of each image has that can be read.
@@ -241,28 +214,19 @@ class Counter:
         Raises:
             ConservationError: If counted and failed images are not a cell's candidates.
         """
-        shard = _joined([piece.members for piece in pieces])
-        ends = list(accumulate(shard.cells))
+        ends = list(accumulate(shard.cells or [len(shard.members)] * bool(keys)))
         counting: dict[int, _CellSum] = {}
         done = 0
 
         def cell_at(place: int) -> _CellSum:
             at = bisect_right(ends, place)
             if at not in counting:
-                counting[at] = self._new_sum(pieces[at], ends[at - 1] if at else 0)
+                start = ends[at - 1] if at else 0
+                counting[at] = self._new_sum(shard, keys[at], start, ends[at])
             return counting[at]
 
-        def cells_of(places: Sequence[int]) -> Iterator[tuple[slice, _CellSum]]:
-            """Yields each cell of a micro-batch, with which of its images belong there."""
-            start = 0
-            for _, group in groupby(places, lambda place: bisect_right(ends, place)):
-                stop = start + len(list(group))
-                yield slice(start, stop), cell_at(places[start])
-                start = stop
-
         def observe(places: Sequence[int], pixels: Prepared) -> Means:
-            cells = [(which, cell.counts) for which, cell in cells_of(places)]
-            return count_images(self._extractor, pixels, cells)
+            return cell_at(places[0]).counts.count(self._extractor, pixels)
 
         def note(place: int, image: Loaded) -> None:
             cell_at(place).note(place, image)
@@ -272,24 +236,20 @@ class Counter:
         stream = self._stream.observed(shard, observe, fetch, note, isolated=isolated)
         with closing(stream) as observed:
             for places, found in observed:
-                if isinstance(found, Failure):
-                    cell_at(places[0]).fail(places[0], found)
-                else:
-                    means = found()
-                    for which, cell in cells_of(places):
-                        cell.add(places[which], means[which])
+                cell_at(places[0]).add(places, found)
                 while done in counting and counting[done].is_whole:
                     yield counting.pop(done)
                     done += 1
         if done != len(ends):
             part = cell_at(ends[done] - 1)
             raise ConservationError(
-                f"{part.name}: {part.counted} counted and {len(part.failures)} failed of "
+                f"{part.name}: {part.moments.images} counted and {len(part.failures)} failed of "
                 f"{len(part.names)} candidates"
             )
 
     def _made(
         self,
+        shard: Shard,
         cells: Sequence[tuple[str, Sequence[_Piece]]],
         fetch: Fetch | None = None,
         *,
@@ -300,6 +260,7 @@ class Counter:
         """Makes the partial of each cell, and its file, while the next cells are counted.
 
         Args:
+            shard: The shard.
             cells: The key of each cell, and the pieces that its sum is made of.
             fetch: As in `count`.
             isolated: As in `count`.
@@ -310,8 +271,10 @@ class Counter:
             Each partial with its file; the file is empty if none is made.
         """
         missing = [piece for _, pieces in cells for piece in pieces if not piece.kept]
+        rest = _joined(shard.index, [piece.members for piece in missing])
+        keys = [piece.key for piece in missing]
         with (
-            closing(self._counted(missing, fetch, isolated=isolated, sizes=sizes)) as counted,
+            closing(self._counted(rest, keys, fetch, isolated=isolated, sizes=sizes)) as counted,
             closing(self._finished(cells, counted, encode=encode)) as finished,
         ):
             for key, pieces in cells:
@@ -373,17 +336,17 @@ class Counter:
             for future in waiting:
                 future.cancel()
 
-    def _new_sum(self, piece: _Piece, start: int) -> _CellSum:
+    def _new_sum(self, shard: Shard, key: str, start: int, stop: int) -> _CellSum:
+        members = shard.members[start:stop]
         layerwise = LAYER_GAUSSIAN in self._products
-        names = [(entry.uri, entry.member) for entry in piece.members.members]
+        names = [(entry.uri, entry.member) for entry in members]
         settings = ExemplarSettings.from_products(self._products)
         return _CellSum(
-            f"shard {piece.members.index}",
-            piece.key,
+            f"shard {shard.index}",
+            key,
             start,
             names,
             self._new_counts(),
-            self._extractor.micro_batch,
             Moments([tap.neurons for tap in self._spec.taps], layerwise=layerwise),
             TopImages(settings, self._spec, name_order(names)) if settings else None,
             np.zeros(len(names), HASH_ROW) if IMAGE_HASHES in self._products else None,
@@ -415,10 +378,9 @@ class Counter:
         return GpuCounts(self._spec, self._on_gpu, self._order)
 
 
-def _joined(runs: Sequence[Shard]) -> Shard:
-    """Makes one shard of cells, of the number of the first."""
+def _joined(index: int, runs: Collection[Shard]) -> Shard:
+    """Makes one shard of some cells of the shard of that number."""
     members = tuple(entry for run in runs for entry in run.members)
-    index = runs[0].index if runs else 0
     return Shard(index, 0, members, tuple(len(run.members) for run in runs))
 
 
@@ -523,9 +485,7 @@ class _CellSum:
         start: The place of its first member in the shard.
         names: The uri and member of each of its members.
         counts: The histograms.
-        together: How many images are added to the Gaussians at a time. They have to be as many
-            wherever micro-batches begin, so that sums round alike.
-        moments: The Gaussians, of all images once the cell is whole.
+        moments: The Gaussians.
         reactions: The exemplars; None if none are kept.
         hashes: The hashes of its members; None if none are kept.
         noted: What was noted of its images.
@@ -537,7 +497,6 @@ class _CellSum:
     start: int
     names: Sequence[tuple[str, str]]
     counts: CpuCounts | GpuCounts
-    together: int
     moments: Moments
     reactions: TopImages | None
     hashes: HashRows | None
@@ -546,7 +505,6 @@ class _CellSum:
 
     def __post_init__(self) -> None:
         self._left = set(range(self.start, self.start + len(self.names)))
-        self._waiting: list[Floats] = []
 
     def note(self, place: int, image: Loaded) -> None:
         """Takes in what is noted of an image that can be read, and its hashes.
@@ -562,59 +520,30 @@ class _CellSum:
             raise ConservationError(f"{self.name}: {spelled(uri, member)} came without its hashes")
         self.hashes[place - self.start] = image.hashes
 
-    def add(self, places: Sequence[int], means: Floats) -> None:
-        """Takes in images whose counts are in the tables already.
+    def add(self, places: Sequence[int], found: Means | Failure) -> None:
+        """Takes in a micro-batch, whose counts are in the tables already, or a failure.
 
         Args:
-            places: Their places in the shard.
-            means: Their spatial means, float64 (images, neurons).
+            places: The places of its images in the shard.
+            found: Gives the means; or the failure.
 
         Raises:
             ConservationError: If one of the images was taken in before.
         """
-        for place, of_image in zip(places, means, strict=True):
-            self._take(place)
-            self._waiting.append(of_image)
-            if len(self._waiting) == self.together:
-                self._add_moments()
+        for place in places:
+            if place not in self._left:
+                uri, member = self.names[place - self.start]
+                raise ConservationError(f"{self.name}: {spelled(uri, member)} came twice")
+            self._left.remove(place)
+        if isinstance(found, Failure):
+            self.failures.append(found)
+            return
+        means = found()
+        self.moments.add(means)
         if self.reactions:
             self.reactions.add(means, np.array(places) - self.start)
-        self._end_if_whole()
-
-    def fail(self, place: int, failure: Failure) -> None:
-        """Takes in an image that could not be read.
-
-        Args:
-            place: Its place in the shard.
-            failure: What is listed.
-
-        Raises:
-            ConservationError: If the image was taken in before.
-        """
-        self._take(place)
-        self.failures.append(failure)
-        self._end_if_whole()
-
-    def _take(self, place: int) -> None:
-        if place not in self._left:
-            uri, member = self.names[place - self.start]
-            raise ConservationError(f"{self.name}: {spelled(uri, member)} came twice")
-        self._left.remove(place)
-
-    def _add_moments(self) -> None:
-        self.moments.add(np.stack(self._waiting))
-        self._waiting.clear()
-
-    def _end_if_whole(self) -> None:
-        if self.is_whole and self._waiting:
-            self._add_moments()
 
     @property
     def is_whole(self) -> bool:
         """Whether all members are counted, or have failed."""
         return not self._left
-
-    @property
-    def counted(self) -> int:
-        """How many images are counted so far."""
-        return len(self.names) - len(self._left) - len(self.failures)

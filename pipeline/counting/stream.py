@@ -101,9 +101,7 @@ class Stream:
         *,
         isolated: bool = False,
     ) -> Generator[tuple[list[int], R | Failure], None, None]:
-        """Observes a shard's images, in micro-batches and in order.
-
-        A micro-batch has images of at most two cells, since each cell that is counted has tables.
+        """Observes a shard's images, in micro-batches of one cell, and in order.
 
         Args:
             shard: The shard.
@@ -143,7 +141,7 @@ class Stream:
             return queued + _bytes_of(image for _, image in batch)
 
         rule, on_device = self._preparer.rule, self._preparer.on_device
-        members, ends, first = shard.members, set(accumulate(shard.cells)), 0
+        members, ends = shard.members, set(accumulate(shard.cells))
         runs = [MemberRun(members)] if ahead is None else runs_of(members, rule, on_device)
         prepared = self._preparer.prepared(runs, waiting, fetch, isolated=isolated, ahead=ahead)
         watch = _Watch(ahead)
@@ -155,11 +153,8 @@ class Stream:
                     if note is not None:
                         note(at, outcome)
                     batch.append((at, outcome.values))
-                cell_ends = at + 1 in ends
-                has_two_cells = cell_ends and bool(batch) and batch[0][0] < first
-                if cell_ends:
-                    first = at + 1
-                if len(batch) == self.extractor.micro_batch or has_two_cells:
+                is_full = len(batch) == self.extractor.micro_batch
+                if is_full or (batch and at + 1 in ends):
                     watch.tell(len(batch))
                     start()
                     while len(running) > self._threads + 1:

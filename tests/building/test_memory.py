@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline.building import make_dna
-from pipeline.counting import Counter
+from pipeline.counting import OVERLAP, Counter
+from pipeline.dna import Partial
 from pipeline.sources import Shard, manifest
 from tests.support import tiny_network as tiny
 
@@ -176,25 +177,21 @@ def test_the_members_of_a_shard_are_read_when_it_is_counted(
 ) -> None:
     """A dataset in memory may have millions, and those of all shards would stay in memory."""
     begun: list[int] = []
-    together: list[int] = []
-    read, count_each = manifest._ShardReader.__getitem__, Counter.count_each
+    ahead: list[int] = []
+    read, count = manifest._ShardReader.__getitem__, Counter.count
 
     def noted(self: Any, index: Any) -> Any:
         begun.append(index)
         return read(self, index)
 
-    def counted(self: Counter, shards: list[tuple[Shard, str]], *rest: Any) -> Any:
-        together.append(sum(len(shard.members) for shard, _ in shards))
-        assert len(begun) == sum(indices) + len(shards)
-        indices.append(len(shards))
-        return count_each(self, shards, *rest)
+    def counted(self: Counter, shard: Shard, key: str, **more: Any) -> Partial:
+        ahead.append(len(begun) - len(ahead))
+        return count(self, shard, key, **more)
 
-    indices: list[int] = []
     monkeypatch.setattr(manifest._ShardReader, "__getitem__", noted)
-    monkeypatch.setattr(Counter, "count_each", counted)
-    monkeypatch.setattr("pipeline.building.without_catalogue.IMAGES_AT_ONCE", 10)
+    monkeypatch.setattr(Counter, "count", counted)
     images = [np.full((8, 8, 3), value, np.uint8) for value in range(64)]
     dna = make_dna(images, threads=1, **tiny.install(tmp_path).options)  # type: ignore[arg-type]
     assert dna.images == 64
-    assert sum(together) == 64
-    assert 4 < max(together) <= 10
+    assert len(begun) == len(ahead) > 8
+    assert max(ahead) <= OVERLAP

@@ -95,14 +95,13 @@ def shard_of(folder: Path, cells: Sequence[int] = SIZES) -> Shard:
     return Shard(0, 0, tuple(list_source(folder).entries), tuple(cells))
 
 
-@pytest.mark.parametrize("sizes", [SIZES, (1,) * 20, (9, 9, 2), (3, 17), (19, 1)], ids=str)
 def test_the_sum_of_cells_is_that_of_the_shard(
-    new_counter: Callable[..., Counter], folder: Path, place: tiny.Place, sizes: tuple[int, ...]
+    new_counter: Callable[..., Counter], folder: Path, place: tiny.Place
 ) -> None:
     """Counts are equal to the last bit; each cell is what its members alone would be."""
     counter = new_counter()
     whole = counter.count(shard_of(folder, ()), "key")
-    shard = shard_of(folder, sizes)
+    shard = shard_of(folder)
     made = counter.make(shard, "key", isolated=False)
     total = Partial.decode(made.data, "partial")
     assert (made.images, made.failures, made.reused) == (17, 3, 0)
@@ -123,60 +122,6 @@ def test_the_sum_of_cells_is_that_of_the_shard(
         assert part.identical(counter.count(run, key))
     assert reduce(Partial.__add__, parts).as_shard("key").identical(total)
     assert total.identical(counter.count(shard, "key"))
-
-
-def passes_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Returns how many images each forward pass has from now on."""
-    seen: list[int] = []
-    observe = Extractor.observe
-
-    def spy(self: Extractor, pixels: Any, visit: Any) -> None:
-        seen.append(len(pixels))
-        observe(self, pixels, visit)
-
-    monkeypatch.setattr(Extractor, "observe", spy)
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("sizes", "passes"),
-    [((6, 7, 7), [8, 8, 4]), ((20,), [8, 8, 4]), ((1,) * 20, [2] * 10), ((5, 8, 1, 6), [8, 6, 6])],
-    ids=str,
-)
-def test_a_forward_pass_has_images_of_two_cells_at_most(
-    new_counter: Callable[..., Counter],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    sizes: tuple[int, ...],
-    passes: list[int],
-) -> None:
-    """The network computes a whole micro-batch in any case, and each cell begun has its tables."""
-    for at in BAD:
-        write(folder, at, tiny.Picture("good", at))
-    counter = new_counter(1)
-    seen = passes_in(monkeypatch)
-    counter.make(shard_of(folder, sizes), "key", isolated=False)
-    assert seen == passes
-
-
-def test_shards_that_are_counted_together_are_those_that_each_would_be(
-    new_counter: Callable[..., Counter], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    members = shard_of(folder).members
-    shards = [
-        Shard(0, 0, members[:3], (2, 1)),
-        Shard(1, 0, members[3:13]),
-        Shard(2, 1, members[13:14]),
-        Shard(3, 1, members[14:], (3, 3), runs=(2, 1, 3)),
-    ]
-    keyed = [(shard, f"shard {shard.index}") for shard in shards]
-    counter = new_counter()
-    apart = [counter.count(*each) for each in keyed]
-    seen = passes_in(monkeypatch)
-    together = list(counter.count_each(keyed))
-    assert all(a.identical(b) for a, b in zip(together, apart, strict=True))
-    assert [partial.shards for partial in together] == [(key,) for _, key in keyed]
-    assert len(seen) < 6  # as many as each by itself takes, of those that can be read
 
 
 def test_cells_have_the_same_bits_on_any_number_of_threads(

@@ -111,8 +111,8 @@ ONLY: dict[str, tuple[str, ...]] = {
         *("_runs", "folder_of", "cut", "_even"),
     ),
     "counting/activation_counts.py": (
-        *("count_images", "count_images.visit", "GpuCounts.adder", "GpuCounts.adder.add"),
-        *(f"CpuCounts.{name}" for name in ("adder", "adder.add", "read", "_of_this_thread")),
+        *("GpuCounts.count", "GpuCounts.count.visit"),
+        *(f"CpuCounts.{name}" for name in ("count", "read", "_of_this_thread")),
     ),
     "counting/shard.py": (
         *(f"Counter.{name}" for name in ("__init__", "count", "make", "close")),
@@ -125,13 +125,11 @@ ONLY: dict[str, tuple[str, ...]] = {
             "Counter._counted",
             "Counter._counted.cell_at",
         ),
-        *("Counter._counted.cells_of", "Counter._counted.observe", "Counter._counted.note"),
-        *("Counter.count_each", "Counter._made"),
+        *("Counter._counted.observe", "Counter._counted.note", "Counter._made"),
         *(f"Counter._finished{name}" for name in ("", ".read", ".finish")),
         *("Counter._new_sum", "Counter._partial_of"),
         *("Counter._new_counts", "dna_of_counts", "Noted.add", "_joined", "_sum_of_cells"),
-        *(f"_CellSum.{name}" for name in ("__post_init__", "add", "fail", "_take", "is_whole")),
-        *("_CellSum._add_moments", "_CellSum._end_if_whole", "_CellSum.counted"),
+        *(f"_CellSum.{name}" for name in ("__post_init__", "add", "is_whole")),
     ),
     "errors.py": ("module", "redact", "_shown", "looks_secret", "wrong_fields", "shortened"),
 }
