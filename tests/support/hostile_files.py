@@ -888,7 +888,9 @@ DAMAGE: tuple[Damage, ...] = (
         "a file without its end marker (EOI), such as one filled up with zeros; damaged headers "
         "and tables of codes",
         "changed pixels: there is no checksum, and libjpeg goes on after a wrong code; pixels that "
-        "end early by a marker: libjpeg fills in grey, and Pillow does not pass on its warning",
+        "end early by a marker: libjpeg fills in grey, and Pillow does not pass on its warning. "
+        "(Most JPEGs are decoded without Pillow, by libjpeg-turbo. What it refuses or warns of is "
+        "decoded again by Pillow, so such a file counts as before)",
         lambda: {
             "truncated": [JPEG[:-2], JPEG[:-1], JPEG[: len(JPEG) // 2] + bytes(9999)],
             "corrupt": [_patched(JPEG, JPEG.index(b"\xff\xc4") + 5, b"\xff" * 16)],
