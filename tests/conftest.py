@@ -21,7 +21,7 @@ from s3fs import S3FileSystem
 from tests.support import browser, ceph, repeated_tests, s3
 from tests.support.distribution import FilesOrClusters
 from tests.support.failures import FailuresAtOnce
-from tests.support.repeated_tests import COME_LAST, time_is_short
+from tests.support.repeated_tests import COME_LAST, can_be_left_out, time_is_short
 
 LONGEST = [
     f"test_{name}.py"
@@ -128,7 +128,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: at for at, name in enumerate(LONGEST)}
     if time_is_short():
         order |= {name: len(order) + at for at, name in enumerate(COME_LAST, 1)}
-    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        last = time_is_short() and can_be_left_out(item)
+        return order.get(item.path.name, len(LONGEST)), last
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -68,6 +68,7 @@ PIL.Image.open = held
 where it is tried again, as an image is that takes a minute."""
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_an_autoscaler_brings_nodes_for_workers_and_removes_those_that_have_no_more_shards(
     small: Small,

@@ -283,6 +283,7 @@ def test_nodes_that_start_no_worker_are_left_out_and_the_others_count_all(
     same_bits(tmp_path / "c", clean, truth)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_a_fault_that_keeps_workers_from_starting_on_every_node_ends_a_build_soon(
     nodes: Nodes, small: Small, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -405,7 +406,7 @@ def test_a_build_that_loses_its_only_node_says_so_and_goes_on_with_the_next(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("workers", [3, None])
+@pytest.mark.parametrize("workers", [pytest.param(3, marks=pytest.mark.optional), None])
 def test_a_pool_grows_when_nodes_come_and_goes_on_when_they_go(
     nodes: Nodes,
     small: Small,
@@ -436,6 +437,7 @@ def test_a_pool_grows_when_nodes_come_and_goes_on_when_they_go(
     assert second.all_processes
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_workers_without_shards_give_their_nodes_back_while_the_last_shard_runs(
     nodes: Nodes,
@@ -476,6 +478,7 @@ def test_workers_without_shards_give_their_nodes_back_while_the_last_shard_runs(
     same_bits(build, clean, truth)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_functions_run_on_nodes_whose_cpus_are_all_taken(nodes: Nodes) -> None:
     nodes.add(num_cpus=1)

@@ -109,6 +109,7 @@ def told(process: subprocess.Popen[str]) -> tuple[dict[str, Any], int, list[str]
 AHEAD = ("--decode", "ahead", "--log-format", "json")
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_a_build_whose_images_are_decoded_ahead_counts_the_same(
     folder: Path, truth: DNA, small: Small, tmp_path: Path

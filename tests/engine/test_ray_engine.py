@@ -96,6 +96,7 @@ def test_a_build_on_ray_equals_the_build_in_process(folder: Path, tmp_path: Path
     holds(tmp_path / "ray", alone.load("photos"))
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_workers_that_ran_openvino_end_without_a_word(folder: Path, tmp_path: Path) -> None:
     """A thread that Ray made, and in which OpenVINO was called, crashed as it ended."""
@@ -194,6 +195,7 @@ def slow_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[in
     return set_
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_ray_is_started_again_if_it_is_slow_to_start(
     folder: Path,
@@ -215,6 +217,7 @@ def test_ray_is_started_again_if_it_is_slow_to_start(
     holds(tmp_path / "c", truth)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_a_ray_that_never_starts_is_an_error_and_leaves_no_process(
     folder: Path,
@@ -277,6 +280,7 @@ module.open = deadly
 """Runs first in every process of a build: some files make PIL die, as its next bug might."""
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_every_worker_has_the_environment_it_needs_and_the_driver_keeps_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -335,6 +339,7 @@ def _variable(name: str) -> tuple[str, str | None]:
     return name, os.environ.get(name)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_a_job_that_takes_hours_over_a_shard_has_not_stalled(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -361,6 +366,7 @@ def test_a_job_that_takes_hours_over_a_shard_has_not_stalled(
     assert (built.version.images, jumps) == (8, 2)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_a_worker_that_takes_long_over_a_shard_and_gets_on_has_not_stalled(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -443,6 +449,7 @@ def test_object_stores_that_spill_to_disk_are_told_of_once(
     assert "Ray's object stores ran full" in warned[0]
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_a_reduction_of_several_levels_runs_on_ray(small: Small, tmp_path: Path) -> None:
     """A fold has more shards than one sum takes, so tasks of Ray make nodes."""
@@ -517,6 +524,7 @@ def test_counts_that_do_not_add_up_end_the_job_by_their_name(
     assert [*RAY_SESSIONS.glob(f"session_*_{process.pid}")] == []
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_build_on_ray_without_words_or_files_of_ray(
@@ -573,7 +581,7 @@ def _partials(catalogue: Path) -> list[Partial]:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("workers", [2, 0])
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.optional)])
 def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
@@ -691,6 +699,7 @@ def test_a_fault_that_every_shard_meets_ends_a_build_early_and_a_rerun_counts_ex
     same_bits(build, clean, truth)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_a_ranking_by_workers_equals_that_of_one_process(
     folder: Path, small: Small, tmp_path: Path

@@ -373,6 +373,7 @@ def test_memory_and_time_of_quick_hostile_files_are_bounded(corpus: Corpus) -> N
     assert measured[-1][1] < 600
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_memory_and_time_of_the_largest_hostile_files_are_bounded(tmp_path: Path) -> None:
     large = [kind for kind in SLOW if kind.outcome == COUNTED]

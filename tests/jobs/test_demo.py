@@ -67,6 +67,7 @@ def test_the_demo_makes_the_files_and_numbers_that_it_prints(demo: tuple[Path, s
     assert len(page) < 1_000_000
 
 
+@pytest.mark.optional
 def test_few_points_of_the_folds_move_estimates_by_little(demo: tuple[Path, str]) -> None:
     """Against points at every bin, in bins over all neurons. docs/decisions/0019 says how far."""
     catalogue = Catalogue(str(demo[0] / "catalogue"))

@@ -353,6 +353,7 @@ def replanned(entries: Iterable[Entry], before: Manifest) -> Manifest:
     return plan(list(entries), previous=before, cell_bytes=1)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_few_images_are_counted_again_when_one_in_a_thousand_changes(
     large: tuple[Sequence[Entry], Manifest],
@@ -366,6 +367,7 @@ def test_few_images_are_counted_again_when_one_in_a_thousand_changes(
     assert counted_again(before, after) <= 0.13 * len(entries)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 @pytest.mark.parametrize("day", [0, 77, 199])
 def test_a_deleted_day_has_at_most_twice_its_size_counted_again(
@@ -377,6 +379,7 @@ def test_a_deleted_day_has_at_most_twice_its_size_counted_again(
     assert counted_again(before, after) <= 2 * 1000
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 def test_a_day_that_is_added_has_only_itself_counted(
     large: tuple[Sequence[Entry], Manifest],
@@ -386,6 +389,7 @@ def test_a_day_that_is_added_has_only_itself_counted(
     assert counted_again(before, replanned([*entries, *day], before)) == 1000
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 @pytest.mark.parametrize("added", [1, 200, 10_000])
 def test_images_that_are_added_everywhere_have_hardly_more_than_themselves_counted(

@@ -446,6 +446,7 @@ def test_markers_of_folders_are_not_counted_as_images(root: str) -> None:
 
 
 @only_ceph("moto is too slow for so many")
+@pytest.mark.optional
 @pytest.mark.soak
 def test_thirty_thousand_keys_are_listed(s3_server: str) -> None:
     count, threads = 30_000, 32

@@ -152,6 +152,7 @@ def test_a_second_build_has_nothing_to_do(
     assert contents(place.root) == before
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own warning
 def test_ray_in_its_own_processes_makes_the_same_dna(

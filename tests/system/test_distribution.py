@@ -22,6 +22,7 @@ def pytest_configure(config):
     config.pluginmanager.register(repeated_tests)
     config.addinivalue_line("markers", "soak:")
     config.addinivalue_line("markers", "essential:")
+    config.addinivalue_line("markers", "optional:")
 
 def pytest_xdist_make_scheduler(config, log):
     return FilesOrClusters(config, log)
@@ -88,10 +89,10 @@ def test_a_file_that_was_edited_meanwhile_ends_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "4 passed"),
-        ({SECONDS: "0"}, "3 passed, 1 skipped"),
-        ({SECONDS: "9999999"}, "4 passed"),
-        ({SECONDS: "0", "VDNA_TEST_HISTORIES": "all"}, "4 passed"),
+        ({}, "5 passed"),
+        ({SECONDS: "0"}, "3 passed, 2 skipped"),
+        ({SECONDS: "9999999"}, "5 passed"),
+        ({SECONDS: "0", "VDNA_TEST_HISTORIES": "all"}, "5 passed"),
     ],
 )
 def test_repeated_tests_begin_in_their_time_or_are_skipped(
@@ -103,7 +104,8 @@ def test_repeated_tests_begin_in_their_time_or_are_skipped(
         monkeypatch.setenv(name, value)
     soak, essential = "@pytest.mark.soak\n", "@pytest.mark.essential\n"
     tests = "import pytest\n{soak}def test_long(): pass\n"
-    (tmp_path / "test_any.py").write_text(tests.format(soak=soak))
+    optional = "@pytest.mark.optional\n" + soak + "def test_spare(): pass\n"
+    (tmp_path / "test_any.py").write_text(tests.format(soak=soak) + optional)
     (tmp_path / COME_LAST[-1]).write_text(
         tests.format(soak=soak)
         + "def test_quick(): pass\n"

@@ -368,6 +368,7 @@ def test_isolated_decoding_of_mutants_gives_the_same_outcome() -> None:
             assert np.array_equal(here, there)
 
 
+@pytest.mark.optional
 @pytest.mark.soak
 @pytest.mark.parametrize("what", ["images", "ours"])
 def test_fuzzing_finds_no_defect(what: str) -> None:

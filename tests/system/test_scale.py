@@ -497,7 +497,6 @@ def test_a_request_that_the_server_fails_is_counted_once(
     assert proxy.injected == 2
 
 
-@pytest.mark.essential
 @pytest.mark.soak  # it builds 112 shards through a server of S3
 def test_requests_of_a_real_build_are_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a build in this process are predicted above, to the last."""
