@@ -91,6 +91,16 @@ def test_files_of_several_pieces_are_as_by_pil(progressive: bool, restarts: int)
         assert outcome(damaged) == by_pil(damaged)
 
 
+def test_a_file_that_is_cut_off_behind_what_looks_like_its_end_is_truncated() -> None:
+    """A comment between scans has the bytes of an end marker, so only the decoder sees the cut."""
+    data = saved(photo(1), progressive=True)
+    first = data.index(b"\xff\xda")
+    second = data.index(b"\xff\xda", first + 2)
+    cut = data[:second] + b"\xff\xfe\x00\x04\xff\xd9" + data[second : len(data) - 9]
+    assert outcome(cut) == by_pil(cut)
+    assert outcome(cut)[0] == "truncated"
+
+
 def test_arithmetic_codes_are_left_to_pil() -> None:
     """PIL refuses those that come in several pieces, and libjpeg-turbo would decode them."""
     tables = b"\xff\xdb\x00\x43\x00" + b"\x01" * 64
