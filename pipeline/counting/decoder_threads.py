@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from math import inf
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any, TypeVar, cast
+
+from pipeline.images.decoding import stopped_clock
 
 T = TypeVar("T")
 
@@ -22,8 +25,8 @@ R = TypeVar("R")
 class Decoders:
     """Threads that decode; one that takes too long is left to itself, as it cannot be stopped.
 
-    Its time counts from when it began to decode. Another thread takes its place. Being a daemon, it
-    does not keep the process from ending.
+    Its time counts from when it began to decode, without the time that it waits for memory. Another
+    thread takes its place. Being a daemon, it does not keep the process from ending.
     """
 
     def __init__(self, threads: int) -> None:
@@ -90,10 +93,13 @@ class Decoders:
         with self._lock:
             self._deadlines[second] = monotonic() + seconds
         result, error = None, None
+        before = stopped_clock.set(lambda: self._stopped(second, seconds))
         try:
             result = function(first.result())
         except BaseException as raised:
             error = raised
+        finally:
+            stopped_clock.reset(before)
         with self._lock:
             if self._deadlines.pop(second, None) is None:
                 return False
@@ -102,6 +108,20 @@ class Decoders:
         else:
             second.set_exception(error)
         return True
+
+    @contextmanager
+    def _stopped(self, second: Future[Any], seconds: float) -> Iterator[None]:
+        """Lets no time count while the block runs. Afterwards it counts from its beginning."""
+        self._restart(second, inf)
+        try:
+            yield
+        finally:
+            self._restart(second, monotonic() + seconds)
+
+    def _restart(self, second: Future[Any], deadline: float) -> None:
+        with self._lock:
+            if second in self._deadlines:  # else it was given up
+                self._deadlines[second] = deadline
 
     def _patience(self) -> float:
         """Returns the seconds to wait before the next decoder may have to be given up."""

@@ -41,20 +41,26 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from time import monotonic
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
     IcoImagePlugin,
     Image,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    features,
 )
 
 from pipeline.errors import BadImage, TransientError, UsageError, VdnaError
@@ -111,7 +117,14 @@ signature. None of these runs another program."""
 
 Floats32 = NDArray[np.float32]
 
+CODECS: tuple[str, ...] = ("jpg", "jpg_2000", "zlib", "libtiff", "webp", "avif")
+"""What Pillow is to be built with, by its own names. Its wheels have all of them."""
+
 Image.init()  # registers the decoders now: at first use, threads would race for it
+
+# Each AVIF would start a thread for each core, and one that cannot start would be the image's
+# fault. Images are decoded side by side anyway.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
 
@@ -147,8 +160,9 @@ def decode(data: bytes, rule: Preprocess) -> Decoded:
         BadImage: If the image cannot be decoded through its own fault.
         MemoryError: If memory runs out, which is not the image's fault.
         TransientError: If a GPU that decodes fails, which is not its fault either.
-        UsageError: If a setting of the process would decide what counts, if the rule is not one of
-            this version's, or if the decoder is unknown or returns no RGB pixels.
+        UsageError: If a setting of the process would decide what counts, or a Pillow that lacks
+            decoders; if the rule is not one of this version's; or if the decoder is unknown or
+            returns no RGB pixels.
     """
     check_rule(rule)
     if not data:
@@ -161,22 +175,52 @@ def decode(data: bytes, rule: Preprocess) -> Decoded:
     _quieten_pil()
     _check_process(rule)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with contextlib.ExitStack() as held:
+            icon = _icon_size(data)  # PIL decodes an ICO as it opens it
+            if icon is not None:
+                _require_within("", *icon, rule)
+                held.enter_context(_room(icon[0] * icon[1]))
+            image = held.enter_context(Image.open(io.BytesIO(data), formats=FORMATS))
             _check_size(image, rule)
-            with _room(image.width * image.height):
-                if isinstance(image, JpegImagePlugin.JpegImageFile):
-                    pixels = _decode_plain(image, data, rule, on_gpu)
-                    if pixels is not None:
-                        return Decoded(pixels)
-                scale_colour_key(image, rule.alpha)
-                _load(image, data)
-                _check_size(image, rule)  # an ICO's directory may lie about the image in it
-                return pixels_of(image, rule.exif, rule.alpha)
+            if icon is None:
+                held.enter_context(_room(image.width * image.height))
+            if isinstance(image, JpegImagePlugin.JpegImageFile):
+                pixels = _decode_plain(image, data, rule, on_gpu)
+                if pixels is not None:
+                    return Decoded(pixels)
+            scale_colour_key(image, rule.alpha)
+            _load(image, data)
+            return pixels_of(image, rule.exif, rule.alpha)
     except (MemoryError, BadImage, TransientError, UsageError):
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
         bad = blame(data, error)
         raise bad from error
+
+
+def _icon_size(data: bytes) -> tuple[int, int] | None:
+    """Returns the size of the image in an ICO that PIL takes, whatever the ICO's directory says.
+
+    Returns:
+        Its width and height; None for another file, or one that PIL cannot open.
+
+    Raises:
+        MemoryError: If memory runs out.
+    """
+    if not data.startswith(ICO_SIGNATURE):
+        return None
+    file = io.BytesIO(data)
+    try:
+        start = IcoImagePlugin.IcoFile(file).entry[0].offset  # the largest, which PIL takes
+        file.seek(start)
+        if data.startswith(file_damage.PNG_SIGNATURE, start):
+            return PngImagePlugin.PngImageFile(file).size
+        width, height = BmpImagePlugin.DibImageFile(file).size
+    except MemoryError:
+        raise
+    except Exception:  # hostile bytes
+        return None
+    return width, height // 2  # its mask is the lower half
 
 
 def _load(image: Image.Image, data: bytes) -> None:
@@ -309,6 +353,8 @@ def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -
     return Decoded(upright, transparent)
 
 
+ICO_SIGNATURE = b"\0\0\1\0"
+
 ORIENTATION, TILE_WIDTH, TILE_LENGTH = 274, 322, 323
 """Tags of TIFF and EXIF."""
 
@@ -362,8 +408,14 @@ def _check_process(rule: Preprocess) -> None:
     """Checks that no setting of PIL, made elsewhere in the process, decides what counts.
 
     Raises:
-        UsageError: If one does.
+        UsageError: If one does, or if this machine's Pillow lacks decoders that others have.
     """
+    if lacking := _missing_codecs():
+        raise UsageError(
+            f"this machine's Pillow was built without {', '.join(lacking)}: images would fail here "
+            "that count elsewhere. Install Pillow from its wheel: "
+            "pip install --force-reinstall --only-binary :all: pillow"
+        )
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process: truncated images would "
@@ -375,6 +427,11 @@ def _check_process(rule: Preprocess) -> None:
             f"PIL.Image.MAX_IMAGE_PIXELS is {limit} in this process: images that the spec counts, "
             f"of up to {rule.max_pixels} pixels, would be refused. Leave it as it was"
         )
+
+
+@cache
+def _missing_codecs() -> tuple[str, ...]:
+    return tuple(codec for codec in CODECS if not features.check(codec))
 
 
 def _check_size(image: Image.Image, rule: Preprocess) -> None:
@@ -396,7 +453,15 @@ def _require_within(what: str, width: int, height: int, rule: Preprocess) -> Non
 _decoding: dict[object, tuple[float, int]] = {}
 """When each decoder under way began, and how many pixels it decodes."""
 
+_room_queue: deque[object] = deque()
+"""The decoders that wait for room. They get it in this order, so that none waits for ever."""
+
 _room_changed = threading.Condition()
+
+stopped_clock: ContextVar[Callable[[], contextlib.AbstractContextManager[None]]] = ContextVar(
+    "stopped_clock", default=contextlib.nullcontext
+)
+"""Stops the time that an image has, while it waits for room: that it waits is not its fault."""
 
 
 @contextlib.contextmanager
@@ -410,11 +475,17 @@ def _room(pixels: int) -> Iterator[None]:
     def free() -> bool:
         now = monotonic()
         held = sum(n for began, n in _decoding.values() if now - began < LEASE_SECONDS)
-        return not held or held + pixels <= ROOM
+        return _room_queue[0] is me and (not held or held + pixels <= ROOM)
 
     with _room_changed:
-        while not free():
-            _room_changed.wait(1)
+        _room_queue.append(me)
+        try:
+            with stopped_clock.get()():
+                while not free():
+                    _room_changed.wait(1)
+        finally:
+            _room_queue.remove(me)
+            _room_changed.notify_all()
         _decoding[me] = monotonic(), pixels
     try:
         yield

@@ -254,7 +254,8 @@ def _serve() -> None:
             image = decode(data, rule)
             pixels = np.ascontiguousarray(image.pixels)
         except VdnaError as error:
-            said = {"error": type(error).__name__, "message": str(error)}
+            known = next(kind for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+            said = {"error": known.__name__, "message": str(error)}
             if isinstance(error, BadImage):
                 said = {"reason": error.reason, "detail": error.detail}
             output.write(json.dumps(said).encode() + b"\n")

@@ -76,7 +76,7 @@ def blame(data: bytes, error: Exception) -> Exception:
         reason, detail = "corrupt", f"{type(error).__name__}: {error}"
         if LONG_NOTES.search(detail):
             return BadImage("unsupported", f"its texts or its profile are too long: {error}")
-    if "out of memory" in detail:
+    if "out of memory" in detail.lower():
         return MemoryError(detail)
     if reason == "corrupt" and (CUT.search(detail) or _ends_early(data)):
         reason = "truncated"

@@ -65,11 +65,16 @@ def pixels_by_turbo(data: bytes) -> NDArray[np.uint8] | None:
         data: The bytes of the file.
 
     Returns:
-        RGB pixels, uint8 (height, width, 3), or None if libjpeg-turbo refuses the file, warns of
-            it, or has too little memory.
+        RGB pixels, uint8 (height, width, 3), or None if libjpeg-turbo refuses the file or warns of
+            it.
+
+    Raises:
+        MemoryError: If memory runs out. PIL would say that the image is damaged.
     """
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError) as error:
+        if "memory" in str(error):
+            raise MemoryError(str(error)) from error
         return None
     return pixels

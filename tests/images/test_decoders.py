@@ -68,6 +68,7 @@ def test_an_own_decoder_gives_the_same_pixels_in_isolation() -> None:
         ("raise BadImage('gone', 'odd')", BadImage, "corrupt: own-.*@1: gone: odd"),
         ("raise BadImage('timeout', 'x')", BadImage, "corrupt: own-.*@1: timeout: x"),
         ("raise TransientError('no licence')", TransientError, "no licence"),
+        ("raise type('Busy', (TransientError,), {})('no licence')", TransientError, "no licence"),
         ("None", UsageError, r"own-.*@1 returned NoneType of shape \(\).*uint8"),
         ("np.ones((4, 4, 3))", UsageError, r"returned float64 of shape \(4, 4, 3\)"),
         ("np.ones((4, 4), np.uint8)", UsageError, r"returned uint8 of shape \(4, 4\)"),

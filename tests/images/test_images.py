@@ -11,8 +11,10 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, features
+from PIL import AvifImagePlugin, IcoImagePlugin, Image, ImageOps, features
 
 from pipeline import images
+from pipeline.counting.decoder_threads import Decoders
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.images import colours, decoding, isolated, load, load_isolated, prepare, resize
 from pipeline.images.decoding import REASONS, decode
 from pipeline.spec import Preprocess
-from tests.support.hostile_files import deflated, grey_tiff, tiled_tiff
+from tests.support.hostile_files import bmp, deflated, grey_tiff, ico, tiled_tiff
 
 RULE = Preprocess(32, 48, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 GREY_LEVELS = Preprocess(8, 8, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
@@ -624,6 +627,80 @@ def test_large_images_share_the_memory_limit(monkeypatch: pytest.MonkeyPatch) ->
         decode(data, RULE)
 
 
+def test_waiting_for_memory_is_not_the_time_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images get room in the order in which they wait, so small ones do not hold up a large one."""
+    monkeypatch.setattr(decoding, "STRIP", 100)
+    monkeypatch.setattr(decoding, "ROOM", 4000)
+    decoders = Decoders(2)
+    order: list[int] = []
+
+    def take(room: int) -> int:
+        with decoding._room(room):
+            order.append(room)
+        return room
+
+    def asked(room: int) -> int:
+        read: Future[int] = Future()
+        read.set_result(room)
+        return decoders.result(decoders.after(read, take, 2.0))
+
+    with ThreadPoolExecutor(2) as pool:
+        with decoding._room(2400):
+            large = pool.submit(asked, 4000)
+            until_waiting(1)
+            small = pool.submit(asked, 1500)  # for which there would be room
+            until_waiting(2)
+            time.sleep(3)
+        assert [large.result(20), small.result(20)] == order == [4000, 1500]
+    decoders.close()
+
+
+def until_waiting(number: int) -> None:
+    deadline = time.monotonic() + 20
+    while len(decoding._room_queue) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_icon_is_measured_before_pil_decodes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL decodes it as it opens it, whatever size its directory states."""
+    good, picture = ico(16, 16, saved(pixels(72, 96))), ico(16, 16, bmp(96, 2 * 72)[14:])
+    rooms: list[int] = []
+    monkeypatch.setattr(decoding, "_room", lambda pixels: rooms.append(pixels) or nullcontext())
+    for data in (good, picture):
+        assert decode(data, RULE).pixels.shape == (72, 96, 3)
+    assert rooms == [96 * 72] * 2
+    monkeypatch.setattr(IcoImagePlugin.IcoFile, "getimage", lambda *_: pytest.fail("decoded"))
+    for image in (png_of(9_500, 9_500), bmp(9_500, 19_000)[14:60]):
+        assert reason(ico(16, 16, image)) == "too_many_pixels"
+
+
+def test_an_avif_is_decoded_without_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of many cores may not be able to start one for each of them."""
+    asked: list[int] = []
+    data = saved(pixels(), "AVIF")
+    real = AvifImagePlugin._avif
+
+    def decoder(data: bytes, codec: str, threads: int) -> object:
+        asked.append(threads)
+        return real.AvifDecoder(data, codec, threads)
+
+    monkeypatch.setattr(AvifImagePlugin, "_avif", SimpleNamespace(AvifDecoder=decoder))
+    assert decode(data, RULE).pixels.shape == pixels().shape
+    assert asked == [1]
+
+
+def test_a_pillow_without_a_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else good images would fail on one machine, and count on the others."""
+    monkeypatch.setattr(features, "check", lambda name: name not in ("webp", "avif"))
+    decoding._missing_codecs.cache_clear()
+    with pytest.raises(UsageError, match=r"Pillow was built without webp, avif: .*pip install"):
+        decode(saved(pixels(8, 8)), RULE)
+    monkeypatch.undo()
+    decoding._missing_codecs.cache_clear()
+    assert decode(saved(pixels(8, 8)), RULE).pixels.shape == (8, 8, 3)
+
+
 def test_global_settings_of_pil_do_not_decide_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert reason(png_of(9_500, 9_500)) == "too_many_pixels"
@@ -649,7 +726,11 @@ def test_pil_logs_nothing_to_the_terminal() -> None:
 
 
 def test_memory_running_out_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (MemoryError("no"), OSError("out of memory when reading image file")):
+    for error in (
+        MemoryError("no"),
+        OSError("out of memory when reading image file"),
+        RuntimeError("Failed to decode frame 0: Out of memory"),
+    ):
 
         def fail(self: Image.Image, error: Exception = error) -> None:
             raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -175,3 +176,25 @@ def test_other_colour_spaces_are_left_to_pil(mode: str, monkeypatch: pytest.Monk
 def test_pil_is_asked_for_no_pixel_of_a_plain_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_load", lambda *_: pytest.fail("was asked"))
     assert decode(saved(photo(1)), RULE).pixels.shape == (*photo(1).size[::-1], 3)
+
+
+def test_memory_running_out_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL says of such an image that it is damaged."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("Insufficient memory (case 4)")
+
+    data = saved(photo(1))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", fail)
+    with pytest.raises(MemoryError, match="Insufficient memory"):
+        decode(data, RULE)
+
+
+def test_a_progressive_file_without_its_last_scans_has_the_pixels_that_it_has_by_pil() -> None:
+    """The decoder guesses what is missing, and may do so without a warning."""
+    data = saved(photo(1), progressive=True)
+    scans = [found.start() for found in re.finditer(b"\xff\xda", data)]
+    assert len(scans) > 5
+    for end in scans[1:]:
+        cut = data[:end] + b"\xff\xd9"
+        assert outcome(cut) == by_pil(cut)

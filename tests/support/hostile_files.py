@@ -1225,8 +1225,9 @@ Each kind is made by `tests/support/hostile_files.py`, and its outcome is tested
   decoding took longer than `Resources.decode_seconds` four times, the last three in a process of
   its own.
 
-Decoding takes less than 2 GB beside the file itself, whatever the image: the decoders of a process
-hold at most 100 million pixels at a time, in all threads together.
+Decoding takes less than 2 GB beside the file itself, whatever the image: images of more than 4
+million pixels wait for each other, so that the decoders of a process hold at most 100 million
+pixels of them at a time. One that takes more than 30 seconds is no longer waited for.
 """
 
 
