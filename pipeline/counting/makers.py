@@ -43,15 +43,28 @@ class ShardMaker(Protocol):
 
 @dataclass
 class _InUse:
-    """A maker, the images that it takes at a time, and how many shards it makes now."""
+    """A maker, and who uses it.
+
+    Attributes:
+        maker: The maker.
+        batch: The images that it takes at a time.
+        users: How many shards it makes now.
+        given_up: Whether the last of them is to end it.
+    """
 
     maker: ShardMaker
     batch: int
     users: int = 0
+    given_up: bool = False
+
+
+MOST_IDLE = 2
+"""How many recipes stay loaded that make no shard. Shards come dataset by dataset, and two datasets
+may take turns."""
 
 
 class Makers(Generic[W]):
-    """Makes shards by any recipe, several at a time; loads each recipe once.
+    """Makes shards by any recipe, several at a time; loads each recipe once while it is in use.
 
     Args:
         load: Loads a recipe, to take so many images at a time.
@@ -65,7 +78,6 @@ class Makers(Generic[W]):
         self._batch_of = batch_of
         self._loaded: dict[W, _InUse] = {}
         self._batches: dict[W, int] = {}
-        self._given_up: list[ShardMaker] = []
         self._changed = threading.Condition()
 
     def make(
@@ -112,24 +124,48 @@ class Makers(Generic[W]):
         """Forgets what was loaded, which may be broken. Another thread may still be using it."""
         with self._changed:
             loaded = self._loaded.pop(recipe, None)
-            self._given_up += [] if loaded is None else [loaded.maker]
+            if loaded is not None:
+                loaded.given_up = True
+                if not loaded.users:
+                    loaded.maker.close()
 
     def close(self) -> None:
         """Ends the threads of all that was loaded."""
-        for maker in (*(loaded.maker for loaded in self._loaded.values()), *self._given_up):
-            maker.close()
+        for loaded in self._loaded.values():
+            loaded.maker.close()
 
     def _take(self, recipe: W) -> _InUse:
         with self._changed:
-            if recipe not in self._loaded:
+            loaded = self._loaded.pop(recipe, None)
+            if loaded is None:
+                self._end_idle(recipe, MOST_IDLE)
                 batch = self._batch(recipe)
-                self._loaded[recipe] = _InUse(self._load(recipe, batch), batch)
-            self._loaded[recipe].users += 1
-            return self._loaded[recipe]
+                loaded = _InUse(self._load(recipe, batch), batch)
+            self._loaded[recipe] = loaded  # the one that was used last is last
+            loaded.users += 1
+            return loaded
+
+    def _end_idle(self, recipe: W, most: int) -> int:
+        """Ends other recipes that make no shard, but for the last ones that did.
+
+        Args:
+            recipe: The recipe that may have their memory.
+            most: How many stay.
+
+        Returns:
+            How many it has ended.
+        """
+        idle = [of for of, loaded in self._loaded.items() if of != recipe and not loaded.users]
+        ended = idle[: max(0, len(idle) - most)]
+        for other in ended:
+            self._loaded.pop(other).maker.close()
+        return len(ended)
 
     def _give_back(self, loaded: _InUse) -> None:
         with self._changed:
             loaded.users -= 1
+            if loaded.given_up and not loaded.users:
+                loaded.maker.close()
             self._changed.notify_all()
 
     def _batch(self, recipe: W) -> int:
@@ -140,6 +176,9 @@ class Makers(Generic[W]):
         with self._changed:
             batch = self._batch(recipe)
             if tried > batch:
+                return
+            if self._end_idle(recipe, 0):  # with their memory there may be enough
+                _free_memory()
                 return
             images = f"{count_of(batch, 'image')} at a time"
             if batch == 1 or not self._batch_of(recipe)[1]:

@@ -295,7 +295,8 @@ class Worker:
             raise
         except Exception as raised:
             error = known_error(raised)
-            if isinstance(error, UnexpectedError):
+            fault = fault_of(error)
+            if isinstance(error, UnexpectedError) and fault != "crash":
                 self._makers.give_up(job.recipe)
             return ShardReceipt(
                 job.manifest_uri,
@@ -303,7 +304,7 @@ class Worker:
                 seconds=monotonic() - started,
                 error=f"{type(error).__name__}: {error}",
                 kind=type(error).__name__,
-                fault=fault_of(error),
+                fault=fault,
                 details=error.details if isinstance(error, UnexpectedError) else "",
                 transient=isinstance(error, TransientError | SourceError | UnexpectedError),
                 died=died,

@@ -142,6 +142,72 @@ def test_two_shards_that_load_at_once_halve_it_once() -> None:
     assert made_at_once(makers) == [32, 32]
 
 
+def test_what_was_given_up_is_ended_by_the_last_who_uses_it() -> None:
+    made: list[FakeMaker] = []
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert goes_on.wait(20)
+
+    def load(recipe: str, batch: int) -> FakeMaker:
+        made.append(FakeMaker(batch, 8, wait if recipe == "slow" else lambda: None))
+        return made[-1]
+
+    makers = Makers(load, lambda recipe: (8, True))
+    makers.make("quick", SHARD, "k", isolated=False)
+    makers.give_up("quick")
+    makers.give_up("quick")
+    assert [maker.closed for maker in made] == [True]
+    thread = threading.Thread(
+        target=makers.make, args=("slow", SHARD, "k"), kwargs={"isolated": False}, daemon=True
+    )
+    thread.start()
+    assert begun.wait(20)
+    makers.give_up("slow")
+    assert not made[1].closed
+    goes_on.set()
+    thread.join(20)
+    assert made[1].closed
+    makers.make("quick", SHARD, "k", isolated=False)
+    assert len(made) == 3
+
+
+def test_networks_that_nobody_uses_do_not_pile_up() -> None:
+    made: dict[str, list[FakeMaker]] = {}
+
+    def load(recipe: str, batch: int) -> FakeMaker:
+        made.setdefault(recipe, []).append(FakeMaker(batch, 8))
+        return made[recipe][-1]
+
+    makers = Makers(load, lambda recipe: (8, True))
+    for recipe in ("a", "b", "a", "b", "a", "c", "d", "a"):
+        makers.make(recipe, SHARD, "k", isolated=False)
+    assert {recipe: [maker.closed for maker in of] for recipe, of in made.items()} == {
+        "a": [False],
+        "b": [True],
+        "c": [False],
+        "d": [False],
+    }
+
+
+def test_images_are_not_halved_as_long_as_a_network_that_nobody_uses_takes_memory() -> None:
+    """The device holds one network, and the second one runs out of memory beside the first."""
+    made: list[FakeMaker] = []
+
+    def load(recipe: str, batch: int) -> FakeMaker:
+        if any(not maker.closed for maker in made):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        made.append(FakeMaker(batch, batch))
+        return made[-1]
+
+    for may_halve in (True, False):
+        makers = Makers(load, lambda recipe, may_halve=may_halve: (64, may_halve))
+        assert makers.make("a", SHARD, "k", isolated=False).images == 64
+        assert makers.make("b", SHARD, "k", isolated=False).images == 64
+        makers.close()
+
+
 # The same, with a network.
 
 
