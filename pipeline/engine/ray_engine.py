@@ -228,8 +228,11 @@ class RayEngine:
                         self._warnings.tell(row["notice"])
                     leaves_out = self._leaves_out(row, receipt)
                     yield receipt
-                    if leaves_out:
-                        break  # a running pool cannot give up a node
+                    if leaves_out:  # a running pool cannot give up a node
+                        # Workers finish what they had begun. It goes last, when most is stored.
+                        for each in [*left][: (OVERLAP + 1) * self.shard_workers]:
+                            left[each] = left.pop(each)
+                        break
 
     def _leaves_out(self, row: Mapping[str, Any], receipt: ShardReceipt) -> bool:
         """Takes note of what a node's device did; returns whether the node is now left out."""
@@ -263,6 +266,8 @@ class RayEngine:
                 "work": job.work_uri,
                 "entries": job.entries_uri,
                 "claimant": job.claimant,
+                "keeps_cells": job.keeps_cells,
+                "dataset": job.dataset,
                 "index": index,
             }
             for job, index in work

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections import deque
 from dataclasses import asdict, fields
 from typing import Any
@@ -28,6 +29,9 @@ from pipeline.storage import RequestMeter
 
 _NAMED = ("reasons", "spent")
 """The fields of a receipt that are mappings, whose names differ from row to row."""
+
+ROW_SECONDS = 1.0
+"""How long a process that ends itself waits, so that Ray takes the rows of its last shards."""
 
 
 class ShardActor:
@@ -73,6 +77,8 @@ class ShardActor:
             str(batch["work"][0]),
             str(batch["entries"][0]),
             str(batch["claimant"][0]),
+            bool(batch["keeps_cells"][0]),
+            str(batch["dataset"][0]),
         )
         self._begin()
         try:
@@ -80,7 +86,8 @@ class ShardActor:
             has_device = job.recipe.device != "cpu"
             failed = has_device and receipt.fault in DEVICE_FAULTS
             # Such an error may have left the device in any state, whoever's it is.
-            self._device_is_unsure |= failed or (has_device and receipt.unexpected)
+            unsure = receipt.unexpected and receipt.fault != "crash"
+            self._device_is_unsure |= failed or (has_device and unsure)
         finally:
             self._end()
         told = {
@@ -100,6 +107,7 @@ class ShardActor:
         with self._changed:
             if self._device_is_unsure:
                 self._changed.wait_for(lambda: not self._under_way)
+                time.sleep(ROW_SECONDS)
                 os._exit(1)
             self._under_way += 1
 

@@ -29,12 +29,12 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.counting import Recipe, ShardReceipt, Worker
+from pipeline.counting import Recipe, ShardJob, ShardReceipt, Worker
 from pipeline.counting.allocator import NEW_OBJECTS
-from pipeline.counting.faults import NO_GPU, Fault
+from pipeline.counting.faults import ENDS_PROCESSES, NO_GPU, Fault
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.dna import DNA, Partial
-from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch
+from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch, shard_actor
 from pipeline.engine.ray_decoding import loss_words
 from pipeline.engine.ray_nodes import RayHome
 from pipeline.engine.ray_start import (
@@ -477,8 +477,10 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
         raise Ended(code)
 
     monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(shard_actor, "ROW_SECONDS", 0)
     monkeypatch.setattr(RayHome, "node", "n")
     columns = {"manifest": "m", "work": "w", "entries": "e", "claimant": "c"}
+    columns |= {"keeps_cells": False, "dataset": "d"}
     batch = {"recipe": [0], "index": [1]} | {name: [value] for name, value in columns.items()}
     cuda, bug = "unexpected RuntimeError: CUDA error: launch failure", "unexpected KeyError: 3"
     faults: tuple[tuple[float, str, str, Fault, bool, bool], ...] = (
@@ -489,15 +491,21 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
         (0.0, "UnexpectedError", cuda, "device", False, False),
         (1.0, "TransientError", cuda, "storage", False, False),
         (1.0, "UsageError", "there is no such module", "setup", False, False),
+        (1.0, "UnexpectedError", ENDS_PROCESSES, "crash", False, False),
     )
     for gpus, kind, error, fault, ends, failed in faults:
         receipt = ShardReceipt("m", 1, error=error, kind=kind, fault=fault)
-        monkeypatch.setattr(Worker, "run", lambda *_, receipt=receipt: receipt)
+
         recipe = Recipe(SPEC, NETWORK, "ranges", Resources(gpus_per_worker=gpus))
+        jobs: list[ShardJob] = []
+        monkeypatch.setattr(
+            Worker, "run", lambda _, job, index, r=receipt, told=jobs: told.append(job) or r
+        )
         actor = ShardActor([recipe], 0, {}, "pool")
         row = actor(batch)
         assert (row["kind"], row["device_failed"]) == ([kind], [failed])
         assert receipt_of({name: value[0] for name, value in row.items()}) == receipt
+        assert jobs == [ShardJob(recipe, "m", "w", "e", "c", keeps_cells=False, dataset="d")]
         with pytest.raises(Ended) if ends else contextlib.nullcontext():
             assert actor(batch)["index"] == [1]
 
