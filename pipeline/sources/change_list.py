@@ -207,7 +207,6 @@ class _ChangeLister(SourceLister):
                 f"{option('changes')}"
             )
         self._uri_of_changes = storage.canonical(changes)
-        self._folders: set[str] = set()
         self._changes = self._open(changes)
         self._columns = [*ENTRY_SCHEMA.names, *label_columns(self._labels)]
 
@@ -364,13 +363,15 @@ class _ChangeLister(SourceLister):
             What the change list did.
 
         Raises:
-            SourceError: A part of an archive is named, and the rest has changed, too.
+            SourceError: A part of an archive is named, and the rest has changed, too. Or a folder
+                is named that images are in.
         """
         kinds = {
             name: "bigint" if name in ("size", "position") else "text" for name in self._columns
         }
         columns = ", ".join(f"{quoted_column(name)} {kind}" for name, kind in kinds.items())
         self._db.execute(f"create table touched ({columns})")
+        self._db.execute("create table folders (number bigint, uri text)")
         parts = [part.replace("'", "''") for part in self.candidates.listing(self.source).parts]
         files = ", ".join(f"'{part}'" for part in parts)
         names = ", ".join(map(quoted_column, self._columns))
@@ -378,6 +379,7 @@ class _ChangeLister(SourceLister):
         self._db.execute(f"create view found as select distinct {names} from {found}")
         for rows in _chunks(self._before):
             self._sort_out(rows.rename_columns(self._columns))
+        self._require_no_folder()
         return self._counts()
 
     def _sort_out(self, rows: pa.Table) -> None:
@@ -386,7 +388,7 @@ class _ChangeLister(SourceLister):
         Raises:
             SourceError: A part of an archive is named, and the rest has changed, too.
         """
-        self._require_no_folder(rows["uri"].combine_chunks())
+        self._note_folders(rows["uri"].combine_chunks())
         self._db.register("chunk", rows)
         joined = self._db.sql(
             "select chunk.*, keys.uri is not null or coalesce(whole, false) as hit, "
@@ -408,31 +410,36 @@ class _ChangeLister(SourceLister):
             self._db.unregister("chunk")
         self.candidates.add_table(joined.filter(pc.invert(joined["hit"])).select(self._columns))
 
-    def _require_no_folder(self, uris: pa.Array) -> None:
-        """Checks that the list names images, and no folder that images are in.
+    def _note_folders(self, uris: pa.Array) -> None:
+        """Notes which names of the list are those of folders that images are in.
 
         Args:
-            uris: What was there before.
+            uris: Some of what was there before.
+        """
+        above: set[str] = set()
+        for folder in pc.unique(pc.replace_substring_regex(uris, "/[^/]*$", "")).to_pylist():
+            while "/" in folder and folder not in above:
+                above.add(folder)
+                folder = folder.rpartition("/")[0]
+        self._db.register("chunk", pa.table({"uri": sorted(above)}))
+        self._db.execute(
+            "insert into folders select number, uri from named semi join chunk using (uri)"
+        )
+        self._db.unregister("chunk")
+
+    def _require_no_folder(self) -> None:
+        """Checks that the list names images, and no folder that images are in.
+
+        An object store may have an image and a folder of one name.
 
         Raises:
             SourceError: It names a folder.
         """
-        folders = pc.unique(pc.replace_substring_regex(uris, "/[^/]*$", "")).to_pylist()
-        above = set()
-        for folder in folders:
-            while "/" in folder and folder not in self._folders:
-                self._folders.add(folder)
-                above.add(folder)
-                folder = folder.rpartition("/")[0]
-        if not above:
-            return
-        self._db.register("chunk", pa.table({"uri": sorted(above)}))
-        found = self._db.execute(
-            "select number, uri from named semi join chunk using (uri) where not archive "
-            "order by number limit 1"
-        ).fetchall()
-        self._db.unregister("chunk")
-        for number, uri in found:
+        query = (
+            "select number, uri from folders anti join touched using (uri) "
+            "anti join found using (uri) order by number limit 1"
+        )
+        for number, uri in self._db.execute(query).fetchall():
             raise SourceError(
                 f"{self._uri_of_changes}, row {number}: {uri} is a folder of images; name each "
                 "image in it"

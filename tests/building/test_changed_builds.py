@@ -404,6 +404,44 @@ def test_a_folder_in_a_list_is_an_error(place: Place, word: str) -> None:
         place.build(place.changes(**{word: "a"}))
 
 
+def test_a_folder_that_is_named_like_an_archive_is_an_error(place: Place) -> None:
+    place.write("c/day.parquet/0.png", 7)
+    place.build()
+    place.remove("c/day.parquet/0.png")
+    with pytest.raises(SourceError, match=r"row 1: .*/c/day\.parquet is a folder of images"):
+        place.build(place.changes(removed="c/day.parquet"))
+
+
+@pytest.mark.parametrize("word", ["removed", "added", "changed"])
+def test_an_image_and_a_folder_of_an_object_store_may_have_one_name(
+    place: Place, root: str, word: str
+) -> None:
+    names = ["cat", "cat/1.png", "dog/1.png"]
+    for number, name in enumerate(names):
+        if (word, name) != ("added", "cat"):
+            storage.create(f"{root}/images/{name}", tiny.Picture("good", number).data)
+    catalogue, resources = Catalogue(f"{root}/dnas"), Resources(workers=0, threads=1)
+    request = Request("x", f"{root}/images", **place.network.options)  # type: ignore[arg-type]  # by name
+
+    def build(changes: str | None = None) -> Result:
+        return build_datasets(
+            catalogue, [replace(request, changes=changes)], InProcess(), resources
+        )[0]
+
+    build()
+    if word == "removed":
+        storage.delete(f"{root}/images/cat")
+    else:
+        storage.replace(f"{root}/images/cat", tiny.Picture("good", 9).data)
+    storage.create(f"{root}/night.csv", f"uri,change\ncat,{word}\n".encode())
+    storage.create(f"{root}/wrong.csv", f"uri,change\ndog,{word}\n".encode())
+    with pytest.raises(SourceError, match=r"row 1: .*/dog (is a folder|does not exist)"):
+        build(f"{root}/wrong.csv")
+    result = build(f"{root}/night.csv")
+    assert result.version.images == 2 + (word != "removed")
+    assert not build().changed
+
+
 def test_an_image_that_is_named_through_a_link_is_refused(place: Place) -> None:
     """The listing has it by its own folder already."""
     place.build()
