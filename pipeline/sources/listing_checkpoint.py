@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -69,7 +70,7 @@ class ListingCheckpoint:
         self.ranges: dict[int, KeyRange] = {}
         self.written: datetime | None = None
         self.report = ""
-        self._parts: list[bytes] = []
+        self._parts: deque[Path] = deque()
         self._last_sha256 = ""
         self._next = 0
 
@@ -92,6 +93,7 @@ class ListingCheckpoint:
     def _load(self, items: Sequence[Stored]) -> bool:
         """Returns whether the parts are whole and recent, after reading them."""
         theirs = set()
+        self._found = storage.ScratchFolder("listed")
         for number, item in enumerate(items):
             try:
                 data = storage.read(item.uri)
@@ -111,7 +113,11 @@ class ListingCheckpoint:
                 return False
             if item.uri != self._uri(number) or notes.get("previous_sha256") != self._last_sha256:
                 return False
-            self._parts.append(data)
+            try:
+                self._parts.append(Path(self._found.path, f"{number}.parquet"))
+                self._parts[-1].write_bytes(data)
+            except OSError:  # the disk is full, of which the new listing tells
+                return False
             self._last_sha256 = hashlib.sha256(data).hexdigest()
         if self.written is None or abs(self._now - self.written) > RESUME_WITHIN:
             return False
@@ -120,9 +126,11 @@ class ListingCheckpoint:
         return True
 
     def take_parts(self) -> Iterator[bytes]:
-        """Yields the parts that were found, and frees each."""
+        """Yields the parts that were found, and frees each. They lie on the disk until then."""
         while self._parts:
-            yield self._parts.pop(0)
+            path = self._parts.popleft()
+            yield path.read_bytes()
+            path.unlink()
 
     def notes(self) -> dict[str, Any]:
         """Returns what the next part must state so that a listing can go on behind it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 
 from pipeline import storage
-from pipeline.errors import UsageError
+from pipeline.errors import SourceError, UsageError
 from pipeline.events import Listener, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources.listing import Listing
@@ -79,5 +79,10 @@ def list_source(
             return lister.listing(planned)
     # Also those of tasks of an interrupted listing.
     lister.candidates.take_stored(read_stored(lister.candidates.stored))
-    lister.list_archives(mapper, cache)
+    try:
+        lister.list_archives(mapper, cache)
+    except SourceError:  # one that was found before an interruption may be gone, or have changed
+        if checkpoint is not None:
+            checkpoint.remove()
+        raise
     return lister.listing()

@@ -367,6 +367,39 @@ def test_archives_found_before_the_interruption_are_indexed_after_it(
     assert sorted(looked) == [f"{ROOT}/video{i}/more.tar" for i in range(7)]
 
 
+def test_an_archive_that_has_changed_since_an_interrupted_listing_is_listed_anew(
+    serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every rerun would meet the archive as it was, and fail."""
+    folder = (tmp_path / "kept").as_uri()
+    names = [*FRAMES, "video0/more.tar"]
+
+    def changed(item: storage.Stored, **_: object) -> None:
+        raise SourceError(f"{item.uri} changed between listing and reading")
+
+    interrupt_listing(serve, folder, 200, names)
+    monkeypatch.setattr(source_lister, "encoded_index", changed)
+    serve(FakeStore(names, 20))
+    with pytest.raises(SourceError, match=r"more\.tar changed"):
+        list_source(ROOT, checkpoint=checkpoint_in(folder))
+    monkeypatch.setattr(source_lister, "encoded_index", lambda item, **_: (item.uri, None))
+    store = serve(FakeStore(names, 20))
+    list_source(ROOT, checkpoint=checkpoint_in(folder))
+    assert len(store.answered) >= len(names)
+
+
+def test_parts_that_are_found_wait_on_the_disk(
+    serve: Any, small_parts: None, tmp_path: Any
+) -> None:
+    folder = (tmp_path / "kept").as_uri()
+    interrupt_listing(serve, folder, 200, FRAMES)
+    stored = [bytes(storage.read(item.uri)) for item in storage.walk(folder)]
+    checkpoint = checkpoint_in(folder)
+    assert not any(isinstance(held, bytes) for held in vars(checkpoint).values())
+    assert sorted(checkpoint.take_parts()) == sorted(stored)
+    assert [*checkpoint.take_parts()] == []
+
+
 def test_tables_found_before_the_interruption_say_how_large_their_images_are(
     serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
