@@ -320,8 +320,10 @@ def test_a_worker_that_gets_on_renews_its_lease_as_long_as_it_does(
         for at in range(1, 21):
             add_spent({"network": 1.0})
             wait_for_renewals(written, at)
+        wait_for_renewals(written, len(written) + 1)  # it may have begun before the last work
+        wait_for_renewals(written, len(written) + 1)
     assert len(written) >= 20
-    assert json.loads(written[19])["spent"] >= 20
+    assert json.loads(written[-1])["spent"] >= 20 - 1e-6
 
 
 def test_a_job_gets_on_if_a_lease_of_its_own_is_renewed_and_work_was_done(

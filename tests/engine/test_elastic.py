@@ -330,18 +330,7 @@ def test_lost_nodes_are_no_poison_and_processes_that_die_twice_are(
     build = tmp_path / "c"
     process = small.start(folder, build, "--ray-address", nodes.address, workers=1)
     with ended(process):
-        while True:
-            before = set(notes(build))
-            # A shard that crashed twice may wait, without a note, until the other one has ended.
-            begun = 1 if notes(build, 2) else 2
-            until(
-                process,
-                lambda before=before, begun=begun: (
-                    len({*notes(build)} - before) >= begun or notes(build, 3)
-                ),
-            )
-            if notes(build, 3):
-                break
+        while not tried_thrice(process, build):
             if dies == "node":
                 nodes.lose(node)
                 node = nodes.add(num_cpus=2)
@@ -527,6 +516,21 @@ def said(process: subprocess.Popen[str], *words: str) -> str:
         if not missing:
             return "".join(lines)
     pytest.fail(f"{missing} was not said: {''.join(lines)}")
+
+
+def tried_thrice(process: subprocess.Popen[str], build: Path) -> bool:
+    """Waits until the only worker has begun what it will; returns whether that is a third try."""
+    before = set(notes(build))
+    # A shard that crashed twice may wait, without a note, until the other one has ended.
+    begun = 1 if notes(build, 2) else 2
+    thrice: list[Path] = []
+
+    def has_begun() -> bool:
+        thrice.extend(notes(build, 3))  # such a note may be gone again
+        return bool(thrice) or len({*notes(build)} - before) >= begun
+
+    until(process, has_begun)
+    return bool(thrice)
 
 
 def notes(build: Path, attempt: int | str = "*") -> list[Path]:
