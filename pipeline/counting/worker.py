@@ -271,6 +271,7 @@ class Worker:
                 died = "; ".join(map(name_of, crashes))
                 # Looked for once the shard is claimed: its last holder has committed it before.
                 if storage.exists(uri):
+                    lease.forget_dead()
                     return ShardReceipt(job.manifest_uri, index, died=died)
                 deaths = len(crashes), len(lease.before)
                 isolated = die_of_images(*deaths)

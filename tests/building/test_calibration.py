@@ -706,7 +706,7 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(
     network = ("--extractor", tiny.NAME, "--weights", small.place.weights)
     job = subprocess.Popen(
         command(photos, out, *options, *network),
-        env=os.environ | small.environment(SLOW),
+        env=os.environ | small.environment(SLOW.replace("0.25", "1.5")),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=REPOSITORY,

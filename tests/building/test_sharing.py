@@ -373,7 +373,10 @@ def at_once(sources: Sources, folder: Path, jobs: int, what: str, sets: int = 1)
         one, other = clean.find(name), shared.find(name)
         assert (one.dna, one.sha256) == (other.dna, other.sha256)
     assert [finding for finding in verify(shared) if not finding.ok] == []
-    assert list((folder / "shared").glob("_work/**/attempts/*")) == []
+    # A job may be killed between storing a shard and giving back its lease, which nobody asks for.
+    left = [note.stem.rpartition("-")[0] for note in folder.glob("shared/_work/**/attempts/*")]
+    assert len(left) <= (OVERLAP if what == "kill" else 0)
+    assert all([*folder.glob(f"shared/_work/**/partials/{key}.parquet")] for key in left)
     told: dict[str, Any] = json.loads(done.stdout)
     counted = [set(keys) for keys in told["counted"]]
     assert len(set().union(*counted)) == SHARDS

@@ -547,9 +547,12 @@ def test_notes_of_workers_that_died_earlier_do_not_change_counts(
 
     monkeypatch.setattr(images, "load_isolated", spy)
     receipt = worker.run(task, 0)
-    worker.close()
     assert (receipt.error, len(apart)) == ("", len(manifest.shards[0].members))
     assert storage.read(uri) == data
+    assert list_names(task.work_uri) == ["partials"]
+    leave_crashes(task, key, 1)  # by a worker that had committed it
+    assert not worker.run(task, 0).counted
+    worker.close()
     assert list_names(task.work_uri) == ["partials"]
 
 

@@ -379,7 +379,7 @@ def test_a_worker_that_takes_long_over_a_shard_and_gets_on_has_not_stalled(
     write_photos(group, 12)
     source = str(tmp_path / "source")
     request = Request("photos", source, group_by="1", **small.place.options)  # type: ignore[arg-type]  # by name
-    resources = Resources(workers=1, threads=1, stall_seconds=RENEW_SECONDS + 3)
+    resources = Resources(workers=1, threads=1, stall_seconds=RENEW_SECONDS + 25)
     with ray_engine.RayEngine(resources) as engine:
         place = Catalogue(str(tmp_path / "c"))
         (built,) = build_datasets(place, [request], engine, resources)

@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +74,23 @@ def main(folder: str, sources: str, clean: str, catalogues: str, jobs: int, what
         run(place, source, clean)
     make = Counter.make
     begin, told = os.pipe(), Path(catalogues)
+    met = get_context("fork").Barrier(jobs)
 
     def job(number: int) -> None:
         counted: list[str] = []
-        lock = threading.Lock()
+        lock, all_count = threading.Lock(), threading.Event()
+        (told / f"{number}.json").write_text("[]")
 
         def slow(counter: Counter, shard: Any, key: str, **how: Any) -> Any:
             with lock:
                 counted.append(key)
                 mine = len(counted)
                 (told / f"{number}.json").write_text(json.dumps(counted))
+            if mine == 1:  # a job that is late finds shards left, too
+                with suppress(threading.BrokenBarrierError):
+                    met.wait(30)
+                all_count.set()
+            all_count.wait()
             time.sleep(SECONDS)
             if what == "kill" and number == 0 and mine == DIES_AT:
                 with lock:  # while another thread writes, the file may be empty
