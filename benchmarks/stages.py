@@ -1,11 +1,12 @@
 """Where the time of an image goes, on one core: read, decode, hash, resize, forward, count.
 
-    python -m benchmarks.stages FOLDER [--backend torch] [--limit 400]
+    python -m benchmarks.stages FOLDER [--backend torch] [--limit 400] [--pillow]
 
 One thread of `make_dna` does everything, so that the times add up. They are CPU time, in
 milliseconds an image: what a core spends, whatever else runs beside it. `rest` is what no stage
 accounts for: planning, merging, and handing images from thread to thread. `start` is spent once,
 on loading the network. Images are hashed as `vdna build` does, though `make_dna` does not.
+`--pillow` has Pillow decode all JPEGs, as it did before libjpeg-turbo took most of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, get_args
 from pipeline import images, make_dna
 from pipeline.counting import histogram
 from pipeline.counting.extractor import Extractor
-from pipeline.images import loading
+from pipeline.images import decoding, loading
 from pipeline.sources import Members
 from pipeline.spec import Backend
 
@@ -105,7 +106,10 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--backend", choices=get_args(Backend), nargs="+", default=["torch"])
     parser.add_argument("--limit", type=int, help="images, of all in the folder")
+    parser.add_argument("--pillow", action="store_true", help="decode JPEGs by Pillow alone")
     arguments = parser.parse_args()
+    if arguments.pillow:
+        decoding.suits = lambda *_: False
     result = {}
     for backend in arguments.backend:
         result[backend] = stages(arguments.folder, backend, arguments.limit)
