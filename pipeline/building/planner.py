@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -363,13 +364,14 @@ class Planner:
         sizes = cache(partial(self._sizes, request, recipe))
         previous = None if before is None else cache(partial(without_lost, before))
         spec = recipe.spec.digest
+        planning = None
+        compares = before is not None and not request.pair_by and may_be_compared(before)
+        if request.limit is None and (before is None or compares):
+            planning = self._plan_ahead(request, recipe, base, sizes, previous, ahead)
         if request.changes is not None:
-            listing, changes = self._apply(request, request.changes, spec, base, ahead)
+            by_tasks = planning if compares else None
+            listing, changes = self._apply(request, request.changes, spec, base, by_tasks, ahead)
         else:
-            planning = None
-            compares = before is not None and not request.pair_by and may_be_compared(before)
-            if request.limit is None and (before is None or compares):
-                planning = self._plan_ahead(request, recipe, base, sizes, previous, ahead)
             listing = self.listings.get(request.name) or self._list(
                 request, checkpoint, planning, ahead
             )
@@ -434,9 +436,16 @@ class Planner:
         return PlanAhead(sizes, Entries(catalogue.entries_uri), planned, previous)
 
     def _apply(
-        self, request: Request, changes: str, spec: str, base: Version | None, mapper: Mapper
+        self,
+        request: Request,
+        changes: str,
+        spec: str,
+        base: Version | None,
+        ahead: PlanAhead | None,
+        mapper: Mapper,
     ) -> tuple[Listing, ChangeCounts]:
         """Applies a change list to the plan before."""
+        place = self.catalogue.listing_uri(digest_of("changes", request.name, spec))
         before = plan_to_change(self.catalogue, request, spec, base)
         self.progress(Said(f"{request.name}: applying {changes} to {request.source}"))
         listing, counts = list_changed(
@@ -448,6 +457,8 @@ class Planner:
             cache=self.catalogue.archives_uri,
             outside=self.catalogue.root,
             progress=self.progress,
+            ahead=ahead,
+            folder=f"{place}-parts/{secrets.token_hex(8)}",
         )
         self.progress(Said(f"{request.name}: of {changes}: {counts}"))
         return listing, counts

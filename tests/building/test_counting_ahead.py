@@ -27,6 +27,7 @@ from pipeline.errors import ConservationError, NotFound, SourceError, StorageErr
 from pipeline.events import Event, Said, Started, StepDone, StepFailed
 from pipeline.mapper import SerialMapper
 from pipeline.sources import (
+    ChangeCounts,
     Entry,
     Manifest,
     Shard,
@@ -82,8 +83,10 @@ def images(bucket: str) -> str:
     return source
 
 
-def build(root: str, images: str, engine: InProcess, listen: Any = None) -> Any:
-    request = Request("photos", images, **COUNTING)
+def build(
+    root: str, images: str, engine: InProcess, listen: Any = None, changes: str | None = None
+) -> Any:
+    request = Request("photos", images, changes=changes, **COUNTING)
     (result,) = build_datasets(Catalogue(root), [request], engine, RESOURCES, listen)
     return result
 
@@ -270,6 +273,35 @@ def test_refreshes_by_tasks_have_the_plans_and_counts_of_one_process(root: str) 
     assert "comparing 49 candidates with 49 of the plan before" in said
     assert read[0] == IMAGES > read[1] > 0 == read[2]
     assert [finding for finding in verify(Catalogue(f"{root}/tasks")) if not finding.ok] == []
+
+
+def test_lists_applied_by_tasks_have_the_plans_and_counts_of_one_process(root: str) -> None:
+    source, engines = f"{root}-source", {"alone": InProcess, "tasks": TaskEngine}
+    changed = changed_twice(source)
+    next(changed)
+    for name, engine_of in engines.items():
+        with engine_of() as engine:
+            build(f"{root}/{name}", source, engine)
+    next(changed)
+    lost = [f"day2/{i:03}.jpg,removed" for i in range(2, IMAGES, 5)]
+    rows = ["uri,change", "day9/new.jpg,added", "day3/003.jpg,changed", "day3/008.jpg,added", *lost]
+    put(f"{source}.csv", "\n".join(rows).encode())
+    built, events = {}, list[Event]()
+    for name, engine_of in engines.items():
+        with engine_of() as engine:
+            built[name] = build(f"{root}/{name}", source, engine, events.append, f"{source}.csv")
+    alone, spread = built["alone"], built["tasks"]
+    assert spread.version.manifest == alone.version.manifest
+    assert spread.version.dna == alone.version.dna
+    assert spread.changes == alone.changes == ChangeCounts(1, 12, 1, 1, 0)
+    assert (spread.changed, spread.read) == (alone.changed, alone.read)
+    said = [event.message for event in events if isinstance(event, Said)]
+    assert "looking for 15 images of the list among 60 of the plan before" in said
+    with pytest.raises(SourceError, match="does not exist"):
+        list(storage.walk(f"{root}/tasks/_work/_listings"))
+    assert [finding for finding in verify(Catalogue(f"{root}/tasks")) if not finding.ok] == []
+    with TaskEngine() as engine:
+        assert not build(f"{root}/tasks", source, engine).changed
 
 
 @pytest.mark.soak
