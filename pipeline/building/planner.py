@@ -53,6 +53,7 @@ from pipeline.networks import Network, encode_ranges
 from pipeline.sources import (
     ChangeCounts,
     Entries,
+    ImageChanges,
     Listing,
     ListingCheckpoint,
     Manifest,
@@ -95,6 +96,8 @@ class DatasetPlan:
         manifest_sha256: The hash of the manifest's stored bytes; empty if up to date.
         changes: What a change list did to the plan before. None if the source was listed.
         erasure: Number of the commit that had erased images last when the plan was begun.
+        image_changes: How the manifest differs from that of `base`. None if nobody has compared
+            them.
     """
 
     request: Request
@@ -107,6 +110,7 @@ class DatasetPlan:
     manifest_sha256: str = ""
     changes: ChangeCounts | None = None
     erasure: int = 0
+    image_changes: ImageChanges | None = None
 
     def read_from_images(self, missing: Sequence[int]) -> list[int]:
         """Leaves out shards that are put together of others, as no image is read for them.
@@ -131,11 +135,14 @@ class _FoundPlan:
         changes: What a change list did to the plan before. None if the source was listed.
         is_same: Whether the manifest was read from the catalogue with all its candidates, which are
             those of the source.
+        image_changes: How the manifest differs from that of the dataset's version under the spec.
+            None if nobody has compared them.
     """
 
     manifest: Manifest
     changes: ChangeCounts | None = None
     is_same: bool = False
+    image_changes: ImageChanges | None = None
 
 
 @dataclass(frozen=True)
@@ -279,6 +286,7 @@ class Planner:
             manifest_sha256=sha256(stored),
             changes=changes,
             erasure=head.erasure,
+            image_changes=plan.image_changes,
         )
 
     def _note_committed(
@@ -393,7 +401,11 @@ class Planner:
         if checkpoint is not None:
             checkpoint.remove()
         self._say_merged(request.name, before, manifest)
-        return _FoundPlan(manifest, changes, is_same=same is not None)
+        known, differs = listing.difference, None
+        # Tasks may have compared it with a plan that was never committed, or without lost shards.
+        if known is not None and base is not None and known.former == base.manifest:
+            differs = known.images
+        return _FoundPlan(manifest, changes, is_same=same is not None, image_changes=differs)
 
     def _say_merged(self, name: str, before: Manifest | None, manifest: Manifest) -> None:
         """Says how many small shards a plan puts together."""

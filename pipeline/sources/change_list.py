@@ -197,7 +197,7 @@ def list_changed(
             )
             sizes = ahead.sizes()
             made = plan_changes(listing, found, before, ahead.entries, sizes, mapper)
-            return lister.listing(made), counts
+            return replace(lister.listing(made), difference=found.difference), counts
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise StorageError(
             f"the changes cannot be applied in {tempfile.gettempdir()}: {error}; set TMPDIR to a "

@@ -10,7 +10,8 @@ was found of the list, and counts the others. So the process that builds holds n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,7 +146,7 @@ def match_members(
     return found if len(found) == len(runs) else None
 
 
-def first_folder(runs: Iterable[MatchedMembers]) -> tuple[int, str] | None:
+def first_folder(runs: Sequence[MatchedMembers]) -> tuple[int, str] | None:
     """Finds what a change list names that is a folder of members, and no image.
 
     Args:
@@ -154,14 +155,14 @@ def first_folder(runs: Iterable[MatchedMembers]) -> tuple[int, str] | None:
     Returns:
         The number of the first such row, and its uri. None if there is none.
     """
-    runs = list(runs)
     left = {uri: number for run in runs for number, uri in run.folders}
+    names = sorted(left)
     # An image beside a folder of its name may be a member that another task has found.
     parts = [
         part
         for run in runs
         for part in run.parts
-        if any(part.first <= u <= part.last for u in left)
+        if bisect_left(names, part.first) < bisect_right(names, part.last)
     ]
     for data in read_stored(parts):
         for uri in pq.read_table(pa.BufferReader(data), columns=["uri"])["uri"].to_pylist():

@@ -34,6 +34,7 @@ from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import StoredPart
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.manifest_difference import ImageChanges, KnownDifference
 from pipeline.sources.sorted_rows import each_once, rows_within, sort_pages
 from pipeline.sources.stretches import parts_of_blocks, read_stored, run_in_task, store_sorted
 
@@ -91,10 +92,12 @@ class PlanChanges:
         ranges: What was found in each range of names.
         touched: The shards that have lost a member, or of which one has changed. Those that lie
             together in files are together.
+        former: The digest of the earlier plan.
     """
 
     ranges: tuple[ComparedNames, ...]
     touched: tuple[tuple[ShardHead, ...], ...]
+    former: str
 
     @cached_property
     def totals(self) -> ListedTotals:
@@ -110,6 +113,14 @@ class PlanChanges:
     def rows_added(self) -> int:
         """How many candidates are not in the plan."""
         return sum(part.rows for part in self.added)
+
+    @property
+    def difference(self) -> KnownDifference:
+        """How many images differ, as a join of both plans would tell."""
+        members = sum(each.members for each in self.ranges)
+        equal = members - self.rows_removed - self.rows_changed
+        images = ImageChanges(self.rows_added, self.rows_removed, self.rows_changed, equal)
+        return KnownDifference(self.former, images)
 
     @property
     def rows_changed(self) -> int:
@@ -320,7 +331,8 @@ def joined_changes(
     touched = (
         tuple(previous.heads[number] for number in its if number in numbers) for its in shards
     )
-    changes = PlanChanges(tuple(found), tuple(heads for heads in touched if heads))
+    its = tuple(heads for heads in touched if heads)
+    changes = PlanChanges(tuple(found), its, previous.digest)
     rows, totals = (listed, previous.candidates), changes.totals
     compared = totals.candidates + totals.duplicates, sum(each.members for each in found)
     if compared != rows:

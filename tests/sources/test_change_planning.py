@@ -23,6 +23,7 @@ from pipeline.sources import (
     Listing,
     ListingCheckpoint,
     Manifest,
+    ManifestDifference,
     NewShardSizes,
     PlanAhead,
     Rules,
@@ -40,6 +41,7 @@ from pipeline.sources import (
 from pipeline.sources.block_plan import NameBlock, PlannedBlock
 from pipeline.sources.changed_shards import ChangedShards
 from pipeline.sources.entry import Address
+from pipeline.sources.manifest_difference import KnownDifference
 from pipeline.sources.plan_comparison import FormerShards, NameRange
 from pipeline.sources.sharding import ShardPlanner
 from pipeline.storage import Stored
@@ -208,6 +210,12 @@ def require_same(found: Listing, whole: Manifest) -> None:
     assert all_shards(made) == all_shards(whole)
 
 
+def require_difference(found: Listing, before: Manifest, whole: Manifest) -> None:
+    """Requires that tasks know what a join of both plans finds."""
+    with ManifestDifference(before, whole) as join:
+        assert found.difference == KnownDifference(before.digest, join.counts)
+
+
 def _stated(head: ShardHead) -> tuple[Any, ...]:
     """Returns all that a plan states of a shard but the file, with what `==` leaves out."""
     return astuple(replace(head, address=NOWHERE))
@@ -237,7 +245,9 @@ def test_tasks_make_the_later_plans_of_one_process(tmp_path: Path, seed: int) ->
             content = {name: (0, identity) for name, (_, identity) in content.items()}
         store = Contents(content, chance.randrange(15, 60), twice=chance.random() < 0.5)
         whole = place.alone(store, before)
-        require_same(place.by_tasks(store, before), whole)
+        found = place.by_tasks(store, before)
+        require_same(found, whole)
+        require_difference(found, before, whole)
         before = whole
 
 

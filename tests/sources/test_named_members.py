@@ -42,6 +42,7 @@ from tests.sources.test_change_planning import (
     day,
     first_days,
     never,
+    require_difference,
     require_same,
     small_plans,
     stored,
@@ -131,6 +132,7 @@ class Lists:
         whole = self.planned(listing, before)
         found, told = self.by_tasks(changes, before)
         require_same(found, whole)
+        require_difference(found, before, whole)
         assert told == counts
         for name in ("source", "ignored", "labels", "filtered", "duplicates", "pairing"):
             assert getattr(found, name) == getattr(listing, name)
