@@ -228,6 +228,8 @@ def _image_changes(
     name, base = plan.request.name, plan.base
     if base is None or base.imported:
         return None
+    if plan.image_changes is not None:
+        return plan.image_changes
     try:
         with ManifestDifference(catalogue.manifest(name, base), plan.manifest) as found:
             return found.counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -52,6 +53,7 @@ from pipeline.networks import Network, encode_ranges
 from pipeline.sources import (
     ChangeCounts,
     Entries,
+    ImageChanges,
     Listing,
     ListingCheckpoint,
     Manifest,
@@ -94,6 +96,8 @@ class DatasetPlan:
         manifest_sha256: The hash of the manifest's stored bytes; empty if up to date.
         changes: What a change list did to the plan before. None if the source was listed.
         erasure: Number of the commit that had erased images last when the plan was begun.
+        image_changes: How the manifest differs from that of `base`. None if nobody has compared
+            them.
     """
 
     request: Request
@@ -106,6 +110,7 @@ class DatasetPlan:
     manifest_sha256: str = ""
     changes: ChangeCounts | None = None
     erasure: int = 0
+    image_changes: ImageChanges | None = None
 
     def read_from_images(self, missing: Sequence[int]) -> list[int]:
         """Leaves out shards that are put together of others, as no image is read for them.
@@ -130,11 +135,14 @@ class _FoundPlan:
         changes: What a change list did to the plan before. None if the source was listed.
         is_same: Whether the manifest was read from the catalogue with all its candidates, which are
             those of the source.
+        image_changes: How the manifest differs from that of the dataset's version under the spec.
+            None if nobody has compared them.
     """
 
     manifest: Manifest
     changes: ChangeCounts | None = None
     is_same: bool = False
+    image_changes: ImageChanges | None = None
 
 
 @dataclass(frozen=True)
@@ -278,6 +286,7 @@ class Planner:
             manifest_sha256=sha256(stored),
             changes=changes,
             erasure=head.erasure,
+            image_changes=plan.image_changes,
         )
 
     def _note_committed(
@@ -363,13 +372,14 @@ class Planner:
         sizes = cache(partial(self._sizes, request, recipe))
         previous = None if before is None else cache(partial(without_lost, before))
         spec = recipe.spec.digest
+        planning = None
+        compares = before is not None and not request.pair_by and may_be_compared(before)
+        if request.limit is None and (before is None or compares):
+            planning = self._plan_ahead(request, recipe, base, sizes, previous, ahead)
         if request.changes is not None:
-            listing, changes = self._apply(request, request.changes, spec, base, ahead)
+            by_tasks = planning if compares else None
+            listing, changes = self._apply(request, request.changes, spec, base, by_tasks, ahead)
         else:
-            planning = None
-            compares = before is not None and not request.pair_by and may_be_compared(before)
-            if request.limit is None and (before is None or compares):
-                planning = self._plan_ahead(request, recipe, base, sizes, previous, ahead)
             listing = self.listings.get(request.name) or self._list(
                 request, checkpoint, planning, ahead
             )
@@ -391,7 +401,11 @@ class Planner:
         if checkpoint is not None:
             checkpoint.remove()
         self._say_merged(request.name, before, manifest)
-        return _FoundPlan(manifest, changes, is_same=same is not None)
+        known, differs = listing.difference, None
+        # Tasks may have compared it with a plan that was never committed, or without lost shards.
+        if known is not None and base is not None and known.former == base.manifest:
+            differs = known.images
+        return _FoundPlan(manifest, changes, is_same=same is not None, image_changes=differs)
 
     def _say_merged(self, name: str, before: Manifest | None, manifest: Manifest) -> None:
         """Says how many small shards a plan puts together."""
@@ -434,9 +448,16 @@ class Planner:
         return PlanAhead(sizes, Entries(catalogue.entries_uri), planned, previous)
 
     def _apply(
-        self, request: Request, changes: str, spec: str, base: Version | None, mapper: Mapper
+        self,
+        request: Request,
+        changes: str,
+        spec: str,
+        base: Version | None,
+        ahead: PlanAhead | None,
+        mapper: Mapper,
     ) -> tuple[Listing, ChangeCounts]:
         """Applies a change list to the plan before."""
+        place = self.catalogue.listing_uri(digest_of("changes", request.name, spec))
         before = plan_to_change(self.catalogue, request, spec, base)
         self.progress(Said(f"{request.name}: applying {changes} to {request.source}"))
         listing, counts = list_changed(
@@ -448,6 +469,8 @@ class Planner:
             cache=self.catalogue.archives_uri,
             outside=self.catalogue.root,
             progress=self.progress,
+            ahead=ahead,
+            folder=f"{place}-parts/{secrets.token_hex(8)}",
         )
         self.progress(Said(f"{request.name}: of {changes}: {counts}"))
         return listing, counts

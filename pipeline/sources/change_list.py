@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -32,10 +33,12 @@ from pipeline import storage
 from pipeline.errors import SourceError, StorageError, UsageError, printable, shortened
 from pipeline.events import Listener, ignore
 from pipeline.mapper import Mapper, map_in_order
+from pipeline.sources import blocks
 from pipeline.sources.archives.contents import archive_kind
+from pipeline.sources.change_planning import plan_changes
 from pipeline.sources.database import connect, quoted_column
-from pipeline.sources.entries_file import ENTRY_SCHEMA
-from pipeline.sources.listing import Listing, label_columns
+from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA
+from pipeline.sources.listing import Listing, StoredPart, label_columns
 from pipeline.sources.lists_and_tables import (
     SourceTable,
     TableRow,
@@ -44,11 +47,20 @@ from pipeline.sources.lists_and_tables import (
     require_nameable,
 )
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.named_members import (
+    UNIQUE_NAMES_SCHEMA,
+    first_folder,
+    folders_above,
+    match_members,
+)
+from pipeline.sources.plan_comparison import PlanChanges, compare_ranges, joined_changes
 from pipeline.sources.rules import Rules
 from pipeline.sources.source_lister import PAGE_OBJECTS, FoundPage, SourceLister
+from pipeline.sources.stretches import store_sorted
 from pipeline.sources.table_file import JSON_LINES, TABLE_EXTENSIONS
+from pipeline.sources.task_listing import PlanAhead
 from pipeline.storage import Stored
-from pipeline.wording import option
+from pipeline.wording import count_of, option
 
 CHANGE_COLUMN = "change"
 """The column that says what became of an image."""
@@ -63,6 +75,9 @@ ONE_OF_THEM = "added, removed or changed"
 CHUNK_ROWS = 100_000
 """Rows of the earlier manifest that are in memory at a time."""
 
+STORED_TOGETHER = 2**18
+"""Rows of a change list that are put into storage at a time, for tasks."""
+
 NAMED_SCHEMA = pa.schema(
     [
         ("number", pa.int64()),
@@ -75,6 +90,14 @@ NAMED_SCHEMA = pa.schema(
     ]
 )
 """What is kept of each row of a change list."""
+
+_UNIQUE_NAMES = f"""
+select uri, min(number) as number, bool_and(change = '{IS_GONE}') as is_removed,
+       uri in (select uri from found) as is_found
+from named group by uri order by uri
+"""
+
+_LISTED_OBJECTS = "select uri, size, identity from listed order by uri"
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,8 @@ def list_changed(
     cache: str | None = None,
     outside: str | None = None,
     progress: Listener | None = None,
+    ahead: PlanAhead | None = None,
+    folder: str | None = None,
 ) -> tuple[Listing, ChangeCounts]:
     """Lists the candidates of a source by what has changed in it.
 
@@ -125,28 +150,54 @@ def list_changed(
         cache: As in `list_source`.
         outside: As in `list_source`.
         progress: As in `list_source`.
+        ahead: How a very large source of single images is planned by tasks, which keep the shards
+            of `before`. None leaves that to the caller.
+        folder: The uri of a folder for what tasks tell each other, which is removed in the end.
+            None has no tasks.
 
     Returns:
-        The candidates, and how many of them the change list has changed.
+        The candidates, and how many of them the change list has changed. If tasks have planned the
+        source, the listing has the plan in place of candidates.
 
     Raises:
         UsageError: The table is no change list, or is none for this source.
         SourceError: A row says what cannot be; the message has the table's name and the row's
             number.
+        ConservationError: Tasks have lost a candidate.
         StorageError: The disk for temporary files has no room.
     """
     text, rules = os.fspath(source), rules or Rules()
     try:
-        with (
-            storage.ScratchFolder("changes") as folder,
-            connect(folder) as database,
-        ):
-            lister = _ChangeLister(text, rules, progress or ignore, changes, before, database)
-            lister.list_objects(outside and storage.resolved(outside))
-            lister.require_clear()
-            lister.list_archives(mapper, cache)
-            counts = lister.merge()
-            return lister.listing(), counts
+        with ExitStack() as stack:
+            with (
+                storage.ScratchFolder("changes") as scratch,
+                connect(scratch) as database,
+            ):
+                lister = _ChangeLister(text, rules, progress or ignore, changes, before, database)
+                lister.list_objects(outside and storage.resolved(outside))
+                lister.require_clear()
+                lister.list_archives(mapper, cache)
+                lister.note_found()
+                if (
+                    ahead is None
+                    or folder is None
+                    or mapper is None
+                    or mapper.in_process
+                    or not lister.may_be_compared_by_tasks(ahead)
+                ):
+                    return lister.merge()
+                stack.callback(storage.delete_tree, folder)
+                compared = lister.compare(mapper, folder)
+                if compared is None:
+                    return lister.merge()
+            # The database is closed by now, as the plan needs the memory.
+            found, counts = compared
+            listing = Listing(
+                lister.source, (), dict(lister.candidates.ignored), pairing=lister.pairing
+            )
+            sizes = ahead.sizes()
+            made = plan_changes(listing, found, before, ahead.entries, sizes, mapper)
+            return replace(lister.listing(made), difference=found.difference), counts
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise StorageError(
             f"the changes cannot be applied in {tempfile.gettempdir()}: {error}; set TMPDIR to a "
@@ -356,16 +407,8 @@ class _ChangeLister(SourceLister):
                     "is so now"
                 )
 
-    def merge(self) -> ChangeCounts:
-        """Adds what was there before, except for what the change list names.
-
-        Returns:
-            What the change list did.
-
-        Raises:
-            SourceError: A part of an archive is named, and the rest has changed, too. Or a folder
-                is named that images are in.
-        """
+    def note_found(self) -> None:
+        """Takes over what was added and changed: the views `listed` and, each once, `found`."""
         kinds = {
             name: "bigint" if name in ("size", "position") else "text" for name in self._columns
         }
@@ -376,11 +419,97 @@ class _ChangeLister(SourceLister):
         files = ", ".join(f"'{part}'" for part in parts)
         names = ", ".join(map(quoted_column, self._columns))
         found = f"read_parquet([{files}])" if parts else "touched where false"
-        self._db.execute(f"create view found as select distinct {names} from {found}")
+        self._db.execute(f"create view listed as select {names} from {found}")
+        self._db.execute("create view found as select distinct * from listed")
+
+    def compare(self, mapper: Mapper, folder: str) -> tuple[PlanChanges, ChangeCounts] | None:
+        """Has tasks compare what the change list names with what was there before.
+
+        Args:
+            mapper: Where tasks run.
+            folder: Where tasks put what they have found.
+
+        Returns:
+            How the plan changes, and what the change list did. None if this process has to merge
+            both: what tasks plan has neither members of archives nor groups.
+
+        Raises:
+            ConservationError: Tasks have lost a candidate or a member.
+            SourceError: A folder is named that images are in.
+        """
+        before = self._before
+        named = list(self._stored(_UNIQUE_NAMES, UNIQUE_NAMES_SCHEMA, folder))
+        found = list(self._stored(_LISTED_OBJECTS, OBJECTS_SCHEMA, folder))
+        names = count_of(sum(part.rows for part in named), "image")
+        self.tell(f"looking for {names} of the list among {before.candidates:,} of the plan before")
+        runs = match_members(named, before, folder, mapper, self.say)
+        if runs is None:
+            return None
+        if (like := first_folder(runs)) is not None:
+            self._refuse_folder(*like)
+        parts = [part for run in runs for part in run.parts]
+        matched = sum(part.rows for part in parts)
+        compared = compare_ranges(found, parts, folder, mapper, self.say)
+        changes = joined_changes(
+            [*(run.rest for run in runs), *compared],
+            [run.shards for run in runs],
+            self.candidates.total + before.candidates - matched,
+            before,
+            self.source,
+        )
+        if changes.totals.candidates < blocks.MANY:
+            return None
+        gone = self._number(f"select distinct uri from named where change = '{IS_GONE}'")
+        absent = gone - sum(run.removed for run in runs)
+        return changes, ChangeCounts(
+            added=changes.rows_added,
+            removed=changes.rows_removed,
+            changed=changes.rows_changed,
+            unchanged=matched - changes.rows_removed - changes.rows_changed + absent,
+            filtered=self.candidates.filtered,
+        )
+
+    def may_be_compared_by_tasks(self, ahead: PlanAhead) -> bool:
+        """Tells whether tasks can plan what the change list makes of the plan before.
+
+        Args:
+            ahead: How the source is planned.
+
+        Returns:
+            Whether the plan is very large, and has single images without groups, labels or other
+            names for pairing, as far as is known, and the list names no archive.
+        """
+        before = self._before
+        return (
+            before.candidates >= blocks.MANY
+            and not self._labels
+            and self.is_single
+            and self.pairing.by is None
+            and ahead.entries.holds_those_of(before.entries)
+            and not self._number("select 1 from named where archive or member <> '' limit 1")
+        )
+
+    def _stored(self, query: str, schema: pa.Schema, folder: str) -> Iterator[StoredPart]:
+        """Stores what a query finds, sorted by the column `uri`, for tasks to read."""
+        for some in self._db.sql(query).to_arrow_reader(STORED_TOGETHER):
+            rows = pa.Table.from_batches([some]).cast(schema)
+            yield from store_sorted(rows, folder, blocks.BLOCK_IMAGES)
+
+    def merge(self) -> tuple[Listing, ChangeCounts]:
+        """Adds what was there before, except for what the change list names.
+
+        Returns:
+            The candidates, and what the change list did.
+
+        Raises:
+            SourceError: A part of an archive is named, and the rest has changed, too. Or a folder
+                is named that images are in.
+        """
         for rows in _chunks(self._before):
             self._sort_out(rows.rename_columns(self._columns))
         self._require_no_folder()
-        return self._counts()
+        counts = self._counts()
+        return self.listing(), counts
 
     def _sort_out(self, rows: pa.Table) -> None:
         """Adds the rows that the change list does not name, and notes the others.
@@ -416,12 +545,7 @@ class _ChangeLister(SourceLister):
         Args:
             uris: Some of what was there before.
         """
-        above: set[str] = set()
-        for folder in pc.unique(pc.replace_substring_regex(uris, "/[^/]*$", "")).to_pylist():
-            while "/" in folder and folder not in above:
-                above.add(folder)
-                folder = folder.rpartition("/")[0]
-        self._db.register("chunk", pa.table({"uri": sorted(above)}))
+        self._db.register("chunk", pa.table({"uri": folders_above(uris)}))
         self._db.execute(
             "insert into folders select number, uri from named semi join chunk using (uri)"
         )
@@ -440,10 +564,18 @@ class _ChangeLister(SourceLister):
             "anti join found using (uri) order by number limit 1"
         )
         for number, uri in self._db.execute(query).fetchall():
-            raise SourceError(
-                f"{self._uri_of_changes}, row {number}: {uri} is a folder of images; name each "
-                "image in it"
-            )
+            self._refuse_folder(number, uri)
+
+    def _refuse_folder(self, number: int, uri: str) -> None:
+        """Says that a row names a folder.
+
+        Raises:
+            SourceError: Always.
+        """
+        raise SourceError(
+            f"{self._uri_of_changes}, row {number}: {uri} is a folder of images; name each image "
+            "in it"
+        )
 
     def _counts(self) -> ChangeCounts:
         rest = self._columns[2:]

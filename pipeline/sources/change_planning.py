@@ -111,10 +111,7 @@ def _changed_shards(
     done = list(mapper.map(run_in_task, list(map(task, changes.touched))))
     for shards in done:
         written |= dict(shards.heads)
-    found = (
-        sum(part.rows for each in changes.ranges for part in each.removed),
-        sum(part.rows for each in changes.ranges for part in each.changed),
-    )
+    found = changes.rows_removed, changes.rows_changed
     applied = sum(shards.removed for shards in done), sum(shards.changed for shards in done)
     if applied != found:
         raise ConservationError(

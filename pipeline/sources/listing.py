@@ -28,6 +28,7 @@ from pipeline.sources.entries_file import ENTRY_SCHEMA, REPEATING, as_single_ima
 from pipeline.sources.entry import Entry
 from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.manifest_difference import KnownDifference
 from pipeline.sources.pair_names import Pairing
 from pipeline.storage import Stored
 
@@ -75,6 +76,7 @@ class Listing:
         pairing: How images are named for pairing.
         unsized: How many candidates are rows of tables, whose sizes are not known.
         unsized_bytes: About how many bytes these have together, as their tables state.
+        difference: How the plan differs from an earlier one, if tasks have compared them.
     """
 
     source: str
@@ -88,6 +90,7 @@ class Listing:
     pairing: Pairing = field(default_factory=Pairing)
     unsized: int = 0
     unsized_bytes: int = 0
+    difference: KnownDifference | None = None
 
     @classmethod
     def of(

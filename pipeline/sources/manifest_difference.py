@@ -68,6 +68,19 @@ class ImageChanges:
         return self.added + self.removed + self.changed > 0
 
 
+@dataclass(frozen=True)
+class KnownDifference:
+    """How a plan differs from an earlier one, as is known from the making of it.
+
+    Attributes:
+        former: The digest of the earlier plan.
+        images: How their images differ.
+    """
+
+    former: str
+    images: ImageChanges
+
+
 class ManifestDifference:
     """The images in which two manifests differ, in a database of temporary files.
 

@@ -34,6 +34,7 @@ from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import StoredPart
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.manifest_difference import ImageChanges, KnownDifference
 from pipeline.sources.sorted_rows import each_once, rows_within, sort_pages
 from pipeline.sources.stretches import parts_of_blocks, read_stored, run_in_task, store_sorted
 
@@ -91,10 +92,12 @@ class PlanChanges:
         ranges: What was found in each range of names.
         touched: The shards that have lost a member, or of which one has changed. Those that lie
             together in files are together.
+        former: The digest of the earlier plan.
     """
 
     ranges: tuple[ComparedNames, ...]
     touched: tuple[tuple[ShardHead, ...], ...]
+    former: str
 
     @cached_property
     def totals(self) -> ListedTotals:
@@ -110,6 +113,24 @@ class PlanChanges:
     def rows_added(self) -> int:
         """How many candidates are not in the plan."""
         return sum(part.rows for part in self.added)
+
+    @property
+    def difference(self) -> KnownDifference:
+        """How many images differ, as a join of both plans would tell."""
+        members = sum(each.members for each in self.ranges)
+        equal = members - self.rows_removed - self.rows_changed
+        images = ImageChanges(self.rows_added, self.rows_removed, self.rows_changed, equal)
+        return KnownDifference(self.former, images)
+
+    @property
+    def rows_changed(self) -> int:
+        """How many candidates the plan has with another size or identity."""
+        return sum(part.rows for each in self.ranges for part in each.changed)
+
+    @property
+    def rows_removed(self) -> int:
+        """How many of its members are gone."""
+        return sum(part.rows for each in self.ranges for part in each.removed)
 
 
 @dataclass(frozen=True)
@@ -143,13 +164,9 @@ class FormerShards:
 
     def run(self) -> SortedMembers:
         """Sorts the members."""
-        held: list[pa.Table] = []
-        for head, rows in self.entries.read_shards(self.heads):
-            if not _are_single(rows):
-                return SortedMembers((), (), is_single=False)
-            shard = pa.repeat(pa.scalar(head.index, pa.int32()), rows.num_rows)
-            held.append(rows.select(OBJECTS_SCHEMA.names).append_column("shard", shard))
-        rows = pa.concat_tables(held).cast(MEMBER_SCHEMA)
+        rows = single_members(self.heads, self.entries)
+        if rows is None:
+            return SortedMembers((), (), is_single=False)
         most = stretches.REPORT_PART_ENTRIES
         parts = store_sorted(rows, self.folder, blocks.BLOCK_IMAGES, (), most)
         return SortedMembers(tuple(head.index for head in self.heads), tuple(parts))
@@ -188,7 +205,7 @@ class NameRange:
         gone = before.filter(pa.array(is_gone))
         changed = now.append_column("shard", its["shard"]).filter(pa.array(is_changed))
         return ComparedNames(
-            _totals(now, rows.num_rows - now.num_rows),
+            totals_of(now, rows.num_rows - now.num_rows),
             before.num_rows,
             frozenset(n for of in (changed, gone) for n in of["shard"].unique().to_pylist()),
             self._stored(now.filter(pa.array(~is_known))),
@@ -209,7 +226,16 @@ class NameRange:
         return tuple(store_sorted(rows, self.folder, blocks.BLOCK_IMAGES)) if len(rows) else ()
 
 
-def _totals(rows: pa.Table, duplicates: int) -> ListedTotals:
+def totals_of(rows: pa.Table, duplicates: int = 0) -> ListedTotals:
+    """Counts candidates.
+
+    Args:
+        rows: The candidates, each once.
+        duplicates: How often one was listed again.
+
+    Returns:
+        Their numbers.
+    """
     sized = rows["size"].filter(pc.greater(rows["size"], 0))
     texts = (pc.sum(pc.binary_length(rows[name])).as_py() or 0 for name in ("uri", "identity"))
     sized_bytes = pc.sum(sized).as_py() or 0
@@ -242,24 +268,72 @@ def compare_with_plan(
         CorruptFile: Entries of the plan are damaged.
         SourceError: Entries of the plan are missing.
     """
-    for _, first in previous.entries.read_shards(previous.heads[:1]):
-        if not _are_single(first):
-            return None
-    tasks = _tasks_of(previous, folder)
-    runs = list(_told(mapper.map(run_in_task, tasks), len(tasks), "of the plan before sorted", say))
+    groups = shards_for_tasks(previous)
+    if groups is None:
+        return None
+    tasks = [FormerShards(heads, previous.entries, folder) for heads in groups]
+    runs = list(told(mapper.map(run_in_task, tasks), len(tasks), "of the plan before sorted", say))
     if not all(members.is_single for members in runs):
         return None
     former = [part for members in runs for part in members.parts]
+    found = compare_ranges(listed, former, folder, mapper, say)
+    rows = sum(part.rows for part in listed)
+    return joined_changes(found, [members.shards for members in runs], rows, previous, source)
+
+
+def compare_ranges(
+    listed: Sequence[StoredPart],
+    former: Sequence[StoredPart],
+    folder: str,
+    mapper: Mapper,
+    say: Callable[[str], None],
+) -> list[ComparedNames]:
+    """Has tasks compare candidates with members, range by range.
+
+    Args:
+        listed: The candidates.
+        former: The members.
+        folder: Where tasks put what they have found.
+        mapper: Where tasks run.
+        say: Is told how far they are.
+
+    Returns:
+        What was found in each range.
+    """
     ranges = list(_ranges(listed, former, folder))
-    found = list(_told(mapper.map(run_in_task, ranges), len(ranges), "of the names compared", say))
+    done = mapper.map(run_in_task, ranges)
+    return list(told(done, len(ranges), "of the names compared", say))
+
+
+def joined_changes(
+    found: Sequence[ComparedNames],
+    shards: Sequence[Sequence[int]],
+    listed: int,
+    previous: Manifest,
+    source: str,
+) -> PlanChanges:
+    """Puts together what tasks have found, and checks that they have seen everything.
+
+    Args:
+        found: What they have found.
+        shards: The numbers of the shards whose members each task has read.
+        listed: How many candidates there are to compare.
+        previous: The plan.
+        source: What was listed.
+
+    Returns:
+        How the candidates differ from the plan.
+
+    Raises:
+        ConservationError: Tasks have lost a candidate or a member.
+    """
     numbers = frozenset[int]().union(*(each.touched for each in found))
     touched = (
-        tuple(previous.heads[number] for number in members.shards if number in numbers)
-        for members in runs
+        tuple(previous.heads[number] for number in its if number in numbers) for its in shards
     )
-    changes = PlanChanges(tuple(found), tuple(heads for heads in touched if heads))
-    rows = sum(part.rows for part in listed), previous.candidates
-    totals = changes.totals
+    its = tuple(heads for heads in touched if heads)
+    changes = PlanChanges(tuple(found), its, previous.digest)
+    rows, totals = (listed, previous.candidates), changes.totals
     compared = totals.candidates + totals.duplicates, sum(each.members for each in found)
     if compared != rows:
         raise ConservationError(
@@ -270,27 +344,57 @@ def compare_with_plan(
     return changes
 
 
-def _are_single(rows: pa.Table) -> bool:
-    """Tells whether all are single images without groups."""
+def single_members(heads: Iterable[ShardHead], entries: Entries) -> pa.Table | None:
+    """Reads the members of shards.
+
+    Args:
+        heads: The shards, at least one.
+        entries: Where their members are.
+
+    Returns:
+        The members, with the columns of `MEMBER_SCHEMA`. None if there are others than single
+        images without groups.
+    """
     empty: dict[str, str | int] = {"member": "", "group": "", "access": "", "position": 0}
-    return not any(pc.any(pc.not_equal(rows[name], its)).as_py() for name, its in empty.items())
+    held: list[pa.Table] = []
+    for head, rows in entries.read_shards(heads):
+        if any(pc.any(pc.not_equal(rows[name], its)).as_py() for name, its in empty.items()):
+            return None
+        shard = pa.repeat(pa.scalar(head.index, pa.int32()), rows.num_rows)
+        held.append(rows.select(OBJECTS_SCHEMA.names).append_column("shard", shard))
+    return pa.concat_tables(held).cast(MEMBER_SCHEMA)
 
 
-def _told(results: Iterable[T], tasks: int, what: str, say: Callable[[str], None]) -> Iterator[T]:
-    """Tells how many tasks have ended, and yields what each has returned."""
+def told(results: Iterable[T], tasks: int, what: str, say: Callable[[str], None]) -> Iterator[T]:
+    """Tells how many tasks have ended.
+
+    Args:
+        results: What tasks return.
+        tasks: How many there are.
+        what: What they do, as in "of the names compared".
+        say: Is told.
+
+    Yields:
+        The results.
+    """
     for done, result in enumerate(results, 1):
         say(f"{done / tasks:.0%} {what}")
         yield result
 
 
-def _tasks_of(previous: Manifest, folder: str) -> list[FormerShards]:
+def shards_for_tasks(previous: Manifest) -> list[tuple[ShardHead, ...]] | None:
     """Spreads the shards of a plan over tasks.
 
+    Args:
+        previous: The plan.
+
     Returns:
-        The tasks. Each has about `REPORT_ENTRIES` members, or some more: all shards of a file are
-        together.
+        The shards of each task. They have about `REPORT_ENTRIES` members, or some more: all shards
+        of a file are together. None if the first shard shows that tasks cannot compare the plan.
     """
-    tasks: list[FormerShards] = []
+    if previous.heads and single_members(previous.heads[:1], previous.entries) is None:
+        return None
+    groups: list[tuple[ShardHead, ...]] = []
     held: list[ShardHead] = []
     rows = 0
     for _, of_file in groupby(previous.in_files, lambda head: head.address.file):
@@ -298,11 +402,9 @@ def _tasks_of(previous: Manifest, folder: str) -> list[FormerShards]:
         held += heads
         rows += sum(head.candidates for head in heads)
         if rows >= stretches.REPORT_ENTRIES:
-            tasks.append(FormerShards(tuple(held), previous.entries, folder))
+            groups.append(tuple(held))
             held, rows = [], 0
-    if held:
-        tasks.append(FormerShards(tuple(held), previous.entries, folder))
-    return tasks
+    return [*groups, tuple(held)] if held else groups
 
 
 def _ranges(

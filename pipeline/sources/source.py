@@ -11,6 +11,7 @@ tasks, if there is an engine with workers, and so is a large report of S3 Invent
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
@@ -74,9 +75,10 @@ def list_source(
     results = outside and storage.resolved(outside)
     lister.list_objects(results, ALONE if in_tasks else None)
     if mapper is not None and checkpoint is not None and in_tasks:
-        planned = TaskListing(lister, checkpoint, mapper, ahead, results).run()
+        tasks = TaskListing(lister, checkpoint, mapper, ahead, results)
+        planned = tasks.run()
         if planned is not None:
-            return lister.listing(planned)
+            return replace(lister.listing(planned), difference=tasks.difference)
     # Also those of tasks of an interrupted listing.
     lister.candidates.take_stored(read_stored(lister.candidates.stored))
     try:

@@ -394,7 +394,7 @@ class SourceLister:
         """
         found = replace(self.candidates.listing(self.source, planned), pairing=self.pairing)
         self._offer_parts()
-        if not self.candidates.total:
+        if planned is None and not self.candidates.total:
             raise SourceError(
                 f"{self._shown} holds no image ("
                 f"{count_of(sum(found.ignored.values()), 'file')} of other kinds ignored, "

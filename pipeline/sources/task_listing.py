@@ -36,6 +36,7 @@ from pipeline.sources.inventory import Inventory
 from pipeline.sources.listing import Listing, StoredPart
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.manifest_difference import KnownDifference
 from pipeline.sources.parallel_listing import KeyRange, midpoint
 from pipeline.sources.plan_comparison import compare_with_plan
 from pipeline.sources.shard_sizes import NewShardSizes
@@ -101,6 +102,9 @@ def may_be_compared(before: Manifest) -> bool:
 class TaskListing:
     """Goes on with a listing by rounds of tasks.
 
+    Attributes:
+        difference: How the plan differs from an earlier one. None if there is none.
+
     Args:
         lister: What this process has listed; its ranges tell what is left.
         checkpoint: Where the listing is kept.
@@ -125,6 +129,7 @@ class TaskListing:
         self._ahead = ahead
         self._own: list[StoredPart] = []
         self._planned: dict[Bounds, PlannedBlock] = {}
+        self.difference: KnownDifference | None = None
 
     def run(self) -> Manifest | None:
         """Lists what is left.
@@ -187,6 +192,7 @@ class TaskListing:
             return None
         listing = Listing(self._lister.source, (), dict(self._found.ignored), pairing=pairing)
         made = plan_changes(listing, changes, before, ahead.entries, ahead.sizes(), self._mapper)
+        self.difference = changes.difference
         return self._complete(made)
 
     def _own_rows(self) -> Iterator[pa.Table]:

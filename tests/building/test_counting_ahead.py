@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.building import Erased, EraseOptions, Request, build_datasets, erase_images
+from pipeline.building import Erased, EraseOptions, Request, build_datasets, datasets, erase_images
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.plan_counting import count_shards
 from pipeline.building.runner import require_counted
@@ -22,11 +22,20 @@ from pipeline.catalogue.garbage_collection import noted_plans
 from pipeline.counting import Counter, ShardJob, ShardReceipt, partial_uri
 from pipeline.counting.leases import Lease, claim
 from pipeline.engine import InProcess
-from pipeline.errors import ConservationError, NotFound, SourceError, StorageError, TransientError
+from pipeline.errors import (
+    ConservationError,
+    GateError,
+    NotFound,
+    SourceError,
+    StorageError,
+    TransientError,
+)
 from pipeline.events import Event, Said, Started, StepDone, StepFailed
 from pipeline.mapper import SerialMapper
 from pipeline.sources import (
+    ChangeCounts,
     Entry,
+    ImageChanges,
     Manifest,
     Shard,
     blocks,
@@ -81,8 +90,10 @@ def images(bucket: str) -> str:
     return source
 
 
-def build(root: str, images: str, engine: InProcess, listen: Any = None) -> Any:
-    request = Request("photos", images, **COUNTING)
+def build(
+    root: str, images: str, engine: InProcess, listen: Any = None, changes: str | None = None
+) -> Any:
+    request = Request("photos", images, changes=changes, **COUNTING)
     (result,) = build_datasets(Catalogue(root), [request], engine, RESOURCES, listen)
     return result
 
@@ -254,21 +265,95 @@ def changed_twice(source: str) -> Iterator[None]:
     yield
 
 
-def test_refreshes_by_tasks_have_the_plans_and_counts_of_one_process(root: str) -> None:
-    read = []
+@pytest.fixture
+def joins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notes each join of two plans, which tells what has changed if tasks have not."""
+    found: list[int] = []
+    real = datasets.ManifestDifference
+
+    def join(*plans: Manifest) -> Any:
+        found.append(len(plans))
+        return real(*plans)
+
+    monkeypatch.setattr(datasets, "ManifestDifference", join)
+    return found
+
+
+def test_refreshes_by_tasks_have_the_plans_and_counts_of_one_process(
+    root: str, joins: list[int]
+) -> None:
+    read, differ = [], []
     for _ in changed_twice(f"{root}-source"):
         alone = build(f"{root}/alone", f"{root}-source", InProcess())
         events: list[Event] = []
+        joins.clear()
         with TaskEngine() as engine:
             spread = build(f"{root}/tasks", f"{root}-source", engine, events.append)
+        assert joins == []
         assert spread.version.manifest == alone.version.manifest
         assert spread.version.dna == alone.version.dna
         assert (spread.changed, spread.read) == (alone.changed, alone.read)
+        assert spread.image_changes == alone.image_changes
         read.append(spread.read)
+        differ.append(spread.image_changes)
+    assert differ == [None, ImageChanges(1, 12, 1, 47), None]
     said = [event.message for event in events if isinstance(event, Said)]
     assert "comparing 49 candidates with 49 of the plan before" in said
     assert read[0] == IMAGES > read[1] > 0 == read[2]
     assert [finding for finding in verify(Catalogue(f"{root}/tasks")) if not finding.ok] == []
+
+
+def test_what_changed_since_a_version_is_joined_if_another_plan_was_compared(
+    root: str, joins: list[int]
+) -> None:
+    """A build that was planned has failed since."""
+    source = f"{root}-source"
+    changed = changed_twice(source)
+    next(changed)
+    with TaskEngine() as engine:
+        build(f"{root}/tasks", source, engine)
+        next(changed)
+        for name in ("bad1", "bad2"):
+            put(f"{source}/{name}.jpg", b"no image")
+        with pytest.raises(GateError):
+            build(f"{root}/tasks", source, engine)
+        put(f"{source}/bad1.jpg", jpeg(997, 24, 16))
+        again = build(f"{root}/tasks", source, engine)
+    assert again.image_changes == ImageChanges(3, 12, 1, 47)
+    assert joins == [2]
+
+
+def test_lists_applied_by_tasks_have_the_plans_and_counts_of_one_process(
+    root: str, joins: list[int]
+) -> None:
+    source, engines = f"{root}-source", {"alone": InProcess, "tasks": TaskEngine}
+    changed = changed_twice(source)
+    next(changed)
+    for name, engine_of in engines.items():
+        with engine_of() as engine:
+            build(f"{root}/{name}", source, engine)
+    next(changed)
+    lost = [f"day2/{i:03}.jpg,removed" for i in range(2, IMAGES, 5)]
+    rows = ["uri,change", "day9/new.jpg,added", "day3/003.jpg,changed", "day3/008.jpg,added", *lost]
+    put(f"{source}.csv", "\n".join(rows).encode())
+    built, events = {}, list[Event]()
+    for name, engine_of in engines.items():
+        with engine_of() as engine:
+            built[name] = build(f"{root}/{name}", source, engine, events.append, f"{source}.csv")
+    assert joins == [2]  # of the one process
+    alone, spread = built["alone"], built["tasks"]
+    assert spread.version.manifest == alone.version.manifest
+    assert spread.version.dna == alone.version.dna
+    assert spread.changes == alone.changes == ChangeCounts(1, 12, 1, 1, 0)
+    assert spread.image_changes == alone.image_changes == ImageChanges(1, 12, 1, 47)
+    assert (spread.changed, spread.read) == (alone.changed, alone.read)
+    said = [event.message for event in events if isinstance(event, Said)]
+    assert "looking for 15 images of the list among 60 of the plan before" in said
+    with pytest.raises(SourceError, match="does not exist"):
+        list(storage.walk(f"{root}/tasks/_work/_listings"))
+    assert [finding for finding in verify(Catalogue(f"{root}/tasks")) if not finding.ok] == []
+    with TaskEngine() as engine:
+        assert not build(f"{root}/tasks", source, engine).changed
 
 
 @pytest.mark.soak

@@ -23,6 +23,7 @@ from pipeline.sources import (
     Listing,
     ListingCheckpoint,
     Manifest,
+    ManifestDifference,
     NewShardSizes,
     PlanAhead,
     Rules,
@@ -40,6 +41,7 @@ from pipeline.sources import (
 from pipeline.sources.block_plan import NameBlock, PlannedBlock
 from pipeline.sources.changed_shards import ChangedShards
 from pipeline.sources.entry import Address
+from pipeline.sources.manifest_difference import KnownDifference
 from pipeline.sources.plan_comparison import FormerShards, NameRange
 from pipeline.sources.sharding import ShardPlanner
 from pipeline.storage import Stored
@@ -60,14 +62,19 @@ Content = dict[str, tuple[int, str]]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink(monkeypatch, block=70, many=140, keys=90, alone=60)
-    monkeypatch.setattr(shard_merging, "TOGETHER", 3)
-    monkeypatch.setattr(sharding, "ROW_GROUP_BYTES", 1_200)  # so few may be put together
+    small_plans(monkeypatch)
+
+
+def small_plans(patch: pytest.MonkeyPatch) -> None:
+    """Has tasks plan some hundred images, in small shards."""
+    shrink(patch, block=70, many=140, keys=90, alone=60)
+    patch.setattr(shard_merging, "TOGETHER", 3)
+    patch.setattr(sharding, "ROW_GROUP_BYTES", 1_200)  # so few may be put together
     for module in (shard_sizes, sharding, blocks):
-        monkeypatch.setattr(module, "SHARD_MULTIPLE", 1)
-    monkeypatch.setattr(shard_sizes, "MIN_SHARD_IMAGES", 1)
-    monkeypatch.setattr(shard_sizes, "USUAL_CELL_IMAGES", 2)
-    monkeypatch.setattr(shard_sizes, "default_shard_images", lambda candidates: 24)
+        patch.setattr(module, "SHARD_MULTIPLE", 1)
+    patch.setattr(shard_sizes, "MIN_SHARD_IMAGES", 1)
+    patch.setattr(shard_sizes, "USUAL_CELL_IMAGES", 2)
+    patch.setattr(shard_sizes, "default_shard_images", lambda candidates: 24)
 
 
 class Contents(FakeStore):
@@ -121,7 +128,7 @@ class Place:
     def by_tasks(self, store: FakeStore, previous: Manifest) -> Listing:
         self.tasks = Tasks(len(store.keys))
         kept = ListingCheckpoint((self.folder / "kept").as_uri(), datetime.now(UTC))
-        ahead = PlanAhead(lambda: self.sizes, self.entries, _never, lambda: previous)
+        ahead = PlanAhead(lambda: self.sizes, self.entries, never, lambda: previous)
         with stored(store):
             found = list_source(
                 ROOT,
@@ -139,7 +146,7 @@ class Place:
             self.said.append(event.message)
 
 
-def _never(*_: Any) -> None:
+def never(*_: Any) -> None:
     raise AssertionError("a source with an earlier plan is planned as a whole, by tasks")
 
 
@@ -203,6 +210,12 @@ def require_same(found: Listing, whole: Manifest) -> None:
     assert all_shards(made) == all_shards(whole)
 
 
+def require_difference(found: Listing, before: Manifest, whole: Manifest) -> None:
+    """Requires that tasks know what a join of both plans finds."""
+    with ManifestDifference(before, whole) as join:
+        assert found.difference == KnownDifference(before.digest, join.counts)
+
+
 def _stated(head: ShardHead) -> tuple[Any, ...]:
     """Returns all that a plan states of a shard but the file, with what `==` leaves out."""
     return astuple(replace(head, address=NOWHERE))
@@ -232,7 +245,9 @@ def test_tasks_make_the_later_plans_of_one_process(tmp_path: Path, seed: int) ->
             content = {name: (0, identity) for name, (_, identity) in content.items()}
         store = Contents(content, chance.randrange(15, 60), twice=chance.random() < 0.5)
         whole = place.alone(store, before)
-        require_same(place.by_tasks(store, before), whole)
+        found = place.by_tasks(store, before)
+        require_same(found, whole)
+        require_difference(found, before, whole)
         before = whole
 
 
@@ -251,7 +266,7 @@ def test_only_shards_that_have_changed_are_written(
         left |= content_of(day(9, 20))
     whole = place.alone(Contents(left), before)
     # The process that builds brings no member of the plan here.
-    monkeypatch.setattr(ShardPlanner, "load_previous", _never)
+    monkeypatch.setattr(ShardPlanner, "load_previous", never)
     require_same(place.by_tasks(Contents(left), before), whole)
     written = [head for task in place.tasks.items for head in _written(task)]
     there = {entry for shard in all_shards(whole) for entry in shard.members}
