@@ -264,9 +264,7 @@ def is_cell(data: bytes, key: str, candidates: int, numerics: Numerics) -> bool:
 
     Returns:
         Whether it is. It is not if it was counted under other numerics, such as by another version
-        of a library, or under none that it states, as no image of it could be read. Nor is it if
-        the machine may be to blame for a failure. Or if it is not what its key says, which is
-        logged.
+        of a library; or if it is not what its key says, which is logged.
     """
     try:
         partial = Partial.decode(data, f"cell {key}")
@@ -274,8 +272,7 @@ def is_cell(data: bytes, key: str, candidates: int, numerics: Numerics) -> bool:
         why = str(error)
     else:
         if (partial.shards, partial.candidates) == ((key,), candidates):
-            may_count = any(failure.nondeterministic for failure in partial.failures)
-            return not may_count and [its for its, _ in partial.dna.numerics] == [numerics]
+            return all(its == numerics for its, _ in partial.dna.numerics)
         why = f"cell {key} holds {partial.candidates} images of {partial.shards}, not {candidates}"
     logger.warning("its images are counted again: %s", why)
     return False
