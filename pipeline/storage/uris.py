@@ -27,9 +27,6 @@ from pipeline.wording import option
 _REFERENCE = re.compile(r"\$\{(\w*)\}")
 """A reference to a variable of the environment, in the query of a url."""
 
-_ALIASES = {"s3a": "s3", "gcs": "gs", "az": "abfs"}
-"""Other names of schemes. An image that is named by both is one image."""
-
 
 def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> str:
     """Gives the one spelling of a place.
@@ -52,10 +49,10 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
     if protocol == "file":
         path = text if "://" not in text else local_path(text)
         return Path(os.path.abspath(os.path.expanduser(path))).as_uri()
-    rest = text.split("://", 1)[1]
+    head, rest = text.split("://", 1)
     if protocol == "memory":
         rest = rest.lstrip("/")
-    return f"{_ALIASES.get(protocol, protocol)}://{rest.rstrip('/')}"
+    return f"{head.lower()}://{rest.rstrip('/')}"
 
 
 def _require_no_secret(text: str, protocol: str, queries: Collection[str]) -> None:
