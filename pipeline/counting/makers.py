@@ -78,6 +78,7 @@ class Makers(Generic[W]):
         self._batch_of = batch_of
         self._loaded: dict[W, _InUse] = {}
         self._batches: dict[W, int] = {}
+        self._times_freed = 0
         self._changed = threading.Condition()
 
     def make(
@@ -105,7 +106,7 @@ class Makers(Generic[W]):
             UnexpectedError: If a device's memory is too small, and fewer images may not be taken.
         """
         while True:
-            loaded, tried = None, self._batch(recipe)
+            loaded, tried, freed = None, self._batch(recipe), self._times_freed
             try:
                 loaded = self._take(recipe)
                 tried = loaded.batch
@@ -118,7 +119,7 @@ class Makers(Generic[W]):
                 if loaded is not None:
                     self._give_back(loaded)
             # Here the error is gone, whose trace holds tensors of the device.
-            self._take_fewer(recipe, tried, loaded, why)
+            self._take_fewer(recipe, tried, freed, loaded, why)
 
     def give_up(self, recipe: W) -> None:
         """Forgets what was loaded, which may be broken. Another thread may still be using it."""
@@ -171,13 +172,27 @@ class Makers(Generic[W]):
     def _batch(self, recipe: W) -> int:
         return self._batches.get(recipe) or self._batch_of(recipe)[0]
 
-    def _take_fewer(self, recipe: W, tried: int, loaded: _InUse | None, why: str) -> None:
-        """Has half the images taken that were tried, unless another thread has seen to it."""
+    def _take_fewer(
+        self, recipe: W, tried: int, freed: int, loaded: _InUse | None, why: str
+    ) -> None:
+        """Has half the images taken that were tried, unless something else may help.
+
+        Args:
+            recipe: The recipe.
+            tried: How many images were tried.
+            freed: How often memory had been freed before that.
+            loaded: What was tried; None if it could not be loaded.
+            why: The error.
+
+        Raises:
+            UnexpectedError: If fewer images may not be taken.
+        """
         with self._changed:
             batch = self._batch(recipe)
-            if tried > batch:
-                return
+            if tried > batch or freed != self._times_freed:
+                return  # another thread has seen to it
             if self._end_idle(recipe, 0):  # with their memory there may be enough
+                self._times_freed += 1
                 _free_memory()
                 return
             images = f"{count_of(batch, 'image')} at a time"

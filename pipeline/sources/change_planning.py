@@ -72,7 +72,14 @@ def plan_changes(
         planner = _ChangePlanner(database, folder, added, changes, previous, sizes)
         planner.load(changed, size, cell)
         made = planner.write(entries)
-    return _with_blocks(made, changes.added, former_cell, sizes, mapper) if many else made
+    if many:
+        made = _with_blocks(made, changes.added, former_cell, sizes, mapper)
+    if made.candidates != totals.candidates:
+        raise ConservationError(
+            f"{listing.source}: {totals.candidates:,} candidates were listed, and "
+            f"{made.candidates:,} are in the plan; nothing was counted. Please report this"
+        )
+    return made
 
 
 def _taken(parts: Sequence[StoredPart], listing: Listing) -> Listing:

@@ -91,7 +91,11 @@ class ListingCheckpoint:
         self.report = report
 
     def _load(self, items: Sequence[Stored]) -> bool:
-        """Returns whether the parts are whole and recent, after reading them."""
+        """Returns whether the parts are whole and recent, after reading them.
+
+        Raises:
+            StorageError: The disk for temporary files has no room.
+        """
         theirs = set()
         self._found = storage.ScratchFolder("listed")
         for number, item in enumerate(items):
@@ -116,8 +120,11 @@ class ListingCheckpoint:
             try:
                 self._parts.append(Path(self._found.path, f"{number}.parquet"))
                 self._parts[-1].write_bytes(data)
-            except OSError:  # the disk is full, of which the new listing tells
-                return False
+            except OSError as error:
+                raise StorageError(
+                    f"the parts of an interrupted listing cannot be written to {self._found.path}: "
+                    f"{error}; set TMPDIR to a disk with more room"
+                ) from error
             self._last_sha256 = hashlib.sha256(data).hexdigest()
         if self.written is None or abs(self._now - self.written) > RESUME_WITHIN:
             return False

@@ -208,6 +208,26 @@ def test_images_are_not_halved_as_long_as_a_network_that_nobody_uses_takes_memor
         makers.close()
 
 
+def test_memory_that_is_freed_for_one_of_two_shards_is_tried_by_both() -> None:
+    both, made = threading.Barrier(2, timeout=10), list[FakeMaker]()
+
+    class LoadError(ValueError):
+        def __str__(self) -> str:
+            both.wait()
+            return "too small"
+
+    def load(recipe: str, batch: int) -> FakeMaker:
+        if recipe == "a" and not made[0].closed:
+            raise LoadError from torch.OutOfMemoryError("CUDA out of memory")
+        made.append(FakeMaker(batch, batch))
+        return made[-1]
+
+    makers = Makers(load, lambda recipe: (64, True))
+    makers.make("idle", SHARD, "k", isolated=False)
+    assert made_at_once(makers) == [64, 64]
+    assert [(maker.batch, maker.closed) for maker in made] == [(64, True), (64, False)]
+
+
 # The same, with a network.
 
 

@@ -642,7 +642,7 @@ def test_waiting_for_memory_is_not_the_time_of_an_image(monkeypatch: pytest.Monk
     def asked(room: int) -> int:
         read: Future[int] = Future()
         read.set_result(room)
-        return decoders.result(decoders.after(read, take, 2.0))
+        return decoders.result(decoders.after(read, take, 5.0))
 
     with ThreadPoolExecutor(2) as pool:
         with decoding._room(2400):
@@ -650,7 +650,7 @@ def test_waiting_for_memory_is_not_the_time_of_an_image(monkeypatch: pytest.Monk
             until_waiting(1)
             small = pool.submit(asked, 1500)  # for which there would be room
             until_waiting(2)
-            time.sleep(3)
+            time.sleep(6)
         assert [large.result(20), small.result(20)] == order == [4000, 1500]
     decoders.close()
 

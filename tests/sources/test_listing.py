@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -395,9 +396,26 @@ def test_parts_that_are_found_wait_on_the_disk(
     interrupt_listing(serve, folder, 200, FRAMES)
     stored = [bytes(storage.read(item.uri)) for item in storage.walk(folder)]
     checkpoint = checkpoint_in(folder)
-    assert not any(isinstance(held, bytes) for held in vars(checkpoint).values())
+    assert len(checkpoint._parts) == len(stored)
+    assert all(isinstance(part, Path) for part in checkpoint._parts)
     assert sorted(checkpoint.take_parts()) == sorted(stored)
     assert [*checkpoint.take_parts()] == []
+
+
+def test_a_full_disk_does_not_cost_an_interrupted_listing(
+    serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = (tmp_path / "kept").as_uri()
+    interrupt_listing(serve, folder, 200, FRAMES)
+    kept = {item.uri for item in storage.walk(folder)}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StorageError, match=r"interrupted listing cannot be written .* TMPDIR"):
+            checkpoint_in(folder)
+    assert {item.uri for item in storage.walk(folder)} == kept
 
 
 def test_tables_found_before_the_interruption_say_how_large_their_images_are(

@@ -29,6 +29,7 @@ from pipeline.sources import (
     plan,
     stretches,
 )
+from pipeline.sources.block_plan import NameBlock, PlannedBlock
 from pipeline.sources.named_members import MatchedMembers, NamedMembers
 from pipeline.sources.plan_comparison import ComparedNames, NameRange
 from pipeline.sources.sharding import ShardPlanner
@@ -383,6 +384,23 @@ def test_tasks_that_lose_something_are_found_out(
     monkeypatch.setattr(of, "run", lambda task: lose(real(task)))
     with pytest.raises(ConservationError, match="were listed and 300 planned before; tasks have"):
         place.by_tasks(changes, before)
+    assert not (tmp_path / "parts").exists()
+
+
+def test_a_block_of_added_images_that_is_lost_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, real = Lists(tmp_path), NameBlock.run
+    before = place.first(first_days())
+    new = content_of(day(700, 200))
+
+    def lose(task: NameBlock) -> PlannedBlock:
+        made = real(task)
+        return replace(made, heads=made.heads[1:])
+
+    monkeypatch.setattr(NameBlock, "run", lose)
+    with pytest.raises(ConservationError, match="500 candidates were listed, and 4"):
+        place.by_tasks(place.write(rows_of(new, new)), before)
     assert not (tmp_path / "parts").exists()
 
 
