@@ -710,7 +710,7 @@ FILES: tuple[Kind, ...] = (
         lambda: {"sizes.jp2": _j2k_size(2, 9_000, 9_000)},
     ),
     Kind(
-        "no JPEG that is decoded: of 12 bits, lossless",
+        "a JPEG of 12 bits, or one that states it is lossless and is not",
         "corrupt",
         lambda: {
             "twelve.jpg": JPEG.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
