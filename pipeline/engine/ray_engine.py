@@ -37,7 +37,7 @@ from pipeline.counting import (
     gets_on,
 )
 from pipeline.engine.broken_nodes import BrokenNodes
-from pipeline.engine.pool_watch import Limits, PoolWatch
+from pipeline.engine.pool_watch import CapacityWatch, Limits, PoolWatch
 from pipeline.engine.ray_address import cluster_address
 from pipeline.engine.ray_decoding import (
     cannot_start,
@@ -109,6 +109,9 @@ FORWARDED = (
 OBJECT_STORE_BYTES = 256 * 2**20
 """Size of Ray's object store on this machine, if only receipts and small results pass through it.
 If decoded images may, it has the size that Ray takes by default, nearly a third of the memory."""
+
+TASK_LOOK_SECONDS = 2.0
+"""How often it is looked whether tasks wait for a node, while none ends."""
 
 
 class RayEngine:
@@ -371,7 +374,8 @@ class RayEngine:
             The results, as they come.
 
         Raises:
-            TransientError: If workers were lost so often that Ray gave up.
+            TransientError: If workers were lost so often that Ray gave up, or no node had a CPU for
+                `capacity_seconds`.
         """
         takes: dict[str, Any] = {"num_cpus": TASK_CPUS}
         if memory and items:
@@ -379,17 +383,21 @@ class RayEngine:
             takes["memory"] = shared.reserved
             if words := shared.words(min(self.workers, len(items))):
                 self._progress(Said(words))
-        yield from self._map(function, items, 2 * self.workers, **takes)
+        yield from self._map(function, items, lambda: 2 * self.workers, **takes)
 
     def _map(
-        self, function: Callable[[T], R], items: Sequence[T], limit: int, **options: Any
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        most: Callable[[], int],
+        **options: Any,
     ) -> Iterator[R]:
         """Calls a function on each item, as Ray tasks with these options (see `map`).
 
         Args:
             function: What is called.
             items: Its arguments.
-            limit: How many tasks are under way at a time.
+            most: Returns how many tasks may be under way, on the nodes that are there now.
             **options: What a task takes, and where it runs.
 
         Yields:
@@ -407,11 +415,16 @@ class RayEngine:
         remote = ray.remote(runtime_env=self._runtime_env(), **options)(call)
         waiting = list(reversed(items))
         running: list[Any] = []
+        watch = CapacityWatch("1 CPU", self.resources.capacity_seconds, self._progress)
         with self._known_errors():
             while waiting or running:
+                limit = most()
                 while waiting and len(running) < limit:
                     running.append(remote.remote(waiting.pop()))
-                done, running = ray.wait(running)
+                began = monotonic()
+                done, running = ray.wait(running, timeout=TASK_LOOK_SECONDS)
+                if options["num_cpus"] and (watch.waits or not done):
+                    watch.look(monotonic() - began, self._node_cpus())
                 for result, requests in ray.get(done):
                     count_requests(requests)
                     yield result
@@ -516,7 +529,11 @@ class RayEngine:
             )
 
     def _cpus(self) -> int:
-        return available_cpus() if self._local else max(1, int(_cluster().get("CPU", 1)))
+        return max(1, self._node_cpus())
+
+    def _node_cpus(self) -> int:
+        """Returns how many CPUs the nodes have that are there; an autoscaler may yet bring some."""
+        return available_cpus() if self._local else int(_cluster().get("CPU", 0))
 
 
 class _BetweenShards:
@@ -537,7 +554,7 @@ class _BetweenShards:
     ) -> Iterator[R]:
         """Calls a function on each item (see `RayEngine.map`); shards have all the memory, too."""
         return self._engine._map(
-            function, items, self.workers, num_cpus=0, scheduling_strategy="SPREAD"
+            function, items, lambda: self.workers, num_cpus=0, scheduling_strategy="SPREAD"
         )
 
 

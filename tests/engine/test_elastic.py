@@ -26,7 +26,7 @@ from pipeline.dna import DNA
 from pipeline.engine import InProcess, RayEngine, broken_nodes, ray_engine
 from pipeline.engine.ray_start import start_with_retries
 from pipeline.errors import TransientError
-from pipeline.events import Event, StepFailed, Warned
+from pipeline.events import Event, PoolChanged, StepFailed, Warned
 from pipeline.spec import Resources
 from tests.engine.test_ray_engine import clean, same_bits
 from tests.support.faulty_start import FAILS, LACKS_A_MODULE, WAITS, StartsElsewhere
@@ -503,6 +503,34 @@ def test_functions_run_on_nodes_whose_cpus_are_all_taken(nodes: Nodes) -> None:
         ray.shutdown()
     assert {number for number, _ in found} == {0, 1, 2}
     assert not {process for _, process in found} & {pid, os.getpid()}
+
+
+@pytest.mark.soak
+def test_tasks_wait_for_their_first_node_and_say_so(nodes: Nodes) -> None:
+    """Such as those that list a source, which come before any worker."""
+    events: list[Event] = []
+    ray.init(address=nodes.address, log_to_driver=False)
+    try:
+        hasty = Resources(threads=1, capacity_seconds=5)
+        with (
+            RayEngine(hasty, nodes.address, events.append) as engine,
+            pytest.raises(TransientError, match="no node had a CPU for"),
+        ):
+            list(engine.map(process_and, range(3)))
+        assert events == []
+        with (
+            RayEngine(Resources(threads=1), nodes.address, events.append) as engine,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            waits = pool.submit(lambda: list(engine.map(process_and, range(9))))
+            eventually(lambda: any(isinstance(event, PoolChanged) for event in events))
+            nodes.add(num_cpus=2)
+            assert {number for number, _ in waits.result(120)} == set(range(9))
+        waited, went_on = (event for event in events if isinstance(event, PoolChanged))
+        assert waited == PoolChanged(0, 1, "1 CPU", Resources().capacity_seconds)
+        assert went_on.workers == 2
+    finally:
+        ray.shutdown()
 
 
 class Taken:

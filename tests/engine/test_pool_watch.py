@@ -18,7 +18,7 @@ from ray.data import DataContext
 from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
 from pipeline.engine import RayEngine, ray_engine, ray_nodes, ray_watch
-from pipeline.engine.pool_watch import SETTLE_SECONDS, Limits, PoolWatch
+from pipeline.engine.pool_watch import SETTLE_SECONDS, CapacityWatch, Limits, PoolWatch
 from pipeline.engine.ray_nodes import (
     GROWTH,
     SPARE_CPUS,
@@ -140,6 +140,23 @@ def test_a_pool_without_any_worker_from_the_start_says_so() -> None:
     assert events == []
     pool.look(SETTLE_SECONDS, 0)
     assert events == [PoolChanged(0, 3, "1 CPU", LIMITS.capacity)]
+
+
+# Tasks
+
+
+def test_tasks_that_wait_for_a_node_say_so_and_give_up_in_the_end() -> None:
+    events: list[object] = []
+    watch = CapacityWatch("1 CPU", 60, events.append)
+    for cpus in (4, 0, 0, 4, 0):
+        watch.look(SETTLE_SECONDS / 2, cpus)
+    assert events == [PoolChanged(0, 1, "1 CPU", 60), PoolChanged(4, 4, "1 CPU", 60)]
+    watch.look(SETTLE_SECONDS / 2, 0)
+    assert events[2:] == [PoolChanged(0, 1, "1 CPU", 60)]
+    watch.look(49, 0)
+    with pytest.raises(TransientError, match="no node had a CPU for 60 s"):
+        watch.look(1, 0)
+    assert len(events) == 3
 
 
 # What Ray warns of
