@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
 
 from pipeline import storage
 from pipeline.buffers import sha256
-from pipeline.building.failure_gate import require_few_failures
+from pipeline.building.failure_gate import GATE_FAILURES, require_few_failures
 from pipeline.building.planner import DatasetPlan
 from pipeline.building.request import Result
 from pipeline.building.storing import store_manifest, store_version
 from pipeline.catalogue import Catalogue, Version, part_name, parts_of, version_of
-from pipeline.counting import Composed, Recipe, ShardJob, add_up, compose, plan_folds
-from pipeline.dna import encode_failures
+from pipeline.counting import (
+    Composed,
+    Recipe,
+    ShardJob,
+    add_up,
+    compose,
+    load_partial,
+    partial_uri,
+    plan_folds,
+)
+from pipeline.dna import Failure, encode_failures
 from pipeline.errors import (
     ConservationError,
     CorruptFile,
@@ -27,6 +37,9 @@ from pipeline.events import Listener, Said, phase
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources import Manifest
 from pipeline.wording import count_of
+
+FAILURES_HELD = 100_000
+"""If more images fail, their number is judged before their names are read."""
 
 REPORT_SECONDS = 10.0
 """How often the progress of many parts is reported."""
@@ -56,7 +69,7 @@ def finish_dataset(
     name, job = plan.request.name, plan.job
     with phase(progress, name, "merging"):
         composed = sum_shards(plan.manifest, job.work_uri, job.recipe, name, mapper)
-    _require_readable(plan, composed)
+    _require_readable(plan, composed.images, len(composed.failures), composed.failures)
     with phase(progress, name, "committing"):
         stored_sha256 = plan.manifest_sha256
         version = store_sum(catalogue, name, plan.manifest, stored_sha256, composed, job.recipe)
@@ -159,15 +172,42 @@ def _require_entries(name: str, manifest: Manifest) -> None:
         )
 
 
-def _require_readable(plan: DatasetPlan, composed: Composed) -> None:
-    name, failures = plan.request.name, composed.failures
-    if not composed.images:
+def require_enough_readable(plan: DatasetPlan, read: int, failed: int) -> None:
+    """Refuses a dataset of which very many images failed, before all are held in memory to be told.
+
+    If some images were read by an earlier run, or there are fewer failures, that is left to
+    `finish_dataset`.
+
+    Args:
+        plan: The dataset's plan; partials of all its shards are stored.
+        read: How many images were read now.
+        failed: How many of these could not be read.
+
+    Raises:
+        SourceError: No image could be read.
+        GateError: Too many images could not be read.
+    """
+    if failed <= FAILURES_HELD or read != plan.manifest.candidates:
+        return
+    recipe, first = plan.job.recipe, list[Failure]()
+    for key in plan.manifest.keys(recipe.spec.digest, recipe.products):
+        first += load_partial(partial_uri(plan.job.work_uri, key)).failures
+        if len(first) >= GATE_FAILURES:
+            break
+    _require_readable(plan, read - failed, failed, first)
+
+
+def _require_readable(
+    plan: DatasetPlan, images: int, failed: int, failures: Sequence[Failure]
+) -> None:
+    name = plan.request.name
+    if not images:
         raise SourceError(
-            f"{name}: none of {count_of(len(failures), 'candidate')} is an image that can be read. "
+            f"{name}: none of {count_of(failed, 'candidate')} is an image that can be read. "
             f"First: {failures[0]}"
         )
     candidates, limit = plan.manifest.candidates, plan.request.max_failures
-    require_few_failures(name, len(failures), candidates, limit, failures)
+    require_few_failures(name, failed, candidates, limit, failures)
 
 
 def store_sum(

@@ -16,7 +16,7 @@ from dataclasses import replace
 from time import monotonic
 
 from pipeline import storage
-from pipeline.building.committer import finish_dataset
+from pipeline.building.committer import finish_dataset, require_enough_readable
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.finishers import Finishers
 from pipeline.building.plan_counting import CountedDataset, count_shards
@@ -202,6 +202,7 @@ def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result
     else:
         shards, ran = len(plan.manifest.heads), counted.ran
         require_counted(plan.request.name, shards, ran.errors, ran.untried)
+        require_enough_readable(plan, ran.read, ran.failed)
         found = finish_dataset(catalogue, plan, counted.ran.shards, mapper, planner.progress)
         found = replace(found, image_changes=_image_changes(catalogue, plan, planner.progress))
     reused = max(0, plan.manifest.candidates - counted.ran.read)

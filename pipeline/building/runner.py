@@ -126,6 +126,7 @@ class Ran:
         read_bytes: Bytes of these images, where the source states their sizes.
         worker_seconds: How long workers had any of its shards, those that failed among them.
         untried: How many shards were not tried, as the first ones have all failed alike.
+        failed: How many images of stored shards were read now and could not be read.
     """
 
     shards: int = 0
@@ -138,11 +139,13 @@ class Ran:
     image_bytes: int = 0
     spent: Mapping[str, float] = field(default_factory=dict)
     untried: int = 0
+    failed: int = 0
 
     def with_more(self, later: Ran) -> Ran:
         """Returns this and what a later run has counted.
 
-        The errors are those of the later run, and so are the shards that were not tried.
+        The errors are those of the later run, and so are the shards that were not tried, and the
+        images that failed: those of the former may have changed.
         """
         return Ran(
             self.shards + later.shards,
@@ -155,6 +158,7 @@ class Ran:
             self.image_bytes + later.image_bytes,
             spent_together(self.spent, later.spent),
             later.untried,
+            later.failed,
         )
 
 
@@ -234,6 +238,7 @@ class _ShardRun:
         self._images: Counter[int] = Counter()
         self._read: Counter[int] = Counter()
         self._read_bytes: Counter[int] = Counter()
+        self._unreadable: Counter[int] = Counter()
         self._seconds = [0.0] * len(work)
         self._image_bytes: Counter[int] = Counter()
         self._spent: list[Mapping[str, float]] = [{} for _ in work]
@@ -305,6 +310,7 @@ class _ShardRun:
             self._image_bytes[at],
             self._spent[at],
             len(self._left[at] - errors.keys()) if at in self._ended else 0,
+            self._unreadable[at],
         )
 
     def _once(self, todo: Sequence[tuple[ShardJob, int]]) -> list[tuple[ShardJob, int]]:
@@ -476,6 +482,7 @@ class _ShardRun:
         self._counted[at] += receipt.counted
         self._read[at] += receipt.images + receipt.failures
         self._read_bytes[at] += receipt.read_bytes
+        self._unreadable[at] += receipt.failures
         if receipt.images and not receipt.reused:  # else it took time for more than its images
             self._images[at] += receipt.images
             self._seconds[at] += receipt.seconds

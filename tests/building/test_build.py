@@ -283,6 +283,26 @@ def test_too_many_failures_are_not_committed_and_a_higher_limit_commits_at_once(
     holds(place, truth)
 
 
+def test_very_many_failures_are_judged_by_their_number_alone(
+    place: Catalogue, folder: Path, truth: DNA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of millions would not go into memory."""
+    monkeypatch.setattr(committer, "FAILURES_HELD", 0)
+    compose = committer.compose
+    monkeypatch.setattr(committer, "compose", lambda *_: pytest.fail("all names were read"))
+    with pytest.raises(GateError, match=r"1 of 10 images .* limit is 1% .*\n.*cut.jpg: truncated"):
+        run(place, request_of(folder, max_failures=0.01))
+    (tmp_path / "bad").mkdir()
+    for number in range(7):
+        (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"nothing")
+    with pytest.raises(SourceError, match=r"none of 7 candidates is an image .* First: .*not_an"):
+        run(place, request_of(tmp_path / "bad", max_failures=100))
+    monkeypatch.setattr(committer, "compose", compose)
+    (result,) = run(place, request_of(folder, max_failures=0.1))
+    assert result.changed
+    holds(place, truth)
+
+
 @pytest.mark.parametrize(
     ("limit", "candidates", "allowed"),
     [(0.01, 99, 0), (0.01, 100, 1), (0, 100, 0), (1, 100, 1), (5, 100, 5), (0.5, 3, 1)],
