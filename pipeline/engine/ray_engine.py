@@ -221,6 +221,7 @@ class RayEngine:
         """
         left = {(job.manifest_uri, index): (job, index) for job, index in work}
         while left:
+            begun = (OVERLAP + 1) * self.shard_workers
             with closing(self._pool(list(left.values()))) as rows:
                 for row in rows:
                     receipt = receipt_of(row)
@@ -233,7 +234,7 @@ class RayEngine:
                     yield receipt
                     if leaves_out:  # a running pool cannot give up a node
                         # Workers finish what they had begun. It goes last, when most is stored.
-                        for each in [*left][: (OVERLAP + 1) * self.shard_workers]:
+                        for each in [*left][:begun]:
                             left[each] = left.pop(each)
                         break
 
