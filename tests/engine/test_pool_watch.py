@@ -346,7 +346,7 @@ def test_no_engine_waits_for_lost_workers_of_a_cluster_before_its_error_is_told(
 
     remote = SimpleNamespace(remote=lambda item: item)
     monkeypatch.setattr(ray_engine.ray, "remote", lambda **_: lambda function: remote)
-    monkeypatch.setattr(ray_engine.ray, "wait", lambda references: (references, []))
+    monkeypatch.setattr(ray_engine.ray, "wait", lambda references, timeout: (references, []))
     monkeypatch.setattr(ray_engine.ray, "get", get)
     monkeypatch.setattr(ray_engine.ray, "shutdown", lambda: ended.append(True))
     monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
