@@ -3,6 +3,8 @@ from .allocator import collect_rarely as collect_rarely
 from .allocator import keep_memory as keep_memory
 from .backends import choose_backend as choose_backend
 from .backends import counted_by as counted_by
+from .bin_vectors import OVERFLOW as OVERFLOW
+from .bin_vectors import UNDERFLOW as UNDERFLOW
 from .cells import cells_uri as cells_uri
 from .cells import expected_bytes as expected_bytes
 from .cells import runs_to_count as runs_to_count
@@ -21,8 +23,6 @@ from .faults import DEVICE_FAULTS as DEVICE_FAULTS
 from .feed import Prepared as Prepared
 from .fold_counts import FoldCounts as FoldCounts
 from .fold_counts import exact_switches as exact_switches
-from .histogram import OVERFLOW as OVERFLOW
-from .histogram import UNDERFLOW as UNDERFLOW
 from .histogram import LayerCounts as LayerCounts
 from .histogram import bins_of as bins_of
 from .histogram import checked_ranges as checked_ranges

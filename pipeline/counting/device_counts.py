@@ -23,14 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counting.bin_vectors import NONFINITE, OVERFLOW, UNDERFLOW
 from pipeline.counting.device_order import Order
-from pipeline.counting.histogram import (
-    NONFINITE,
-    OVERFLOW,
-    UNDERFLOW,
-    checked_ranges,
-    scale_of,
-)
+from pipeline.counting.histogram import checked_ranges, scale_of
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
 

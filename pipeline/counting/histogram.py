@@ -34,12 +34,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
+from pipeline.counting.bin_vectors import (
+    LARGEST,
+    NEURONS_AT_ONCE,
+    NONFINITE,
+    OVERFLOW,
+    UNDERFLOW,
+    place_rows,
+)
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
 from pipeline.spec import BINS
-
-UNDERFLOW, OVERFLOW, NONFINITE = 0, 1, 2
-"""Columns of a table, counted from the end of its bins."""
 
 DEGENERATE_HALF_WIDTH = 1e-8
 
@@ -265,52 +270,91 @@ def _count(
 ) -> None:
     images, positions, neurons = x.shape
     columns = bins + 3
-    flat = table.reshape(-1)
-    under, over = np.float64(bins + UNDERFLOW), np.float64(bins + OVERFLOW)
-    bad, n, last = np.float64(bins + NONFINITE), np.float64(bins), np.float64(bins - 1)
+    rows_of_all, flat = x.reshape(images * positions, neurons), table.reshape(-1)
     index = np.empty(INDEX_TILE, np.uint32)
-    # Copies, written to at once: masked stores that write nothing are very slow (microcode assists)
-    # on a page that a fork has left copy-on-write, as that of `minimum` may be: 35 times, measured.
-    mn, mx = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    first = np.empty(BLOCK, np.int32)
-    for j in range(BLOCK):
-        first[j] = j * columns
+    means[:] = 0.0
     for start in range(0, neurons, BLOCK):
         width = min(BLOCK, neurons - start)
-        stop = start + width
-        lo, hi, mid, wide = (
-            least[start:stop],
-            most[start:stop],
-            centre[start:stop],
-            half[start:stop],
-        )
-        mn[:width], mx[:width] = minimum[start:stop], maximum[start:stop]
-        part = flat[start * columns : stop * columns]
+        whole = width - width % NEURONS_AT_ONCE
+        part = flat[start * columns : (start + width) * columns]
         rows = INDEX_TILE // width
         for image in range(images):
-            total = means[image, start:stop]
-            total[:] = 0.0
+            sums = means[image]
             for top in range(0, positions, rows):
-                m = min(rows, positions - top)
-                for i in range(m):
-                    row = x[image, top + i, start:stop]
-                    out = index[i * width : (i + 1) * width]
-                    for j in range(width):
-                        value = row[j]
-                        v = np.float64(value)
-                        total[j] += v
-                        finite = value - value == 0
-                        low = value if finite else np.float32(np.inf)
-                        high = value if finite else np.float32(-np.inf)
-                        mn[j] = low if low < mn[j] else mn[j]
-                        mx[j] = high if high > mx[j] else mx[j]
-                        at = _place(
-                            v, finite, lo[j], hi[j], mid[j], wide[j], n, last, under, over, bad
-                        )
-                        out[j] = np.uint32(np.int32(at) + first[j])
+                m, at = min(rows, positions - top), image * positions + top
+                for j in range(0, whole, NEURONS_AT_ONCE):
+                    place_rows(
+                        rows_of_all,
+                        at,
+                        m,
+                        least,
+                        most,
+                        centre,
+                        half,
+                        bins,
+                        start + j,
+                        index,
+                        j,
+                        width,
+                        sums,
+                        minimum,
+                        maximum,
+                    )
+                for j in range(whole, width):
+                    _place_column(
+                        rows_of_all,
+                        at,
+                        m,
+                        least,
+                        most,
+                        centre,
+                        half,
+                        bins,
+                        start + j,
+                        index,
+                        j,
+                        width,
+                        sums,
+                        minimum,
+                        maximum,
+                    )
                 # An unsigned index: numba's wrap-around of negative ones costs threefold.
                 for i in range(m * width):
                     part[index[i]] += 1
-            for j in range(width):
-                total[j] /= positions
-        minimum[start:stop], maximum[start:stop] = mn[:width], mx[:width]
+    means /= positions
+
+
+@compiled
+def _place_column(
+    x: NDArray[np.float32],
+    at: int,
+    rows: int,
+    least: Floats,
+    most: Floats,
+    centre: Floats,
+    half: Floats,
+    bins: int,
+    neuron: int,
+    index: NDArray[np.uint32],
+    lane: int,
+    width: int,
+    total: Floats,
+    minimum: NDArray[np.float32],
+    maximum: NDArray[np.float32],
+) -> None:
+    """Places one neuron's activations, as `place_rows` does those of several."""
+    lo, hi, mid, wide = least[neuron], most[neuron], centre[neuron], half[neuron]
+    under, over = np.float64(bins + UNDERFLOW), np.float64(bins + OVERFLOW)
+    bad, n, last = np.float64(bins + NONFINITE), np.float64(bins), np.float64(bins - 1)
+    low, high, added = minimum[neuron], maximum[neuron], total[neuron]
+    first = lane * (bins + 3)
+    for row in range(rows):
+        value = x[at + row, neuron]
+        v = np.float64(value)
+        added += v
+        above, below = value >= -LARGEST, value <= LARGEST
+        low = value if above & (value < low) else low
+        high = value if below & (value > high) else high
+        place = _place(v, above & below, lo, hi, mid, wide, n, last, under, over, bad)
+        index[row * width + lane] = np.uint32(np.int32(place) + first)
+    minimum[neuron], maximum[neuron], total[neuron] = low, high, added

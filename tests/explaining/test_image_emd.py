@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.comparing.distance import emd
 from pipeline.counting import OVERFLOW, UNDERFLOW, LayerCounts
-from pipeline.counting.histogram import NONFINITE
+from pipeline.counting.bin_vectors import NONFINITE
 from pipeline.dna import DNA, Ranges
 from pipeline.errors import UsageError
 from pipeline.explaining import image_emd as nearness
