@@ -33,10 +33,10 @@ from pipeline.counting.stage_clock import spent_so_far
 from pipeline.errors import SourceError, VdnaError
 from pipeline.storage import Stored
 
-RENEW_SECONDS = 15.0
+RENEW_SECONDS = 30.0
 """How often a holder renews its lease. Shards that take less cost no request for it."""
 
-EXPIRY_SECONDS = 60.0
+EXPIRY_SECONDS = 120.0
 """How long a lease holds without being renewed."""
 
 VANISHED = 3

@@ -219,8 +219,10 @@ class SourceLister:
             return "table"
         if splitext(self.uri)[1].lower() == LIST_EXTENSION and storage.exists(self.uri):
             return "list"
-        if any(mark in self.text for mark in "*?[") and not storage.exists(self.uri):
-            return "glob"  # a mark may also be part of a name, and a `?` begin a query
+        has_marks = any(mark in self.text for mark in "*?[")
+        # A mark may also be part of a name, and a `?` begin a query.
+        if has_marks and not (storage.exists(self.uri) or storage.is_folder(self.uri)):
+            return "glob"
         if store.is_local and not os.path.exists(storage.local_path(self.uri)):
             raise SourceError(
                 f"{self._shown} does not exist; check the path. A source is a folder, a glob, a "

@@ -9,6 +9,7 @@ from .objects import discard as discard
 from .objects import exists as exists
 from .objects import glob as glob
 from .objects import info as info
+from .objects import is_folder as is_folder
 from .objects import leftovers as leftovers
 from .objects import list_page as list_page
 from .objects import open_random as open_random

@@ -47,8 +47,13 @@ class LocalStore:
         return entry
 
     def exists(self, uri: str) -> bool:
-        """Tells whether there is a file or a folder."""
-        return os.path.exists(local_path(uri))
+        """Tells whether there is a file."""
+        path = local_path(uri)
+        return os.path.exists(path) and not os.path.isdir(path)
+
+    def is_folder(self, uri: str) -> bool:
+        """Tells whether there is a folder."""
+        return os.path.isdir(local_path(uri))
 
     def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads bytes, and looks at the file before and after, in case it is being written."""

@@ -124,10 +124,19 @@ def info(uri: str) -> Stored:
 
 
 def exists(uri: str) -> bool:
-    """Tells whether there is an object or a folder of that name."""
+    """Tells whether there is an object of that name; a folder is none."""
     store = store_of(uri)
     try:
         return attempt(uri, lambda: store.exists(uri))
+    except SourceError:
+        return False
+
+
+def is_folder(uri: str) -> bool:
+    """Tells whether there is a folder of that name, or objects whose names begin with it."""
+    store = store_of(uri)
+    try:
+        return attempt(uri, lambda: store.is_folder(uri))
     except SourceError:
         return False
 

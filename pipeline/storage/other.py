@@ -97,9 +97,12 @@ class FsspecStore:
         return self.stored(uri, details)
 
     def exists(self, uri: str) -> bool:
-        """Returns True, or raises what the store says about a place that is not there."""
-        self.details(uri)  # fsspec's own `exists` takes any error for an absence
-        return True
+        """Tells whether there is an object, or raises what the store says if there is nothing."""
+        return not self.is_folder(uri)  # fsspec's own `exists` takes any error for an absence
+
+    def is_folder(self, uri: str) -> bool:
+        """Tells whether there is a folder, or raises what the store says if there is nothing."""
+        return self.details(uri).get("type") == "directory"
 
     def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads bytes, then asks what they were of, because fsspec does not tell."""

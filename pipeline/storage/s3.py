@@ -74,6 +74,12 @@ class S3Store(FsspecStore):
         fs, path = self.open(uri)
         return cast(Details, sync(fs.loop, _in_time, fs, lambda: fs._info(path)))
 
+    def exists(self, uri: str) -> bool:
+        """Asks with one HEAD. Where there is no object, s3fs would list too, to find a folder."""
+        fs, path = self.open(uri)
+        bucket, key = _bucket_and_key(path)
+        return bool(key) and bool(_call(fs, "head_object", 0, Bucket=bucket, Key=key))
+
     def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads with one GET."""
         fs, path = self.open(uri)

@@ -47,7 +47,7 @@ class Answer:
 class Store(Protocol):
     """One kind of place. It has no state: each method takes the uri.
 
-    `info`, `exists`, `get`, `put` and `delete` make one try: the caller tries again
+    `info`, `exists`, `is_folder`, `get`, `put` and `delete` make one try: the caller tries again
     (`pipeline.storage.objects`). `walk`, `glob`, `delete_all` and `delete_tree` make many requests,
     and try each of them again by themselves.
 
@@ -69,7 +69,10 @@ class Store(Protocol):
         """Describes an object. Raises if there is none, or if it is a folder."""
 
     def exists(self, uri: str) -> bool:
-        """Tells whether there is an object or a folder. May raise instead of returning False."""
+        """Tells whether there is an object. May raise instead of returning False."""
+
+    def is_folder(self, uri: str) -> bool:
+        """Tells whether objects lie below a place. May raise instead of returning False."""
 
     def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads `length` bytes from `start` on; all that follow if `length` is None.

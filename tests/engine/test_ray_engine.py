@@ -372,7 +372,7 @@ def test_a_worker_that_takes_long_over_a_shard_and_gets_on_has_not_stalled(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The group is one shard, and takes longer than a pool may go on without one that ends."""
-    slow = SLOW.replace("0.25", "4")
+    slow = SLOW.replace("0.25", "6")
     for name, value in small.environment(slow).items():
         monkeypatch.setenv(name, value)
     group = tmp_path / "source" / "group"

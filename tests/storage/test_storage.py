@@ -514,7 +514,12 @@ def test_a_file_that_is_written_again_while_it_is_read_is_refused(
 def test_a_folder_cannot_be_read_as_an_object(root: str) -> None:
     storage.create(storage.join(root, "folder", "a"), b"x")
     folder = storage.join(root, "folder")
-    assert storage.exists(folder)
+    assert storage.is_folder(folder)
+    assert not storage.exists(folder)
+    assert storage.exists(f"{folder}/a")
+    assert not storage.is_folder(f"{folder}/a")
+    assert not storage.exists(f"{folder}/b")
+    assert not storage.is_folder(f"{folder}/b")
     local = storage.store_of(root).is_local  # other stores cannot distinguish a folder from nothing
     said = "folder is a folder" if local else "folder does not exist, or is not a file"
     for action in (storage.info, storage.read, lambda uri: storage.read_range(uri, 0, 3)):
