@@ -50,10 +50,10 @@ COUNTED = ("counts", "underflow", "overflow")
 """Fields of a DNA that enter the EMD."""
 
 LANES = 16
-"""Values in a vector, as in AVX-512. On other processors several smaller ones are taken."""
+"""Values in a vector, as in AVX-512. Other processors take several smaller ones."""
 
 KERNEL_ROWS = 4
-"""Rows that are compared with as many at once: their 16 sums fill half of the registers."""
+"""Rows that are compared with as many at once: their 16 sums fill half of AVX-512's registers."""
 
 _SPAN = 63
 """Vectors that can be added before a lane's 32 bits overflow: 63 x 2^26 < 2^32."""
@@ -357,6 +357,22 @@ def _to_pointer(context: Any, address: Any) -> Any:
 pointer: Any = intrinsic(_to_pointer)
 
 
+def _block_of(features: str) -> tuple[int, int]:
+    """Chooses what is added up in registers at a time.
+
+    Args:
+        features: Those of the processor, as LLVM names them.
+
+    Returns:
+        How many of the `KERNEL_ROWS` rows of `a`, and how many lanes of a vector. AVX-512 has 32
+        registers of sixteen lanes, which hold all sums. AVX2 has 16 of eight lanes, so only half
+        of the rows and lanes; with all of them it is half as fast.
+    """
+    if "+avx512f" in features:
+        return KERNEL_ROWS, LANES
+    return KERNEL_ROWS // 2, LANES // 2
+
+
 def _add_maxima(
     context: Any, a: Any, i: Any, b: Any, j: Any, start: Any, stop: Any, out: Any
 ) -> Any:
@@ -369,50 +385,57 @@ def _add_maxima(
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word, long = ir.IntType(32), ir.IntType(64)
-        vector, wide = ir.VectorType(word, LANES), ir.VectorType(long, LANES)
+        height, lanes = _block_of(context.codegen().magic_tuple()[2])
+        vector, wide = ir.VectorType(word, lanes), ir.VectorType(long, lanes)
         arrays = [make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 2, 6)]
         sums_of = arrays[2].data
         start, stop = arguments[4], arguments[5]
-
-        def rows(array: Any, row: Any) -> list[Any]:
-            stride = cgutils.unpack_tuple(builder, array.shape)[1]
-            ats = [builder.add(row, long(r)) for r in range(KERNEL_ROWS)]
-            return [builder.gep(array.data, [builder.mul(at, stride)]) for at in ats]
-
-        mine, theirs = rows(arrays[0], arguments[1]), rows(arrays[1], arguments[3])
-        before = builder.block
-        loop, done = (builder.append_basic_block(name) for name in ("vectors", "summed"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        at = builder.phi(long)
-        at.add_incoming(start, before)
-        sums = [builder.phi(vector) for _ in range(KERNEL_ROWS * KERNEL_ROWS)]
-        offset = builder.mul(at, long(LANES))
-
-        def load(row: Any) -> Any:
-            place = builder.bitcast(builder.gep(row, [offset]), vector.as_pointer())
-            return builder.load(place, align=4)
-
-        left, right = [load(row) for row in mine], [load(row) for row in theirs]
-        following = []
-        for x, running in zip([(u, v) for u in left for v in right], sums, strict=True):
-            greater = builder.select(builder.icmp_unsigned(">", *x), *x)
-            following.append(builder.add(running, greater))
-        after = builder.add(at, long(1))
-        at.add_incoming(after, loop)
-        for running, added in zip(sums, following, strict=True):
-            running.add_incoming(vector(None), before)
-            running.add_incoming(added, loop)
-        builder.cbranch(builder.icmp_unsigned("<", after, stop), loop, done)
-        builder.position_at_end(done)
         kind = ir.FunctionType(long, [wide])
         add_up = cgutils.get_or_insert_function(
-            builder.module, kind, f"llvm.vector.reduce.add.v{LANES}i64"
+            builder.module, kind, f"llvm.vector.reduce.add.v{lanes}i64"
         )
-        for n, lanes in enumerate(following):
-            place = builder.gep(sums_of, [long(n)])
-            total = builder.call(add_up, [builder.zext(lanes, wide)])
-            builder.store(builder.add(builder.load(place), total), place)
+
+        def rows(array: Any, row: Any, number: int) -> list[Any]:
+            stride = cgutils.unpack_tuple(builder, array.shape)[1]
+            ats = [builder.add(row, long(r)) for r in range(number)]
+            return [builder.gep(array.data, [builder.mul(at, stride)]) for at in ats]
+
+        def add_block(mine: list[Any], theirs: list[Any], lane: int, first_sum: int) -> None:
+            before = builder.block
+            loop, done = (builder.append_basic_block(name) for name in ("vectors", "summed"))
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            at = builder.phi(long)
+            at.add_incoming(start, before)
+            sums = [builder.phi(vector) for _ in range(len(mine) * len(theirs))]
+            offset = builder.add(builder.mul(at, long(LANES)), long(lane))
+
+            def load(row: Any) -> Any:
+                place = builder.bitcast(builder.gep(row, [offset]), vector.as_pointer())
+                return builder.load(place, align=4)
+
+            left, right = [load(row) for row in mine], [load(row) for row in theirs]
+            following = []
+            for x, running in zip([(u, v) for u in left for v in right], sums, strict=True):
+                greater = builder.select(builder.icmp_unsigned(">", *x), *x)
+                following.append(builder.add(running, greater))
+            after = builder.add(at, long(1))
+            at.add_incoming(after, loop)
+            for running, added in zip(sums, following, strict=True):
+                running.add_incoming(vector(None), before)
+                running.add_incoming(added, loop)
+            builder.cbranch(builder.icmp_unsigned("<", after, stop), loop, done)
+            builder.position_at_end(done)
+            for n, found in enumerate(following, first_sum):
+                place = builder.gep(sums_of, [long(n)])
+                total = builder.call(add_up, [builder.zext(found, wide)])
+                builder.store(builder.add(builder.load(place), total), place)
+
+        mine = rows(arrays[0], arguments[1], KERNEL_ROWS)
+        theirs = rows(arrays[1], arguments[3], KERNEL_ROWS)
+        for first in range(0, KERNEL_ROWS, height):
+            for lane in range(0, LANES, lanes):
+                add_block(mine[first : first + height], theirs, lane, first * KERNEL_ROWS)
         return context.get_dummy_value()
 
     whole = types.intp

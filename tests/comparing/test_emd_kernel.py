@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
+from numba.extending import intrinsic
 
 from pipeline.comparing import (
     Curves,
@@ -183,6 +185,29 @@ def test_extreme_histograms_and_many_bins_do_not_overflow() -> None:
         above = replace(empty, images=7, counts=nothing, overflow=seven)
         at_ends = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
         assert np.array_equal(pairwise_emd([*ends, below, above]), 3 * (bins - 1) * at_ends)
+
+
+@pytest.mark.parametrize("features", ["+avx512f,+avx2", "+avx2", ""])
+def test_the_sums_do_not_depend_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch, features: str
+) -> None:
+    chosen = pairwise._block_of(features)
+    monkeypatch.setattr(pairwise, "_block_of", lambda _: chosen)
+    add_maxima = intrinsic(pairwise._add_maxima)
+
+    @njit
+    def added(a: np.ndarray, b: np.ndarray, start: int, stop: int, to: np.ndarray) -> None:
+        add_maxima(a, 4, b, 8, start, stop, to)
+
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 2**26, (rows, 64 * 16), np.uint32, endpoint=True) for rows in (8, 12))
+    a[4], b[8] = 2**26, 2**26  # nothing is greater
+    for start, stop in ((0, 63), (63, 64), (5, 9)):
+        found = np.ones(16, np.int64)
+        added(a, b, start, stop, found)
+        mine, theirs = (x[:, 16 * start : 16 * stop].astype(np.int64) for x in (a, b))
+        expected = np.maximum(mine[4:8, None], theirs[None, 8:12]).sum(axis=2)
+        assert np.array_equal(found, 1 + expected.ravel())
 
 
 def test_zero_weights_give_zero_and_other_neurons_are_refused() -> None:
