@@ -24,6 +24,7 @@ from jobs.shell import (
 from pipeline.comparing import MemoryLimit
 from pipeline.errors import VdnaError
 from pipeline.events import Listener
+from pipeline.options import options_of
 from pipeline.spec import Resources
 from pipeline.wording import options_as_keys
 
@@ -56,6 +57,7 @@ def refresh(
     from rich.console import Console
 
     from pipeline import storage
+    from pipeline.building import Request
     from pipeline.catalogue import Catalogue
     from pipeline.refreshing import load_config
     from pipeline.refreshing import refresh as refresh_datasets
@@ -86,7 +88,7 @@ def refresh(
         storage.require_web(pushgateway)
     settings = load_config(config)
     root = settings.catalogue_url(catalogue)
-    with options_as_keys(config):  # the options of a dataset
+    with options_as_keys(config, {option.name for option in options_of(Request)}):
         done = refresh_datasets(
             settings,
             Catalogue(root),

@@ -9,14 +9,14 @@
 >>> with options_as_flags():
 ...     option("max_failures"), option("bins", 100), option("error_bars", False)
 ('--max-failures', '--bins 100', '--no-error-bars')
->>> with options_as_keys("datasets.yaml"):
-...     option("max_failures"), option("bins", 100)
-('`max_failures` in datasets.yaml', '`bins: 100` in datasets.yaml')
+>>> with options_as_flags(), options_as_keys("datasets.yaml", ["max_failures", "bins"]):
+...     option("max_failures"), option("bins", 100), option("workers", 0)
+('`max_failures` in datasets.yaml', '`bins: 100` in datasets.yaml', '--workers 0')
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from difflib import get_close_matches
@@ -24,8 +24,9 @@ from difflib import get_close_matches
 NAMED = 3
 """How many items a list in a sentence names if it counts the others. One more is named, too."""
 
-_flags: list[bool | str] = [False]
-"""Whether options are named as on the command line, or the file that has them; the last holds."""
+_styles: list[bool | tuple[str, Collection[str]]] = [False]
+"""Whether options are named as on the command line, or the file that has some, and which. The last
+style that has an option holds."""
 
 
 def count_of(number: int, one: str, many: str = "") -> str:
@@ -135,9 +136,11 @@ def option(name: str, value: object = None) -> str:
         The name, or `bins=100`, in backticks in Python; `--max-failures` or `--bins 100` in a
         command; with the file that has the option, if a command read it there.
     """
-    if isinstance(file := _flags[-1], str):
+    style = next(of for of in reversed(_styles) if isinstance(of, bool) or name in of[1])
+    if isinstance(style, tuple):
+        file, _ = style
         return f"`{name}` in {file}" if value is None else f"`{name}: {value}` in {file}"
-    if not _flags[-1]:
+    if not style:
         return f"`{name}`" if value is None else f"`{name}={value!r}`"
     flag = name.replace("_", "-")
     if value is None or value is True:
@@ -152,25 +155,26 @@ def option(name: str, value: object = None) -> str:
 @contextmanager
 def options_as_flags() -> Iterator[None]:
     """Makes `option` name options as on the command line, for the whole process."""
-    _flags.append(True)
+    _styles.append(True)
     try:
         yield
     finally:
-        _flags.pop()
+        _styles.pop()
 
 
 @contextmanager
-def options_as_keys(file: str) -> Iterator[None]:
+def options_as_keys(file: str, names: Collection[str]) -> Iterator[None]:
     """Makes `option` name options as keys of a file that a command reads, for the whole process.
 
     Args:
         file: The file's name.
+        names: The options that are keys there. Others are named as outside the block.
 
     Yields:
         Nothing.
     """
-    _flags.append(file)
+    _styles.append((file, names))
     try:
         yield
     finally:
-        _flags.pop()
+        _styles.pop()

@@ -28,8 +28,9 @@ def test_an_option_is_named_as_the_caller_writes_it() -> None:
     with options_as_flags():
         assert option("keep", ["a:b", "hue"]) == "--keep a:b --keep hue"
         assert (option("by", ""), option("layer_gaussian", True)) == ("--by ''", "--layer-gaussian")
-        with options_as_keys("x.yaml"):
+        with options_as_keys("x.yaml", ["max_failures"]):
             assert option("max_failures") == "`max_failures` in x.yaml"
+            assert option("relist", True) == "--relist"  # which the file would refuse
         assert option("max_failures") == "--max-failures"
     assert option("max_failures") == "`max_failures`"
 

@@ -25,7 +25,7 @@ from pipeline.reporting import (
     render_night,
     summary_markdown,
 )
-from tests.jobs.test_cli import refused
+from tests.jobs.test_cli import refused, vdna
 from tests.refreshing.test_gate import parted, refresh
 
 Metrics = dict[tuple[str, str], float]
@@ -440,6 +440,15 @@ def test_what_cannot_be_handed_over_is_told_and_exits_4(tmp_path: Path) -> None:
     done = refresh(broken, "--junit", tmp_path / "datasets.yaml" / "x.xml", exits=3)
     assert "says no" in done.stderr  # the gate's exit code comes first
     assert "was not told: " in done.stderr
+
+
+def test_an_error_names_as_a_key_of_the_file_only_what_the_file_takes(tmp_path: Path) -> None:
+    file = parted(tmp_path, {"day": 100}, "{dataset: day, min_images: 1}")
+    words = ("refresh", "--config", file, "--workers", 1, "-c", "memory://nowhere")
+    assert "work in this process (--workers 0), or give" in vdna(*words, exits=2).stderr
+    (tmp_path / "day" / "rain" / "bad.jpg").write_bytes(b"none")
+    said = refresh(file, exits=3).stderr
+    assert f"with a higher `max_failures` in {file}" in said
 
 
 @pytest.mark.parametrize("url", ["ftp://host", "host:9091", "http://u:p@host", "http://host?x=y"])
