@@ -179,13 +179,18 @@ def end_badly(raised: Exception, *, as_json: bool) -> int:
         ):  # else a reader such as `head` is done
             tell(f"error: {raised}")
         return raised.exit_code
-    error = known_error(raised)
-    if isinstance(error, UnexpectedError):
-        error = UnexpectedError(f"{error}{_details_place(error)}", error.details)
+    error = with_details_kept(known_error(raised))
     if as_json:
         print_json({"error": type(error).__name__, "message": str(error)})
     tell_error(error, as_json=as_json)
     return error.exit_code
+
+
+def with_details_kept(error: VdnaError) -> VdnaError:
+    """Returns the error. If nobody foresaw it, its details are in a file that its message names."""
+    if isinstance(error, UnexpectedError):
+        return UnexpectedError(f"{error}{_details_place(error)}", error.details)
+    return error
 
 
 def _details_place(error: UnexpectedError) -> str:

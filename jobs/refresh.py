@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.output import Rows, print_json, print_notes, say, tell_error
+from jobs.output import Rows, print_json, print_notes, say, tell_error, with_details_kept
 from jobs.shell import (
     ConfiguredCatalogueOption,
     JsonOption,
@@ -139,7 +139,7 @@ def refresh(
         print_notes(versions, paired=matrix.paired(), to=sys.stderr if as_json else None)
     problems = [*([done.error] if done.error else []), *undelivered]
     for problem in problems:
-        tell_error(problem, as_json=as_json)
+        tell_error(with_details_kept(problem), as_json=as_json)
     if problems:
         raise typer.Exit(problems[0].exit_code)
 

@@ -186,8 +186,8 @@ def refresh(
         relist: Whether to list the sources anew, whatever an interrupted build has left.
 
     Returns:
-        What was done. An error of one dataset, or of the gate, is in its `error` and not raised,
-        so that the rest is not lost: see `Refreshed.require_ok`.
+        What was done. An error of one dataset, of the engine or of the gate is in its `error` and
+        not raised, so that the rest is not lost and is told: see `Refreshed.require_ok`.
 
     Raises:
         UsageError: If the configuration is wrong; nothing was built then.
@@ -211,8 +211,8 @@ def refresh(
     failed: dict[str, VdnaError] = {}
     unlisted: tuple[str, ...] = ()
     pruned: int | None = None
-    with engine or InProcess() as builder:
-        try:
+    try:
+        with engine or InProcess() as builder:
             build_datasets(
                 place,
                 requests,
@@ -223,10 +223,12 @@ def refresh(
                 failed.__setitem__,
                 relist=relist,
             )
-        except VdnaError as error:
-            problems.append(error)
+    except Exception as error:  # also of the engine, as it opens or closes
+        problems.append(known_error(error))
     names = [request.name for request in requests]
-    failed = {name: failed[name] for name in names if name in failed}
+    # What ended the whole build kept each dataset that has no error of its own from being built.
+    unbuilt = [name for name in names if name in failed or (problems and name not in found)]
+    failed = {name: failed.get(name) or problems[0] for name in unbuilt}
     built = [found[name] for name in names if name in found]
     results, moves = with_movements(place, built, effort)
     try:
@@ -267,6 +269,6 @@ def refresh(
     if config.webhook is not None:
         try:
             send_outcome(config.webhook, done.outcome)
-        except VdnaError as error:
-            return replace(done, undelivered=not_told(error))
+        except Exception as error:
+            return replace(done, undelivered=not_told(known_error(error)))
     return done

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from PIL import Image
 
-from pipeline.errors import GateError, SourceError, UsageError
+from pipeline.engine import Engine, InProcess
+from pipeline.errors import GateError, SourceError, UnexpectedError, UsageError
 from pipeline.refreshing import load_config, refresh
 from pipeline.spec import Resources
 from tests.refreshing.test_config import one, write
@@ -48,6 +52,37 @@ def test_a_build_that_fails_is_returned_as_an_error(tmp_path: Path) -> None:
     assert {name: type(error) for name, error in done.failed.items()} == {"night": SourceError}
     with pytest.raises(SourceError, match="night does not exist"):
         done.require_ok()
+
+
+class Broken(InProcess):
+    """An engine that breaks in a way that nobody foresaw, in its work or before it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def run_shards(self, _: object) -> NoReturn:
+        raise self.error
+
+    @contextmanager
+    def broken_at_once(self) -> Iterator[Engine]:
+        raise self.error
+        yield self
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_engine_that_breaks_ends_no_refresh(tmp_path: Path, at_once: bool) -> None:
+    broken = Broken(RuntimeError("Ray is of another version"))
+    file = str(parted(tmp_path, {"day": 100}, PARTS))
+    done = refresh(file, engine=broken.broken_at_once() if at_once else broken, resources=RESOURCES)
+    assert (done.datasets, [verdict.holds for verdict in done.verdicts]) == ((), [False])
+    assert isinstance(done.error, UnexpectedError)
+    assert done.failed == {"day": done.error}
+    assert "unexpected RuntimeError: Ray is of another version" in str(done.outcome["error"])
+    assert "Traceback" in done.error.details
+    broken = Broken(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        refresh(file, engine=broken.broken_at_once() if at_once else broken, resources=RESOURCES)
 
 
 def test_a_refresh_needs_a_catalogue(tmp_path: Path) -> None:

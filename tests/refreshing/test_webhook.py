@@ -120,6 +120,28 @@ def test_a_failed_build_is_told(tmp_path: Path) -> None:
     assert "does not exist" in data["error"]
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+def test_what_nobody_foresaw_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    broken = (
+        "engine.in_process.InProcess.run_shards" if is_told else "refreshing.steps.send_outcome"
+    )
+    monkeypatch.setattr(f"pipeline.{broken}", breaks)
+    with listening() as (url, requests):
+        file = hooked(tmp_path, f"{url}/hook")
+        done = refresh(file, "--junit", tmp_path / "x.xml", exits=1 if is_told else 4)
+    data = [opened(request)["data"] for request in requests]
+    said = "unexpected RuntimeError: nobody foresaw this"
+    assert [one["error"].startswith(said) for one in data] == [True] * is_told
+    assert said in done.stderr
+    assert (" has the details, for a report)" in done.stderr) == is_told
+    assert (said in (tmp_path / "x.xml").read_text()) == is_told
+
+
 def test_a_webhook_that_fails_for_good_undoes_nothing_and_exits_4(tmp_path: Path) -> None:
     with listening(500, 500, 500) as (url, requests):
         done = refresh(hooked(tmp_path, f"{url}/hook", HOLDS), exits=4)
