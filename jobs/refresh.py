@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,11 +22,14 @@ from jobs.shell import (
     run_alone,
 )
 from pipeline.comparing import MemoryLimit
-from pipeline.errors import VdnaError
+from pipeline.errors import VdnaError, known_error
 from pipeline.events import Listener
 from pipeline.options import options_of
 from pipeline.spec import Resources
 from pipeline.wording import options_as_keys
+
+if TYPE_CHECKING:
+    from pipeline.refreshing import Refreshed
 
 
 @guarded
@@ -79,11 +82,12 @@ def refresh(
         work_lines,
     )
 
-    outputs = [(junit, junit_xml), (metrics, metrics_text)]
+    outputs = [(junit, junit_xml)]
     for place in summary or ():
         is_page = place.endswith((".html", ".htm"))
         outputs.append((place, render_night if is_page else summary_markdown))
     files = [(storage.canonical(place), made) for place, made in outputs if place is not None]
+    metrics_file = None if metrics is None else storage.canonical(metrics)
     if pushgateway is not None:
         storage.require_web(pushgateway)
     settings = load_config(config)
@@ -102,9 +106,13 @@ def refresh(
     for uri, made in files:
         with _noted(undelivered):
             storage.replace(uri, made(done.outcome))
+    # Metrics come last, as they say whether all else was delivered.
+    if metrics_file is not None:
+        with _noted(undelivered):
+            storage.replace(metrics_file, metrics_text(_with_undelivered(done, undelivered)))
     if pushgateway is not None:
         with _noted(undelivered):
-            push_metrics(done.outcome, pushgateway)
+            push_metrics(_with_undelivered(done, undelivered), pushgateway)
     if as_json:
         print_json(
             {
@@ -151,8 +159,13 @@ def _noted(undelivered: list[VdnaError]) -> Iterator[None]:
 
     try:
         yield
-    except VdnaError as error:
-        undelivered.append(not_told(error))
+    except Exception as error:
+        undelivered.append(not_told(known_error(error)))
+
+
+def _with_undelivered(done: Refreshed, undelivered: Sequence[VdnaError]) -> dict[str, Any]:
+    """Returns the outcome, with all that could not be handed over so far."""
+    return done.outcome | {"undelivered": "\n".join(map(str, undelivered)) or None}
 
 
 if __name__ == "__main__":

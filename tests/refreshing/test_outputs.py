@@ -426,6 +426,11 @@ def test_the_command_writes_all_outputs_and_pushes_until_it_is_heard(tmp_path: P
 def test_what_cannot_be_handed_over_is_told_and_exits_4(tmp_path: Path) -> None:
     held = parted(tmp_path, {"day": 100}, "{dataset: day, min_images: 1}")
     words = ("--junit", tmp_path / "datasets.yaml" / "x.xml", "--summary", tmp_path / "x.md")
+    prom = tmp_path / "x.prom"
+    with listening() as (url, requests):
+        refresh(held, *words, "--metrics", prom, "--pushgateway", url, exits=4)
+    for written in (prom.read_bytes(), requests[0][3]):  # they come last, and know what failed
+        assert parsed(written.decode())["vdna_refresh_success", ""] == 0
     with listening(*[500] * 3, 404) as (url, requests):
         done = refresh(held, *words, "--pushgateway", url, exits=4)
         assert "gate: day, images: 24, at least 1: holds" in done.stdout
