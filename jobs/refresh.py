@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -142,14 +142,23 @@ def refresh(
         for verdict in done.verdicts:
             say(f"gate: {verdict}", *reason_lines(verdict.row))
         say(night_sentence(done.outcome))
-    for matrix in done.matrices:
-        versions = done.catalogue.find_all(matrix.names, spec=matrix.spec_digest)
-        print_notes(versions, paired=matrix.paired(), to=sys.stderr if as_json else None)
+    _print_notes(done, to=sys.stderr if as_json else None)
     problems = [*([done.error] if done.error else []), *undelivered]
     for problem in problems:
         tell_error(with_details_kept(problem), as_json=as_json)
     if problems:
         raise typer.Exit(problems[0].exit_code)
+
+
+def _print_notes(done: Refreshed, to: TextIO | None) -> None:
+    """Prints the notes on each matrix, or why they are not known, which fails no refresh."""
+    for matrix in done.matrices:
+        try:
+            versions = done.catalogue.find_all(matrix.names, spec=matrix.spec_digest)
+        except Exception as error:  # such as that another job has taken out a dataset meanwhile
+            say(f"note: the notes on these distances are not known: {known_error(error)}", to=to)
+        else:
+            print_notes(versions, paired=matrix.paired(), to=to)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.building import Movement
+from pipeline.catalogue import Catalogue, remove
 from pipeline.refreshing.night_outcome import sum_up
 from pipeline.reporting import (
     junit_xml,
@@ -445,6 +446,22 @@ def test_what_cannot_be_handed_over_is_told_and_exits_4(tmp_path: Path) -> None:
     done = refresh(broken, "--junit", tmp_path / "datasets.yaml" / "x.xml", exits=3)
     assert "says no" in done.stderr  # the gate's exit code comes first
     assert "was not told: " in done.stderr
+
+
+def test_what_happens_after_the_gate_takes_away_neither_its_error_nor_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = parted(tmp_path, {"day": 100, "night": 100}, "{dataset: day, min_images: 99}")
+
+    def taken_out_meanwhile(_: object) -> bytes:
+        remove(Catalogue(str(tmp_path / "c")), ["night"])
+        raise ValueError("a page of no one's making")
+
+    monkeypatch.setattr("pipeline.reporting.junit_xml", taken_out_meanwhile)
+    done = refresh(broken, "--junit", tmp_path / "x.xml", exits=3)
+    assert "note: the notes on these distances are not known: " in done.stdout
+    assert "says no" in done.stderr
+    assert "was not told: unexpected ValueError: a page of no one's making" in done.stderr
 
 
 def test_an_error_names_as_a_key_of_the_file_only_what_the_file_takes(tmp_path: Path) -> None:
