@@ -6,13 +6,15 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Gauge
+    from prometheus_client.metrics_core import Metric
 
 JOB = "vdna_refresh"
 """The job's name at a push gateway."""
@@ -36,11 +38,12 @@ def metrics_text(outcome: Mapping[str, Any]) -> bytes:
         outcome: What a refresh found, as `Refreshed.outcome` has it.
 
     Returns:
-        The bytes of the file.
+        The bytes of the file. Each series has the labels of `_group`, so that the files of several
+        refreshes on one machine are told apart.
     """
     from prometheus_client import generate_latest
 
-    return generate_latest(_registry(outcome))
+    return generate_latest(_Labelled(_registry(outcome), _group(outcome)))
 
 
 def push_metrics(outcome: Mapping[str, Any], gateway: str) -> None:
@@ -52,8 +55,29 @@ def push_metrics(outcome: Mapping[str, Any], gateway: str) -> None:
     """
     from prometheus_client import push_to_gateway
 
-    group = {"catalogue": outcome["catalogue"], "config": outcome["config"]}
-    push_to_gateway(gateway, JOB, _registry(outcome), group, handler=_sender)
+    # The gateway adds the labels of the group to each series.
+    push_to_gateway(gateway, JOB, _registry(outcome), _group(outcome), handler=_sender)
+
+
+def _group(outcome: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the labels that tell the series of one refresh from those of others."""
+    return {"catalogue": outcome["catalogue"], "config": outcome["config"]}
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Adds the same labels to each series of a registry."""
+
+    registry: CollectorRegistry
+    labels: Mapping[str, str]
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self.registry.collect():
+            metric.samples = [
+                sample._replace(labels={**sample.labels, **self.labels})
+                for sample in metric.samples
+            ]
+            yield metric
 
 
 def _sender(

@@ -344,10 +344,23 @@ def test_no_text_breaks_the_summary() -> None:
 # Metrics.
 
 
+GROUP = ("catalogue", "config")
+
+
 def parsed(text: str) -> Metrics:
-    """Reads metrics by the library's own parser, by name and first label."""
+    """Reads metrics by the library's own parser, by name and first label of their own."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            own = [value for name, value in sample.labels.items() if name not in GROUP]
+            found[sample.name, next(iter(own), "")] = sample.value
+    return found
+
+
+def groups(text: str) -> set[tuple[str | None, ...]]:
+    """Returns the labels of the group that series have."""
     return {
-        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        tuple(map(sample.labels.get, GROUP))
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -422,6 +435,9 @@ def test_the_command_writes_all_outputs_and_pushes_until_it_is_heard(tmp_path: P
     method, path, _, body = requests[-1]
     assert (method, path.startswith("/metrics/job/vdna_refresh/catalogue@base64/")) == ("PUT", True)
     assert parsed(body.decode()).keys() == written.keys()
+    # The gateway adds the labels of the group by itself; the file has them in each series.
+    assert groups(body.decode()) == {(None, None)}
+    assert groups(outputs[2].read_text()) == {(Catalogue(str(tmp_path / "c")).root, str(file))}
 
 
 def test_what_cannot_be_handed_over_is_told_and_exits_4(tmp_path: Path) -> None:

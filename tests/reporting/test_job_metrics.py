@@ -410,6 +410,21 @@ def test_each_command_of_the_pages_is_one_that_the_command_line_takes() -> None:
     assert len(commands) > 10
 
 
+def test_the_tests_of_the_alerts_have_the_labels_that_a_refresh_writes() -> None:
+    """Prometheus adds `job` and `instance`; a push gateway has the labels of the file, too."""
+    written = text_string_to_metric_families(metrics_text(outcome()).decode())
+    labels = {sample.name: set(sample.labels) for of in written for sample in of.samples}
+    tests = yaml.safe_load((MONITORING / "alerts_test.yaml").read_text())["tests"]
+    series = [one["series"] for test in tests for one in test["input_series"]]
+    found = {
+        (name, frozenset(re.findall(r"(\w+)=", own)) - {"job", "instance"})
+        for name, own in (one.split("{", 1) for one in series)
+        if name in labels
+    }
+    names = ("vdna_refresh_success", "vdna_refresh_finished_timestamp_seconds")
+    assert found == {(name, frozenset(labels[name])) for name in names}
+
+
 def test_promtool_finds_that_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
