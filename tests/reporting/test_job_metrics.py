@@ -48,11 +48,11 @@ from pipeline.events import (
     fanned_out,
     topic_here,
 )
-from pipeline.reporting import job_metrics, metrics_text, served_metrics
+from pipeline.reporting import job_metrics, metrics_text, push_metrics, served_metrics
 from pipeline.reporting.job_metrics import JOB_METRICS, JobMetrics, PrometheusMetrics
 from pipeline.sources import Entry, Members
 from pipeline.storage import count_requests
-from tests.refreshing.test_outputs import outcome
+from tests.refreshing.test_outputs import listening, outcome
 from tests.support.builders import write_photos
 from tests.support.ray_commands import Small, small
 
@@ -423,6 +423,20 @@ def test_the_tests_of_the_alerts_have_the_labels_that_a_refresh_writes() -> None
     }
     names = ("vdna_refresh_success", "vdna_refresh_finished_timestamp_seconds")
     assert found == {(name, frozenset(labels[name])) for name in names}
+
+
+def test_the_runbook_deletes_the_group_that_a_refresh_pushes() -> None:
+    page = (DOCS / "runbook.md").read_text()
+    (encodes,) = re.findall(r"^    (b64\(\) .*)$", page, re.M)
+    (url,) = re.findall(r"^    curl -X DELETE (.*)$", page, re.M)
+    said = subprocess.run(
+        ["bash", "-c", f"{encodes}; printf %s {url}"], capture_output=True, text=True, check=True
+    )
+    group = {"catalogue": "s3://bucket/dnas", "config": "/etc/vdna/datasets.yaml"}
+    with listening() as (gateway, requests):
+        push_metrics(outcome() | group, gateway)
+    ((_, path, _, _),) = requests
+    assert said.stdout == f"http://pushgateway:9091{path}"
 
 
 def test_promtool_finds_that_each_alert_fires_when_it_should(tmp_path: Path) -> None:
