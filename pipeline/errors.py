@@ -27,7 +27,7 @@ import os
 import re
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
@@ -92,6 +92,26 @@ def redact(text: str) -> str:
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return _QUERY.sub(lambda url: url[1] + _PARAMETER.sub(_shown, url[2]), text)
+
+
+def redact_all(data: Any, plain: type[str] | tuple[()] = ()) -> Any:
+    """Takes out what looks like a secret of every text in data, as `redact` does.
+
+    Args:
+        data: A text, or mappings and lists that hold texts. Other values stay as they are.
+        plain: A kind of text that holds no secret, and would take long to search for one.
+
+    Returns:
+        The data, with a list in place of each tuple.
+    """
+    match data:
+        case str():
+            return data if isinstance(data, plain) else redact(data)
+        case Mapping():
+            return {key: redact_all(value, plain) for key, value in data.items()}
+        case list() | tuple():
+            return [redact_all(value, plain) for value in data]
+    return data
 
 
 def _shown(parameter: re.Match[str]) -> str:

@@ -19,6 +19,7 @@ from typing import TextIO
 
 from rich.console import Console
 
+from pipeline.errors import redact, redact_all
 from pipeline.events import (
     Event,
     Listener,
@@ -40,7 +41,8 @@ class JsonLines(logging.StreamHandler[TextIO]):
 
     A line has `time` (ISO 8601, UTC), `level`, `logger` and `message`. The line of an event has its
     kind in `event` and its fields beside it; that of an exception has its traceback in `exception`.
-    `job`, `dataset` and `shard` say what a line is about, where that is known.
+    `job`, `dataset` and `shard` say what a line is about, where that is known. No text of a line
+    has secrets.
 
     Args:
         out: Where lines go; stderr if None.
@@ -85,7 +87,7 @@ class JsonLines(logging.StreamHandler[TextIO]):
             line |= {"event": type(event).__name__} | told
         if record.exc_info:
             line["exception"] = logging.Formatter().formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json.dumps(redact_all(line), default=lambda value: redact(str(value)))
 
 
 class _ToListener(logging.Handler):

@@ -18,7 +18,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine import Metric, MetricsClient
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, redact
 from pipeline.events import (
     ClusterJoined,
     Event,
@@ -191,7 +191,7 @@ class JobMetrics:
             except Exception as raised:
                 self._has_failed, error = True, raised
         # After the lock, as a handler of the log may tell its records to this listener.
-        what = f"{type(error).__name__}: {error}"
+        what = redact(f"{type(error).__name__}: {error}")
         logger.warning("the metrics of this job end here, and the job goes on: %s", what)
 
     def _hear(self, event: Event) -> None:

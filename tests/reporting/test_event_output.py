@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import warnings
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,15 @@ def test_a_step_that_fails_is_a_warning_in_json() -> None:
     assert (retried["steps"], retried["attempt"]) == (1, 2)
 
 
+@dataclass(frozen=True)
+class Refused:
+    """An event of texts at any depth, and of a value that is none."""
+
+    urls: list[str]
+    places: dict[str, str]
+    why: OSError
+
+
 def test_log_records_and_warnings_are_lines_of_json() -> None:
     out = io.StringIO()
     with warnings.catch_warnings(action="always"), show_progress("json", out):
@@ -147,6 +157,25 @@ def test_log_records_and_warnings_are_lines_of_json() -> None:
     assert (enough["level"], enough["message"]) == ("WARNING", "enough")
     assert broken["exception"].endswith("ValueError: broken\nin two lines")
     assert "of Python's own kind" in warning["message"]
+
+
+def test_no_line_of_json_has_a_secret() -> None:
+    out, url = io.StringIO(), "https://me:hunter2@host/a.jpg?X-Amz-Signature=hunter2"
+    log = logging.getLogger("pipeline.storage")
+    with show_progress("json", out) as progress:
+        progress(StepFailed("shard 3", f"TransientError: {url}"))
+        progress(Warned(f"a node was lost: {url}"))
+        log.warning("no answer of %s", url)
+        log.warning("no answer", extra={"event": Refused([url], {"at": url}, OSError(url))})
+        try:
+            raise ValueError(url)
+        except ValueError:
+            log.exception("not done")
+    assert "hunter2" not in out.getvalue()
+    failed, _, _, refused, broken = lines_of(out)
+    assert failed["error"] == "TransientError: https://…@host/a.jpg?X-Amz-Signature=…"
+    assert refused["urls"] == ["https://…@host/a.jpg?X-Amz-Signature=…"]
+    assert broken["exception"].endswith("ValueError: https://…@host/a.jpg?X-Amz-Signature=…")
 
 
 def test_as_text_warnings_are_plain_lines_among_the_progress() -> None:

@@ -183,7 +183,7 @@ def test_a_client_that_fails_ends_no_job_and_is_told_nothing_more(
 
         def add(self, name: str, more: float, **labels: str) -> None:
             told.append(name)
-            raise OSError("the agent is gone")
+            raise OSError("the agent at http://me:hunter2@host is gone")
 
     listener = JobMetrics(Broken())
     listener(Started(30, 2))
@@ -196,7 +196,8 @@ def test_a_client_that_fails_ends_no_job_and_is_told_nothing_more(
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        "the metrics of this job end here, and the job goes on: OSError: the agent is gone"
+        "the metrics of this job end here, and the job goes on: "
+        "OSError: the agent at http://…@host is gone"
     )
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import UsageError, redact
+from pipeline.errors import UsageError, redact, redact_all
 from pipeline.explaining import PairNeuron
 from pipeline.reporting.html.page_data import Panel
 
@@ -119,23 +119,11 @@ def as_script(data: object) -> str:
     Returns:
         The JSON text.
     """
-    text = json.dumps(_redacted(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    safe = redact_all(data, Packed)
+    text = json.dumps(safe, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _redacted(data: Any) -> Any:
-    match data:
-        case Packed():
-            return data
-        case str():
-            return redact(data)
-        case Mapping():
-            return {key: _redacted(value) for key, value in data.items()}
-        case list() | tuple():
-            return [_redacted(value) for value in data]
-    return data
 
 
 def shown_text(text: str) -> str:
