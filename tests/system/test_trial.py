@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from importlib.resources import files
@@ -31,6 +32,7 @@ from tests.system.test_infra import (  # fmt: skip
     broken_rules,
     core_error,
     docker_args,
+    dockerfile,
     parse,
     schema_errors,
     unavailable,
@@ -232,6 +234,32 @@ def test_ray_up_takes_its_file_and_refuses_planted_errors() -> None:
     for kind in kinds.values():
         assert kind["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
     assert sum(kind.get("max_workers", 0) for kind in kinds.values()) == cluster["max_workers"]
+
+
+def test_ray_up_can_start_the_image() -> None:
+    """Ray runs `bash` in it, copies files by rsync, and starts other machines by ssh and boto3."""
+    from ray.autoscaler._private.docker import docker_start_cmds
+
+    docker = yaml.safe_load((INFRA / "ray-up-aws.yaml").read_text())["docker"]
+    options = docker["run_options"]
+    run = docker_start_cmds("ubuntu", docker["image"], {}, "vdna", options, "c", "/root", "docker")
+    *given, image, command = shlex.split(run)
+    assert (image, command) == (docker["image"], "bash")
+    instructions = dockerfile()
+    entrypoints = [line for line in instructions if line.startswith("ENTRYPOINT ")]
+    assert ("--entrypoint=" in given) == bool(entrypoints)
+    installed = {
+        re.split(r"[=<>\[]", word)[0]
+        for line in instructions
+        if line.startswith("RUN ")
+        for step in line.split("&&")
+        if "install" in step.split()
+        for word in shlex.split(step)
+    }
+    assert {"boto3", "openssh-client", "ray", "rsync"} <= installed
+    assert f"pip install 'ray[default]=={docker_args()['RAY_VERSION']}' boto3" in (
+        (INFRA / "README.md").read_text()
+    )
 
 
 def test_the_page_states_the_driver_of_the_images_cuda() -> None:
