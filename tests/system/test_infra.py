@@ -601,11 +601,11 @@ def test_dockerfile_copies_what_exists() -> None:
     copied = [
         word for line in dockerfile() if line.startswith("COPY ") for word in line.split()[1:-1]
     ]
-    assert "pyproject.toml" in copied
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"pyproject.toml", project["readme"], *project["license-files"]} <= set(copied)
     for source in copied:
-        if "*" not in source:
-            assert (ROOT / source).exists(), source
-            assert not ignored(source), source
+        assert (ROOT / source).exists(), source
+        assert not ignored(source), source
 
 
 def test_image_has_the_workers_environment() -> None:
