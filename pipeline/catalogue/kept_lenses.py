@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.names import check_name
 from pipeline.dna import UNIFORM, Lens
-from pipeline.errors import CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
+from pipeline.errors import CorruptFile, NotFound, SourceError, UsageError
 from pipeline.spec import Spec
 
 MAX_LENS_BYTES = 2**26
@@ -82,13 +82,7 @@ def find_lens(catalogue: Catalogue, name: str, spec: Spec) -> Lens:
         SpecMismatch: If it was fitted to a network with other weights.
     """
     lens = Lens.decode(*_read(catalogue, name), spec)
-    weights = lens.provenance.get("weights_sha256", spec.weights_sha256)
-    if weights != spec.weights_sha256:
-        raise SpecMismatch(
-            f"lens {lens.name} was fitted to a network with the weights {weights} (spec "
-            f"{lens.provenance.get('spec')}); these datasets were counted by {spec.extractor} with "
-            f"the weights {spec.weights_sha256} (spec {spec.digest}). Fit a lens to them"
-        )
+    lens.require_fit(spec)
     return lens
 
 

@@ -34,7 +34,7 @@ from pipeline.dna.sealed import (
     is_sealed,
     open_parquet,
 )
-from pipeline.errors import CorruptFile, UsageError
+from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from pipeline.spec import Spec, digest_of
 
 _LENS = FileKind("lens")
@@ -211,13 +211,14 @@ class Lens:
         return np.concatenate([self.weights_of(layer) for layer in layers])
 
     def require_fit(self, spec: Spec) -> None:
-        """Refuses a spec that has other neurons.
+        """Refuses a spec that has other neurons, or those of a network with other weights.
 
         Args:
             spec: The spec of the DNAs that are to be compared through this lens.
 
         Raises:
             UsageError: A layer has another number of neurons.
+            SpecMismatch: The lens was fitted to a network with other weights.
         """
         mine, theirs = dict(self.taps), {tap.name: tap.neurons for tap in spec.taps}
         for layer in [*theirs, *mine]:
@@ -226,6 +227,27 @@ class Lens:
                     f"lens {self.name} has weights for {mine.get(layer, 0)} neurons in {layer}; "
                     f"{spec.extractor} has {theirs.get(layer, 0)}"
                 )
+        self.require_weights(spec.weights_sha256, f"{spec.extractor} (spec {spec.digest})")
+
+    def require_weights(self, weights_sha256: str, network: str) -> None:
+        """Refuses a network with other weights than the one that the lens was fitted to.
+
+        A lens whose neurons were chosen by hand states no weights, and fits to any.
+
+        Args:
+            weights_sha256: The hash of the network's weights.
+            network: The name of the network in errors.
+
+        Raises:
+            SpecMismatch: The lens was fitted to a network with other weights.
+        """
+        fitted = self.provenance.get("weights_sha256", weights_sha256)
+        if fitted != weights_sha256:
+            raise SpecMismatch(
+                f"lens {self.name} was fitted to a network with the weights {fitted} (spec "
+                f"{self.provenance.get('spec')}); {network} has the weights {weights_sha256}. "
+                "Fit a lens to it"
+            )
 
     def encode(self, written: datetime | None = None) -> bytes:
         """Makes the file of this lens in memory, with a row for each weight that is not 0.

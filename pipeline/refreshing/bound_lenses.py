@@ -49,13 +49,10 @@ class BoundLenses:
                 "so that there are no distances in it; take another layer, or leave it out"
             )
         for network in networks:
-            weights = lens.provenance.get("weights_sha256", network.weights_sha256)
-            if weights != network.weights_sha256:
-                raise UsageError(
-                    f"{bound}: lens {lens.name} was fitted to a network with the weights "
-                    f"{weights}, and {network.name} has the weights {network.weights_sha256}; fit "
-                    "a lens to it"
-                )
+            try:
+                lens.require_weights(network.weights_sha256, network.name)
+            except SpecMismatch as error:
+                raise UsageError(f"{bound}: {error}") from error
 
     def _found(self, bound: DistanceBound, name: str) -> Lens | None:
         """Reads a lens; returns None if its layers are not known before there are datasets."""

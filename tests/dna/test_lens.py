@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.comparing.distance import emd
+from pipeline.comparing.emd_kernel import pairwise_emd
 from pipeline.dna import Lens
-from pipeline.errors import CorruptFile, UsageError
+from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from pipeline.spec import Spec, Tap
 from tests.support.builders import random_dna, tiny_spec, with_row_groups
 
@@ -163,3 +164,14 @@ def test_a_lens_on_another_network_and_single_neurons_are_refused() -> None:
         emd(A, B, layer="a:b", per_neuron=True, lens=lens([1] * 9))
     spec: Spec = SPEC
     lens([1] * 9).require_fit(spec)
+
+
+def test_a_lens_object_that_was_fitted_under_other_weights_is_refused() -> None:
+    """A lens whose neurons were chosen by hand states no weights, and is taken."""
+    fitted = replace(lens([1] * 9), provenance={"spec": "abc", "weights_sha256": "f" * 64})
+    said = f"lens some was fitted .*{'f' * 64}.*spec abc.*tiny .*{SPEC.weights_sha256}"
+    for look in (lambda: emd(A, B, lens=fitted), lambda: pairwise_emd([A, B], fitted)):
+        with pytest.raises(SpecMismatch, match=said):
+            look()
+    same = replace(fitted, provenance={"weights_sha256": SPEC.weights_sha256})
+    assert emd(A, B, lens=same) == emd(A, B, lens=lens([1] * 9))
