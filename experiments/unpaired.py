@@ -168,8 +168,9 @@ def measured(spec: Any, folds: dict[str, Any]) -> dict[str, Any]:
     from pipeline.altered_pictures import PICTURE_CHANGES
     from pipeline.explaining import AttributeDistances
     from pipeline.explaining.attribute import Attribute
+    from pipeline.explaining.attribute_distances import FoldReader
 
-    readers = {name: of.read for name, of in folds.items()}
+    readers = {name: FoldReader(of.read) for name, of in folds.items()}
     ways = {
         "same crops": [Attribute(f"{w}, same", NONE, True) for w in ATTRIBUTES],
         "other crops": [Attribute(f"{w}, other", NONE) for w in ATTRIBUTES],

@@ -4,10 +4,11 @@
     >>> seen.fit("no-fog", ["ignored"]).suppression                            # doctest: +SKIP
 
 An attribute is a pair of datasets, with it and without. What neurons see of it is their distance
-between the two, corrected for the sizes of the samples. A lens that ignores it is fitted to the
-plain distance, of which the correction takes too much (see `lens_problem`). If the two are the very
-same images with a change and without (WITH=WITHOUT), it is their plain distance. How differently
-images take the change adds to that, the less the more images there are.
+between the two, corrected for the sizes of the samples, and for the images that are in pairs. A
+lens that ignores it is fitted to the plain distance, of which the correction takes too much (see
+`lens_problem`). If the two are the very same images with a change and without (WITH=WITHOUT), it is
+their plain distance. How differently images take the change adds to that, the less the more images
+there are.
 
 The ridge of a fit (see `lens_problem`) is the one that does best if fitted on half of the folds of
 every dataset and scored on the other half. These scores are also the ones that are reported, and
@@ -37,7 +38,7 @@ from pipeline.comparing import (
     paired_estimates,
     resolve_versions,
 )
-from pipeline.dna import DNA, DnaFile, Floats, Lens
+from pipeline.dna import DNA, DnaFile, Floats, Lens, Pairs
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.altered_sample import AlteredSample
@@ -53,8 +54,18 @@ RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
 NEEDED_FOLDS = 2 * LEAST_FOLDS
 """The fewest folds of a dataset. A lens is fitted on half of them and scored on the other half."""
 
-FoldReader = Callable[[str], Mapping[int, DNA]]
-"""Reads a layer of a dataset's folds, or of a sample's, by their numbers."""
+
+@dataclass(frozen=True, eq=False)
+class FoldReader:
+    """Reads the folds of a dataset, or of a sample.
+
+    Attributes:
+        read: Reads a layer of the folds, by their numbers.
+        pairs: By which names the images are paired with others'. None where that is not known.
+    """
+
+    read: Callable[[str], Mapping[int, DNA]]
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +138,9 @@ class AttributeDistances:
             else (sample.spec, {})
         )
         files = {name: _folds(catalogue, name, version) for name, version in versions.items()}
-        readers: dict[str, FoldReader] = {name: file.read_folds for name, file in files.items()}
+        readers = {name: FoldReader(file.read_folds, file.pairs) for name, file in files.items()}
         if sample:
-            readers |= {name: folds.read for name, folds in sample.folds.items()}
+            readers |= {name: FoldReader(folds.read) for name, folds in sample.folds.items()}
         _require_pairs(catalogue, pairs, versions)
         return replace(
             cls.measured(parsed, catalogue.spec(digest), readers, progress),
@@ -343,8 +354,9 @@ def _layer(
         if name not in held:
             while len(held) > 1:
                 held.pop(next(of for of in held if of != other))
-            folds = readers[name](layer)
-            held[name] = [_curves(some) for some in (folds, *_halves(folds))]
+            reader = readers[name]
+            folds = reader.read(layer)
+            held[name] = [_curves(some, reader.pairs) for some in (folds, *_halves(folds))]
         return held[name]
 
     for attribute in attributes:
@@ -374,5 +386,17 @@ def _halves(folds: Mapping[int, DNA]) -> list[Mapping[int, DNA]]:
     ]
 
 
-def _curves(folds: Mapping[int, DNA]) -> FoldCurves:
-    return FoldCurves.of([reduce(DNA.__add__, folds.values())], [folds])
+def _curves(folds: Mapping[int, DNA], pairs: Pairs | None) -> FoldCurves:
+    """Makes the curves of all folds, or of a half.
+
+    Images of a pair are in one fold, so a half has about the share of pairs that all folds have. It
+    takes the share of all: then a half is estimated as the whole is, as pairs or not.
+
+    Args:
+        folds: A layer of these folds, by their numbers.
+        pairs: By which names the images of the dataset are paired with others'.
+
+    Returns:
+        The curves of the sum of the folds.
+    """
+    return FoldCurves.of([reduce(DNA.__add__, folds.values())], [folds], [pairs])

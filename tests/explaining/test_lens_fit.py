@@ -24,13 +24,13 @@ from pipeline.comparing import compare
 from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
 from pipeline.events import ignore
-from pipeline.explaining import AttributeDistances, FittedLens, Role, Score, fit_lens
+from pipeline.explaining import AttributeDistances, FittedLens, Role, Score, explain, fit_lens
 from pipeline.explaining.attribute import Attribute
 from pipeline.explaining.attribute_distances import RIDGES
 from pipeline.explaining.lens_problem import FitProblem, NeuronDistances
 from pipeline.reporting import fit_lines, gather_matrix_page
 from pipeline.reporting.conclusions import format_number
-from pipeline.sources import Entry, Manifest, Shard, plan
+from pipeline.sources import Entry, Listing, Manifest, Pairing, Shard, plan
 from tests.explaining.test_sensitivity import RANGES, SPEC, put
 from tests.golden.handmade import commit_dataset, entries, hand_made
 
@@ -281,6 +281,25 @@ def test_pairs_of_the_same_images_show_only_the_change(pairs: Catalogue) -> None
     assert (apart.whole.distances[0][~moved] > 0).any()
     assert (seen.whole.variances[0] < 0.1 * apart.whole.variances[0])[moved].all()
     assert (seen.whole.variances[0][~moved] == 0).all()
+
+
+def test_images_that_both_datasets_have_are_taken_for_pairs_in_halves_too(
+    tmp_path: Path,
+) -> None:
+    """What an altered copy has in common with its images is no noise, and is not removed."""
+    catalogue = Catalogue(str(tmp_path))
+    for name, moved in (("none", {}), ("dim", dict.fromkeys(range(6), 1))):
+        listed = replace(Listing.of(entries(name, 96)), pairing=Pairing(f"s3://bucket/{name}"))
+        put_changed(catalogue, name, plan(listed), moved)
+    seen = AttributeDistances.of(catalogue, ["dim:none"], None, None, ignore)
+    moved_ones = np.arange(20) < 6
+    for view in (seen.whole, *seen.halves):
+        np.testing.assert_allclose(view.distances[0][moved_ones], 1, atol=0.05)
+        assert (view.distances[0][~moved_ones] == 0).all()
+    found = explain(catalogue, "dim", "none", layers=list(SPEC.layers)).neurons.to_pydict()
+    order = np.lexsort((found["neuron"], [SPEC.layers.index(name) for name in found["layer"]]))
+    for column, own in (("emd_corrected", seen.whole.distances), ("p", seen.p)):
+        assert np.array(found[column])[order].tolist() == own[0].tolist()
 
 
 def test_pairs_of_the_same_images_need_fewer_images(pairs: Catalogue) -> None:
