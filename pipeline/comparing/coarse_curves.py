@@ -109,6 +109,8 @@ def least_distances(
     Returns:
         (A, B) bounds of what `distances` computes of the curves, in bins; NaN where that is NaN.
     """
-    means = distances(a, b, weights, threads=threads)
-    rounded = BLOCKS * float(weights.sum()) / MEAN_PARTS
-    return np.maximum(block_of(bins) * (means - rounded) * (1 - _SLACK), 0.0)
+    least = distances(a, b, weights, threads=threads)  # changed in place: of all pairs it is large
+    least -= BLOCKS * float(weights.sum()) / MEAN_PARTS
+    least *= block_of(bins)
+    least *= 1 - _SLACK
+    return np.maximum(least, 0.0, out=least)

@@ -18,10 +18,13 @@ millionth of the distance.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import reduce
+from operator import iadd
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -38,13 +41,14 @@ from pipeline.dna import DNA, Floats, Ints, Lens
 from pipeline.errors import UsageError
 from pipeline.spec import available_cpus
 
-T = TypeVar("T")
-
 ONE = 2**26
 """Fixed-point value of 1. Values are off by 2^-27 at most, which is less than float32's error."""
 
 HELD = 2**20
 """Values that a thread makes at a time, for DNAs in memory: 4 MB, which its caches hold."""
+
+RESULTS_AT_ONCE = 2**22
+"""Distances that a thread computes at a time: 32 MB, as each thread has sums of its own."""
 
 COUNTED = ("counts", "underflow", "overflow")
 """Fields of a DNA that enter the EMD."""
@@ -162,6 +166,17 @@ class Curves:
         """
         return np.asarray(self.undefined[neurons].any(axis=0))
 
+    def part(self, rows: slice) -> Curves:
+        """Takes some of the rows.
+
+        Args:
+            rows: Which; it begins and ends at multiples of `KERNEL_ROWS`, or at an end.
+
+        Returns:
+            Views of their curves.
+        """
+        return Curves(self.values[:, rows], self.sums[:, rows], self.undefined[:, rows])
+
     def fill(
         self,
         first: int,
@@ -207,8 +222,9 @@ def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
     weights = np.ones(len(first.low)) if lens is None else lens.weights_of_layers(first.layers)
 
     step = max(1, HELD // (padded(size) * width_of(first.spec.bins)))
+    found: list[NDArray[np.bool_]] = []
 
-    def part(used: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+    def part(used: Ints) -> Floats:
         total, undefined = np.zeros((padded(size), padded(size))), np.zeros(size, bool)
         for some in np.split(used, range(step, len(used), step)):
             together = some[-1] - some[0] < len(some)  # then nothing is copied
@@ -218,11 +234,12 @@ def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
             x, sums, at = curves.values, curves.sums, np.arange(len(some))
             _distances(at, x, sums, x, sums, weights[some], True, total)
             undefined |= curves.any_undefined(at)
-        return total, undefined
+        found.append(undefined)
+        return total
 
-    parts = _in_parts(part, np.flatnonzero(weights), padded(size) ** 2)
-    undefined = np.any([of for _, of in parts], axis=0)
-    sums = _whole(np.sum([of for of, _ in parts], axis=0), undefined, undefined, upper=True)
+    total = _in_parts(part, np.flatnonzero(weights), padded(size) ** 2)
+    undefined = np.any(found, axis=0)
+    sums = _whole(total, undefined, undefined, upper=True)
     weight = weights.sum()
     return sums / weight if weight > 0 else np.full_like(sums, np.nan)
 
@@ -232,7 +249,8 @@ def distances(
 ) -> Floats:
     """Computes weighted sums over neurons of the EMD of rows.
 
-    If `a is b`, half of the pairs are computed.
+    If `a is b`, half of the pairs are computed. Beside the result, threads hold
+    `RESULTS_AT_ONCE` sums each.
 
     Args:
         a: Curves of A rows.
@@ -253,34 +271,60 @@ def distances(
             f"{len(weights)} weights do not fit together"
         )
     used = np.flatnonzero(weights)
+    above, beside = a.any_undefined(used), b.any_undefined(used)
+    if device != "cpu":
+        return _whole(_on_device(a, b, used, weights, device), above, beside, upper=a is b)
     shape = a.values.shape[1], b.values.shape[1]
+    step = max(KERNEL_ROWS, RESULTS_AT_ONCE // max(shape[1], 1) // KERNEL_ROWS * KERNEL_ROWS)
 
-    def part(used: Ints) -> Floats:
-        total = np.zeros(shape)
-        _distances(used, a.values, a.sums, b.values, b.sums, weights, a is b, total)
-        return total
+    def sums_of(a: Curves, b: Curves, *, upper: bool) -> Floats:
+        def part(used: Ints) -> Floats:
+            total = np.zeros((a.values.shape[1], b.values.shape[1]))
+            _distances(used, a.values, a.sums, b.values, b.sums, weights, upper, total)
+            return total
 
-    if device == "cpu":
-        sums = np.sum(_in_parts(part, used, shape[0] * shape[1], threads), axis=0)
-    else:
-        sums = _on_device(a, b, used, weights, device)
-    return _whole(sums, a.any_undefined(used), b.any_undefined(used), upper=a is b)
+        return _in_parts(part, used, shape[0] * shape[1], threads)[: a.rows, : b.rows]
+
+    if step >= shape[0]:
+        return _whole(sums_of(a, b, upper=a is b), above, beside, upper=a is b)
+    found = np.empty((a.rows, b.rows))
+    for start in range(0, a.rows, step):
+        rows, columns = slice(start, start + step), slice(start if a is b else 0, None)
+        found[rows, columns] = sums_of(a.part(rows), b.part(columns), upper=a is b)
+        if a is b:
+            square = np.triu(found[rows, rows])
+            found[rows, rows] = square + np.triu(square, 1).T
+            found[columns, rows] = found[rows, columns].T
+    found[above, :] = np.nan
+    found[:, beside] = np.nan
+    return found
 
 
 def _in_parts(
-    work: Callable[[Ints], T], used: Ints, results: int, threads: int | None = None
-) -> list[T]:
-    """Returns the results of `work` on shares of the neurons, in their order.
+    work: Callable[[Ints], Floats], used: Ints, results: int, threads: int | None = None
+) -> Floats:
+    """Returns the sum of the results of `work` on shares of the neurons, added in their order.
 
     Threads take the next share as they end. The shares are the same whatever the number of threads,
     so that sums with float weights repeat. The threads are our own, since those of a parallel loop
-    wait spinning for each other, on a busy machine for longer than they work. `results` is the size
-    of each result, whose memory is bounded.
+    wait spinning for each other, on a busy machine for longer than they work. `results` is how many
+    distances are computed in all: of many, there are fewer shares. Two results more than there are
+    threads are held at most.
     """
     parts = max(1, min(len(used), 32, max(8, 2**25 // results)))
-    shares = np.array_split(used, parts)
-    with ThreadPoolExecutor(min(parts, threads or available_cpus())) as pool:
-        return list(pool.map(work, shares))
+    workers = min(parts, threads or available_cpus())
+
+    def arriving() -> Iterator[Floats]:
+        waiting: deque[Future[Floats]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            for share in np.array_split(used, parts):
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, share))
+            while waiting:
+                yield waiting.popleft().result()
+
+    return reduce(iadd, arriving())
 
 
 def _whole(

@@ -7,8 +7,9 @@ Coarse curves of every DNA, which are kept, say how far apart each pair is at le
 and distances are computed, in the order of these bounds, until no other pair can be among the
 nearest. Error bars are computed of the pairs that are found.
 
-In memory are the bounds of all pairs of the rows, 8 bytes each, and their order, 4 bytes. So are
-the coarse curves of one layer of all DNAs, and the distance of each pair that was computed. Without
+In memory are the bounds of all pairs of the rows, 8 bytes each, and their order, 4 bytes. While the
+bounds are computed, those of one layer are there too, and some 32 MB for each thread. So are the
+coarse curves of one layer of all DNAs, and the distance of each pair that was computed. Without
 error bars, all columns of such a pair are, too.
 """
 
@@ -202,7 +203,10 @@ class _Search:
             every = together([of.read(layer) for of in kept])
             mine = every if len(own) == size else together([kept[i].read(layer) for i in own])
             sums += least_distances(mine, every, weights, job.spec.bins, threads=job.threads)
-        return sums / total if total > 0 else np.full_like(sums, np.nan)
+        if not total > 0:
+            return np.full_like(sums, np.nan)
+        sums /= total  # in place: of all pairs it is large
+        return sums
 
     def _coarse(self) -> list[KeptCoarse]:
         """Returns the coarse curves of all datasets. Those that are not kept yet are made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import reduce
@@ -24,6 +25,7 @@ from pipeline.comparing import (
     paired_estimates,
 )
 from pipeline.comparing import emd_kernel as pairwise
+from pipeline.comparing.coarse_curves import least_distances
 from pipeline.comparing.distance import emd
 from pipeline.comparing.fold_differences import products_gram
 from pipeline.comparing.fold_points import finest_step
@@ -124,6 +126,42 @@ def test_blocks_and_threads_do_not_change_distances(
         if len(range(neurons)[at])
     ]
     assert np.array_equal(sum(halves), pairwise_emd(dnas), equal_nan=True)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_distances_of_many_rows_take_little_more_memory_than_they_fill(
+    signed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the same to the last bit as if all were computed at once."""
+    dnas = some_dnas(11, 12, 17)
+    rows = np.random.default_rng(1).integers(0, 11, 601)
+    few = Curves.of(dnas)
+    many = Curves.empty(12, 601, 17)
+    many.values[:, :601], many.sums[:, :601] = few.values[:, rows], few.sums[:, rows]
+    many.undefined[:] = few.undefined[:, rows]
+    weights = np.random.default_rng(2).normal(0, 1, 12) if signed else np.ones(12)
+    sides = [(many, many), (few, many), (many, few)]
+    expected = [distances(a, b, weights, threads=2) for a, b in sides]
+    monkeypatch.setattr(pairwise, "RESULTS_AT_ONCE", 2**13)
+    for (a, b), whole in zip(sides, expected, strict=True):
+        assert np.array_equal(distances(a, b, weights, threads=2), whole, equal_nan=True)
+    tracemalloc.start()
+    try:
+        least = least_distances(many, many, weights, 17, threads=2)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * least.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_shares_are_added_in_order_and_few_are_held() -> None:
+    chance = np.random.default_rng(0).normal(0, 1, (32, 2**15)) * 10.0 ** np.arange(32)[:, None]
+    tracemalloc.start()
+    try:
+        found = pairwise._in_parts(lambda used: chance[used].sum(axis=0), np.arange(32), 1, 2)
+        assert tracemalloc.get_traced_memory()[1] < 8 * found.nbytes
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found, np.sum(list(chance), axis=0))
 
 
 @pytest.mark.parametrize("lens", [[0, 39], [3, 4, 5], [0, 1, 20, 21, 38]])
