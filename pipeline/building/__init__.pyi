@@ -31,4 +31,5 @@ from .request import require_shared as require_shared
 from .runner import require_counted as require_counted
 from .runner import run_missing as run_missing
 from .storing import store_manifest as store_manifest
+from .storing import store_version as store_version
 from .without_catalogue import make_dna as make_dna

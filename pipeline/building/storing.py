@@ -45,8 +45,9 @@ def store_version(
 ) -> dict[str, Data]:
     """Stores the files of a version, and keeps those that a commit refers to.
 
-    A dataset may come back to an earlier state. Another release of a library may then write the
-    same numbers in other bytes, but earlier commits state the sha256 of the old bytes.
+    A dataset may come back to an earlier state, or be imported again. Another release of a library
+    may then write the same numbers in other bytes, but earlier commits state the sha256 of the old
+    bytes.
 
     Args:
         catalogue: Where to store them.

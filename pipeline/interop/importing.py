@@ -10,7 +10,6 @@ does not tell is listed in `DNA.unknown`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.buffers import sha256
+from pipeline.building import store_version
 from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, footers_of, software
 from pipeline.counting import digest_of_dna
 from pipeline.dna import DNA, Ranges, dna_metadata, encode_dna, encode_layers, to_gaussian_table
@@ -124,12 +125,7 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
     storage.require_exclusive(catalogue.root)
     storage.create(catalogue.spec_uri(digest), canonical_json(file_spec.spec.to_json()))
     ranges = _store_ranges(catalogue, dna) if file.kind == "activation-ranges" else None
-    hashes, files = {}, _files(dna, name, content, products)
-    for kind, data in files.items():
-        uri = catalogue.uri(kind, digest, name, content)
-        if not storage.create(uri, data):
-            storage.replace(uri, data)
-        hashes[kind] = hashlib.sha256(data).hexdigest()
+    files = store_version(catalogue, name, digest, content, _files(dna, name, content, products))
     version = Version(
         dna=content,
         manifest="",
@@ -137,7 +133,7 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
         images=dna.images,
         failed=0,
         products=products,
-        sha256=hashes,
+        sha256={kind: sha256(data) for kind, data in files.items()},
         source=file.name,
         built=datetime.now(UTC).isoformat(timespec="seconds"),
         software=software(),

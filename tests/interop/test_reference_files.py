@@ -29,7 +29,13 @@ from pipeline.comparing import compare
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.interop import converting, network_shapes, reading, reference_metadata
+from pipeline.interop import (
+    converting,
+    importing,
+    network_shapes,
+    reading,
+    reference_metadata,
+)
 from pipeline.networks import decode_ranges, describe, find_ranges, probe, registry
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from tests.jobs.test_cli import run, vdna, vdna_json
@@ -1208,6 +1214,28 @@ def test_an_import_replaces_an_imported_dataset_and_keeps_its_history(tmp_path: 
     assert not place.load("a").identical(old)
     assert place.load("a", at=1).identical(old)
     assert [commit.action for commit in place.log()] == ["import a", "import a"]
+
+
+def test_importing_a_file_again_keeps_the_bytes_that_earlier_commits_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another release of a library writes the same numbers in other bytes. A damaged file is
+    replaced by these.
+    """
+    place = place_at(tmp_path)
+    first, second = (saved(tmp_path / f"{i}", histograms(i)) for i in range(2))
+    for path in (first, second):
+        reference.import_file(place, str(path), "a")
+    encode = importing.encode_dna
+    monkeypatch.setattr(importing, "encode_dna", lambda *_, **of: encode(*_, **of, release=2))
+    assert reference.import_file(place, str(first), "a").changed
+    assert place.load("a").identical(place.load("a", at=1))
+    version = place.find("a")
+    assert version.sha256 == place.find("a", at=1).sha256
+    storage.replace(place.uri("dna", version.spec, "a", version.dna), b"damaged")
+    reference.import_file(place, str(first), "a")
+    assert place.find("a").sha256 != version.sha256
+    assert place.load("a").images == IMAGES
 
 
 def test_a_build_replaces_an_imported_dataset(
