@@ -111,9 +111,10 @@ class Overlaps:
             not known.
         """
         at = {name: place for place, name in enumerate(self.names)}
-        places = [at.get(name, -1) for name in names]
-        known = np.array(places) >= 0
-        there = np.where(known[:, None] & known, self.shared[np.ix_(places, places)], -1)
+        known = [place for place, name in enumerate(names) if name in at]
+        places = [at[names[place]] for place in known]
+        there = np.full((len(names), len(names)), -1, np.int64)
+        there[np.ix_(known, known)] = self.shared[np.ix_(places, places)]
         columns = {}
         for column, counts in (("a_in_b", there), ("b_in_a", there.T)):
             flat = counts.reshape(-1)

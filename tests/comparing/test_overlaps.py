@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,15 @@ def test_datasets_say_what_they_have_in_common(
     assert overlap_lines(three) == ["x, y and z: no image is in two of these datasets"]
     monkeypatch.setattr(overlap_words, "LISTED_OVERLAPS", 0)
     assert overlap_lines(found)[0] == "… and 1 more pair of datasets with images in common"
-    assert overlap_lines(Overlaps((), np.array([]), np.zeros((0, 0), int), ())) == []
+    nothing = Overlaps((), np.array([]), np.zeros((0, 0), int), ("x", "y"))
+    assert overlap_lines(replace(nothing, unknown=())) == []
+    unknown = {"a_in_b": [None] * 4, "b_in_a": [None] * 4}
+    assert nothing.in_matrix(["x", "y"]).to_pydict() == unknown  # though no dataset is known
+    assert found.in_matrix(["b", "bare", "a"])["a_in_b"].to_pylist() == [
+        *(5, None, 3),
+        *(None, None, None),
+        *(4, None, 7),
+    ]
     with pytest.raises(UsageError, match="two"):
         pipeline.find_overlaps(place, ["a"])
 
