@@ -296,6 +296,7 @@ def compare(
         SpecMismatch: A dataset is only known under other specs; the message names the fields.
         UsageError: There are fewer than two datasets, or an argument is wrong.
     """
+    _require_lists(names=names)
     place = _at(catalogue)
     options["at"] = place.at(options.get("at")).number  # all is read from one commit
     with _shown(progress) as listener:
@@ -340,6 +341,7 @@ def nearest(
         SpecMismatch: A dataset is only known under other specs; the message names the fields.
         UsageError: There are fewer than two datasets, or an argument is wrong.
     """
+    _require_lists(names=names)
     place = _at(catalogue)
     options["at"] = place.at(options.get("at")).number  # all is read from one commit
     with _shown(progress) as listener:
@@ -383,6 +385,7 @@ def suggest(
         SpecMismatch: A dataset is only known under other specs; the message names the fields.
         UsageError: The target is one of the candidates, or an argument is wrong.
     """
+    _require_lists(candidates=candidates)
     place = _at(catalogue)
     options["at"] = place.at(options.get("at")).number  # all is read from one commit
     with _shown(progress) as listener:
@@ -453,8 +456,9 @@ def find_overlaps(
 
     Raises:
         NotFound: A name is unknown.
-        UsageError: There are fewer than two datasets.
+        UsageError: There are fewer than two datasets, or `names` is no list.
     """
+    _require_lists(names=names)
     return comparing.find_overlaps(_at(catalogue), names, **options)
 
 
@@ -640,8 +644,9 @@ def verify(
 
     Raises:
         NotFound: There is no such dataset, version or spec, or no dataset at all.
-        UsageError: A name means a window of days.
+        UsageError: A name means a window of days, or `names` is no list.
     """
+    _require_lists(names=names)
     place = _at(catalogue)
     place.at()  # says so if there is no catalogue
     chosen = VerifyOptions(**options)
@@ -709,11 +714,13 @@ def erase(
 
     Raises:
         NotFound: Nothing in the catalogue has any of the images.
-        UsageError: There is no reason, it names an image, or a source still holds one.
+        UsageError: There is no reason, it names an image, or a source still holds one. Or `names`
+            is no list.
         SourceError: Versions cannot be counted again without the images. Nothing was changed.
         TransientError: Some images could not be read for now. The same call goes on.
         VdnaError: Something still names an image in the end.
     """
+    _require_lists(names=names)
     place = _at(catalogue)
     if engine is not None and not engine.in_process:
         building.require_shared(place.root)
@@ -743,7 +750,9 @@ def preview_erasure(
 
     Raises:
         NotFound: There is no catalogue.
+        UsageError: `names` is no list.
     """
+    _require_lists(names=names)
     with _shown(progress) as listener:
         return building.preview_erasure(_at(catalogue), names, listener)
 
@@ -783,6 +792,7 @@ def report(
         UsageError: There are fewer than two datasets, `out` is no name of a page, `site` is no
             folder, or pairs are to be `explained` or rankings shown without a `site`.
     """
+    _require_lists(lenses=lenses, rankings=rankings)
     place = _at(catalogue)
     chosen = ReportOptions(**options)
     if out is not None:
@@ -869,6 +879,7 @@ def html_page(
     Raises:
         UsageError: The lens is another one, or a version at that commit is.
     """
+    _require_lists(apart=apart)
     place = _at(catalogue)
     if isinstance(found, explaining.Ranking):
         return reporting.HtmlPage(reporting.render_gallery(reporting.gallery_of(place, found)))
@@ -889,6 +900,22 @@ def html_page(
 
 def _at(catalogue: Catalogue | str) -> Catalogue:
     return Catalogue(catalogue) if isinstance(catalogue, str) else catalogue
+
+
+def _require_lists(**given: Iterable[object]) -> None:
+    """Refuses a text in place of a list, as its letters would be taken for names.
+
+    Args:
+        **given: Arguments that are lists, by their names.
+
+    Raises:
+        UsageError: One of them is a text.
+    """
+    for name, value in given.items():
+        if isinstance(value, str):
+            raise UsageError(
+                f"{name} is {value!r}; it must be a list, such as {option(name, [value])}"
+            )
 
 
 def _lens(

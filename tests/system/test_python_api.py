@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,24 @@ def test_all_commands_work_from_python(
     rows = done.to_pandas()[["dataset", "images", "changed"]].to_numpy().tolist()
     assert rows == [["a", 24, False]]
     assert done.to_pandas("gate").empty
+
+
+def test_a_text_in_place_of_a_list_is_refused_and_not_taken_for_its_letters(root: str) -> None:
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("names", lambda: compare(root, "ab")),
+        ("names", lambda: pipeline.nearest(root, "ab", top=1)),
+        ("candidates", lambda: pipeline.suggest(root, "a", "b")),
+        ("names", lambda: pipeline.find_overlaps(root, "ab")),
+        ("names", lambda: verify(root, "ab")),
+        ("names", lambda: pipeline.erase(root, "x.png", reason="asked for")),
+        ("names", lambda: pipeline.preview_erasure(root, "x.png")),
+        ("lenses", lambda: report(root, lenses="sees-b")),
+        ("rankings", lambda: report(root, site="site", rankings="r")),
+        ("apart", lambda: html_page(root, compare(root), apart="ab")),
+    ]
+    for name, call in calls:
+        with pytest.raises(UsageError, match=rf"^{name} is '(.*)'; .*a list, .*`{name}=\['\1'\]`"):
+            call()
 
 
 def test_results_have_a_readable_repr_and_table(
