@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.buffers import sha256
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.interop.reference_metadata import ReferenceKind, read_metadata
 
@@ -80,14 +81,19 @@ def read_file(url: str) -> ReferenceFile:
         What the two files hold.
 
     Raises:
-        CorruptFile: If a field or an array is wrong. Objects that would have to be unpickled are
-            refused unread.
+        CorruptFile: If a field or an array is wrong, or NAME.json states another NAME.npz. Objects
+            that would have to be unpickled are refused unread.
         SourceError: If one of the files is missing.
         UsageError: If the url does not end in `.npz`.
     """
     uri = npz_uri(url)
     name, data = storage.readable(uri), storage.read(uri)
     metadata = read_metadata(storage.read(json_uri(uri)), storage.readable(json_uri(uri)))
+    if metadata.npz_sha256 not in (None, sha256(data)):
+        raise CorruptFile(
+            f"{name}: its json is of another file, as it states the sha256 {metadata.npz_sha256}; "
+            "an export that ended early leaves this. Export it again"
+        )
     kind, neurons, settings = metadata.type, metadata.neurons_list, metadata.data_settings
     batch = metadata.extraction_settings.batch_size
     return ReferenceFile(

@@ -95,6 +95,7 @@ class Metadata(_Model):
         data_settings: How images were read.
         extraction_settings: How the network was run.
         spec: The spec, in a file that was exported from here.
+        npz_sha256: The sha256 of NAME.npz, in such a file.
     """
 
     type: ReferenceKind
@@ -105,6 +106,7 @@ class Metadata(_Model):
     data_settings: DataSettings
     extraction_settings: ExtractionSettings
     spec: Any = None
+    npz_sha256: str | None = None
 
     @property
     def bins(self) -> int | None:

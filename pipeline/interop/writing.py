@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.buffers import sha256
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA, neuron_name
 from pipeline.errors import UsageError
@@ -109,7 +110,8 @@ def write_dna(
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **cast(Any, arrays))
     storage.replace(uri, buffer.getvalue())
-    about = _metadata(dna, chosen, source)
+    # An export that ends here leaves new arrays beside an older NAME.json, which states other ones.
+    about = {**_metadata(dna, chosen, source), "npz_sha256": sha256(buffer.getvalue())}
     storage.replace(json_uri(uri), json.dumps(about, indent=4).encode())
     paths = storage.readable(uri), storage.readable(json_uri(uri))
     return Exported(*paths, chosen, dna.images, tuple(notes))
@@ -198,7 +200,7 @@ _WRITERS: dict[ReferenceKind, Callable[[DNA], tuple[Arrays, list[str]]]] = {
 
 
 def _metadata(dna: DNA, kind: ReferenceKind, source: str) -> dict[str, Any]:
-    """Makes NAME.json: the fields that the reference reads, and the spec, which it ignores."""
+    """Makes most of NAME.json: what the reference reads, and the spec, which it ignores."""
     spec, bins, histogram = dna.spec, dna.spec.bins, kind == "histogram"
     return {
         "time_of_compute": datetime.now(UTC).strftime("%I:%M%p on %B %d, %Y"),

@@ -253,6 +253,31 @@ def test_exporting_and_importing_a_dna_changes_nothing(
     np.testing.assert_array_equal(again.low, ranges.low)
 
 
+def test_an_export_that_ended_between_its_two_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New counts must not be read with the older number of images."""
+    spec, ranges = tiny_spec(9, (pipeline.Tap("layer0", 3, 2),))
+    url = str(tmp_path / "x.npz")
+    reference.write_dna(random_dna(spec, ranges, 10, 0), url)
+    replace_one = storage.replace
+
+    def die(uri: str, data: bytes) -> None:
+        if uri.endswith(".json"):
+            raise KeyboardInterrupt
+        replace_one(uri, data)
+
+    for images in (9, 11):
+        monkeypatch.setattr(storage, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            reference.write_dna(random_dna(spec, ranges, images, 1), url)
+        with pytest.raises(CorruptFile, match=r"x\.npz: its json is of another file"):
+            reference.read_dna(url)
+        monkeypatch.setattr(storage, "replace", replace_one)
+        reference.write_dna(random_dna(spec, ranges, images, 1), url)
+        assert reference.read_dna(url).images == images
+
+
 @pytest.mark.parametrize(
     ("silent", "others"),
     [([1], ""), ([1, 2], ", nor has 1 other"), ([1, 2, 0], ", nor have 2 others")],
