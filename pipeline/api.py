@@ -868,7 +868,8 @@ def html_page(
     Args:
         catalogue: Where the datasets are.
         found: What to show.
-        lens: The lens that it was computed through: a lens, or the name or file of one.
+        lens: The lens that a matrix or an explanation was computed through: a lens, or the name or
+            file of one.
         apart: Datasets to name on a matrix's page as not compared, because they have other specs.
         at: The commit or time that a matrix is of; None for the newest.
         progress: Whether to show progress; or a listener.
@@ -877,10 +878,14 @@ def html_page(
         The page.
 
     Raises:
-        UsageError: The lens is another one, or a version at that commit is.
+        UsageError: The lens is another one, or a version at that commit is. Or a lens is given for
+            the page of a ranking or drift, which takes none.
     """
     _require_lists(apart=apart)
     place = _at(catalogue)
+    if lens is not None and isinstance(found, explaining.Ranking | explaining.Drift):
+        kind = type(found).__name__.lower()
+        raise UsageError(f"the page of a {kind} takes no {option('lens')}; leave it out")
     if isinstance(found, explaining.Ranking):
         return reporting.HtmlPage(reporting.render_gallery(reporting.gallery_of(place, found)))
     if isinstance(found, explaining.Drift):

@@ -38,7 +38,7 @@ from pipeline.dna import DNA, UNIFORM, DnaFile, Floats, Ints, Lens
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.description import command_words, describe_groups
-from pipeline.explaining.explain_options import ExplainKeywords, ExplainOptions
+from pipeline.explaining.explain_options import LOOK, ExplainKeywords, ExplainOptions
 from pipeline.explaining.explanation import LAYERS, NEURONS, Explanation, floats
 from pipeline.explaining.histogram_overlay import Overlay, overlay
 from pipeline.explaining.image_look import look_again
@@ -51,6 +51,7 @@ from pipeline.explaining.reactions import (
     reader_of,
     strongest_reactions,
 )
+from pipeline.wording import option
 
 
 def explain(
@@ -78,11 +79,16 @@ def explain(
         The explanation.
 
     Raises:
-        UsageError: If both datasets are the same.
+        UsageError: If both datasets are the same, or weights are given and no image is looked at.
     """
     if a == b:
         raise UsageError(f"explaining takes two datasets, and {a!r} is given twice")
     asked = ExplainOptions(**options)
+    if asked.weights and asked.look is None and not asked.describe:
+        raise UsageError(
+            f"{option('weights')} is for looking at images again; give {option('look', LOOK)}, "
+            "too, or leave it out"
+        )
     if asked.describe:
         command_words(asked.describe)  # a wrong one is refused before the work begins
     layers = None if ALL in (asked.layers or ()) else asked.layers

@@ -57,18 +57,20 @@ def _is_assumed(spec: Spec) -> bool:
     return spec.weights_sha256.startswith(ASSUMED)
 
 
-def assume_spec(file: ReferenceFile) -> FileSpec:
+def assume_spec(file: ReferenceFile, ranges: Ranges | None = None) -> FileSpec:
     """Assumes the spec that the names in a file stand for in that version of the reference.
 
     Args:
         file: The file.
+        ranges: Its ranges, if the user knows them.
 
     Returns:
         The spec. Its weights and ranges are named for the network and not by digests, so that it
         compares with others of the same origin only.
 
     Raises:
-        UsageError: If the positions of a layer are not known, or the resize has no spec.
+        UsageError: If the positions of a layer are not known, the resize has no spec, or the ranges
+            are of other neurons.
     """
     network = NETWORKS.get(file.extractor, UNKNOWN_NETWORK)
     notes = []
@@ -100,7 +102,8 @@ def assume_spec(file: ReferenceFile) -> FileSpec:
         ranges_digest=what,
         bins=file.bins or DEFAULT_BINS,
     )
-    return FileSpec(spec, None, tuple(notes))
+    _require_ranges_fit(ranges, spec)
+    return FileSpec(spec, ranges, tuple(notes))
 
 
 def _preprocess(network: ReferenceNetwork, crop: str) -> Preprocess:
@@ -171,11 +174,27 @@ def require_stated_spec(file: ReferenceFile, spec: Spec, ranges: Ranges | None) 
         notes.append("made with random crops, which are not repeatable")
     if ranges is None and not _is_assumed(spec):
         notes.append(f"its ranges {spec.ranges_digest} are not in this catalogue")
-    if ranges is not None and ranges.taps != tuple(neurons.items()):
-        raise UsageError(
-            f"ranges {ranges.digest} have {dict(ranges.taps)} neurons, but the spec has {neurons}"
-        )
+    _require_ranges_fit(ranges, spec)
     return FileSpec(spec, ranges, tuple(notes))
+
+
+def _require_ranges_fit(ranges: Ranges | None, spec: Spec) -> None:
+    """Checks that ranges, if they are known, are those of a spec.
+
+    Raises:
+        UsageError: If they are of other neurons, or others than the spec states.
+    """
+    if ranges is None:
+        return
+    if ranges.taps != spec.shape:
+        raise UsageError(
+            f"ranges {ranges.digest} have {dict(ranges.taps)} neurons, but the spec has "
+            f"{dict(spec.shape)}"
+        )
+    if _DIGEST.fullmatch(spec.ranges_digest) and ranges.digest != spec.ranges_digest:
+        raise UsageError(
+            f"ranges {ranges.digest} are given, but the spec states {spec.ranges_digest}"
+        )
 
 
 def _require_made_by_the_reference(file: ReferenceFile, spec: Spec, about: str) -> list[str]:

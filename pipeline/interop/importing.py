@@ -26,14 +26,13 @@ from pipeline.dna import DNA, Ranges, dna_metadata, encode_dna, encode_layers, t
 from pipeline.errors import Conflict
 from pipeline.interop.converting import to_dna
 from pipeline.interop.file_spec import (
-    FileSpec,
     assume_spec,
     find_spec,
     own_spec,
     require_stated_spec,
     stored_ranges,
 )
-from pipeline.interop.reading import ReferenceFile, read_file
+from pipeline.interop.reading import read_file
 from pipeline.interop.reference_metadata import PRODUCTS_OF
 from pipeline.networks import ASSUMED, WIDENING, Network, encode_ranges, widen_about_zero
 from pipeline.spec import Spec
@@ -64,7 +63,7 @@ def read_dna(url: str, spec: Spec | None = None, ranges: Ranges | None = None) -
         url: The path or url of NAME.npz; NAME.json must lie beside it.
         spec: The spec that the file was made by. None assumes one, unless the file was exported
             from here and states its own.
-        ranges: The spec's ranges, if they are known.
+        ranges: The ranges of the spec, be it given, stated or assumed; None if they are not known.
 
     Returns:
         The DNA.
@@ -74,15 +73,11 @@ def read_dna(url: str, spec: Spec | None = None, ranges: Ranges | None = None) -
         UsageError: If the spec does not fit the file, or none can be assumed.
     """
     file = read_file(url)
-    return to_dna(file, require_stated_spec(file, spec, ranges) if spec else _spec_of_file(file))[0]
-
-
-def _spec_of_file(file: ReferenceFile, catalogue: Catalogue | None = None) -> FileSpec:
-    """Returns the spec that an export of ours states, or else assumes one."""
-    spec = own_spec(file)
-    if spec is None:
-        return assume_spec(file)
-    return require_stated_spec(file, spec, stored_ranges(catalogue, spec) if catalogue else None)
+    stated = spec or own_spec(file)
+    found = (
+        assume_spec(file, ranges) if stated is None else require_stated_spec(file, stated, ranges)
+    )
+    return to_dna(file, found)[0]
 
 
 def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = None) -> Imported:
@@ -107,10 +102,10 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
     """
     check_name(name)
     file = read_file(url)
-    if spec is None:
-        file_spec = _spec_of_file(file, catalogue)
+    chosen = own_spec(file) if spec is None else find_spec(catalogue, spec)
+    if chosen is None:
+        file_spec = assume_spec(file)
     else:
-        chosen = find_spec(catalogue, spec)
         file_spec = require_stated_spec(file, chosen, stored_ranges(catalogue, chosen))
     dna, notes = to_dna(file, file_spec)
     digest = file_spec.spec.digest

@@ -256,6 +256,8 @@ def test_a_version_that_came_back_after_another_is_on_the_path_twice() -> None:
     assert (back.emd, back.p, found.alarmed) == (0, 1, ())
     assert (found.moved, found.explanation) == (("x@1", "x@3"), None)
     assert b"Both have the same DNA" in html_page(place, found).html
+    with pytest.raises(UsageError, match="the page of a drift takes no `lens`; leave it out"):
+        html_page(place, found, lens="some")
     assert drift_json(found, 3)["moved"]["neurons"] == []
 
 

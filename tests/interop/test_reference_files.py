@@ -253,6 +253,24 @@ def test_exporting_and_importing_a_dna_changes_nothing(
     np.testing.assert_array_equal(again.low, ranges.low)
 
 
+def test_ranges_are_taken_for_a_spec_that_is_stated_or_assumed(tmp_path: Path) -> None:
+    spec, ranges = tiny_spec(7, tuple(pipeline.Tap(of, n, TOKENS) for of, n in LAYERS.items()))
+    stated, assumed = str(tmp_path / "stated.npz"), str(saved(tmp_path / "x", histograms()))
+    reference.write_dna(random_dna(spec, ranges, 10, 0), stated)
+    other = replace(ranges, high=ranges.high + 1)
+    for url in (stated, assumed):
+        assert "low" in reference.read_dna(url).unknown
+        found = reference.read_dna(url, ranges=ranges)
+        assert "low" not in found.unknown
+        np.testing.assert_array_equal(found.high, ranges.high)
+        with pytest.raises(UsageError, match=r"ranges \w+ have \{'layer1': 5\} neurons"):
+            reference.read_dna(url, ranges=replace(ranges, taps=(("layer1", 5),)))
+    said = f"ranges {other.digest} are given, but the spec states {ranges.digest}"
+    for of in (None, spec):
+        with pytest.raises(UsageError, match=said):
+            reference.read_dna(stated, of, other)
+
+
 def test_an_export_that_ended_between_its_two_files_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,10 @@ def test_a_page_of_each_result_is_saved_as_its_command_does(
         assert page._repr_html_().startswith("<iframe")
     with pytest.raises(UsageError, match="through lens sees-b"):
         html_page(root, compare(root, lens="sees-b"))
+    with pytest.raises(UsageError, match="the page of a ranking takes no `lens`; leave it out"):
+        html_page(root, ranking, lens="sees-b")
+    with pytest.raises(UsageError, match=r"`weights` is for .* give `look=60`, too"):
+        explain(root, "a", "b", weights=weights)
 
 
 def test_tables_are_saved_as_the_commands_do(root: str, tmp_path: Path) -> None:
