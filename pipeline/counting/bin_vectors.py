@@ -6,6 +6,7 @@ memory, where this code keeps them in registers while it goes from position to p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,74 @@ UNDERFLOW, OVERFLOW, NONFINITE = 0, 1, 2
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest finite activation."""
+
+_SINGLE, _DOUBLE = ir.FloatType(), ir.DoubleType()
+_WORD, _LONG = ir.IntType(32), ir.IntType(64)
+
+
+class _Vectors:
+    """Writes operations on vectors of `NEURONS_AT_ONCE` numbers."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def kind(self, number: Any) -> Any:
+        return ir.VectorType(number, NEURONS_AT_ONCE)
+
+    def constant(self, number: Any, value: float) -> Any:
+        """Returns a vector with one known value in all lanes."""
+        return ir.Constant(self.kind(number), [value] * NEURONS_AT_ONCE)
+
+    def spread(self, value: Any) -> Any:
+        """Returns a vector with one computed value in all lanes."""
+        nothing = ir.Constant(self.kind(value.type), ir.Undefined)
+        one = self.builder.insert_element(nothing, value, _WORD(0))
+        return self.builder.shuffle_vector(one, nothing, self.constant(_WORD, 0))
+
+    def load(self, array: Any, offset: Any, number: Any) -> Any:
+        return self.builder.load(self._address(array, offset, number), align=4)
+
+    def store(self, values: Any, array: Any, offset: Any) -> None:
+        place = self._address(array, offset, values.type.element)
+        self.builder.store(values, place, align=4)
+
+    def is_(self, how: str, a: Any, b: Any) -> Any:
+        """Compares lanes; whatever is compared with NaN is false."""
+        return self.builder.fcmp_ordered(how, a, b)
+
+    def _address(self, array: Any, offset: Any, number: Any) -> Any:
+        start = self.builder.gep(array.data, [offset])
+        return self.builder.bitcast(start, self.kind(number).as_pointer())
+
+
+def _columns_of(vectors: _Vectors, v: Any, finite: Any, scale: Sequence[Any], bins: Any) -> Any:
+    """Writes what finds the columns of eight activations, as `histogram._place` does for one.
+
+    Args:
+        vectors: Writes it.
+        v: The activations, in float64.
+        finite: Which of them are finite.
+        scale: The lowest and highest value in range, the centre and the half-width.
+        bins: How many bins a range is divided into.
+
+    Returns:
+        The columns, in float64.
+    """
+    builder, (least, most, centre, half) = vectors.builder, scale
+    last, count, under, over, bad = (
+        vectors.spread(builder.sitofp(builder.add(bins, _LONG(column)), _DOUBLE))
+        for column in (-1, 0, UNDERFLOW, OVERFLOW, NONFINITE)
+    )
+    one, minus_one = vectors.constant(_DOUBLE, 1.0), vectors.constant(_DOUBLE, -1.0)
+    at = builder.fdiv(builder.fsub(v, centre), half)
+    # NaN fails every comparison, and so becomes -1: never an undefined cast.
+    at = builder.select(vectors.is_(">", at, minus_one), at, minus_one)
+    at = builder.select(vectors.is_("<", at, one), at, one)
+    at = builder.fmul(builder.fmul(builder.fadd(at, one), count), vectors.constant(_DOUBLE, 0.5))
+    at = builder.select(vectors.is_("<", at, last), at, last)
+    at = builder.select(vectors.is_("<", v, least), under, at)
+    at = builder.select(vectors.is_(">", v, most), over, at)
+    return builder.select(finite, at, bad)
 
 
 def _place_rows(
@@ -55,96 +124,53 @@ def _place_rows(
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        single, double = ir.FloatType(), ir.DoubleType()
-        word, long = ir.IntType(32), ir.IntType(64)
-        given = [
+        vectors = _Vectors(builder)
+        x, at, rows, *scale, bins, neuron, index, lane, width, total, minimum, maximum = (
             make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else value
             for kind, value in zip(signature.args, arguments, strict=True)
-        ]
-        x, at, rows, *scale, bins, neuron, index, lane, width, total, minimum, maximum = given
-        size = builder.extract_value(x.shape, 1)
+        )
+        neurons = builder.extract_value(x.shape, 1)
+        ranges = [vectors.load(array, neuron, _DOUBLE) for array in scale]
+        columns = builder.trunc(builder.add(bins, _LONG(3)), _WORD)
+        lanes = ir.Constant(vectors.kind(_WORD), list(range(NEURONS_AT_ONCE)))
+        lanes = builder.add(lanes, vectors.spread(builder.trunc(lane, _WORD)))
+        first_columns = builder.mul(lanes, vectors.spread(columns))
+        kept = [(total, _DOUBLE), (minimum, _SINGLE), (maximum, _SINGLE)]
+        before = [vectors.load(array, neuron, number) for array, number in kept]
 
-        def vector(kind: Any) -> Any:
-            return ir.VectorType(kind, NEURONS_AT_ONCE)
-
-        def every(kind: Any, value: float) -> Any:
-            return ir.Constant(vector(kind), [value] * NEURONS_AT_ONCE)
-
-        def spread(value: Any) -> Any:
-            """Returns a vector with one value in all lanes."""
-            one = builder.insert_element(ir.Constant(vector(value.type), None), value, word(0))
-            return builder.shuffle_vector(one, one, every(word, 0))
-
-        def address(array: Any, offset: Any, kind: Any) -> Any:
-            start = builder.gep(array.data, [offset])
-            return builder.bitcast(start, vector(kind).as_pointer())
-
-        def load(array: Any, offset: Any, kind: Any) -> Any:
-            return builder.load(address(array, offset, kind), align=4)
-
-        least, most, centre, half = (load(array, neuron, double) for array in scale)
-        columns = builder.trunc(builder.add(bins, long(3)), word)
-        numbers = ir.Constant(vector(word), list(range(NEURONS_AT_ONCE)))
-        numbers = builder.add(numbers, spread(builder.trunc(lane, word)))
-        first = builder.mul(numbers, spread(columns))
-
-        def column(of: int) -> Any:
-            """Returns the number of a column, counted from the end of the bins."""
-            return spread(builder.sitofp(builder.add(bins, long(of)), double))
-
-        last, under, over, bad = (column(of) for of in (-1, UNDERFLOW, OVERFLOW, NONFINITE))
-        count = column(0)
-        kept = [(total, double), (minimum, single), (maximum, single)]
-        before = [load(array, neuron, kind) for array, kind in kept]
         entry = builder.block
         loop, done = (builder.append_basic_block(name) for name in ("positions", "placed"))
         builder.branch(loop)
         builder.position_at_end(loop)
-        row = builder.phi(long)
-        running = [builder.phi(vector(kind)) for _, kind in kept]
-        place = builder.add(builder.mul(builder.add(at, row), size), neuron)
-        value = load(x, place, single)
-        v = builder.fpext(value, vector(double))
-
-        def compared(how: str, a: Any, b: Any) -> Any:
-            return builder.fcmp_ordered(how, a, b)  # false for NaN
-
-        def chosen(condition: Any, a: Any, b: Any) -> Any:
-            return builder.select(condition, a, b)
-
-        above = compared(">=", value, every(single, -LARGEST))
-        below = compared("<=", value, every(single, LARGEST))
-        lower = builder.and_(compared("<", value, running[1]), above)
-        higher = builder.and_(compared(">", value, running[2]), below)
+        row = builder.phi(_LONG)
+        added, low, high = running = [builder.phi(vectors.kind(number)) for _, number in kept]
+        value = vectors.load(
+            x, builder.add(builder.mul(builder.add(at, row), neurons), neuron), _SINGLE
+        )
+        v = builder.fpext(value, vectors.kind(_DOUBLE))
+        above = vectors.is_(">=", value, vectors.constant(_SINGLE, -LARGEST))
+        below = vectors.is_("<=", value, vectors.constant(_SINGLE, LARGEST))
+        lower = builder.and_(above, vectors.is_("<", value, low))
+        higher = builder.and_(below, vectors.is_(">", value, high))
         after = [
-            builder.fadd(running[0], v),
-            chosen(lower, value, running[1]),
-            chosen(higher, value, running[2]),
+            builder.fadd(added, v),
+            builder.select(lower, value, low),
+            builder.select(higher, value, high),
         ]
-        one = every(double, 1.0)
-        scaled = builder.fdiv(builder.fsub(v, centre), half)
-        # NaN fails every comparison, and so becomes -1: never an undefined cast.
-        scaled = chosen(compared(">", scaled, every(double, -1.0)), scaled, every(double, -1.0))
-        scaled = chosen(compared("<", scaled, one), scaled, one)
-        spot = builder.fmul(builder.fadd(scaled, one), count)
-        spot = builder.fmul(spot, every(double, 0.5))
-        spot = chosen(compared("<", spot, last), spot, last)
-        spot = chosen(compared("<", v, least), under, spot)
-        spot = chosen(compared(">", v, most), over, spot)
-        spot = chosen(builder.and_(above, below), spot, bad)
-        found = builder.add(builder.fptosi(spot, vector(word)), first)
-        target = address(index, builder.add(lane, builder.mul(row, width)), word)
-        builder.store(found, target, align=4)
-        following = builder.add(row, long(1))
-        row.add_incoming(long(0), entry)
+        found = _columns_of(vectors, v, builder.and_(above, below), ranges, bins)
+        places = builder.add(builder.fptosi(found, vectors.kind(_WORD)), first_columns)
+        vectors.store(places, index, builder.add(lane, builder.mul(row, width)))
+        following = builder.add(row, _LONG(1))
+        row.add_incoming(_LONG(0), entry)
         row.add_incoming(following, loop)
         for phi, start, end in zip(running, before, after, strict=True):
             phi.add_incoming(start, entry)
             phi.add_incoming(end, loop)
         builder.cbranch(builder.icmp_signed("<", following, rows), loop, done)
+
         builder.position_at_end(done)
-        for (array, kind), end in zip(kept, after, strict=True):
-            builder.store(end, address(array, neuron, kind), align=4)
+        for (array, _), end in zip(kept, after, strict=True):
+            vectors.store(end, array, neuron)
         return context.get_dummy_value()
 
     whole = types.intp
