@@ -148,11 +148,19 @@ def sum_shards(
         CorruptFile: A partial is damaged.
     """
     levels, folds = plan_folds(manifest, work_uri, recipe.spec.digest, recipe.products)
-    try:
+
+    def add_all() -> Composed:
         for level in levels:
             for _ in mapper.map(add_up, level):
                 pass
         return compose(folds, manifest, recipe.products, name, mapper)
+
+    try:
+        try:
+            return add_all()
+        except SourceError:
+            # Another job that found shards missing, which are stored by now, removed sums of them.
+            return add_all()
     except SourceError:
         _require_entries(name, manifest)
         raise

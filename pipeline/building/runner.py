@@ -19,6 +19,7 @@ from pipeline.counting import (
     load_partial,
     order_of_claims,
     partial_uri,
+    plan_folds,
     spent_together,
 )
 from pipeline.engine import Engine
@@ -547,11 +548,41 @@ def _all_missing(
 
 
 def _missing(one: tuple[ShardJob, Manifest]) -> tuple[set[int], bool]:
-    """Returns the indices of the shards that are not stored yet, and whether any shard is."""
+    """Returns the indices of the shards that are not stored yet, and whether any shard is.
+
+    Sums that may be of former partials of these shards are removed before one is counted.
+    """
     job, manifest = one
     stored = _stored_keys(job.work_uri)
     keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
-    return {index for index, key in enumerate(keys) if key not in stored}, bool(stored)
+    left = {index for index, key in enumerate(keys) if key not in stored}
+    if left:
+        _remove_sums_over(job, manifest, {keys[index] for index in left})
+    return left, bool(stored)
+
+
+def _remove_sums_over(job: ShardJob, manifest: Manifest, missing: set[str]) -> None:
+    """Removes the sums of a dataset if there is one over a shard that is not stored.
+
+    Somebody removed its partial after the sum was made, as its count was wrong, and so is the sum.
+    Those of parts and of windows of days may be over the same shard, and go with it.
+
+    Args:
+        job: The job that counts the shards.
+        manifest: The manifest of its shards.
+        missing: The keys of the shards that are not stored.
+    """
+    levels, _ = plan_folds(manifest, job.work_uri, job.recipe.spec.digest, job.recipe.products)
+    over = {node.uri for level in levels for node in level if not missing.isdisjoint(node.shards)}
+    if not over:
+        return
+    try:
+        found = {item.uri for item in walk_widely(storage.join(job.work_uri, "nodes"))}
+    except SourceError:
+        return
+    if wrong := found & over:
+        storage.delete_all(sorted(found - wrong))
+        storage.delete_all(sorted(wrong))  # last, so that a later run sees what is left to do
 
 
 def _has_images(uri: str) -> bool:

@@ -150,8 +150,9 @@ def _advice(wrong: Sequence[Finding]) -> Iterator[str]:
         )
     if len(stored) < len(wrong):
         yield (
-            "Where a count differs, delete the partials that are named and the dataset's file "
-            "under dna/, and build it again."
+            "Where a count differs, delete the partials that are named, the folders cells/ and "
+            "nodes/ beside them, and the files under dna/ of the dataset and of its parts; then "
+            "build it again."
         )
 
 

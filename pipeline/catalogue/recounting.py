@@ -290,7 +290,18 @@ class _DatasetRecount:
             raise_if_unanswered(error, f"{self._name}, shard {index}")
             return self._finding(index, False, str(error))
         ok, detail = compare_partials(stored, again)
-        return self._finding(index, ok, f"{kept}: {detail}" if not ok else detail)
+        return self._finding(index, ok, detail if ok else f"{self._wrong(index)}: {detail}")
+
+    def _wrong(self, index: int) -> str:
+        """Names the partial of a shard, and those that a build would make it of again."""
+        shard, version = self._manifest.shards[index], self._version
+        work = self._catalogue.partials_uri(self._name, version)
+        uris = [self._kept_uri(index)]
+        if shard.head.is_merged:
+            runs = (run for cell in shard.cell_runs() for run in cell.each_run())
+            former = (partial_uri(work, run.key(version.spec, version.products)) for run in runs)
+            uris += filter(storage.exists, former)
+        return ", ".join(uris)
 
     def _counted_now(self, work: str, index: int) -> Partial:
         try:

@@ -6,6 +6,7 @@ No count changes, and no image is read for it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import Counter as Tally
 from collections.abc import Sequence
@@ -152,6 +153,31 @@ def test_shards_are_put_together_without_an_image_and_counted_again_to_the_bit(
     assert any("photos: 2 small shards become 1, by adding up" in line for line in said)
     assert any("about 1 image of 4 to read" in line for line in said)
     assert merged_in(place) == 1
+    counts_again_to_the_bit(place)
+    holds(place, source)
+
+
+def test_a_wrong_count_that_was_put_together_is_repaired_as_a_verification_advises(
+    place: Catalogue, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    grow(place, source, 3)
+    assert merged_in(place) == 1
+    image = source / "a" / "photo-0000.jpg"
+    status = image.stat()
+    photo(999).save(image, quality=5)
+    image.write_bytes(image.read_bytes().ljust(status.st_size, b"\0"))
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    version, weights = place.find("photos"), NETWORK["weights"]
+    found = recount(place, ["photos"], engine=InProcess(), sample=None, weights=weights)
+    wrong = next(finding for finding in found if not finding.ok)
+    named = re.findall(r"file://\S+/partials/\w+\.parquet", wrong.detail)
+    assert len(named) == 3  # and of the two that it was put together of
+    for uri in [*named, place.uri("dna", version.spec, "photos", version.dna)]:
+        storage.delete(uri)
+    for folder in ("cells", "nodes"):
+        storage.delete_tree(storage.join(place.work_uri("photos", version.spec), folder))
+    build(place, source)
     counts_again_to_the_bit(place)
     holds(place, source)
 

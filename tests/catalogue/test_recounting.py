@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,17 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import storage
-from pipeline.building import Request, build_datasets
+from pipeline.building import Request, build_datasets, committer
 from pipeline.catalogue import Catalogue, Finding, Verification, Version, recount, verify
 from pipeline.catalogue.recounting import MOVED_BY_ROUNDING, compare_partials
-from pipeline.counting import ShardJob, ShardReceipt, load_partial, partial_uri
+from pipeline.counting import (
+    ShardJob,
+    ShardReceipt,
+    compose,
+    load_partial,
+    partial_uri,
+    reduction,
+)
 from pipeline.dna import Partial
 from pipeline.engine import InProcess
 from pipeline.networks import describe, encode_ranges, find_ranges
@@ -62,7 +70,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, engine: InProcess = ENGINE, **more: Any) -> None:
     request = Request(
         NAME,
         str(folder / "images"),
@@ -70,8 +78,9 @@ def build(folder: Path) -> None:
         bins=tiny.BINS,
         ranges=str(folder / RANGES),
         max_failures=1,
+        **more,
     )
-    build_datasets(Catalogue(str(folder / "catalogue")), [request], ENGINE, RESOURCES)
+    build_datasets(Catalogue(str(folder / "catalogue")), [request], engine, RESOURCES)
 
 
 class Place:
@@ -196,14 +205,59 @@ def test_what_a_verification_advises_where_a_count_differs_repairs_it(place: Pla
     replaced_in_place(place.image(index), 999)
     advice = Verification(tuple(place.run(sample=None))).verdict
     assert advice.endswith(
-        "in photos. Where a count differs, delete the partials that are named and the dataset's "
-        "file under dna/, and build it again."
+        "in photos. Where a count differs, delete the partials that are named, the folders cells/ "
+        "and nodes/ beside them, and the files under dna/ of the dataset and of its parts; then "
+        "build it again."
     )
     storage.delete(place.partial(index))
     storage.delete(place.catalogue.uri("dna", place.version.spec, NAME, place.version.dna))
     build(place.images.parent)
     repaired = Place(place.images.parent)
     assert wrong(repaired.run(sample=None)) == wrong(list(verify(place.catalogue))) == {}
+
+
+class Dying(InProcess):
+    """Counts the shards and dies before the build ends."""
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+        list(super().run_shards(work))
+        raise RuntimeError("died")
+
+
+def test_no_sum_over_a_shard_outlives_its_partial(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that was told to count it again may die between counting and adding up."""
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    for seed in range(20, 40):
+        photo(seed).save(place.images / f"more-{seed}.jpg")
+    build(place.images.parent, shard_images=1)
+    place = Place(place.images.parent)
+    work = place.catalogue.work_uri(NAME, place.version.spec)
+    nodes = Path(storage.local_path(storage.join(work, "nodes")))
+    before = {path.name for path in nodes.iterdir()}
+    folds = Counter(head.fold for head in place.manifest.heads)
+    index = next(h.index for h in place.manifest.heads if folds[h.fold] > 1)
+    replaced_in_place(place.image(index), 999)
+    assert set(wrong(place.run(sample=None))) == {f"shard {index}", "recount"}
+    storage.delete(place.partial(index))
+    storage.delete(place.catalogue.uri("dna", place.version.spec, NAME, place.version.dna))
+    with pytest.raises(RuntimeError, match="died"):
+        build(place.images.parent, Dying(), shard_images=1)
+    removed = []
+
+    def compose_later(*args: Any, **options: Any) -> Any:
+        if not removed:  # by another job that begins to count the same shard
+            removed.extend(path.unlink() or path for path in [*nodes.iterdir()])
+        return compose(*args, **options)
+
+    monkeypatch.setattr(committer, "compose", compose_later)
+    build(place.images.parent, shard_images=1)
+    assert removed != []
+    repaired = Place(place.images.parent)
+    assert wrong(repaired.run(sample=None)) == wrong(list(verify(place.catalogue))) == {}
+    assert {path.name for path in nodes.iterdir()} == before
 
 
 class SharedEngine(InProcess):
