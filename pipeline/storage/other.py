@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 
 from pipeline.buffers import Data
 from pipeline.errors import SourceError, StorageError, UsageError, shortened
@@ -70,9 +71,22 @@ class FsspecStore:
         """Gives the arguments of the file system. The rest comes from the store's own settings."""
         return {}
 
+    def _open_anew(self, uri: str) -> tuple[Any, str]:
+        """Opens the file system of a uri, and has it forget what it has listed before.
+
+        Most keep listings for ever and answer from them, whatever other processes write. Not all
+        take an argument that keeps them from it.
+
+        Returns:
+            The file system and the path, as `open` gives them.
+        """
+        fs, path = self.open(uri)
+        _forget_listings(fs)
+        return fs, path
+
     def details(self, uri: str) -> Details:
         """Asks for what the store tells about an object or a folder."""
-        fs, path = self.open(uri)
+        fs, path = self._open_anew(uri)
         return cast(Details, fs.info(path))
 
     def stored(self, uri: str, details: Details) -> Stored:
@@ -106,7 +120,7 @@ class FsspecStore:
 
     def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads bytes, then asks what they were of, because fsspec does not tell."""
-        fs, path = self.open(uri)
+        fs, path = self._open_anew(uri)  # a client that opens files takes their sizes from listings
         wanted = most + 1 if length is None and most is not None else length
         try:
             if wanted is None:
@@ -119,7 +133,7 @@ class FsspecStore:
             if size is None or size > start:
                 raise
             data = b""
-        details = fs.info(path)
+        details = self.details(uri)
         too_long = length is None and most is not None and len(data) > most
         data, size = b"" if too_long else data, int(details.get("size") or 0)
         return Answer(data, identity_of(details), size, too_long)
@@ -151,7 +165,7 @@ class FsspecStore:
 
     def delete_tree(self, uri: str) -> None:
         """Removes everything below a folder, in one call of the client."""
-        fs, path = self.open(uri)
+        fs, path = self._open_anew(uri)
         attempt(uri, lambda: fs.rm(path, recursive=True))
 
     def walk(self, uri: str) -> Iterator[Stored]:
@@ -169,7 +183,7 @@ class FsspecStore:
 
     def pages(self, uri: str) -> Iterator[list[Stored]]:
         """Yields the objects of each folder below a folder. Many are listed at the same time."""
-        fs, path = self.open(uri)
+        fs, path = self._open_anew(uri)
 
         def look(folder: str) -> list[Details]:
             return attempt(uri, lambda: cast(list[Details], fs.ls(folder, detail=True)))
@@ -190,7 +204,7 @@ class FsspecStore:
 
     def glob(self, pattern: str) -> Iterator[Stored]:
         """Yields the objects that match, in order."""
-        fs, path = self.open(pattern)
+        fs, path = self._open_anew(pattern)
         matches = attempt(pattern, lambda: cast(dict[str, Details], fs.glob(path, detail=True)))
         for name in sorted(matches):
             item = self.stored(pattern, matches[name] | {"name": name})
@@ -222,6 +236,21 @@ class MemoryStore(FsspecStore):
                 return False
             fs.pipe_file(path, bytes(data))
             return True
+
+
+def _forget_listings(fs: Any) -> None:
+    """Has a file system of fsspec forget its listings: in the thread that uses them, if it has one.
+
+    Without that, a listing could go between a look at whether it is kept and its use.
+    """
+
+    async def forget() -> None:
+        fs.invalidate_cache()
+
+    if isinstance(fs, AsyncFileSystem):
+        sync(fs.loop, forget)
+    else:
+        fs.invalidate_cache()
 
 
 def _cat(fs: Any, path: str, start: int, length: int) -> bytes:
