@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 
@@ -125,10 +125,13 @@ class LocalStore:
     def walk(self, uri: str) -> Iterator[Stored]:
         """Yields the files below a folder, in order.
 
-        A folder that a symbolic link leads to once more is entered only once.
+        A folder that a symbolic link leads to once more is entered only once. One that is removed
+        meanwhile, as builds do with theirs, has no files.
 
         Raises:
             SourceError: There is nothing of that name.
+            StorageError: A folder cannot be listed, or the uppermost one is gone or is another now,
+                as when a disk is unmounted.
         """
         root = local_path(uri)
         if os.path.isfile(root):
@@ -138,13 +141,32 @@ class LocalStore:
             return
         if not os.path.isdir(root):
             raise SourceError(_no_file(uri) if os.path.exists(root) else f"{uri} does not exist")
+        try:
+            before = _number_of(root)
+        except OSError as error:
+            raise StorageError(_not_listed(error)) from error
+
+        def require_removed(error: OSError) -> None:
+            is_below = error.errno == errno.ENOENT and error.filename != root
+            try:
+                if is_below and _number_of(root) == before:
+                    return
+            except OSError as of_root:
+                raise StorageError(_not_listed(of_root)) from error
+            raise StorageError(_not_listed(error)) from error
+
         seen: set[tuple[int, int]] = set()
-        for folder, folders, names in os.walk(root, followlinks=True, onerror=_not_listed):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
+        for folder, folders, names in os.walk(root, followlinks=True, onerror=require_removed):
+            try:
+                number = _number_of(folder)
+            except OSError as error:
+                require_removed(error)
                 folders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            if number in seen:
+                folders.clear()
+                continue
+            seen.add(number)
             folders.sort()  # the order does not depend on the disk, nor does what is a repeat
             for name in sorted(names):
                 entry = entry_of(os.path.join(folder, name))
@@ -346,5 +368,11 @@ def _raise_unless_missing(uri: str, error: OSError) -> None:
         raise StorageError(f"{uri}: cannot be removed: {error.strerror}") from error
 
 
-def _not_listed(error: OSError) -> NoReturn:
-    raise StorageError(f"{error.filename!r} cannot be listed: {error.strerror}") from error
+def _not_listed(error: OSError) -> str:
+    return f"{error.filename!r} cannot be listed: {error.strerror}"
+
+
+def _number_of(folder: str) -> tuple[int, int]:
+    """Returns the numbers of a folder's disk and of the folder, which no other one has."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

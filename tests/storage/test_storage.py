@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
-from pipeline.storage import objects, s3, store_checks
+from pipeline.storage import local, objects, s3, store_checks
 from pipeline.storage.local import LocalStore
 from pipeline.storage.retry import RetrySettings
 from pipeline.storage.store import Answer, Store
@@ -630,6 +631,44 @@ def test_asking_the_clock_of_a_store_leaves_nothing(root: str) -> None:
 # Listing.
 
 
+@pytest.mark.parametrize("when", ["before it is listed", "after that"])
+def test_a_folder_that_is_removed_during_a_walk_has_no_files(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds remove folders of theirs while a collection of garbage lists all of them."""
+    number_of = local._number_of
+
+    def removed(folder: str) -> tuple[int, int]:
+        if folder.endswith("b") and when == "after that":
+            shutil.rmtree(folder)
+        return number_of(folder)
+
+    monkeypatch.setattr(local, "_number_of", removed)
+    for name in ("a", "b", "c"):
+        storage.create((tmp_path / name / "1").as_uri(), b"1")
+    storage.create((tmp_path / "0").as_uri(), b"0")
+    names = []
+    for item in storage.walk(tmp_path.as_uri()):
+        names.append(item.uri.removeprefix(f"{tmp_path.as_uri()}/"))
+        if names[-1] == "0" and when == "before it is listed":
+            shutil.rmtree(tmp_path / "b")
+    assert names == ["0", "a/1", "c/1"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_walk_fails_if_its_own_folder_goes_or_is_another_now(again: bool, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("0", "a/1"):
+        storage.create((root / name).as_uri(), b"1")
+    walk = storage.walk(root.as_uri())
+    next(walk)
+    root.rename(tmp_path / "kept")
+    if again:  # as the folder below a disk that is unmounted
+        root.mkdir()
+    with pytest.raises(StorageError, match="cannot be listed"):
+        next(walk)
+
+
 class Flat(fsspec.AbstractFileSystem):
     """A store of keys, in which an object and a folder may have one name."""
 
@@ -650,6 +689,72 @@ def test_a_folder_with_the_name_of_an_object_is_walked_too() -> None:
     assert sorted(item.uri for item in storage.walk("flat://b")) == sorted(
         f"flat://{key}" for key in Flat.keys
     )
+
+
+class Remembering(fsspec.AbstractFileSystem):
+    """A store whose client keeps listings for ever, as those of `gs://` and `abfs://` do."""
+
+    protocol = "remembering"
+    objects: ClassVar[dict[str, tuple[str, bytes]]] = {}
+    root_marker = ""
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(path).removeprefix("remembering://").strip("/")
+
+    def ls(self, path: str, detail: bool = True, **_: object) -> list[dict[str, Any]]:
+        if path not in self.dircache:
+            self.dircache[path] = [
+                {"name": name, "size": len(data), "type": "file", "ETag": etag}
+                for name, (etag, data) in self.objects.items()
+                if name.startswith(f"{path}/")
+            ]
+        rows: list[dict[str, Any]] = self.dircache[path]
+        return rows
+
+    def info(self, path: str, **_: object) -> dict[str, Any]:
+        folder = path.rpartition("/")[0]
+        for row in self.ls(folder):
+            if row["name"] == path:
+                return row
+        raise FileNotFoundError(path)
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **_: object) -> bytes:
+        size = self.info(path)["size"]
+        return self.objects[path][1][:size][start:end]
+
+    def rm_file(self, path: str) -> None:
+        del self.objects[path]
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        for row in self.ls(path):
+            self.rm_file(row["name"])
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache.clear()
+
+
+def test_what_another_process_has_written_is_seen_though_the_client_keeps_listings() -> None:
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    objects = Remembering.objects
+    objects["b/1"] = ("old", b"1")
+    assert [item.uri for item in storage.walk("remembering://b")] == ["remembering://b/1"]
+    objects["b/1"] = ("new", b"1234")
+    assert storage.info("remembering://b/1").identity == "new"
+    objects["b/1"] = ("newer", b"123456")
+    assert storage.read("remembering://b/1", "newer") == b"123456"
+    objects["b/1"] = ("newest", b"12345678")
+    with pytest.raises(SourceError, match="newest"):
+        storage.read("remembering://b/1", "newer")
+    objects["b/2"] = ("second", b"2")
+    assert storage.exists("remembering://b/2")
+    objects["b/3"] = ("third", b"3")
+    assert len(list(storage.walk("remembering://b"))) == 3
+    objects["b/4"] = ("fourth", b"4")
+    assert len(list(storage.glob("remembering://b/*"))) == 4
+    objects["b/5"] = ("fifth", b"5")
+    storage.delete_tree("remembering://b")
+    assert objects == {}
 
 
 def test_pages_are_followed_and_each_is_tried_again(
