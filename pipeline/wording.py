@@ -92,20 +92,22 @@ def in_units(size: int) -> str:
     return f"{amount:.1f} {unit}" if amount < 10 and unit != "bytes" else f"{amount:,.0f} {unit}"
 
 
-def some_of(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str], count: int | None = None) -> str:
     """Writes a list of names in short.
 
     Args:
-        names: The names.
+        names: The names, or the first `NAMED` and one more.
+        count: How many there are; None if all are given.
 
     Returns:
         The first names, and how many more there are.
     """
-    if len(names) < 2:
+    count = len(names) if count is None else count
+    if count < 2:
         return "".join(names)
-    if len(names) <= NAMED + 1:
+    if count <= NAMED + 1:
         return f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more"
+    return f"{', '.join(names[:NAMED])} and {count - NAMED:,} more"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -12,9 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import islice
 from typing import Self
 
-from pipeline.wording import some_of
+from pipeline.wording import NAMED, some_of
 
 BETWEEN = " … "
 """Stands in the value of a window between the values of its first and its last part."""
@@ -97,14 +98,18 @@ class DayWindow:
             if len(there) < self.length:
                 raise ValueError(f"only {len(there)} of {self.length} days have images")
             return list(there[-self.length :])
-        days = self._range(there)
-        present = sorted(set(days) & set(there))
+        first, last = self._ends(there)
+        present = [day for day in there if first <= day <= last]
         if not self.calendar and len(present) != self.length:
             raise ValueError(f"{len(present)} of its days have images, not {self.length}")
-        if self.calendar and len(present) < len(days):
+        days = (last - first).days + 1
+        if self.calendar and len(present) < days:
             few = "" if present else "no day of it has images: "
-            absent = [str(day) for day in days if day not in present]
-            raise ValueError(f"{few}there are no images of {some_of(absent)}")
+            known = set(present)
+            each = (first + timedelta(number) for number in range(days))
+            absent = (str(day) for day in each if day not in known)
+            some = some_of([*islice(absent, NAMED + 1)], days - len(present))
+            raise ValueError(f"{few}there are no images of {some}")
         return present
 
     def with_gaps(self, there: Sequence[date]) -> str:
@@ -118,9 +123,9 @@ class DayWindow:
         """
         if not self.calendar and self.first is None:
             return ""
-        days = self._range(there)
-        present = set(days) & set(there)
-        return f"{days[0]}..{days[-1]}:{len(present)}" if present else ""
+        first, last = self._ends(there)
+        present = sum(first <= day <= last for day in there)
+        return f"{first}..{last}:{present}" if present else ""
 
     def with_earlier(self, there: Sequence[date]) -> list[DayWindow]:
         """Finds the windows that are as long as this one, end to end back from the newest day.
@@ -135,20 +140,20 @@ class DayWindow:
         """
         if self.calendar:
             whole = (there[-1] - there[0]).days + 1
-            ends = [there[-1] - timedelta(back) for back in range(0, whole, self.length)]
-            pairs = [(end - timedelta(self.length - 1), end) for end in ends]
-            texts = [f"{first}..{end}" for first, end in pairs if first >= there[0]]
+            backs = range(0, whole - self.length + 1, self.length)
+            ends = [there[-1] - timedelta(back) for back in backs]
+            texts = [f"{end - timedelta(self.length - 1)}..{end}" for end in ends]
         else:
             ends_at = range(len(there), self.length - 1, -self.length)
             texts = [_named(there[end - self.length : end]) for end in ends_at]
         found = [DayWindow.parse(text) for text in reversed(texts)]
         return [window for window in found if window is not None]
 
-    def _range(self, there: Sequence[date]) -> list[date]:
-        """Returns all days of the calendar from the first to the last."""
+    def _ends(self, there: Sequence[date]) -> tuple[date, date]:
+        """Returns the first and the last day. The calendar begins with the year 1."""
         last = self.last or there[-1]
-        length = (last - self.first).days + 1 if self.first else self.length
-        return [last - timedelta(back) for back in reversed(range(length))]
+        back = min(self.length, last.toordinal()) - 1
+        return self.first or last - timedelta(back), last
 
 
 def _wrong_length(number: str, rest: str) -> str:

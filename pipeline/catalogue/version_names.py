@@ -11,8 +11,9 @@ No dataset's name has an `@`, so nothing else is ever named so.
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time
 from typing import Self
 
 from pipeline.catalogue.day_windows import DayWindow, WrongWindowError
@@ -186,12 +187,12 @@ def last_moment(text: str) -> datetime:
     Raises:
         ValueError: If it is none of these.
     """
-    before_next = timedelta(microseconds=-1)
     if _MONTH.fullmatch(text):
-        first = datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC)
-        return (first + timedelta(days=31)).replace(day=1) + before_next
+        first = datetime.strptime(text, "%Y-%m").date()
+        last = first.replace(day=monthrange(first.year, first.month)[1])
+        return datetime.combine(last, time.max, UTC)
     if _DAY.fullmatch(text):
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(1) + before_next
+        return datetime.combine(datetime.strptime(text, "%Y-%m-%d").date(), time.max, UTC)
     if not _TIME.fullmatch(text):
         raise ValueError(f"{text!r} is no month, day or ISO time")
     moment = datetime.fromisoformat(text)

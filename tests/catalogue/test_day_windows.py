@@ -71,6 +71,16 @@ def test_a_range_may_state_how_many_of_its_days_have_images(
         assert asked.with_gaps(there) == ""
 
 
+@pytest.mark.parametrize("text", ["last:800000d", "0001-01-01..9999-12-31"])
+def test_a_window_may_be_as_long_as_the_calendar(text: str) -> None:
+    there = [date(1, 1, 1) + timedelta(back) for back in range(0, 10**5, 2)]  # takes no minutes
+    asked = window(text)
+    with pytest.raises(ValueError, match=r"^there are no images of 0001-01-02, .* more$"):
+        asked.days_of(there)
+    assert window(asked.with_gaps(there)).days_of(there) == there
+    assert window("last:800000d").with_earlier(there) == []
+
+
 @given(DAYS, st.integers(1, 9), st.booleans())
 def test_windows_end_to_end_have_every_day_at_most_once(
     there: list[date], length: int, calendar: bool
