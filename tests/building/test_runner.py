@@ -25,7 +25,8 @@ def told(folder: Path, receipts: Sequence[ShardReceipt]) -> list[Event]:
     heads = [
         SimpleNamespace(index=at, candidates=10, content=f"c{at}") for at in range(len(receipts))
     ]
-    manifest: Any = SimpleNamespace(heads=heads, keys=lambda *_: [f"k{h.index}" for h in heads])
+    keys = [f"k{head.index}" for head in heads]
+    manifest: Any = SimpleNamespace(heads=heads, keys=lambda *_: keys, folds=dict)
 
     def run_shards(work: Sequence[tuple[Any, int]]) -> Iterator[ShardReceipt]:
         handed_out.extend(index for _, index in work)
