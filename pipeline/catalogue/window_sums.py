@@ -21,9 +21,11 @@ from datetime import UTC, date, datetime, timedelta
 from pydantic import ValidationError
 
 from pipeline import storage
+from pipeline.catalogue.changes import require_no_erasure
 from pipeline.catalogue.commit import Commit, Version, canonical_json
 from pipeline.catalogue.composed_version import version_of
 from pipeline.catalogue.day_windows import BETWEEN, DayWindow, WrongWindowError, day_of
+from pipeline.catalogue.replacing import as_replaced
 from pipeline.catalogue.version_files import VersionFiles
 from pipeline.catalogue.version_names import VersionName, dataset_of
 from pipeline.counting import add_up, compose, plan_folds
@@ -57,6 +59,7 @@ def window_version(catalogue: VersionFiles, name: str, spec: str, commit: Commit
             can be read.
         SourceError: Some of the sums are gone.
         CorruptFile: Some are damaged.
+        Conflict: Images were erased meanwhile, which the sums may have. Nothing is kept then.
     """
     dataset = VersionName.parse(name).dataset
     whole = commit.datasets[dataset][spec]
@@ -65,13 +68,22 @@ def window_version(catalogue: VersionFiles, name: str, spec: str, commit: Commit
     noted = catalogue.window_uri(dataset, spec, digest_of("window", stated))
     if kept := _kept(catalogue, name, noted):
         return kept
+    head = catalogue.head()
+    if as_replaced(commit, head).datasets.get(dataset, {}).get(spec) != whole:
+        require_no_erasure(head, name, commit.erasure)
+    version, files = _made(catalogue, name, whole, manifest)
     made = replace(
-        _made(catalogue, name, whole, manifest),
+        version,
         by=whole.by,
         part_of=dataset,
         value=BETWEEN.join(dict.fromkeys((values[0], values[-1]))),
     )
     storage.replace(noted, canonical_json(asdict(made)))
+    # An erasure commits before it searches. So it finds these objects, or this finds its commit.
+    now = catalogue.head()
+    if now.erasure != head.erasure:
+        storage.delete_all([noted, *files])
+        require_no_erasure(now, name, head.erasure)
     return made
 
 
@@ -228,8 +240,18 @@ def _kept(catalogue: VersionFiles, name: str, noted: str) -> Version | None:
     return version if all(map_in_order(storage.exists, uris)) else None
 
 
-def _made(catalogue: VersionFiles, name: str, whole: Version, manifest: Manifest) -> Version:
-    """Adds up shards of a dataset, and stores the files of the sum."""
+def _made(
+    catalogue: VersionFiles, name: str, whole: Version, manifest: Manifest
+) -> tuple[Version, list[str]]:
+    """Adds up shards of a dataset, and stores the files of the sum.
+
+    Returns:
+        The version, and all that may name its images: the urls of its files and of inner sums.
+
+    Raises:
+        NotFound: None of the images can be read.
+        SourceError: Some of the sums are gone.
+    """
     dataset, spec, products = VersionName.parse(name).dataset, whole.spec, whole.products
     work = catalogue.partials_uri(dataset, whole)
     levels, folds = plan_folds(manifest, work, spec, products)
@@ -257,6 +279,8 @@ def _made(catalogue: VersionFiles, name: str, whole: Version, manifest: Manifest
         "manifests": manifest.data,
     }
     version = version_of(composed, manifest, spec, products, files)
+    stored = []
     for kind, data in files.items():
-        storage.replace(catalogue.uri(kind, spec, name, version.digest_in(kind)), data)
-    return version
+        stored.append(catalogue.uri(kind, spec, name, version.digest_in(kind)))
+        storage.replace(stored[-1], data)
+    return version, [*stored, *(node.uri for level in levels for node in level)]

@@ -56,8 +56,9 @@ from pipeline.catalogue import (
     tag_version,
     tagging,
     verify,
+    window_sums,
 )
-from pipeline.counting import cells_uri, partial_uri
+from pipeline.counting import cells_uri, compose, partial_uri, reduction
 from pipeline.counting.leases import Lease, claim
 from pipeline.dna import Lens
 from pipeline.engine import InProcess
@@ -395,6 +396,45 @@ def test_an_image_in_shards_that_were_put_together_of_a_dataset_with_windows(
     assert sums == {"x@last:2d": 23, "x@last:1d": 11}
     require_sound(home)
     assert not home.build(by="1", shard_images=64, cell_images=64).changed
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_window_that_is_added_up_meanwhile_leaves_no_name(
+    home: Home, monkeypatch: pytest.MonkeyPatch, is_begun: bool
+) -> None:
+    monkeypatch.setattr(reduction, "FAN_IN", 2)  # a small window has inner sums, too
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    for at in range(24):
+        home.write(f"day=2026-11-0{1 + at % 2}/{at}.png", at)
+    home.build(by="1", shard_images=1)
+    place, gone = home.catalogue, "day=2026-11-02/1.png"
+    home.remove(gone)
+    if not is_begun:
+        chosen = window_sums._chosen
+
+        def erase_before(*args: Any) -> Any:
+            found = chosen(*args)
+            home.erase(gone)
+            return found
+
+        monkeypatch.setattr(window_sums, "_chosen", erase_before)
+
+    def erase_after(*args: Any, **options: Any) -> Any:
+        made = compose(*args, **options)
+        nodes = [item.uri for item in storage.walk(place.root) if "/nodes/" in item.uri]
+        kept = {uri: storage.read(uri) for uri in nodes}
+        home.erase(gone)
+        for uri, data in kept.items():  # of a thread that was slower
+            storage.create(uri, data)
+        return made
+
+    monkeypatch.setattr(window_sums, "compose", erase_after)
+    with pytest.raises(Conflict, match=r"x@last:1d: commit 2 erased images while this job ran"):
+        place.find("x@last:1d")
+    monkeypatch.undo()
+    assert naming(home, *home.texts(gone)) == []
+    assert not [item for item in storage.walk(place.root) if "/_windows/" in item.uri]
+    assert place.find("x@last:1d").images == 11
 
 
 def test_a_version_that_shares_a_list_keeps_its_dna(home: Home, oracle: Oracle) -> None:
