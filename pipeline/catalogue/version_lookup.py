@@ -20,7 +20,8 @@ from pipeline.errors import NotFound, VdnaError
 from pipeline.wording import did_you_mean, option, some_of
 
 LOOKED_BACK = 100
-"""In how many commits a dataset is looked for that is not there any more."""
+"""In how many commits a dataset is looked for that is not there any more, and versions that an
+error names."""
 
 
 @dataclass(frozen=True)
@@ -345,17 +346,26 @@ class VersionLookup(VersionFiles):
         return [newest.tags[whole] for whole in sorted(wholes) if newest.tags.get(whole)]
 
     def _no_version(self, name: str, dataset: str, newest: Commit, tags: str = "") -> NotFound:
-        """Returns the error that says which versions a dataset has, the newest first."""
-        specs: dict[str, list[int]] = {}
-        for commit in self.log(newest):
-            for spec in commit.datasets.get(dataset, {}):
-                specs.setdefault(spec, [])
-        for spec, numbers in specs.items():
-            numbers += [past.commit for past in past_versions(self.log(newest), dataset, spec)]
-        there = [f"{dataset}@{n}" for n in sorted({n for of in specs.values() for n in of})[::-1]]
+        """Returns the error that says which versions a dataset has lately had, the newest first."""
+        made: set[tuple[str, int]] = set()
+        here: dict[str, tuple[tuple[str, str], int]] = {}
+        oldest = newest.number
+        for commit in islice(self.log(newest), LOOKED_BACK):
+            newer, here, oldest = here, {}, commit.number
+            for spec, version in commit.datasets.get(dataset, {}).items():
+                key = history_key(version)
+                known, number = newer.get(spec, (None, 0))
+                if known == key:
+                    made.remove((spec, number))
+                made.add((spec, oldest))
+                here[spec] = key, oldest
+        there = [f"{dataset}@{n}" for n in sorted({n for _, n in made})[::-1]]
+        last = f"the last {LOOKED_BACK} commits" if oldest > 1 else ""
         if not there:
-            return NotFound(f"there is no {name}: {self.root} never had a dataset {dataset!r}")
-        return NotFound(f"there is no {name}; {tags}its versions are {some_of(there)}")
+            never = f"{last} of {self.root} have no" if last else f"{self.root} never had a"
+            return NotFound(f"there is no {name}: {never} dataset {dataset!r}")
+        among = f" among {last}" if last else ""
+        return NotFound(f"there is no {name}; {tags}its versions{among} are {some_of(there)}")
 
 
 def _distinct(versions: Iterable[PastVersion]) -> Iterator[PastVersion]:

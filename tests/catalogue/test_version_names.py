@@ -31,6 +31,7 @@ from pipeline.catalogue import (
     tagging,
     verify,
     version_histories,
+    version_lookup,
 )
 from pipeline.catalogue.commit_log import _ReadCommit
 from pipeline.catalogue.kept_versions import kept_versions
@@ -225,6 +226,24 @@ def test_an_error_names_the_versions_that_there_are() -> None:
     with pytest.raises(NotFound, match="there is no a@v1; it has no tag, its versions are a@4"):
         place.find("a@v1")
     with pytest.raises(NotFound, match=r"there is no b@1: .* never had a dataset 'b'"):
+        place.find("b@1")
+
+
+def test_an_error_looks_at_no_more_than_the_last_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version_lookup, "LOOKED_BACK", 3)
+    place, read = past(["1", "2", "2", "2", "1", "3"]), list[int]()
+
+    def log(newest: Commit | None = None) -> Iterator[Commit]:
+        for commit in Past.log(place, newest):
+            read.append(commit.number)
+            yield commit
+
+    monkeypatch.setattr(place, "log", log)
+    said = "there is no a@v1; it has no tag, its versions among the last 3 commits are a@6, a@5 and"
+    with pytest.raises(NotFound, match=f"{said} a@4$"):
+        place.find("a@v1")
+    assert read == [6, 5, 4]
+    with pytest.raises(NotFound, match=r"b@1: the last 3 commits of .* have no dataset 'b'"):
         place.find("b@1")
 
 
