@@ -78,8 +78,7 @@ def gc(
     with mapper_for(root, tasks, ray_address, progress) as mapper:
         if dry_run:
             items = list(garbage(place, **asdict(rules), grace=grace, mapper=mapper, young=young))
-            leaving = leaving_versions(place, items, rules) if items else []
-            later = leaving_versions(place, young, rules) if young else []
+            leaving, later = leaving_versions(place, [items, young], rules)
             count, size = len(items), sum(item.size for item in items)
         else:
             count, size = collect(

@@ -67,16 +67,39 @@ def kept_versions(
         Each version once, as the newest commit that holds it states it; the newest first. All of
         the log is read before the first one.
     """
-    found: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
-    counted: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
-    wanted_ones: list[tuple[KeptVersion, _HeldInARow]] = []
-    runs: dict[tuple[str, str], _HeldInARow] = {}
-    names: dict[str, str] = {}
-    current: Commit | None = None
-    newer: Commit | None = None
+    keeper = VersionKeeper(keep, since)
     for commit in commits:
-        current = current or commit
-        newer_runs, runs = runs, {}
+        keeper.add(commit)
+    yield from keeper.kept()
+
+
+class VersionKeeper:
+    """Finds the versions that are kept, as `kept_versions` does, from one commit after the other.
+
+    Several can so find versions by different rules while the log is read once.
+
+    Args:
+        keep: As in `kept_versions`.
+        since: As in `kept_versions`.
+    """
+
+    def __init__(self, keep: int | None = None, since: datetime | None = None) -> None:
+        self._keep = keep
+        self._since = since
+        self._found: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+        self._counted: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+        self._wanted: list[tuple[KeptVersion, _HeldInARow]] = []
+        self._runs: dict[tuple[str, str], _HeldInARow] = {}
+        self._names: dict[str, str] = {}
+        self._current: Commit | None = None
+        self._newer: Commit | None = None
+
+    def add(self, commit: Commit) -> None:
+        """Takes in the next commit; the newest one is the first."""
+        found, names, keep, since = self._found, self._names, self._keep, self._since
+        current = self._current = self._current or commit
+        newer = self._newer
+        newer_runs, self._runs = self._runs, {}
         for old, new in renamed_between(commit, newer or commit):
             names[old] = names.get(new, new)
         for name, version in _wholes_first(commit):
@@ -85,14 +108,14 @@ def kept_versions(
             run = newer_runs.get(key)
             if run is None or run.identity != history_key(version):
                 run = _HeldInARow(history_key(version))
-            runs[key], run.first = run, commit.number
+            self._runs[key], run.first = run, commit.number
             if version.part_of:
                 whole = commit.datasets.get(version.part_of, {}).get(version.spec)
                 known = found[version.part_of, version.spec]
                 wanted = whole is None or whole.stated in known
             else:
                 now = names.get(name, name)
-                all_names = counted[now, version.spec]
+                all_names = self._counted[now, version.spec]
                 there = version.spec in current.datasets.get(now, {})
                 tagged = commit.number in current.tags.get(name, {}).values()
                 newest = keep is not None and there and len(all_names) < keep
@@ -103,10 +126,13 @@ def kept_versions(
                     all_names.add(same)
             if wanted and same not in versions:
                 versions.add(same)
-                wanted_ones.append((KeptVersion(name, version, commit.number), run))
-        newer = commit
-    for kept, run in wanted_ones:
-        yield replace(kept, made=run.first)
+                self._wanted.append((KeptVersion(name, version, commit.number), run))
+        self._newer = commit
+
+    def kept(self) -> Iterator[KeptVersion]:
+        """Yields the versions that the commits so far have, as `kept_versions` does."""
+        for kept, run in self._wanted:
+            yield replace(kept, made=run.first)
 
 
 @dataclass

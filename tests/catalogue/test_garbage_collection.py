@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.catalogue import (
     garbage_collection,
     leaving_versions,
     remove,
+    tag_version,
     verify,
 )
 from pipeline.comparing import compare
@@ -642,7 +644,7 @@ def test_versions_stay_for_so_many_days_after_another_took_their_place(
     rules = RetentionOptions(keep=1, days=2)
     then = now + timedelta(days=3)
     items = list(garbage(place.catalogue, keep=1, days=2, now=then))
-    told = leaving_versions(place.catalogue, items, rules, then)
+    (told,) = leaving_versions(place.catalogue, [items], rules, then)
     why = "a is not in the catalogue any more, and that is more than 2 days ago"
     assert [(v.name, v.commit, v.images, v.why) for v in told] == [
         ("a", 2, 4, why),
@@ -653,7 +655,33 @@ def test_versions_stay_for_so_many_days_after_another_took_their_place(
     assert str(told[0]) == f"a@2: 4 images, current until {day}; {why}"
     assert collect(place.catalogue, keep=1, days=1) == (0, 0)
     assert collect(place.catalogue, keep=1)[0] == len(items)
-    assert leaving_versions(place.catalogue, garbage(place.catalogue, keep=1), rules, then) == []
+    of_keep = garbage(place.catalogue, keep=1)
+    assert leaving_versions(place.catalogue, [of_keep], rules, then) == [[]]
+
+
+def test_the_log_is_read_once_for_all_that_leaves_and_is_not_held(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count in (2, 3):
+        place.photos("a", count)
+        place.build("a")
+    for number in range(10):
+        tag_version(place.catalogue, "a", f"v{number}")
+    dna = [item for item in storage.walk(place.catalogue.root) if "/dna/" in item.uri]
+    real, commits, most = place.catalogue.log, list[weakref.ref[Commit]](), [0]
+
+    def log() -> Iterator[Commit]:
+        assert not commits
+        for commit in real():
+            commits.append(weakref.ref(commit))
+            most.append(sum(of() is not None for of in commits))
+            yield commit
+
+    monkeypatch.setattr(place.catalogue, "log", log)
+    told = leaving_versions(place.catalogue, [dna, [], dna], RetentionOptions(keep=1))
+    assert [[version.commit for version in of] for of in told] == [[1], [], [1]]
+    assert len(commits) == 12
+    assert max(most) < 6
 
 
 def test_the_parts_of_a_version_that_leaves_are_not_told(place: Place) -> None:
@@ -666,7 +694,7 @@ def test_the_parts_of_a_version_that_leaves_are_not_told(place: Place) -> None:
     age_all(place)
     items = list(garbage(place.catalogue, keep=1))
     assert uri in {item.uri for item in items}
-    told = leaving_versions(place.catalogue, items, RetentionOptions(keep=1))
+    (told,) = leaving_versions(place.catalogue, [items], RetentionOptions(keep=1))
     why = "a is not in the catalogue any more"
     assert [(v.name, v.commit, v.why) for v in told] == [("a", 2, why), ("a", 1, why)]
 
