@@ -28,7 +28,7 @@ from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.catalogue.commit import EMPTY, Commit, StoredCommit, base_number, software
 from pipeline.catalogue.layout import Layout
-from pipeline.catalogue.replacing import as_replaced
+from pipeline.catalogue.replacing import Replacer, as_replaced
 from pipeline.catalogue.version_names import last_moment
 from pipeline.errors import (
     CorruptFile,
@@ -108,9 +108,10 @@ class CommitLog(Layout):
                 names.
         """
         head = self._head().commit
+        replacer = Replacer(head.replaced)
         commit = newest or head
         if commit.number:
-            yield as_replaced(commit, head)
+            yield replacer.apply(commit, commit.number)
         at_once = 1
         while commit.number > 1:
             first = max(1, commit.number - at_once)
@@ -121,7 +122,7 @@ class CommitLog(Layout):
                 users = f"commit {commit.number} was made"
                 _require_digest(self.log_uri(number), link, commit.previous, users)
                 commit = link.commit
-                yield as_replaced(commit, head)
+                yield replacer.apply(commit, commit.number)
             at_once = min(2 * at_once, READ_AT_ONCE)
 
     def require_end(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Self
 
 from pipeline.catalogue.commit import Commit, Version
@@ -54,31 +55,55 @@ def as_replaced(commit: Commit, newest: Commit) -> Commit:
         commit: The commit, as its file has it.
         newest: The newest commit, which states what was replaced.
     """
-    return _with(commit, newest.replaced, commit.number)
+    return Replacer(newest.replaced).apply(commit, commit.number)
 
 
-def _with(commit: Commit, replaced: Replacements, number: int) -> Commit:
-    if not replaced.keys() & commit.datasets.keys():
-        return commit
-    now: dict[tuple[str, str], Version | None] = {}
-    for name, specs in commit.datasets.items():
-        of = _standing(replaced.get(name, {}), number)
-        now |= {(name, spec): of.get(version.key, version) for spec, version in specs.items()}
-    datasets: dict[str, dict[str, Version]] = {}
-    for (name, spec), version in now.items():
-        # A part goes with its whole. The same part of another version stays there.
-        if version and now.get((version.part_of, spec), version):
-            datasets.setdefault(name, {})[spec] = version
-    return commit if datasets == commit.datasets else replace(commit, datasets=datasets)
+class Replacer:
+    """Puts other versions in the place of those that were replaced, in one commit after another.
 
+    What is replaced is read and sorted once, however many commits there are.
 
-def _standing(replaced: Mapping[str, Version | None], number: int) -> dict[str, Version | None]:
-    """Returns what stands, in a commit of that number, in the place of a dataset's versions."""
-    found: dict[str, Version | None] = {}
-    for key in sorted(map(ReplacedKey.parse, replaced)):
-        if key.before > number:  # the first erasure after the commit counts
-            found.setdefault(f"{key.spec} {key.dna} {key.by}", replaced[str(key)])
-    return found
+    Args:
+        replaced: What the newest commit states.
+    """
+
+    def __init__(self, replaced: Replacements) -> None:
+        self._erased: dict[str, dict[str, list[tuple[int, Version | None]]]] = {}
+        for name, of in replaced.items():
+            its = self._erased.setdefault(name, {})
+            for key, now in sorted(
+                ((ReplacedKey.parse(text), now) for text, now in of.items()), key=itemgetter(0)
+            ):
+                version = f"{key.spec} {key.dna} {key.by}"
+                its.setdefault(version, []).append((key.before, now))
+
+    def apply(self, commit: Commit, number: int) -> Commit:
+        """Returns a commit with what stands in the place of its versions.
+
+        Args:
+            commit: The commit.
+            number: Its number. A commit that is being made takes that of the one before it.
+        """
+        if not self._erased.keys() & commit.datasets.keys():
+            return commit
+        now = {
+            (name, spec): self._standing(name, version, number)
+            for name, specs in commit.datasets.items()
+            for spec, version in specs.items()
+        }
+        datasets: dict[str, dict[str, Version]] = {}
+        for (name, spec), version in now.items():
+            # A part goes with its whole. The same part of another version stays there.
+            if version and now.get((version.part_of, spec), version):
+                datasets.setdefault(name, {})[spec] = version
+        return commit if datasets == commit.datasets else replace(commit, datasets=datasets)
+
+    def _standing(self, name: str, version: Version, number: int) -> Version | None:
+        """Returns what stands in the place of a version in a commit of that number."""
+        for before, now in self._erased.get(name, {}).get(version.key, ()):
+            if before > number:  # the first erasure after the commit counts
+                return now
+        return version
 
 
 def with_replaced(head: Commit, new: Replacements) -> Commit:
@@ -100,4 +125,4 @@ def with_replaced(head: Commit, new: Replacements) -> Commit:
             for key, version in head.replaced.get(name, {}).items()
         }
         replaced[name] |= {f"{number} {key}": version for key, version in now.items()}
-    return _with(replace(head, replaced=replaced), replaced, head.number)
+    return Replacer(replaced).apply(replace(head, replaced=replaced), head.number)

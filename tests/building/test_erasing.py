@@ -58,6 +58,7 @@ from pipeline.catalogue import (
     verify,
     window_sums,
 )
+from pipeline.catalogue.replacing import ReplacedKey
 from pipeline.counting import cells_uri, compose, partial_uri, reduction
 from pipeline.counting.leases import Lease, claim
 from pipeline.dna import Lens
@@ -396,6 +397,34 @@ def test_an_image_in_shards_that_were_put_together_of_a_dataset_with_windows(
     assert sums == {"x@last:2d": 23, "x@last:1d": 11}
     require_sound(home)
     assert not home.build(by="1", shard_images=64, cell_images=64).changed
+
+
+def test_what_was_replaced_is_read_once_for_the_whole_log(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 8)
+    place, read = home.catalogue, list[str]()
+    home.write("2/20.png", 20)
+    home.build()
+    for name in ("0/03.png", "1/04.png"):
+        home.remove(name)
+        home.erase(name)
+    tag_version(place, "x@1", "first")
+    parse = ReplacedKey.parse
+
+    def parsed(text: str) -> ReplacedKey:
+        read.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(ReplacedKey, "parse", parsed)
+    commits = {commit.number: commit for commit in place.log()}
+    assert sorted(read) == sorted(place.head().replaced["x"])
+    assert len(commits) == 5
+    monkeypatch.undo()
+    for number, commit in commits.items():
+        assert commit == place.commit(number)
+    assert commits[1].datasets["x"].values() != commits[2].datasets["x"].values()
+    assert commits[3].datasets == commits[2].datasets == place.head().datasets
 
 
 @pytest.mark.parametrize("is_begun", [False, True])
