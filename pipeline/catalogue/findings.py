@@ -151,8 +151,8 @@ def _advice(wrong: Sequence[Finding]) -> Iterator[str]:
     if len(stored) < len(wrong):
         yield (
             "Where a count differs, delete the partials that are named, the folders cells/ and "
-            "nodes/ beside them, and the files under dna/ of the dataset and of its parts; then "
-            "build it again."
+            "nodes/ beside theirs, and the files under dna/ of this version, its parts and its "
+            "windows; then build it again."
         )
 
 

@@ -27,6 +27,7 @@ from pipeline.catalogue import (
     Catalogue,
     collect,
     parts_of,
+    recount,
     remove,
     roll_back,
     tag_version,
@@ -176,6 +177,40 @@ def test_a_window_has_the_failures_of_parts_without_an_image(tmp_path: Path) -> 
     }
     with pytest.raises(NotFound, match="none of 4 candidates is an image that can be read"):
         place.find("cams@last:1d")
+
+
+def test_a_wrong_count_is_repaired_as_a_verification_advises_in_parts_and_windows_too(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    image, *_ = write_photos(source / day(4), 40, first_seed=400)
+    build(place, source, shard_images=1)
+    status = image.stat()
+    photo(999).save(image, quality=5)
+    image.write_bytes(image.read_bytes().ljust(status.st_size, b"\0"))
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    name = "cams@last:1d"
+    window, whole = place.find(name), place.find("cams")
+    parts = parts_of(place.head(), "cams", whole.spec)
+
+    def wrong() -> list[str]:
+        found = recount(place, engine=InProcess(), sample=None, weights=NETWORK["weights"])
+        return [finding.detail for finding in found if not finding.ok]
+
+    named = {uri for of in wrong() for uri in re.findall(r"file://\S+/partials/\w+\.parquet", of)}
+    assert len(named) == 1
+    of_files = {name: window, "cams": whole, **parts}
+    files = [place.uri("dna", of.spec, each, of.dna) for each, of in of_files.items()]
+    for uri in [*named, *files]:
+        storage.delete(uri)
+    for folder in ("cells", "nodes"):
+        storage.delete_tree(storage.join(place.work_uri("cams", whole.spec), folder))
+    build(place, source, shard_images=1)
+    assert wrong() == []
+    assert [finding.detail for finding in verify(place) if not finding.ok] == []
+    clean = make_dna(source / day(4), max_failures=0.9, threads=2, **NETWORK)
+    assert same_counts_and_failures(place.load(name), clean)
 
 
 def test_a_window_reads_no_image_and_is_made_once(

@@ -206,8 +206,8 @@ def test_what_a_verification_advises_where_a_count_differs_repairs_it(place: Pla
     advice = Verification(tuple(place.run(sample=None))).verdict
     assert advice.endswith(
         "in photos. Where a count differs, delete the partials that are named, the folders cells/ "
-        "and nodes/ beside them, and the files under dna/ of the dataset and of its parts; then "
-        "build it again."
+        "and nodes/ beside theirs, and the files under dna/ of this version, its parts and its "
+        "windows; then build it again."
     )
     storage.delete(place.partial(index))
     storage.delete(place.catalogue.uri("dna", place.version.spec, NAME, place.version.dna))
