@@ -169,7 +169,7 @@ def _noted(undelivered: list[VdnaError]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        undelivered.append(not_told(known_error(error)))
+        undelivered.append(not_told(with_details_kept(known_error(error))))
 
 
 def _with_undelivered(done: Refreshed, undelivered: Sequence[VdnaError]) -> dict[str, Any]:

@@ -380,7 +380,9 @@ class Model:
         found["GET"] += 2 * (self.busy - 1)  # the manifest and the ranges
         for kind in ("HEAD", "GET", "PUT"):
             found[kind] += sum(self.tree[0])
-        found["LIST"] += bool(self.tree[0])  # whether there are sums of an earlier build
+        found["LIST"] += bool(
+            self.tree[0]
+        )  # looks for sums of an earlier build: here there are none
         return found
 
     @property

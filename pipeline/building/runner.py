@@ -562,10 +562,12 @@ def _missing(one: tuple[ShardJob, Manifest]) -> tuple[set[int], bool]:
 
 
 def _remove_sums_over(job: ShardJob, manifest: Manifest, missing: set[str]) -> None:
-    """Removes the sums of a dataset if there is one over a shard that is not stored.
+    """Removes the sums of a dataset if one of its whole tree is over a shard that is not stored.
 
     Somebody removed its partial after the sum was made, as its count was wrong, and so is the sum.
-    Those of parts and of windows of days may be over the same shard, and go with it.
+    Those of parts and of windows of days may be over the same shard, and go with it. They are not
+    looked for where no sum of the whole is over it, so whoever removes partials removes the sums,
+    too (see `pipeline.catalogue.findings`).
 
     Args:
         job: The job that counts the shards.
@@ -580,6 +582,11 @@ def _remove_sums_over(job: ShardJob, manifest: Manifest, missing: set[str]) -> N
         found = {item.uri for item in walk_widely(storage.join(job.work_uri, "nodes"))}
     except SourceError:
         return
+    if not found & over:
+        return
+    # Another job may have stored some of the shards meanwhile, and added them up.
+    missing = missing - _stored_keys(job.work_uri)
+    over = {node.uri for level in levels for node in level if not missing.isdisjoint(node.shards)}
     if wrong := found & over:
         storage.delete_all(sorted(found - wrong))
         storage.delete_all(sorted(wrong))  # last, so that a later run sees what is left to do

@@ -20,8 +20,8 @@ from pipeline.errors import NotFound, VdnaError
 from pipeline.wording import did_you_mean, option, some_of
 
 LOOKED_BACK = 100
-"""In how many commits a dataset is looked for that is not there any more, and versions that an
-error names."""
+"""How many of the newest commits are read for an error that says which versions there are, or which
+commit took a dataset out."""
 
 
 @dataclass(frozen=True)

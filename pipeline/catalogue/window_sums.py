@@ -28,9 +28,9 @@ from pipeline.catalogue.day_windows import BETWEEN, DayWindow, WrongWindowError,
 from pipeline.catalogue.replacing import as_replaced
 from pipeline.catalogue.version_files import VersionFiles
 from pipeline.catalogue.version_names import VersionName, dataset_of
-from pipeline.counting import add_up, compose, plan_folds
+from pipeline.counting import Composed, add_up, compose, plan_folds
 from pipeline.dna import encode_failures
-from pipeline.errors import NotFound, SourceError, UsageError
+from pipeline.errors import NotFound, SourceError, UsageError, VdnaError
 from pipeline.events import Said, Started, StepDone, listener_around, stage
 from pipeline.mapper import map_in_order
 from pipeline.sources import Manifest, label_of
@@ -71,20 +71,42 @@ def window_version(catalogue: VersionFiles, name: str, spec: str, commit: Commit
     head = catalogue.head()
     if as_replaced(commit, head).datasets.get(dataset, {}).get(spec) != whole:
         require_no_erasure(head, name, commit.erasure)
-    version, files = _made(catalogue, name, whole, manifest)
-    made = replace(
-        version,
-        by=whole.by,
-        part_of=dataset,
-        value=BETWEEN.join(dict.fromkeys((values[0], values[-1]))),
-    )
-    storage.replace(noted, canonical_json(asdict(made)))
-    # An erasure commits before it searches. So it finds these objects, or this finds its commit.
-    now = catalogue.head()
-    if now.erasure != head.erasure:
-        storage.delete_all([noted, *files])
-        require_no_erasure(now, name, head.erasure)
+    places = [noted]
+    try:
+        made = replace(
+            _made(catalogue, name, whole, manifest, places),
+            by=whole.by,
+            part_of=dataset,
+            value=BETWEEN.join(dict.fromkeys((values[0], values[-1]))),
+        )
+        storage.replace(noted, canonical_json(asdict(made)))
+    except VdnaError:
+        _remove_if_erased(catalogue, name, head, places)
+        raise
+    _remove_if_erased(catalogue, name, head, places)
     return made
+
+
+def _remove_if_erased(
+    catalogue: VersionFiles, name: str, before: Commit, places: Sequence[str]
+) -> None:
+    """Removes what was written for a window if images were erased meanwhile.
+
+    An erasure commits before it searches. So it finds these objects, or this finds its commit.
+
+    Args:
+        catalogue: Where they are.
+        name: The window.
+        before: The newest commit when the window was begun.
+        places: What may name the window's images.
+
+    Raises:
+        Conflict: Images were erased.
+    """
+    now = catalogue.head()
+    if now.erasure != before.erasure:
+        storage.delete_all(places)
+        require_no_erasure(now, name, before.erasure)
 
 
 def consecutive_windows(
@@ -241,12 +263,19 @@ def _kept(catalogue: VersionFiles, name: str, noted: str) -> Version | None:
 
 
 def _made(
-    catalogue: VersionFiles, name: str, whole: Version, manifest: Manifest
-) -> tuple[Version, list[str]]:
+    catalogue: VersionFiles, name: str, whole: Version, manifest: Manifest, places: list[str]
+) -> Version:
     """Adds up shards of a dataset, and stores the files of the sum.
 
+    Args:
+        catalogue: Where the shards are.
+        name: The window.
+        whole: The version of the dataset.
+        manifest: The shards.
+        places: Gets the url of each object that may name their images, before it is written.
+
     Returns:
-        The version, and all that may name its images: the urls of its files and of inner sums.
+        The version.
 
     Raises:
         NotFound: None of the images can be read.
@@ -255,14 +284,22 @@ def _made(
     dataset, spec, products = VersionName.parse(name).dataset, whole.spec, whole.products
     work = catalogue.partials_uri(dataset, whole)
     levels, folds = plan_folds(manifest, work, spec, products)
+    places += [node.uri for level in levels for node in level]
     sums, progress = sum(map(len, levels)) + len(catalogue.spec(spec).layers), listener_around()
     progress(Said(f"{name}: adding up {count_of(len(manifest.heads), 'shard')}"))
-    try:
+
+    def add_all() -> Composed:
         with stage(progress, Started(sums, sums, unit="sums", step="sums")):
             for level in levels:
                 for _ in map_in_order(add_up, level, available_cpus()):
                     progress(StepDone(1))
-            composed = compose(folds, manifest, products, dataset, progress=progress)
+            return compose(folds, manifest, products, dataset, progress=progress)
+
+    try:
+        try:
+            composed = add_all()
+        except SourceError:
+            composed = add_all()  # a build may have removed sums (see `building.runner`)
     except SourceError as error:
         raise SourceError(
             f"{name}: some sums of its days are gone ({error}); a build of {dataset} counts them "
@@ -279,8 +316,7 @@ def _made(
         "manifests": manifest.data,
     }
     version = version_of(composed, manifest, spec, products, files)
-    stored = []
     for kind, data in files.items():
-        stored.append(catalogue.uri(kind, spec, name, version.digest_in(kind)))
-        storage.replace(stored[-1], data)
-    return version, [*stored, *(node.uri for level in levels for node in level)]
+        places.append(catalogue.uri(kind, spec, name, version.digest_in(kind)))
+        storage.replace(places[-1], data)
+    return version

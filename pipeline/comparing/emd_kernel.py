@@ -305,11 +305,10 @@ def _in_parts(
 ) -> Floats:
     """Returns the sum of the results of `work` on shares of the neurons, added in their order.
 
-    Threads take the next share as they end. The shares are the same whatever the number of threads,
-    so that sums with float weights repeat. The threads are our own, since those of a parallel loop
-    wait spinning for each other, on a busy machine for longer than they work. `results` is how many
-    distances are computed in all: of many, there are fewer shares. Two results more than there are
-    threads are held at most.
+    The shares are the same whatever the number of threads, so that sums with float weights repeat.
+    The threads are our own, since those of a parallel loop wait spinning for each other, on a busy
+    machine for longer than they work. `results` is how many distances are computed in all. The more
+    there are, the fewer shares are made. At most `threads` + 2 results are in memory.
     """
     parts = max(1, min(len(used), 32, max(8, 2**25 // results)))
     workers = min(parts, threads or available_cpus())
@@ -409,8 +408,8 @@ def _block_of(features: str) -> tuple[int, int]:
 
     Returns:
         How many of the `KERNEL_ROWS` rows of `a`, and how many lanes of a vector. AVX-512 has 32
-        registers of sixteen lanes, which hold all sums. AVX2 has 16 of eight lanes, so only half
-        of the rows and lanes; with all of them it is half as fast.
+        registers of sixteen lanes, which hold all sums. AVX2 has 16 of eight lanes, which hold
+        those of half of the rows and half of the lanes.
     """
     if "+avx512f" in features:
         return KERNEL_ROWS, LANES

@@ -1,7 +1,7 @@
 """Writes the code that places the activations of eight neurons at a time, in LLVM's own terms.
 
-Numba's code for the same loop is half as fast: it keeps the sums, minima and maxima of neurons in
-memory, where this code keeps them in registers while it goes from position to position.
+Numba would keep the sums, minima and maxima of neurons in memory. This code keeps them in registers
+while it goes from position to position.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def assume_spec(file: ReferenceFile, ranges: Ranges | None = None) -> FileSpec:
         ranges: Its ranges, if the user knows them.
 
     Returns:
-        The spec. Its weights and ranges are named for the network and not by digests, so that it
-        compares with others of the same origin only.
+        The spec. Its weights, and ranges that are not known, are named for the network and not by
+        digests, so that it compares with others of the same origin only.
 
     Raises:
         UsageError: If the positions of a layer are not known, the resize has no spec, or the ranges
@@ -99,7 +99,7 @@ def assume_spec(file: ReferenceFile, ranges: Ranges | None = None) -> FileSpec:
         what,
         taps,
         _preprocess(network, file.crop),
-        ranges_digest=what,
+        ranges_digest=what if ranges is None else ranges.digest,
         bins=file.bins or DEFAULT_BINS,
     )
     _require_ranges_fit(ranges, spec)

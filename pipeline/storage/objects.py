@@ -133,7 +133,7 @@ def exists(uri: str) -> bool:
 
 
 def is_folder(uri: str) -> bool:
-    """Tells whether there is a folder of that name, or objects whose names begin with it."""
+    """Tells whether there is a folder of that name, and no object."""
     store = store_of(uri)
     try:
         return attempt(uri, lambda: store.is_folder(uri))

@@ -72,7 +72,7 @@ class Store(Protocol):
         """Tells whether there is an object. May raise instead of returning False."""
 
     def is_folder(self, uri: str) -> bool:
-        """Tells whether objects lie below a place. May raise instead of returning False."""
+        """Tells whether there is a folder, and no object. May raise instead of returning False."""
 
     def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads `length` bytes from `start` on; all that follow if `length` is None.

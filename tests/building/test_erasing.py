@@ -427,9 +427,10 @@ def test_what_was_replaced_is_read_once_for_the_whole_log(
     assert commits[3].datasets == commits[2].datasets == place.head().datasets
 
 
+@pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("is_begun", [False, True])
 def test_a_window_that_is_added_up_meanwhile_leaves_no_name(
-    home: Home, monkeypatch: pytest.MonkeyPatch, is_begun: bool
+    home: Home, monkeypatch: pytest.MonkeyPatch, is_begun: bool, fails: bool
 ) -> None:
     monkeypatch.setattr(reduction, "FAN_IN", 2)  # a small window has inner sums, too
     monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
@@ -455,6 +456,8 @@ def test_a_window_that_is_added_up_meanwhile_leaves_no_name(
         home.erase(gone)
         for uri, data in kept.items():  # of a thread that was slower
             storage.create(uri, data)
+        if fails:
+            raise SourceError("a partial is gone")
         return made
 
     monkeypatch.setattr(window_sums, "compose", erase_after)

@@ -63,7 +63,7 @@ def counting(place: Catalogue, name: str) -> Counting:
 
 def kept(place: Catalogue) -> list[str]:
     folder = f"{place.root}/_work/_fold_points"
-    return sorted(item.uri for item in storage.walk(folder)) if storage.exists(folder) else []
+    return sorted(item.uri for item in storage.walk(folder)) if storage.is_folder(folder) else []
 
 
 def fail(*_: object) -> None:

@@ -250,7 +250,7 @@ def expected(place: Catalogue) -> Matrix:
 
 def kept(place: Catalogue) -> list[str]:
     folder = f"{place.root}/_work/_coarse_curves"
-    return sorted(item.uri for item in storage.walk(folder)) if storage.exists(folder) else []
+    return sorted(item.uri for item in storage.walk(folder)) if storage.is_folder(folder) else []
 
 
 def agrees(found: Neighbours, whole: Matrix, top: int) -> None:

@@ -265,6 +265,9 @@ def test_ranges_are_taken_for_a_spec_that_is_stated_or_assumed(tmp_path: Path) -
         np.testing.assert_array_equal(found.high, ranges.high)
         with pytest.raises(UsageError, match=r"ranges \w+ have \{'layer1': 5\} neurons"):
             reference.read_dna(url, ranges=replace(ranges, taps=(("layer1", 5),)))
+    one, two = (reference.read_dna(assumed, ranges=of) for of in (ranges, other))
+    with pytest.raises(SpecMismatch, match=f"{ranges.digest}.*{other.digest}"):
+        pipeline.emd(one, two)
     said = f"ranges {other.digest} are given, but the spec states {ranges.digest}"
     for of in (None, spec):
         with pytest.raises(UsageError, match=said):
