@@ -99,7 +99,7 @@ def redact_all(data: Any, plain: type[str] | tuple[()] = ()) -> Any:
 
     Args:
         data: A text, or mappings and lists that hold texts. Other values stay as they are.
-        plain: A kind of text that is known to hold no secret. It is not searched, as it may be long.
+        plain: A kind of text that is known to hold no secret, which is not searched.
 
     Returns:
         The data, with a list in place of each tuple.

@@ -11,13 +11,16 @@ Only a `Spec` is hashed, and its digest decides what may be added or compared.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from annotated_types import Ge, Lt, MinLen
@@ -617,5 +620,23 @@ class Resources(Options):
 
 
 def available_cpus() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of cores that this process may use, also in a container with a limit."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cpus, _cpu_limit())))
+
+
+def _cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Returns how many cores Linux lets this container use at a time; infinity if it states none.
+
+    `docker run --cpus` and a pod's limit set it. The kernel's documents of cgroup v2 and v1 say
+    what the files have: the microseconds of work in each period, and those of the period.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (
+            (cgroup / "cpu" / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period")
+        )
+        return math.inf if int(quota) < 0 else int(quota) / int(period)
+    return math.inf

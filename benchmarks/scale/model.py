@@ -380,9 +380,7 @@ class Model:
         found["GET"] += 2 * (self.busy - 1)  # the manifest and the ranges
         for kind in ("HEAD", "GET", "PUT"):
             found[kind] += sum(self.tree[0])
-        found["LIST"] += bool(
-            self.tree[0]
-        )  # looks for sums of an earlier build: here there are none
+        found["LIST"] += bool(self.tree[0])  # for sums of earlier builds
         return found
 
     @property

@@ -319,8 +319,9 @@ def still_held(images: Iterable[tuple[str, str]]) -> list[str]:
         Their names.
     """
     found = sorted(images)
-    there = map_in_order(storage.exists, (uri for uri, _ in found))
-    return [storage.spelled(*image) for image, held in zip(found, there, strict=True) if held]
+    uris = list(dict.fromkeys(uri for uri, _ in found))  # an archive may have a million of them
+    held = dict(zip(uris, map_in_order(storage.exists, uris), strict=True))
+    return [storage.spelled(uri, member) for uri, member in found if held[uri]]
 
 
 def by_shard(after: Manifest, spec: str, products: Sequence[str]) -> Mapping[str, ShardHead]:

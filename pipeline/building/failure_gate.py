@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from pipeline.errors import GateError
 from pipeline.wording import count_of, option
@@ -18,7 +19,8 @@ def allowed_failures(limit: float, candidates: int) -> int:
         limit: Below 1, a fraction of the candidates, rounded down; from 1 up, a number.
         candidates: How many images there are, readable or not.
     """
-    return int(limit * candidates) if limit < 1 else int(min(limit, candidates))
+    # Exactly, as 0.29 * 100 is less than 29 in floating point.
+    return int(Fraction(str(limit)) * candidates) if limit < 1 else int(min(limit, candidates))
 
 
 def require_few_failures(

@@ -145,8 +145,7 @@ class Ran:
     def with_more(self, later: Ran) -> Ran:
         """Returns this and what a later run has counted.
 
-        The errors are those of the later run, and so are the shards that were not tried, and the
-        images that failed: those of the former may have changed.
+        The errors are those of the later run, and so are the shards that were not tried.
         """
         return Ran(
             self.shards + later.shards,
@@ -159,7 +158,7 @@ class Ran:
             self.image_bytes + later.image_bytes,
             spent_together(self.spent, later.spent),
             later.untried,
-            later.failed,
+            self.failed + later.failed,
         )
 
 

@@ -60,6 +60,7 @@ def window_version(catalogue: VersionFiles, name: str, spec: str, commit: Commit
         SourceError: Some of the sums are gone.
         CorruptFile: Some are damaged.
         Conflict: Images were erased meanwhile, which the sums may have. Nothing is kept then.
+        VdnaError: Storage fails.
     """
     dataset = VersionName.parse(name).dataset
     whole = commit.datasets[dataset][spec]

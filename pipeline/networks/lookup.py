@@ -18,7 +18,7 @@ import hashlib
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import CorruptFile, SpecMismatch
+from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from pipeline.networks.lite0 import EFFICIENTNET_LITE0_SHA256, LITE0_TAPS
 from pipeline.networks.network import Architecture, Network, State
 from pipeline.networks.probe import FoundTaps, discover_taps
@@ -140,9 +140,13 @@ def network_of(spec: Spec, weights: str | None = None) -> Network:
     Raises:
         SpecMismatch: If the name stands for other taps or weights here.
     """
-    network = describe(spec.extractor, weights)
+    own = ",".join(spec.layers)
+    try:
+        network = describe(spec.extractor, weights)
+    except UsageError:  # it has no taps of its own, so the spec has those that were asked for
+        network = describe(spec.extractor, weights, own)
     if network.taps != spec.taps:
-        network = describe(spec.extractor, weights, ",".join(spec.layers))
+        network = describe(spec.extractor, weights, own)
     if network.taps != spec.taps:
         raise SpecMismatch(f"{spec.extractor} has other taps here than the spec states")
     if network.weights_sha256 != spec.weights_sha256:

@@ -305,7 +305,15 @@ def test_very_many_failures_are_judged_by_their_number_alone(
 
 @pytest.mark.parametrize(
     ("limit", "candidates", "allowed"),
-    [(0.01, 99, 0), (0.01, 100, 1), (0, 100, 0), (1, 100, 1), (5, 100, 5), (0.5, 3, 1)],
+    [
+        (0.01, 99, 0),
+        (0.01, 100, 1),
+        (0, 100, 0),
+        (1, 100, 1),
+        (5, 100, 5),
+        (0.5, 3, 1),
+        (0.29, 100, 29),
+    ],
 )
 def test_the_number_of_failures_that_a_limit_allows(
     limit: float, candidates: int, allowed: int

@@ -44,6 +44,7 @@ from pipeline.building import (
     rename_dataset,
     renaming,
 )
+from pipeline.building.erasure_plan import still_held
 from pipeline.catalogue import (
     Catalogue,
     Receipt,
@@ -1483,3 +1484,17 @@ def test_the_command_tells_what_it_would_do_and_what_it_did(home: Home, tmp_path
     again = CliRunner().invoke(app, [*words, "--json"])
     assert again.exit_code == 1
     assert "All objects were searched, and none names it" in again.output
+
+
+def test_an_archive_is_asked_for_once_for_all_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, gone = (tmp_path / f"{name}.tar" for name in ("there", "gone"))
+    there.touch()
+    asked: list[str] = []
+    exists = storage.exists
+    monkeypatch.setattr(storage, "exists", lambda uri: asked.append(uri) or exists(uri))
+    images = {(path.as_uri(), f"{n}.png") for path in (there, gone) for n in range(50)}
+    held = still_held(images)
+    assert held == sorted(storage.spelled(there.as_uri(), f"{n}.png") for n in range(50))
+    assert sorted(asked) == sorted(path.as_uri() for path in (there, gone))

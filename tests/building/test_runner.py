@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.building.runner import require_counted, run_missing
+from pipeline.building.runner import Ran, require_counted, run_missing
 from pipeline.counting import ShardJob, ShardReceipt, order_of_claims
 from pipeline.errors import TransientError, UnexpectedError, VdnaError
 from pipeline.events import Event, Said, StepDone
@@ -49,6 +49,13 @@ def test_it_is_told_what_tasks_have_decoded_and_why_they_have_not(tmp_path: Path
         "shard 0: its worker decoded for a task: LostRun: a node died",
         "tasks decoded 16 images of 30 for the workers",
     ]
+
+
+def test_images_that_failed_while_the_source_was_listed_are_of_the_whole_run() -> None:
+    """Else the limit on failures would be judged by too few of the images that were read."""
+    ahead, rest = Ran(2, read=20, failed=5), Ran(1, read=10, failed=1)
+    whole = ahead.with_more(rest)
+    assert (whole.shards, whole.read, whole.failed) == (3, 30, 6)
 
 
 def test_two_jobs_of_one_manifest_are_refused() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from torchvision.models.resnet import BasicBlock
 
 from pipeline.counting import Extractor
 from pipeline.errors import SpecMismatch, UsageError
-from pipeline.networks import Network, describe, load_model
+from pipeline.networks import Network, describe, load_model, network_of
 from pipeline.networks.registry import register_network
-from pipeline.spec import Preprocess, Tap
+from pipeline.spec import Preprocess, Spec, Tap
 from tests.support import tiny_network as tiny
 from tests.support.ray_commands import REPOSITORY, write_distribution
 
@@ -103,7 +104,12 @@ def test_without_taps_a_rule_or_the_build_must_choose_them(weights: str) -> None
     name = registered(weights=weights)
     with pytest.raises(UsageError, match=r"no rule says what to tap in a Cat.*whiskers, tail"):
         describe(name)
-    assert describe(name, taps="tail").taps == (Tap("tail", 2, 25),)
+    network = describe(name, taps="tail")
+    assert network.taps == (Tap("tail", 2, 25),)
+    spec = Spec(name, network.weights_sha256, network.taps, RULE, "ranges")
+    assert network_of(spec) == network, "its images can be counted again"
+    with pytest.raises(SpecMismatch, match="built with other"):
+        network_of(replace(spec, weights_sha256="other"))
 
 
 @pytest.mark.parametrize("build", [Cat, Cat.grown])
