@@ -24,9 +24,9 @@ from pipeline.wording import count_of, in_units
 SAMPLED_SHARDS = 8
 """In so many new shards the images are looked up, and in so many that have changed."""
 
-SHARD_REQUESTS = 10
-"""What a full shard asks of a catalogue in a store. `python -m benchmarks.s3_requests` counts six
-for a small one. The others are two renewals of its lease, a footer, and the file of its cells."""
+SHARD_REQUESTS = 6
+"""What a shard asks of a catalogue in a store, as `python -m benchmarks.s3_requests` counts it.
+A full one asks up to four times more: for its cells, for a footer, and to renew its lease."""
 
 LOCAL = "file://"
 """How the uris of local files begin, which are read without requests."""

@@ -179,7 +179,7 @@ def test_the_cost_is_of_workers_requests_and_bytes(
     speeds |= {"shard_seconds": 0.0, "merge_seconds": 0.0}
     asked = ForecastRequest(place, measured=known(**speeds), price=prices, **options)
     found = forecast(asked)
-    assert found.requests == IMAGES + 10 * found.shards
+    assert found.requests == IMAGES + 6 * found.shards
     assert found.bytes == pytest.approx(size, rel=0.2)
     store = found.requests * 0.5 + (found.bytes or 0) / 1000
     assert found.cost is not None

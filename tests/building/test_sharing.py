@@ -30,7 +30,7 @@ from pipeline.counting import (
     order_of_claims,
     partial_uri,
 )
-from pipeline.counting.leases import lease_uri
+from pipeline.counting.leases import RENEW_SECONDS, lease_uri
 from pipeline.events import Held, ShardWork, StepDone, TakenOver
 from pipeline.reporting.progress import text_of
 from pipeline.sources import Entries, Manifest, plan
@@ -47,7 +47,7 @@ from tests.support.simulated_jobs import (
     simulated,
 )
 
-LONGEST_SHARD = 13 * 15 + 10
+LONGEST_SHARD = 13 * RENEW_SECONDS + 10
 NEVER = float("inf")
 
 Work = Sequence[tuple[ShardJob, Manifest]]

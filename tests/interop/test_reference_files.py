@@ -940,7 +940,7 @@ def test_columns_that_a_kind_lacks_are_unknown(tmp_path: Path, kind: str) -> Non
     assert version.products == reference_metadata.PRODUCTS_OF[kind]
     assert (LAYER_GAUSSIAN in version.products) == (kind == "layer-gaussian")
     uri = storage.join(place_at(tmp_path).root, "layer_gaussians")
-    assert storage.exists(uri) == (kind == "layer-gaussian")
+    assert storage.is_folder(uri) == (kind == "layer-gaussian")
 
 
 def test_distances_that_need_what_is_unknown_are_refused_or_null(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_a_build_that_may_cost_more_than_its_budget_is_not_submitted(
 ) -> None:
     monkeypatch.setattr(submission, "_require_seen", lambda *_, **__: None)
     price = ("--price", tmp_path / "prices.yaml")
-    cost = 30 + 7 * 16  # a request costs 1 USD; each image is one, and each shard seven
+    cost = 30 + 6 * 16  # a request costs 1 USD; each image is one, and each shard six
     done = vdna("submit", *AT, *price, "--budget", cost - 1, *pictures, exits=2)
     said = f"would cost about {cost:.2f} USD ({cost:.2f} to {cost:.2f}), and --budget is {cost - 1}"
     assert said in done.stderr
