@@ -157,6 +157,9 @@ def test_the_benchmark_of_the_start_accounts_for_all_seconds(tmp_path: Path) -> 
         assert stages == pytest.approx(seconds["whole"], abs=0.1)
         assert min(seconds.values()) >= 0
     assert result["ratio"] > 0
+    spent = result_of("benchmarks.start_up", str(tmp_path), "--timeline")
+    assert list(spent) == ["command", "Ray", "worker", "pipeline", "torch", "network"]
+    assert min(spent.values()) > 0
 
 
 @pytest.mark.soak  # it starts two clusters
