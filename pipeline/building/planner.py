@@ -294,6 +294,8 @@ class Planner:
     ) -> None:
         """Notes a plan that is committed, if another was noted: a change list goes by the note."""
         catalogue, name, spec = self.catalogue, request.name, base.spec
+        if base.manifest_file:  # an erasure has stored it there, and the note names the digest
+            store_manifest(catalogue.uri("manifests", spec, name, manifest.digest), manifest)
         selection = selection_of(request)
         if not catalogue.notes_plan(name, spec, manifest.digest, products, selection):
             backend = counted_by(base.numerics) or "torch"

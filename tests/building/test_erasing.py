@@ -570,6 +570,47 @@ def test_sums_that_name_nothing_are_removed_too(home: Home) -> None:
     assert {uri.rpartition("/")[2].removesuffix(".parquet") for uri in left} <= {*keys, "_plan"}
 
 
+def test_a_change_list_applies_after_an_erasure_that_died(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has committed, and not noted the plan: nothing is under the digest of its manifest."""
+    filled(home, 12)
+    home.remove("0/03.png")
+
+    def die(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erasing, "note_plans", die)
+        with pytest.raises(Killed):
+            home.erase("0/03.png")
+    with suppress(NotFound):
+        home.erase("0/03.png")
+    require_change_lists(home)
+
+
+def test_a_change_list_applies_after_an_erasure_that_forgot_the_plan_of_a_failed_build(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 12)
+    home.write("0/90.png", 90)
+    note_plan_only(home, monkeypatch)
+    home.remove("0/90.png")
+    home.remove("0/03.png")
+    home.erase("0/03.png")
+    require_change_lists(home)
+
+
+def require_change_lists(home: Home) -> None:
+    """Requires that a change list applies after a full listing that finds nothing new."""
+    assert not home.build().changed
+    home.write("0/91.png", 91)
+    changes = home.images.parent / "changes.csv"
+    changes.write_text(f"uri,change\n{home.uri('0/91.png')},added\n")
+    assert home.build(changes=str(changes)).version.images == len(home.now)
+    require_sound(home)
+
+
 def test_what_a_refused_build_has_left_later_is_removed_too(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
