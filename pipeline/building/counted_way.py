@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 
 from pipeline.building.request import Request
@@ -100,11 +101,14 @@ def products_of(
     products = PRODUCTS
     if request.layer_gaussian or LAYER_GAUSSIAN in (had or ()):
         products = (*products, LAYER_GAUSSIAN)
-    if had is not None and request.exemplars is None and request.exemplar_taps is None:
-        settings = ExemplarSettings.from_products(had)
-    else:
-        number = DEFAULT_EXEMPLARS if request.exemplars is None else request.exemplars
-        settings = ExemplarSettings.from_options(number, request.exemplar_taps, network.taps)
+    settings = ExemplarSettings.from_products(had or ())
+    if had is None or request.exemplars is not None or request.exemplar_taps is not None:
+        number, taps = request.exemplars, request.exemplar_taps
+        if number is None:
+            number = settings.number if settings else DEFAULT_EXEMPLARS
+        if taps is None and settings:
+            taps = ",".join(map(glob.escape, settings.layers)) or None
+        settings = ExemplarSettings.from_options(number, taps, network.taps)
     if settings:
         products = (*products, settings.product)
     asked = request.image_hashes

@@ -246,7 +246,10 @@ class ProductOptions(Options):
     ] = None
     exemplar_taps: Annotated[
         str | None,
-        Option("Remember images only for neurons of these layers: globs, such as 'blocks.*,head'."),
+        Option(
+            "Remember images only for neurons of these layers: globs, such as 'blocks.*,head' "
+            "(default: all, or as the dataset has it)."
+        ),
     ] = None
     image_hashes: Annotated[
         bool | None,

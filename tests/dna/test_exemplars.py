@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
+from pipeline.building.counted_way import products_of
 from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import load_partial, partial_uri
 from pipeline.counting.top_images import TopImages
@@ -27,6 +30,7 @@ from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
 from pipeline.explaining import explain
 from pipeline.sources import Manifest
+from pipeline.spec import Tap
 from tests.catalogue.test_verification import Copy
 from tests.support import tiny_network as tiny
 from tests.support.builders import random_dna, tiny_spec, with_row_groups
@@ -199,6 +203,31 @@ def test_a_dataset_without_exemplars_gets_them_only_if_asked(
     assert build(place, network, source).changed is False
     assert place.load("photos").identical(place.load_version("photos", grown.version))
     assert build(place, network, source, exemplars=0).changed
+
+
+def test_the_number_of_exemplars_and_their_layers_stay_each_by_itself(
+    place: Catalogue, network: tiny.Place, tmp_path: Path
+) -> None:
+    source = fill(tmp_path / "images", 6)
+    build(place, network, source, exemplars=3, exemplar_taps="b")
+    assert not build(place, network, source, exemplars=3).changed
+    assert not build(place, network, source, exemplar_taps="b").changed
+    for options, settings_now in (
+        ({"exemplars": 4}, ExemplarSettings(4, ("b",))),
+        ({"exemplar_taps": "*"}, ExemplarSettings(4, ("a", "b"))),
+        ({"exemplars": 0}, None),
+        ({"exemplar_taps": "a"}, ExemplarSettings(8, ("a",))),
+    ):
+        products = build(place, network, source, **options).version.products
+        assert ExemplarSettings.from_products(products) == settings_now
+
+
+def test_layers_whose_names_have_glob_characters_keep_their_exemplars() -> None:
+    names = ("a[0]", "a0", "b*", "bc", "d?", "de")
+    network: Any = SimpleNamespace(taps=tuple(Tap(name, 1, 1) for name in names))
+    had: Any = SimpleNamespace(imported=False, products=("exemplars-3:a[0],b*,d?",))
+    request = Request("x", "images", exemplars=4)
+    assert "exemplars-4:a[0],b*,d?" in products_of(request, network, had)
 
 
 def test_an_explanation_names_the_images_of_both_sides(
