@@ -334,7 +334,7 @@ class _ShardRun:
             rest.pop((at, index), None)
             self._worker_seconds[at] += receipt.seconds
             if receipt.held_by:
-                self._others.hold(self._jobs[at].work_uri, self._key(at, index), index)
+                self._others.hold(self._jobs[at].work_uri, self._key(at, index), (at, index))
             elif receipt.error:
                 self._errors[at, index] = receipt
                 why = self._final(receipt)
@@ -455,15 +455,16 @@ class _ShardRun:
         while self._others.held and not todo:
             sleep(pause)
             pause = min(pause * PAUSE_FACTOR, LONGEST_PAUSE)
-            for at, job in enumerate(self._jobs):
-                if job.work_uri not in self._others.held:
-                    continue
-                present = partial(_stored_keys, job.work_uri)
-                found = self._others.look(job.work_uri, present, monotonic())
-                for index in found.stored:
-                    self._is_stored(at, index, ShardReceipt(job.manifest_uri, index))
-                todo += [(job, index) for index in found.free]
-                todo += [(replace(job, claimant=""), index) for index in found.unclaimed]
+            for work_uri in [*self._others.held]:  # of which several jobs may have shards
+                present = partial(_stored_keys, work_uri)
+                found = self._others.look(work_uri, present, monotonic())
+                for at, index in found.stored:
+                    receipt = ShardReceipt(self._jobs[at].manifest_uri, index)
+                    self._is_stored(at, index, receipt)
+                todo += [(self._jobs[at], index) for at, index in found.free]
+                todo += [
+                    (replace(self._jobs[at], claimant=""), index) for at, index in found.unclaimed
+                ]
                 if found.stored:
                     pause = FIRST_PAUSE
         if todo:

@@ -1,7 +1,7 @@
 """Waits for the shards that another job counts, and takes over those of a job that has died.
 
     >>> waiting = SharedShards(claimant)                                         # doctest: +SKIP
-    >>> waiting.hold(work_uri, key, index)
+    >>> waiting.hold(work_uri, key, (0, index))
     >>> found = waiting.look(work_uri, present, monotonic())
 
 While it waits, a job lists the leases of a dataset at intervals, and its partials when a lease is
@@ -28,20 +28,24 @@ FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR = 0.05, 5.0, 1.5
 """Seconds between two looks; each pause is longer than the last while nothing changes."""
 
 
+Place = tuple[int, int]
+"""Where a run has a shard: the number of the run's job, and the index of the shard in it."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What became of shards that another job has held.
 
     Attributes:
-        stored: The indices of those that are stored now.
+        stored: The places of those that are stored now.
         free: Those that can be claimed.
         unclaimed: Those that are to be counted without a claim, as no lease of theirs can be judged
             by the store's clock.
     """
 
-    stored: tuple[int, ...] = ()
-    free: tuple[int, ...] = ()
-    unclaimed: tuple[int, ...] = ()
+    stored: tuple[Place, ...] = ()
+    free: tuple[Place, ...] = ()
+    unclaimed: tuple[Place, ...] = ()
 
 
 @dataclass
@@ -60,19 +64,20 @@ class SharedShards:
 
     Attributes:
         claimant: The id of this job.
-        held: The index of each such shard, by its key, by the work folder of its dataset.
+        held: The places of each such shard, by its key, by the work folder of its dataset. There
+            are several if several jobs of the run have the shard.
     """
 
     claimant: str
-    held: dict[str, dict[str, int]] = field(default_factory=dict)
+    held: dict[str, dict[str, list[Place]]] = field(default_factory=dict)
     _watched: dict[str, _Watched] = field(default_factory=dict)
     _known: set[str] = field(default_factory=set)
     _tried: dict[str, list[Stored]] = field(default_factory=dict)
     """The leases of each shard that was handed out although it had some, by its key."""
 
-    def hold(self, work_uri: str, key: str, index: int) -> None:
+    def hold(self, work_uri: str, key: str, place: Place) -> None:
         """Takes note of a shard that another job holds."""
-        self.held.setdefault(work_uri, {})[key] = index
+        self.held.setdefault(work_uri, {}).setdefault(key, []).append(place)
 
     def look(self, work_uri: str, present: Callable[[], Set[str]], now: float) -> Found:
         """Looks at the held shards of a dataset once.
@@ -96,15 +101,15 @@ class SharedShards:
         if not over:
             return Found()
         there = present()
-        stored, free, unclaimed = [], [], []
+        stored, free, unclaimed = list[Place](), list[Place](), list[Place]()
         for key in sorted(over, key=held.__getitem__):
-            index = held.pop(key)
+            places = held.pop(key)
             if key in there:
-                stored.append(index)
+                stored += places
             elif self._can_be_claimed(key, leases[key]):
-                free.append(index)
+                free += places
             else:
-                unclaimed.append(index)
+                unclaimed += places
         if not held:
             del self.held[work_uri]
         return Found(tuple(stored), tuple(free), tuple(unclaimed))

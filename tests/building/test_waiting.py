@@ -35,7 +35,7 @@ def looks(shared: SharedShards, work: str, now: float) -> Found:
     """Looks at the only shard, and holds it again if it was handed out."""
     found = shared.look(work, none, now)
     if found != Found():
-        shared.hold(work, "key", 0)
+        shared.hold(work, "key", (0, 0))
     return found
 
 
@@ -43,26 +43,36 @@ def test_a_shard_that_a_worker_refused_is_taken_without_a_claim(work: str) -> No
     """The worker judges by the store's clock, which may be wrong."""
     put(work, 1, "dead")
     shared = SharedShards("mine")
-    shared.hold(work, "key", 0)
+    shared.hold(work, "key", (0, 0))
     assert looks(shared, work, 0.0) == Found()
-    assert looks(shared, work, OVER) == Found(free=(0,))
-    assert looks(shared, work, OVER + 1) == Found(unclaimed=(0,))
+    assert looks(shared, work, OVER) == Found(free=((0, 0),))
+    assert looks(shared, work, OVER + 1) == Found(unclaimed=((0, 0),))
 
 
 def test_a_shard_that_another_job_had_meanwhile_was_refused_by_nobody(work: str) -> None:
     put(work, 1, "dead")
     shared = SharedShards("mine")
-    shared.hold(work, "key", 0)
+    shared.hold(work, "key", (0, 0))
     looks(shared, work, 0.0)
-    assert looks(shared, work, OVER) == Found(free=(0,))
+    assert looks(shared, work, OVER) == Found(free=((0, 0),))
     put(work, 2, "quicker")
     assert looks(shared, work, OVER + 1) == Found()
     storage.delete(lease_uri(work, "key", 2))  # it failed
-    assert looks(shared, work, OVER + 2) == Found(free=(0,))
+    assert looks(shared, work, OVER + 2) == Found(free=((0, 0),))
 
 
 def test_a_shard_that_is_stored_is_not_handed_out(work: str) -> None:
     shared = SharedShards("mine")
-    shared.hold(work, "key", 7)
-    assert shared.look(work, lambda: {"key"}, 0.0) == Found(stored=(7,))
+    shared.hold(work, "key", (0, 7))
+    assert shared.look(work, lambda: {"key"}, 0.0) == Found(stored=((0, 7),))
     assert shared.held == {}
+
+
+def test_a_shard_of_several_jobs_is_told_to_each(work: str) -> None:
+    """An erasure has several jobs of one work folder."""
+    shared = SharedShards("mine")
+    shared.hold(work, "key", (0, 7))
+    shared.hold(work, "key", (1, 2))
+    shared.hold(work, "other", (1, 3))
+    found = shared.look(work, lambda: {"key"}, 0.0)
+    assert found == Found(stored=((0, 7), (1, 2)), free=((1, 3),))
