@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from pipeline.building.request import Request
 from pipeline.catalogue import Catalogue, Version
 from pipeline.errors import SourceError, UsageError
-from pipeline.sources import Manifest
+from pipeline.sources import Manifest, has_names_of
 from pipeline.wording import count_of, option
 
 SELECTING = ("include", "exclude", "group_by", "image_column", "by", "pair_by", "limit")
@@ -35,7 +36,12 @@ def kept_plan(catalogue: Catalogue, name: str, spec: str, base: Version | None) 
     """
     planned = catalogue.planned(name, spec)
     if planned is not None:
-        return planned[0]
+        manifest, (selection, _) = planned[0], catalogue.planned_selection(name, spec) or ({}, "")
+        by = selection.get("pair_by")
+        if by is None or manifest.pairing is None:
+            return manifest
+        # Plans by several `pair_by` may have one digest, and the manifest is that of the first.
+        return replace(manifest, pairing=replace(manifest.pairing, by=str(by)))
     if base is None or base.imported:
         return None
     try:
@@ -64,29 +70,54 @@ def paired_as(
 
     Returns:
         The `pair_by` that applies, and the manifest whose shards are kept: None if the dataset is
-        to be planned anew, as its images are named in another way now.
+        to be planned anew, as some of its images have other names now.
 
     Raises:
-        UsageError: The images of a dataset that is to stay are named in another way.
+        UsageError: Some images of a dataset that is to stay have other names now.
         SourceError: The manifest of `former` is not there, which says what pairs the images.
     """
     if before is None:
         if request.pair_by is not None or base is not None or former is None:
             return request.pair_by, None
         return _pair_by(catalogue.manifest(request.name, former)), None
-    planned = had = _pair_by(before)
+    committed = before
     if base is not None and not base.imported and base.manifest != before.digest:
         with suppress(SourceError):
-            had = _pair_by(catalogue.manifest(request.name, base))
-    asked = had if request.pair_by is None else request.pair_by
-    if asked == had or base is None or request.replace:
-        return asked, before if asked == planned else None
+            committed = catalogue.manifest(request.name, base)
+    asked = _pair_by(committed) if request.pair_by is None else request.pair_by
+    kept = before if named_alike(before, asked) else None
+    is_same = kept is not None if committed is before else named_alike(committed, asked)
+    if is_same or base is None or request.replace:
+        return asked, kept
+    had = _pair_by(committed)
     named = "their paths below the source" if had is None else repr(had)
     raise UsageError(
         f"{request.name}: its images are paired by {named}, which has decided their folds, and "
         f"pair_by is {request.pair_by!r} now; leave {option('pair_by')} out to keep that, or give "
         f"{option('replace', True)} to count all images again, in new folds"
     )
+
+
+def named_alike(manifest: Manifest, by: str | None) -> bool:
+    """Tells whether a `pair_by` names the images of a manifest as they are named.
+
+    Images directly below the source have the same path and stem. So another `pair_by` need not mean
+    other names.
+
+    Args:
+        manifest: The manifest. Its candidates are read if it states another `pair_by`.
+        by: The `pair_by`.
+
+    Returns:
+        Whether it does. False if that is not known, as candidates are lost.
+    """
+    if by == _pair_by(manifest):
+        return True
+    with suppress(SourceError):
+        return manifest.pairing is not None and has_names_of(
+            manifest, replace(manifest.pairing, by=by)
+        )
+    return False
 
 
 def _pair_by(manifest: Manifest) -> str | None:

@@ -15,6 +15,7 @@ from pipeline.building.counted_way import make_spec, products_of, require_room_f
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.earlier_plan import (
     kept_plan,
+    named_alike,
     paired_as,
     plan_to_change,
     selection_of,
@@ -298,6 +299,12 @@ class Planner:
             store_manifest(catalogue.uri("manifests", spec, name, manifest.digest), manifest)
         selection = selection_of(request)
         if not catalogue.notes_plan(name, spec, manifest.digest, products, selection):
+            if request.replace and not named_alike(catalogue.manifest(name, base), request.pair_by):
+                raise UsageError(
+                    f"{name}: under pair_by {request.pair_by!r} all images happen to be in the "
+                    "same folds, so that no new version can state their new names; build it under "
+                    "another name"
+                )
             backend = counted_by(base.numerics) or "torch"
             catalogue.note_plan(
                 name, spec, manifest.digest, products, backend, selection, base.manifest

@@ -26,6 +26,7 @@ from .manifest_difference import ManifestDifference as ManifestDifference
 from .manifest_file import MANIFEST as MANIFEST
 from .manifest_file import head_at as head_at
 from .pair_names import Pairing as Pairing
+from .pair_sample import has_names_of as has_names_of
 from .pair_sample import pairs_of as pairs_of
 from .parallel_listing import list_pages as list_pages
 from .parallel_listing import walk_widely as walk_widely

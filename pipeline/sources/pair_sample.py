@@ -78,6 +78,34 @@ def pairs_of(manifest: Manifest, mapper: Mapper | None = None) -> Pairs | None:
     return Pairs.of(found, manifest.candidates)
 
 
+def has_names_of(manifest: Manifest, pairing: Pairing) -> bool:
+    """Tells whether images keep their names if they are named in another way. All are read.
+
+    Args:
+        manifest: The images, and how they are named.
+        pairing: The other way.
+
+    Returns:
+        Whether all names are the same. False if a label has the names in one of the two ways.
+
+    Raises:
+        CorruptFile: Some entries are damaged.
+        SourceError: Some entries are missing.
+        StorageError: The disk for temporary files has no room.
+    """
+    now = manifest.pairing
+    if now is None or now.label is not None or pairing.label is not None:
+        return False
+    query = f"select 1 from rows where {now.name()} <> {pairing.name()} limit 1"
+    with storage.ScratchFolder("pairs") as folder, connect(folder) as database:
+        for rows in _pieces(manifest, None):
+            database.register("rows", rows)
+            if database.execute(query).fetchone() is not None:
+                return False
+            database.unregister("rows")
+    return True
+
+
 def _sample(some: _SampledShards) -> dict[int, int]:
     """Returns the fold of each number below the limit; the lowest, if several images have it."""
     manifest, found = some.manifest, dict[int, int]()

@@ -21,7 +21,7 @@ from pipeline.errors import Conflict, GateError, SourceError, TransientError, Us
 from pipeline.events import Said
 from pipeline.refreshing import load_config
 from pipeline.reporting import build_json, build_sentence
-from pipeline.sources import ChangeCounts, Listing, Manifest
+from pipeline.sources import ChangeCounts, Listing, Manifest, Rules, list_source, plan
 from pipeline.spec import Resources
 from tests.sources.test_change_list import Row, write_changes
 from tests.support import tiny_network as tiny
@@ -235,6 +235,60 @@ def test_images_that_are_paired_in_another_way_are_counted_again(place: Place) -
     other = place.build(catalogue=clean, pair_by="stem").version
     assert (again.version.images, again.version.dna) == (7, other.dna)
     place.require_whole(again, pair_by="stem")
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_where_all_names_stay_another_pair_by_holds_from_now_on(
+    place: Place, replaces: bool
+) -> None:
+    """A file in no folder has the same path and stem, and so it is in the same fold."""
+    flat(place)
+    place.build()
+    assert not place.build(pair_by="stem", replace=replaces).changed
+    place.write("c/new.png", 7)
+    (place.images / "c" / "torn.png").write_bytes(b"torn")
+    with pytest.raises(GateError):
+        place.build(pair_by="stem", max_failures=0)
+    again = place.build(pair_by="stem", max_failures=1)
+    assert pairing(place, again.version) == "stem"
+    with pytest.raises(UsageError, match="paired by 'stem'"):
+        place.build(pair_by="label")
+
+
+def test_where_all_names_stay_another_pair_by_need_not_be_repeated(place: Place) -> None:
+    flat(place)
+    place.build()
+    place.build(pair_by="stem")
+    assert not place.build().changed
+    place.write("c/new.png", 7)
+    again = place.build()
+    assert pairing(place, again.version) == "stem"
+    place.require_whole(again, pair_by="stem")
+
+
+def flat(place: Place) -> None:
+    """Moves all images to the source itself."""
+    for image in place.images.glob("*/*.png"):
+        image.rename(place.images / image.name)
+
+
+def test_names_that_no_version_can_state_are_refused(place: Place) -> None:
+    """An image has another name by its stem, and is in the same fold by chance."""
+    flat(place)
+    for number in range(1000):
+        image = place.images / "c" / f"{number}.png"
+        place.write(f"c/{number}.png", 7)
+        found = [list_source(str(place.images), Rules(pair_by=by)) for by in (None, "stem")]
+        if len({plan(listing).digest for listing in found}) == 1:
+            break
+        image.unlink()
+    place.build()
+    with pytest.raises(UsageError, match="give `replace=True` to count all"):
+        place.build(pair_by="stem")
+    for _ in range(2):
+        with pytest.raises(UsageError, match="no new version can state their new names"):
+            place.build(pair_by="stem", replace=True)
+    assert not place.build().changed
 
 
 def test_a_plan_without_a_version_does_not_decide_what_pairs_the_images(place: Place) -> None:
