@@ -32,6 +32,7 @@ from tests.engine.test_ray_engine import clean, same_bits
 from tests.support.faulty_start import FAILS, LACKS_A_MODULE, WAITS, StartsElsewhere
 from tests.support.gpu_nodes import FAST_CHECKS, PATIENT_CHECKS
 from tests.support.ray_commands import (
+    NO_DASHBOARD,
     REPOSITORY,
     SHARDS,
     Small,
@@ -123,7 +124,7 @@ class Nodes:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Cluster]:
     """A cluster of one node that takes no worker; the tests add others and lose them."""
-    node = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+    node = {"num_cpus": 0, "object_store_memory": 200 * 2**20, **NO_DASHBOARD}
     node["_system_config"] = FAST_CHECKS
     cluster = Cluster()
     try:
@@ -181,7 +182,7 @@ def test_nodes_whose_device_fails_are_left_out_and_the_others_count_all(
             quick.replace(pace)
 
     try:
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": PATIENT_CHECKS}
+        head = {"num_cpus": 0, "_system_config": PATIENT_CHECKS, **NO_DASHBOARD}
         kinds = [{"SLOW_GPU": "4", "GPU_PACE": str(pace)}, *({n: "1"} for n in DEVICE_FAULTS)]
         devices = [{"num_gpus": 1, "env_vars": kind} for kind in kinds]
         for node in (head, *devices):

@@ -37,6 +37,7 @@ from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos
 from tests.support.ray_commands import (
     IMAGES,
+    NO_DASHBOARD,
     REPOSITORY,
     SHARD_IMAGES,
     SHARDS,
@@ -192,7 +193,7 @@ def test_an_image_that_kills_its_decoding_task_is_listed_and_the_rest_is_counted
 def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for name, value in small.environment(SLOW).items():
         monkeypatch.setenv(name, value)  # a node's workers have it of their node
-    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 500 * 2**20}
+    head = {"num_cpus": 2, "object_store_memory": 500 * 2**20, **NO_DASHBOARD}
     cluster = Cluster()
     try:
         start_with_retries(lambda: cluster.add_node(**head))

@@ -36,6 +36,7 @@ from ray.cluster_utils import Cluster
 from pipeline.engine.ray_start import start_with_retries
 from tests.support.ceph import free_port
 from tests.support.gpu_nodes import SMALL_STORE
+from tests.support.ray_commands import NO_DASHBOARD
 
 HEAD = FAKE_HEAD_NODE_ID
 """The id of the head. The nodes that the autoscaler brings are numbered after it."""
@@ -116,7 +117,7 @@ def autoscaled_cluster(
             config.write_text(json.dumps(_config(port, most, resources, idle_seconds)))
             cluster.add_node(
                 num_cpus=1,
-                include_dashboard=False,
+                **NO_DASHBOARD,
                 object_store_memory=SMALL_STORE,
                 gcs_server_port=port,
                 autoscaling_config=str(config),

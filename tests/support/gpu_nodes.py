@@ -17,6 +17,7 @@ from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
 from pipeline.engine.ray_start import start_with_retries
+from tests.support.ray_commands import NO_DASHBOARD
 
 FAST_CHECKS = {
     "health_check_initial_delay_ms": 0,
@@ -59,7 +60,7 @@ class GpuNodes:
         self._kinds: dict[Any, dict[str, str]] = {}
 
     def __enter__(self) -> GpuNodes:
-        self._add(num_cpus=0, include_dashboard=False, _system_config=PATIENT_CHECKS)
+        self._add(num_cpus=0, _system_config=PATIENT_CHECKS, **NO_DASHBOARD)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -40,6 +40,9 @@ ENTRY_POINTS = """
 tiny = tests.support.{module}:register
 """
 
+NO_DASHBOARD: dict[str, Any] = {"include_dashboard": False, "dashboard_port": None}
+"""Options of a head. Ray leaves a socket open if it is given a port that another cluster has."""
+
 SLOW = """
 import time
 import PIL.Image
