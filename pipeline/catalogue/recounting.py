@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import random
 import secrets
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -215,7 +214,7 @@ class _DatasetRecount:
     def _scratch(self, engine: Engine) -> Iterator[str]:
         """Makes a temporary folder for the new partials, where every worker can write."""
         if engine.in_process:
-            with tempfile.TemporaryDirectory() as folder:
+            with storage.ScratchFolder("recount") as folder:
                 yield storage.canonical(folder)
             return
         folder = f"{RECOUNT_FOLDER}{secrets.token_hex(8)}"
