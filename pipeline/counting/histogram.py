@@ -282,42 +282,18 @@ def _count(
             sums = means[image]
             for top in range(0, positions, rows):
                 m, at = min(rows, positions - top), image * positions + top
-                for j in range(0, whole, NEURONS_AT_ONCE):
-                    place_rows(
-                        rows_of_all,
-                        at,
-                        m,
-                        least,
-                        most,
-                        centre,
-                        half,
-                        bins,
-                        start + j,
-                        index,
-                        j,
-                        width,
-                        sums,
-                        minimum,
-                        maximum,
+                j = 0
+                while j < width:
+                    work = (
+                        *(rows_of_all, at, m, least, most, centre, half, bins, start + j),
+                        *(index, j, width, sums, minimum, maximum),
                     )
-                for j in range(whole, width):
-                    _place_column(
-                        rows_of_all,
-                        at,
-                        m,
-                        least,
-                        most,
-                        centre,
-                        half,
-                        bins,
-                        start + j,
-                        index,
-                        j,
-                        width,
-                        sums,
-                        minimum,
-                        maximum,
-                    )
+                    if j < whole:
+                        place_rows(*work)
+                        j += NEURONS_AT_ONCE
+                    else:
+                        _place_column(*work)
+                        j += 1
                 # An unsigned index: numba's wrap-around of negative ones costs threefold.
                 for i in range(m * width):
                     part[index[i]] += 1

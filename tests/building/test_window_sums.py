@@ -232,6 +232,22 @@ def test_a_window_reads_no_image_and_is_made_once(
     assert place.load("cams@last:2d", folds=True).images == 7
 
 
+def test_a_window_is_added_up_again_if_a_build_has_removed_sums_under_it(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compose, failed = window_sums.compose, list[bool]()
+
+    def compose_later(*args: Any, **options: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise SourceError("a sum is gone")
+        return compose(*args, **options)
+
+    monkeypatch.setattr(window_sums, "compose", compose_later)
+    assert place.find("cams@last:2d").images == 7
+    assert failed == [True]
+
+
 def test_how_far_the_sums_of_a_window_are_is_told(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

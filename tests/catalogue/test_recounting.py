@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import storage
-from pipeline.building import Request, build_datasets, committer
+from pipeline.building import Request, build_datasets, committer, runner
 from pipeline.catalogue import Catalogue, Finding, Verification, Version, recount, verify
 from pipeline.catalogue.recounting import MOVED_BY_ROUNDING, compare_partials
 from pipeline.counting import (
@@ -258,6 +259,32 @@ def test_no_sum_over_a_shard_outlives_its_partial(
     repaired = Place(place.images.parent)
     assert wrong(repaired.run(sample=None)) == wrong(list(verify(place.catalogue))) == {}
     assert {path.name for path in nodes.iterdir()} == before
+
+
+def test_sums_over_shards_that_another_job_has_stored_meanwhile_stay(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This job had listed the partials before, and the other one added them up since."""
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    for seed in range(20, 40):
+        photo(seed).save(place.images / f"more-{seed}.jpg")
+    build(place.images.parent, shard_images=1)
+    place = Place(place.images.parent)
+    version, work = place.version, place.catalogue.work_uri(NAME, place.version.spec)
+    spec = SimpleNamespace(digest=version.spec)
+    recipe = SimpleNamespace(spec=spec, products=version.products)
+    job: Any = SimpleNamespace(work_uri=work, recipe=recipe)
+    nodes = Path(storage.local_path(storage.join(work, "nodes")))
+    before = {path.name for path in nodes.iterdir()}
+    keys = place.manifest.keys(version.spec, version.products)
+    runner._remove_sums_over(job, place.manifest, set(keys))
+    assert {path.name for path in nodes.iterdir()} == before != set()
+    folds = Counter(head.fold for head in place.manifest.heads)
+    index = next(h.index for h in place.manifest.heads if folds[h.fold] > 1)
+    storage.delete(place.partial(index))
+    runner._remove_sums_over(job, place.manifest, {keys[index]})
+    assert [*nodes.iterdir()] == []
 
 
 class SharedEngine(InProcess):
