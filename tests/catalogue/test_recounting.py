@@ -246,6 +246,22 @@ def test_no_sum_over_a_shard_outlives_its_partial(
     storage.delete(place.catalogue.uri("dna", place.version.spec, NAME, place.version.dna))
     with pytest.raises(RuntimeError, match="died"):
         build(place.images.parent, Dying(), shard_images=1)
+    assert [*nodes.iterdir()] == []
+    build(place.images.parent, shard_images=1)
+    repaired = Place(place.images.parent)
+    assert wrong(repaired.run(sample=None)) == wrong(list(verify(place.catalogue))) == {}
+    assert {path.name for path in nodes.iterdir()} == before
+
+
+def test_sums_that_vanish_while_they_are_added_up_are_made_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    for seed in range(20, 40):
+        photo(seed).save(place.images / f"more-{seed}.jpg")
+    work = place.catalogue.work_uri(NAME, place.version.spec)
+    nodes = Path(storage.local_path(storage.join(work, "nodes")))
     removed = []
 
     def compose_later(*args: Any, **options: Any) -> Any:
@@ -256,9 +272,8 @@ def test_no_sum_over_a_shard_outlives_its_partial(
     monkeypatch.setattr(committer, "compose", compose_later)
     build(place.images.parent, shard_images=1)
     assert removed != []
-    repaired = Place(place.images.parent)
-    assert wrong(repaired.run(sample=None)) == wrong(list(verify(place.catalogue))) == {}
-    assert {path.name for path in nodes.iterdir()} == before
+    built = Place(place.images.parent)
+    assert wrong(built.run(sample=None)) == wrong(list(verify(place.catalogue))) == {}
 
 
 def test_sums_over_shards_that_another_job_has_stored_meanwhile_stay(
