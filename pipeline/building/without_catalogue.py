@@ -146,12 +146,13 @@ def make_dna(
                     manifest.heads, pool.map(count, range(len(manifest.heads))), strict=True
                 )
                 for fold, parts in groupby(counted, lambda part: part[0].fold):
-                    of_fold = DNA.empty(spec, found)
+                    of_fold: DNA | None = None  # adding to an empty one would copy all counts
                     for _, partial in parts:
                         total += partial
-                        of_fold += replace(partial.dna, scatter=None)
+                        dna = replace(partial.dna, scatter=None)
+                        of_fold = dna if of_fold is None else of_fold + dna
                         progress(StepDone(partial.candidates, len(partial.failures)))
-                    folds += HeldFolds.of([(fold, of_fold)])
+                    folds += HeldFolds.of([(fold, of_fold)] if of_fold is not None else [])
         finally:
             counter.close()
     failures, candidates = total.failures, total.candidates

@@ -36,7 +36,7 @@ class CpuCounts:
         self._ranges = ranges
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._all: list[list[LayerCounts]] = []
+        self._all: list[LayerCounts] = []
 
     def count(self, extractor: Extractor, pixels: Prepared) -> Means:
         """Counts the activations of a micro-batch.
@@ -65,26 +65,22 @@ class CpuCounts:
     def read(self) -> Counted:
         """Returns what all threads have counted; none may be counting any more."""
         first, *others = self._all or [self._new()]
-        for mine in others:
-            for layer, other in zip(first, mine, strict=True):
-                layer.merge(other)
-        return (
-            np.concatenate([layer.table for layer in first]),
-            np.concatenate([layer.minimum for layer in first]),
-            np.concatenate([layer.maximum for layer in first]),
-        )
+        for other in others:
+            first.merge(other)
+        return first.table, first.minimum, first.maximum
 
     def _of_this_thread(self) -> list[LayerCounts]:
-        mine: list[LayerCounts] | None = getattr(self._local, "counts", None)
-        if mine is None:
-            mine = self._local.counts = self._new()
+        """Returns the counts of each layer, in this thread's tables."""
+        layers: list[LayerCounts] | None = getattr(self._local, "layers", None)
+        if layers is None:
+            mine = self._new()
+            layers = self._local.layers = [mine.part(neurons) for neurons in self._spec.slices]
             with self._lock:
                 self._all.append(mine)
-        return mine
+        return layers
 
-    def _new(self) -> list[LayerCounts]:
-        low, high, bins = self._ranges.low, self._ranges.high, self._spec.bins
-        return [LayerCounts(low[s], high[s], bins) for s in self._spec.slices]
+    def _new(self) -> LayerCounts:
+        return LayerCounts(self._ranges.low, self._ranges.high, self._spec.bins)
 
 
 class GpuCounts:

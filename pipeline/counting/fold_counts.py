@@ -61,10 +61,8 @@ class FoldCounts:
         if self._on_device is not None:
             self._tensors = [DeviceCounts(self._on_device, bins) for _ in range(self._folds)]
             return
-        self._tables = [
-            [LayerCounts(low[s], high[s], bins) for s in self._spec.slices]
-            for _ in range(self._folds)
-        ]
+        self._tables = [LayerCounts(low, high, bins) for _ in range(self._folds)]
+        self._layers = [[whole.part(s) for s in self._spec.slices] for whole in self._tables]
 
     def add(self, pixels: Prepared, folds: Ints) -> Floats:
         """Counts up to a micro-batch of images.
@@ -86,7 +84,7 @@ class FoldCounts:
             activations = x.numpy()
             with self._locks[index]:
                 for fold, at in rows.items():
-                    means[at, slices[index]] = self._tables[fold][index].add(activations[at])
+                    means[at, slices[index]] = self._layers[fold][index].add(activations[at])
 
         self._extractor.observe(pixels, visit)
         return means
@@ -113,22 +111,18 @@ class FoldCounts:
         return found
 
     def read(self, fold: int) -> Counted:
-        """Copies what was counted in a fold; no thread may be counting meanwhile.
+        """Returns what was counted in a fold; no thread may be counting meanwhile.
 
         Args:
             fold: The fold.
 
         Returns:
-            Its table, minimum and maximum.
+            Its table, minimum and maximum. On a CPU they change with what is counted next.
         """
         if self._on_device is not None:
             return self._tensors[fold].read()
-        layers = self._tables[fold]
-        return (
-            np.concatenate([layer.table for layer in layers]),
-            np.concatenate([layer.minimum for layer in layers]),
-            np.concatenate([layer.maximum for layer in layers]),
-        )
+        whole = self._tables[fold]
+        return whole.table, whole.minimum, whole.maximum
 
 
 @contextmanager

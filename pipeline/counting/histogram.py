@@ -30,6 +30,8 @@ batch the image stands.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,7 +58,7 @@ INDEX_TILE = 4096
 
 
 class LayerCounts:
-    """Counts of one layer, for one thread to add to.
+    """Counts of some neurons, for one thread to add to.
 
     Attributes:
         low: The lower end of each neuron's range, float64 (C,).
@@ -75,6 +77,22 @@ class LayerCounts:
         self.minimum = np.full(neurons, np.inf, np.float32)
         self.maximum = np.full(neurons, -np.inf, np.float32)
         self._scale = scale_of(self.low, self.high)
+
+    def part(self, neurons: slice) -> LayerCounts:
+        """Takes some of the neurons, such as those of a layer.
+
+        Args:
+            neurons: Which of them.
+
+        Returns:
+            Their counts. What is added to them is added to these, as they have the same memory.
+        """
+        part = copy.copy(self)
+        for name in ("low", "high", "table", "minimum", "maximum"):
+            setattr(part, name, getattr(self, name)[neurons])
+        least, most, centre, half = self._scale
+        part._scale = least[neurons], most[neurons], centre[neurons], half[neurons]
+        return part
 
     def add(self, x: NDArray[np.float32]) -> Floats:
         """Counts activations.
@@ -102,7 +120,7 @@ class LayerCounts:
         return means
 
     def merge(self, other: LayerCounts) -> None:
-        """Adds what another thread counted of the same layer.
+        """Adds what another thread counted of the same neurons.
 
         Args:
             other: Its counts, which stay as they are.

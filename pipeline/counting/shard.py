@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce as add_left_to_right
 from itertools import accumulate, islice
-from typing import Any
 
 import numpy as np
 
@@ -425,25 +424,29 @@ def dna_of_counts(
     Returns:
         The DNA.
     """
+    ranges.require_those_of(spec)
     table, minimum, maximum = counted
     bins = spec.bins
-    outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
-    ints: dict[str, Any] = {name: table[:, bins + at].copy() for name, at in outside.items()}
-    return replace(
-        DNA.empty(spec, ranges),
+    return DNA(
+        spec,
+        spec.layers,
         images=moments.images,
         failed=failed,
-        transparent=noted.transparent,
-        single_colour=noted.single_colour,
-        counts=np.ascontiguousarray(table[:, :bins]),
-        **ints,
+        counts=table[:, :bins].copy(),
+        underflow=table[:, bins + UNDERFLOW].copy(),
+        overflow=table[:, bins + OVERFLOW].copy(),
+        nonfinite=table[:, bins + NONFINITE].copy(),
+        low=ranges.low,
+        high=ranges.high,
         # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
         min=minimum + np.float32(0),
         max=maximum + np.float32(0),
         mean=moments.mean,
         m2=moments.m2,
-        scatter=moments.scatter,
         numerics=((numerics, moments.images),) if moments.images else (),
+        scatter=moments.scatter,
+        transparent=noted.transparent,
+        single_colour=noted.single_colour,
     )
 
 

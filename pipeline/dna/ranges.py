@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.dna.arrays import Floats
-from pipeline.errors import CorruptFile
-from pipeline.spec import digest_of
+from pipeline.errors import CorruptFile, SpecMismatch
+from pipeline.spec import Spec, digest_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,18 @@ class Ranges:
             [value.hex() for value in self.low.tolist()],
             [value.hex() for value in self.high.tolist()],
         )
+
+    def require_those_of(self, spec: Spec) -> None:
+        """Checks that a spec names these ranges.
+
+        Args:
+            spec: The spec.
+
+        Raises:
+            SpecMismatch: It names others.
+        """
+        if self.digest != spec.ranges_digest:
+            raise SpecMismatch(f"ranges {self.digest} are not the spec's {spec.ranges_digest}")
 
     def select(self, taps: Sequence[tuple[str, int]]) -> Ranges:
         """Takes the ranges of some layers.

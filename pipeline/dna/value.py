@@ -144,8 +144,7 @@ class DNA:
         Raises:
             SpecMismatch: The spec names other ranges.
         """
-        if ranges.digest != spec.ranges_digest:
-            raise SpecMismatch(f"ranges {ranges.digest} are not the spec's {spec.ranges_digest}")
+        ranges.require_those_of(spec)
         n = spec.neurons
         zeros: dict[str, Any] = {name: np.zeros(n, np.int64) for name in INT_COLUMNS}
         return cls(

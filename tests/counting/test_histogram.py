@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,24 @@ def test_counts_and_means_do_not_depend_on_batches(
     assert same(merged.table, whole.table)
     assert np.array_equal(merged.minimum, whole.minimum)
     assert np.array_equal(merged.maximum, whole.maximum)
+
+
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 70), max_size=4))
+@example(0, [])
+@example(1, [8, 33])
+def test_the_parts_of_counts_count_as_each_would_alone(seed: int, cuts: list[int]) -> None:
+    ends = [0, *sorted(cuts), 70]
+    layers = [slice(start, stop) for start, stop in pairwise(ends) if start < stop]
+    x = activations(seed, 2, 90, 70)
+    low, high = np.linspace(-3, -1, 70), np.linspace(0.5, 3, 70)
+    whole = LayerCounts(low, high, 50)
+    for layer in layers:
+        of_layer = np.ascontiguousarray(x[:, :, layer])
+        means = whole.part(layer).add(of_layer)
+        alone = LayerCounts(low[layer], high[layer], 50)
+        assert same(means, alone.add(of_layer))
+        for name in ("table", "minimum", "maximum"):
+            assert same(getattr(whole, name)[layer], getattr(alone, name))
 
 
 def test_means_add_positions_in_order() -> None:
