@@ -1,4 +1,5 @@
-from .allocator import MALLOC_ENVIRONMENT as MALLOC_ENVIRONMENT
+from .allocator import HUGE_PAGES as HUGE_PAGES
+from .allocator import MEMORY_ENVIRONMENT as MEMORY_ENVIRONMENT
 from .allocator import collect_rarely as collect_rarely
 from .allocator import keep_memory as keep_memory
 from .backends import choose_backend as choose_backend

@@ -28,7 +28,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.counting import (
-    MALLOC_ENVIRONMENT,
+    HUGE_PAGES,
+    MEMORY_ENVIRONMENT,
     OVERLAP,
     Recipe,
     ShardJob,
@@ -89,7 +90,7 @@ T = TypeVar("T")
 
 R = TypeVar("R")
 
-WORKER_ENVIRONMENT = MALLOC_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+WORKER_ENVIRONMENT = MEMORY_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
 """The environment variables that every worker's process is started with."""
 
 FORWARDED = (
@@ -102,6 +103,7 @@ FORWARDED = (
     "AWS_CA_BUNDLE",
     "AWS_REQUEST_CHECKSUM_CALCULATION",
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    HUGE_PAGES,
     *retry.VARIABLES,
 )
 """Settings of the driver that workers get, too. None is a secret: Ray's dashboard shows them."""
