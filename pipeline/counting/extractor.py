@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.counting.openvino_forward import OpenVinoForward
+
 INTRA_OP_THREADS = 1
 """Threads of one forward pass on a CPU; as many passes run at once as there are cores."""
 
@@ -190,7 +192,7 @@ class Extractor:
         for notation in network.observed:
             if parse(notation)[0] not in modules:
                 raise UsageError(f"{network.name} has no module {parse(notation)[0]!r} to tap")
-        self._openvino: Callable[[NDArray[np.float32]], list[NDArray[np.float32]]] | None = None
+        self._openvino: OpenVinoForward | None = None
         if backend == "openvino":
             from pipeline.counting.openvino_forward import OpenVinoForward
 
@@ -258,8 +260,10 @@ class Extractor:
         if not 0 < real <= self.micro_batch:
             raise ValueError(f"{real} images do not make a micro-batch of {self.micro_batch}")
         if self._openvino is not None:
-            whole = np.zeros((self.micro_batch, *pixels.shape[1:]), np.float32)
-            whole[:real] = pixels
+            whole = np.asarray(pixels)
+            if real < self.micro_batch:
+                whole = np.zeros((self.micro_batch, *pixels.shape[1:]), np.float32)
+                whole[:real] = pixels
             for index, activations in enumerate(self._openvino(whole)):
                 visit(index, torch.from_numpy(activations[:real]))
             return
@@ -305,13 +309,18 @@ class Extractor:
 
     def _require_taps(self) -> None:
         found: dict[int, Tap] = {}
+        names = [tap.name for tap in self.network.taps]
 
         def visit(index: int, x: torch.Tensor) -> None:
             if index in found:
-                raise SpecMismatch(f"{found[index].name} of {self.network.name} runs twice")
-            found[index] = Tap(self.network.taps[index].name, x.shape[2], x.shape[1])
+                raise SpecMismatch(f"{names[index]} of {self.network.name} runs twice")
+            found[index] = Tap(names[index], x.shape[2], x.shape[1])
 
-        self.observe(np.zeros((1, self.network.height, self.network.width, 3), np.float32), visit)
+        if self._openvino is not None:
+            found = {i: Tap(names[i], *reversed(s)) for i, s in enumerate(self._openvino.shapes)}
+        else:
+            blank = np.zeros((1, self.network.height, self.network.width, 3), np.float32)
+            self.observe(blank, visit)
         yielded = tuple(found[index] for index in sorted(found))
         if yielded != self.network.taps:
             raise SpecMismatch(

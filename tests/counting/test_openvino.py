@@ -6,6 +6,7 @@ import importlib.util
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -224,6 +225,24 @@ def test_a_network_that_is_converted_wrongly_is_refused(
     monkeypatch.setattr(openvino_forward, "_converted", wrongly)
     with pytest.raises(SpecMismatch, match="other activations of tiny than torch does: a is"):
         Extractor(network, backend="openvino")
+
+
+def test_images_that_come_out_at_other_places_are_noticed(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Turned(openvino_forward.OpenVinoForward):
+        def __call__(self, pixels: Any) -> Any:
+            return [np.roll(x, 1, axis=0) for x in super().__call__(pixels)]
+
+    monkeypatch.setattr(openvino_forward, "OpenVinoForward", Turned)
+    with pytest.raises(SpecMismatch, match="other activations of tiny than torch does"):
+        Extractor(network, backend="openvino")
+
+
+def test_a_network_with_other_taps_than_stated_is_refused(network: Network) -> None:
+    taps = (*network.taps[:-1], replace(network.taps[-1], positions=network.taps[-1].positions + 1))
+    with pytest.raises(SpecMismatch, match="the spec states"):
+        Extractor(replace(network, taps=taps), backend="openvino")
 
 
 def test_a_network_that_cannot_be_converted_says_what_to_use(
