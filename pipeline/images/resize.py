@@ -130,6 +130,9 @@ MAX_FAST = 1 << 17
 OUTPUT_ROWS = 8
 """Output rows computed at a time: the lanes of a vector register."""
 
+PIXEL = 3 * OUTPUT_ROWS
+"""Numbers of a pixel in these rows, one colour after the other: they lie side by side."""
+
 
 @lru_cache(maxsize=256)
 def _weights(n_in: int, n_out: int) -> tuple[Floats32, NDArray[np.int32], NDArray[np.int32]]:
@@ -176,8 +179,8 @@ def _resize_clean(
     height, width, _ = out.shape
     length = flat.shape[1]
     rows = np.empty((OUTPUT_ROWS, length), np.float32)
-    columns = np.empty((length, OUTPUT_ROWS), np.float32)
-    sums = np.empty((3, OUTPUT_ROWS), np.float32)
+    columns = np.empty(length * OUTPUT_ROWS, np.float32)
+    sums = np.empty(PIXEL, np.float32)
     # Sums about mid-grey stay small, and float32 rounds small ones more finely.
     grey = np.float32(128)
     black, white = np.float32(0) - grey, np.float32(255) - grey
@@ -202,45 +205,54 @@ def _resize_clean(
                         + w3 * (np.float32(in3[x]) - grey)
                     )
                 t += 4
-            while t < count:
+            while t + 1 < count:
+                w0, w1 = down[i, t], down[i, t + 1]
+                in0, in1 = flat[first + t], flat[first + t + 1]
+                for x in range(length):
+                    value = row[x] + w0 * (np.float32(in0[x]) - grey)
+                    row[x] = value + w1 * (np.float32(in1[x]) - grey)
+                t += 2
+            if t < count:
                 w0, in0 = down[i, t], flat[first + t]
                 for x in range(length):
                     row[x] += w0 * (np.float32(in0[x]) - grey)
-                t += 1
         for x in range(length):
             for r in range(OUTPUT_ROWS):
-                columns[x, r] = rows[r, x]
+                columns[x * OUTPUT_ROWS + r] = rows[r, x]
         for j in range(width):
-            for r in range(OUTPUT_ROWS):
-                sums[0, r] = 0
-                sums[1, r] = 0
-                sums[2, r] = 0
-            x = across_first[j] * 3
+            sums[:] = 0
+            x = across_first[j] * PIXEL
             count = across_count[j]
             t = 0
             while t + 3 < count:
                 w0, w1, w2, w3 = across[j, t], across[j, t + 1], across[j, t + 2], across[j, t + 3]
-                for c in range(3):
-                    for r in range(OUTPUT_ROWS):
-                        sums[c, r] += (
-                            w0 * columns[x + c, r]
-                            + w1 * columns[x + 3 + c, r]
-                            + w2 * columns[x + 6 + c, r]
-                            + w3 * columns[x + 9 + c, r]
-                        )
-                x += 12
+                part = columns[x : x + 4 * PIXEL]
+                for k in range(PIXEL):
+                    sums[k] += (
+                        w0 * part[k]
+                        + w1 * part[k + PIXEL]
+                        + w2 * part[k + 2 * PIXEL]
+                        + w3 * part[k + 3 * PIXEL]
+                    )
+                x += 4 * PIXEL
                 t += 4
-            while t < count:
-                w0 = across[j, t]
-                for c in range(3):
-                    for r in range(OUTPUT_ROWS):
-                        sums[c, r] += w0 * columns[x + c, r]
-                x += 3
-                t += 1
+            while t + 1 < count:
+                w0, w1 = across[j, t], across[j, t + 1]
+                part = columns[x : x + 2 * PIXEL]
+                for k in range(PIXEL):
+                    value = sums[k] + w0 * part[k]
+                    sums[k] = value + w1 * part[k + PIXEL]
+                x += 2 * PIXEL
+                t += 2
+            if t < count:
+                w0, part = across[j, t], columns[x : x + PIXEL]
+                for k in range(PIXEL):
+                    sums[k] += w0 * part[k]
+            for k in range(PIXEL):
+                sums[k] = min(max(sums[k], black), white) + grey
             for r in range(lanes):
                 for c in range(3):
-                    value = min(max(sums[c, r], black), white) + grey
-                    out[top + r, j, c] = value * scale[c] + shift[c]
+                    out[top + r, j, c] = sums[c * OUTPUT_ROWS + r] * scale[c] + shift[c]
 
 
 def _resize_extreme(pixels: Pixels, height: int, width: int) -> Floats32:
