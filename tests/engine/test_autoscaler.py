@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import ray_constants
 
 from pipeline.dna import DNA
 from pipeline.engine import ray_nodes
 from tests.engine.test_chaos import require_quiet, write_pictures
 from tests.engine.test_ray_engine import clean, same_bits
 from tests.support.autoscaled_cluster import autoscaled_cluster
+from tests.support.gpu_nodes import DECLARED_GPU
 from tests.support.ray_commands import (
     SHARDS,
     Small,
@@ -127,11 +127,7 @@ def test_an_autoscaler_replaces_nodes_with_gpus_that_are_lost(
     source, build, pace = tmp_path / "source", tmp_path / "c", tmp_path / "pace"
     write_pictures(source)
     pace.write_text("2")
-    environment = small.environment() | {
-        "SLOW_GPU": "as the file says",
-        "GPU_PACE": str(pace),
-        ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "tests.support.fake_gpu.install",
-    }
+    environment = small.environment() | DECLARED_GPU | {"GPU_PACE": str(pace)}
     with autoscaled_cluster(NODES, 2, 1, IDLE_SECONDS, environment) as scaled:
         options = ("--ray-address", scaled.address, "--gpus-per-worker", "1", "--decode", "here")
         process = small.start(source, build, *options, workers=NODES, patch="", shard_images=1)

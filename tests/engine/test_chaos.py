@@ -1,8 +1,8 @@
 """Tests builds on a cluster where all goes wrong that can: the counts are those of a quiet pass.
 
 No step waits for a time. Each waits until something has been seen, so that a busy machine takes
-longer and does the same. Nodes that are lost are replaced here, not by an autoscaler: the seed says
-when, and the kind of a node stays (see `gpu_nodes`).
+longer and does the same. Nodes of the first cluster are replaced here, as the kind of a node stays
+(see `gpu_nodes`). Those of the second one are replaced by Ray's own autoscaler.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -30,8 +30,9 @@ from pipeline.counting import Extractor, worker
 from pipeline.engine import InProcess
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
+from tests.support.autoscaled_cluster import ScaledNodes, autoscaled_cluster
 from tests.support.builders import same_counts_and_failures
-from tests.support.gpu_nodes import BROKEN, WITHOUT_MEMORY, GpuNodes
+from tests.support.gpu_nodes import BROKEN, DECLARED_GPU, WITHOUT_MEMORY, GpuNodes
 from tests.support.ray_commands import Small, committed, ended, small
 
 __all__ = ["small"]  # fixtures
@@ -135,24 +136,41 @@ class Loss:
     at: float = field(default_factory=time.monotonic)
 
 
+class Nodes(Protocol):
+    """The nodes of a cluster that are in a storm."""
+
+    @property
+    def alive(self) -> Sequence[Any]:
+        """The nodes that live; each has its `node_id`."""
+
+    @property
+    def mortal(self) -> Collection[Any]:
+        """Those of them that may be killed: their GPU works, and they do not die by themselves."""
+
+    def dead(self) -> Sequence[Any]:
+        """Returns the nodes that ended by themselves, as one does that Ray took for lost."""
+
+    def replace(self, node: Any) -> object:
+        """Kills a node, unless it is dead, and has another one take its place."""
+
+
 class Storm:
     """Kills nodes at moments that a seed chooses, each in the midst of its work, and replaces them.
 
     Args:
-        nodes: The nodes. Three whose GPU works are added, which die one by one.
+        nodes: The nodes.
         chance: The seed.
         catalogue: Where jobs build, whose leases tell which nodes work.
         pace: A file that says how long a GPU takes for a shard.
     """
 
-    def __init__(self, nodes: GpuNodes, chance: random.Random, catalogue: Path, pace: Path) -> None:
+    def __init__(self, nodes: Nodes, chance: random.Random, catalogue: Path, pace: Path) -> None:
         self._nodes, self._chance, self._catalogue, self._pace = nodes, chance, catalogue, pace
         self._left = SHARDS - committed(catalogue)
         self._had: dict[Any, set[str]] = {}
         self.jobs: list[Job] = []
         self.losses: list[Loss] = []
         self.set_pace()
-        self._sound = [nodes.add() for _ in range(3)]
         self._plan()
 
     def begin(self, process: subprocess.Popen[str]) -> Job:
@@ -167,7 +185,6 @@ class Storm:
 
     def _plan(self) -> None:
         self._due = time.monotonic() + self._chance.expovariate(1 / BETWEEN_DEATHS)
-        self._victim = self._chance.randrange(len(self._sound))
 
     @property
     def settled(self) -> bool:
@@ -196,15 +213,14 @@ class Storm:
             working = self._working()
             for node in self._nodes.dead():
                 self._replace(node, killed=False)
-            victim = self._sound[self._victim]
-            if time.monotonic() >= self._due and victim in working:
-                self._replace(victim, killed=True)
+            victims = [node for node in working if node in self._nodes.mortal]
+            if time.monotonic() >= self._due and victims:
+                self._replace(self._chance.choice(victims), killed=True)
                 self._plan()
 
     def _replace(self, node: Any, *, killed: bool) -> None:
         self.losses.append(Loss(killed, [job for job in self.jobs if job.runs]))
-        new = self._nodes.replace(node)
-        self._sound = [new if each is node else each for each in self._sound]
+        self._nodes.replace(node)
 
     def _state(self) -> str:
         told = [
@@ -213,7 +229,9 @@ class Storm:
             for job in self.jobs
         ]
         lost = [(loss.killed, loss.at, len(loss.of)) for loss in self.losses]
-        return "\n".join([f"{committed(self._catalogue)} shards, lost: {lost}", *told])
+        alive = [node.node_id for node in self._nodes.alive]
+        there = f"{committed(self._catalogue)} shards, lost: {lost}, alive: {alive}"
+        return "\n".join([there, *told])
 
     def figures(self) -> dict[str, int]:
         """Returns how many faults there were, by what was seen and told."""
@@ -252,7 +270,8 @@ def test_a_build_in_a_storm_counts_as_a_quiet_one_and_tells_of_each_fault_once(
     """Two jobs share a dataset while faults come from a seeded schedule.
 
     Nodes die, a driver is killed and run again, Ray kills workers where memory ran out, a device
-    fails at each micro-batch, and then the head and all nodes die at once.
+    fails at each micro-batch, and then the head and all nodes die at once. On the second cluster,
+    Ray's autoscaler brings the nodes, and replaces those that die.
     """
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "30")  # a minute, by default
     source, catalogue, pace = tmp_path / "source", tmp_path / "c", tmp_path / "pace"
@@ -262,9 +281,9 @@ def test_a_build_in_a_storm_counts_as_a_quiet_one_and_tells_of_each_fault_once(
 
     with ExitStack() as stack:
 
-        def start(nodes: GpuNodes, storm: Storm) -> Job:
+        def start(address: str, storm: Storm) -> Job:
             options = ("--gpus-per-worker", "1", "--decode", "here", "--log-format", "json")
-            where = ("--ray-address", nodes.address)
+            where = ("--ray-address", address)
             process = small.start(
                 source, catalogue, *where, *options, patch="", workers=3, shard_images=1
             )
@@ -274,8 +293,10 @@ def test_a_build_in_a_storm_counts_as_a_quiet_one_and_tells_of_each_fault_once(
         with GpuNodes(SECONDS, environment) as nodes:
             nodes.add(WITHOUT_MEMORY)
             nodes.add(BROKEN)
+            for _ in range(3):
+                nodes.add()
             storm = Storm(nodes, chance, catalogue, pace)
-            first, second = start(nodes, storm), start(nodes, storm)
+            first, second = start(nodes.address, storm), start(nodes.address, storm)
             storm.blow(
                 lambda: (
                     all(job.events("StepDone") for job in (first, second))
@@ -285,7 +306,7 @@ def test_a_build_in_a_storm_counts_as_a_quiet_one_and_tells_of_each_fault_once(
             there = committed(catalogue)
             os.kill(first.process.pid, signal.SIGKILL)
             assert first.wait() == -signal.SIGKILL
-            again = start(nodes, storm)
+            again = start(nodes.address, storm)
             storm.blow(
                 lambda: (
                     storm.deaths(again) >= 2
@@ -305,10 +326,17 @@ def test_a_build_in_a_storm_counts_as_a_quiet_one_and_tells_of_each_fault_once(
         require_told_once(storm)
         print(f"the first cluster: {storm.figures()}")
         there = committed(catalogue)
-        with GpuNodes(SECONDS, environment) as nodes:
-            storm = Storm(nodes, chance, catalogue, pace)
-            last = [start(nodes, storm), start(nodes, storm)]
-            storm.blow(lambda: all(storm.deaths(job) for job in last) and storm.settled)
+        with autoscaled_cluster(3, 2, 1, LONGEST, environment | DECLARED_GPU) as scaled:
+            brought = ScaledNodes(scaled)
+            storm = Storm(brought, chance, catalogue, pace)
+            last = [start(scaled.address, storm), start(scaled.address, storm)]
+            storm.blow(
+                lambda: (
+                    all(storm.deaths(job) for job in last)
+                    and storm.settled
+                    and len(brought.alive) >= 3  # those that were killed are replaced
+                )
+            )
             storm.set_pace(0)
             assert [job.wait() for job in last] == [0, 0], [job.lines[-5:] for job in last]
         assert min(job.present for job in last) >= there

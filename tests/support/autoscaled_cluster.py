@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +35,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 from ray.cluster_utils import Cluster
 
 from pipeline.engine.ray_start import start_with_retries
+from pipeline.engine.ray_watch import PLANNED_DEATHS
 from tests.support.ceph import free_port
 from tests.support.gpu_nodes import SMALL_STORE
 from tests.support.ray_commands import NO_DASHBOARD
@@ -75,12 +77,59 @@ class Autoscaled:
         """The ids of those that live."""
         return {node["NodeID"] for node in self._state.node_table() if node["Alive"]} - {HEAD}
 
+    @property
+    def dead(self) -> set[str]:
+        """The ids of those that died, and were not ended by the autoscaler."""
+        return {
+            node["NodeID"]
+            for node in self._state.node_table()
+            if not node["Alive"] and node["DeathReason"] not in PLANNED_DEATHS
+        }
+
     def lose(self, node: str) -> None:
         """Kills all processes of a node that was brought, as if its machine was taken away."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(NODE_ID) == node:
                     process.kill()
+
+
+@dataclass(frozen=True)
+class ScaledNode:
+    """A node that the autoscaler has brought."""
+
+    node_id: str
+
+
+class ScaledNodes:
+    """The nodes of such a cluster, for whoever kills some of them."""
+
+    def __init__(self, cluster: Autoscaled) -> None:
+        self._cluster = cluster
+        self._seen: set[str] = set()
+        self._lost: set[str] = set()
+
+    @property
+    def alive(self) -> list[ScaledNode]:
+        """The nodes that live. The head may not know yet that one was killed."""
+        alive = self._cluster.alive - self._lost
+        self._seen |= alive
+        return [ScaledNode(node) for node in sorted(alive)]
+
+    @property
+    def mortal(self) -> list[ScaledNode]:
+        """All that live."""
+        return self.alive
+
+    def dead(self) -> list[ScaledNode]:
+        """Returns the nodes that were seen alive, are dead, and were not killed here."""
+        dead = (self._seen - self._lost) & self._cluster.dead
+        return [ScaledNode(node) for node in sorted(dead)]
+
+    def replace(self, node: ScaledNode) -> None:
+        """Kills a node, unless it is dead; the autoscaler is to bring another."""
+        self._cluster.lose(node.node_id)
+        self._lost.add(node.node_id)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,13 @@ worker. Between two looks a worker can start and begin a shard. Ray tells of it 
 of each minute."""
 
 
+DECLARED_GPU = {
+    "SLOW_GPU": "as the test says",
+    ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "tests.support.fake_gpu.install",
+}
+"""What a node has in its environment whose GPU is only declared."""
+
+
 class GpuNodes:
     """A head that takes no worker, and nodes with one GPU that is only declared.
 
@@ -52,10 +59,7 @@ class GpuNodes:
     """
 
     def __init__(self, seconds: float, environment: dict[str, str]) -> None:
-        self._environment = environment | {
-            "SLOW_GPU": str(seconds),
-            ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "tests.support.fake_gpu.install",
-        }
+        self._environment = environment | DECLARED_GPU | {"SLOW_GPU": str(seconds)}
         self._cluster = Cluster()
         self._kinds: dict[Any, dict[str, str]] = {}
 
@@ -74,6 +78,11 @@ class GpuNodes:
     def alive(self) -> list[Any]:
         """The nodes that were added and not lost, the oldest first."""
         return list(self._kinds)
+
+    @property
+    def mortal(self) -> list[Any]:
+        """Those whose GPU works."""
+        return [node for node, kind in self._kinds.items() if kind == SOUND]
 
     def add(self, kind: dict[str, str] = SOUND) -> Any:
         """Adds a node. To be called in the main thread, as Ray wants it."""
