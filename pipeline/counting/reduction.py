@@ -169,8 +169,8 @@ def load_partial(uri: str) -> Partial:
         CorruptFile: If it is not what its name says.
     """
     partial = Partial.decode(storage.read(uri), uri)
-    name = uri.rpartition("/")[2].removesuffix(".parquet")
-    if "/partials/" in uri and partial.shards != (name,):
+    *_, folder, name = uri.removesuffix(".parquet").split("/")
+    if folder == "partials" and partial.shards != (name,):
         raise CorruptFile(f"{uri} holds shards {partial.shards}, not the one it is named for")
     return partial
 

@@ -288,6 +288,14 @@ def test_a_partial_holds_the_shard_that_it_is_named_for() -> None:
         load_partial(uri)
 
 
+def test_a_node_is_loaded_wherever_its_catalogue_lies() -> None:
+    work = f"{new_work()}/partials/catalogue"
+    leaves = put_leaves(work, 9)
+    node = tree(work, leaves)[0][0][0]
+    add_up(node)
+    assert load_partial(node.uri).shards == tuple(f"shard-{at:04d}" for at in range(9))
+
+
 def test_a_node_refuses_leaves_that_overlap() -> None:
     work = new_work()
     leaves = put_leaves(work, 9)
