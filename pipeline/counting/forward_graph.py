@@ -71,6 +71,21 @@ class CudaGraphs:
         return taps, graph.replay
 
 
+def require_sound(device: torch.device) -> None:
+    """Waits for a GPU, so that an error of its own, of work before, is not taken for another's.
+
+    Args:
+        device: The device. A CPU computes at once.
+
+    Raises:
+        RuntimeError: If the GPU has failed.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class ForwardGraph:
     """A network's recorded forward pass. Several threads may use it, if they use one stream."""
 
@@ -87,6 +102,7 @@ class ForwardGraph:
             UsageError: If the pass cannot be recorded, or a replay computes something else. The
                 message says how to do without.
             OutOfMemoryError: If the device has not the memory.
+            RuntimeError: If the device itself has failed.
         """
         import torch
 
@@ -110,6 +126,7 @@ class ForwardGraph:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                require_sound(batch.device)
                 raise UsageError(
                     f"{network.name} cannot be recorded as a CUDA graph: {error}. A network that "
                     "waits for the GPU in its forward pass, or decides by what it has computed, "

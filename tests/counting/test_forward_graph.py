@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import VisionTransformer
 
-from pipeline.counting import Extractor
+from pipeline.counting import Extractor, forward_graph
 from pipeline.counting.forward_graph import CudaGraphs, Taps, overwritten
 from pipeline.errors import UsageError
 from pipeline.networks import Network, describe
@@ -157,6 +157,17 @@ def test_a_network_that_cannot_be_recorded_is_refused_with_the_remedy(network: N
         Extractor(network, recorder=Fails(error))
     with options_as_flags(), pytest.raises(UsageError, match=refused + "by --no-cuda-graphs"):
         Extractor(network, recorder=Fails(error))
+
+
+def test_a_device_that_has_failed_is_not_taken_for_a_network_that_cannot_be_recorded(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+    monkeypatch.setattr(forward_graph, "require_sound", failed)
+    with pytest.raises(RuntimeError, match="uncorrectable ECC"):
+        Extractor(network, recorder=Fails(RuntimeError("CUDA error: capture has failed")))
 
 
 def test_too_little_memory_is_told_apart(network: Network) -> None:
