@@ -174,7 +174,8 @@ def without_stderr() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

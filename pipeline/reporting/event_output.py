@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ from pipeline.reporting.progress import Bar, Lines, text_of
 
 LOGGER = "pipeline.events"
 """The name of the logger that events have in JSON lines."""
+
+STDERR = 2
+"""The number of stderr among the files of a process."""
 
 
 class JsonLines(logging.StreamHandler[TextIO]):
@@ -101,6 +105,30 @@ class _ToListener(logging.Handler):
         self._listener(Said(self.format(record)))
 
 
+@contextmanager
+def _own_stderr() -> Iterator[TextIO]:
+    """Opens stderr once more: what Ray writes to the first one is discarded at times.
+
+    Yields:
+        The file. Where Python's stderr is none of the process's, as in a notebook, that one.
+    """
+    try:
+        stderr = sys.stderr
+        is_first = stderr.fileno() == STDERR
+    except (AttributeError, OSError, ValueError):  # there is none, or it is no file
+        is_first = False
+    if not is_first:
+        with ExitStack() as stack:
+            yield sys.stderr or stack.enter_context(open(os.devnull, "w"))
+        return
+    own = os.fdopen(os.dup(STDERR), "w", encoding=stderr.encoding, errors=stderr.errors)
+    try:
+        yield own
+    finally:
+        with suppress(OSError):  # nobody reads any more; the job has noticed
+            own.close()
+
+
 TICK_SECONDS = 1.0
 """How often it is looked whether something should be said."""
 
@@ -142,11 +170,11 @@ def show_progress(
     Yields:
         The listener to hand to the job.
     """
-    out = out or sys.stderr
     root, ours = logging.getLogger(), logging.getLogger("pipeline")
     listener: Listener
     handler: logging.Handler
     with ExitStack() as stack:
+        out = out or stack.enter_context(_own_stderr())
         if log_format == "json":
             listener = handler = JsonLines(out, job)
         else:

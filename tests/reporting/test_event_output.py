@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 import threading
 import warnings
 from dataclasses import dataclass
@@ -67,6 +69,36 @@ def test_a_closed_output_ends_the_ticking_and_not_the_job(monkeypatch: pytest.Mo
         (thread,) = (each for each in threading.enumerate() if each.name == "tick")
         thread.join(20)
         assert not thread.is_alive()
+
+
+WHILE_RAY_IS_SILENCED = """
+import os, sys
+from pipeline.engine.ray_start import without_stderr
+from pipeline.events import Said
+from pipeline.reporting import show_progress
+
+with show_progress(sys.argv[1]) as progress:
+    with without_stderr():
+        progress(Said("of the job"))
+        os.write(2, b"of Ray")
+print("the end")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_a_job_says_comes_out_while_what_ray_writes_is_discarded(log_format: str) -> None:
+    command = [sys.executable, "-c", WHILE_RAY_IS_SILENCED, log_format]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.count("of the job") == 1
+    assert "of Ray" not in done.stderr
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_process_without_stderr_says_nothing_and_does_its_work(log_format: str) -> None:
+    command = [sys.executable, "-c", WHILE_RAY_IS_SILENCED, log_format]
+    closed = ["sh", "-c", '"$@" 2>&-', "sh", *command]
+    done = subprocess.run(closed, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("the end\n", "")
 
 
 def test_an_event_is_a_line_of_json_with_its_fields() -> None:
