@@ -130,7 +130,8 @@ class SourceLister:
                 self._root = self._table.folder(self._root)
         elif self._kind == "glob":
             fixed = text.split("*")[0].split("?")[0].split("[")[0]
-            self.source = self._root = rules.canonical(fixed.rpartition("/")[0] or ".")
+            folder, slash, _ = fixed.rpartition("/")
+            self.source = self._root = rules.canonical(folder + slash or ".")
         elif self.inventory is not None:
             self.source = self._root = self.inventory.bucket
         self._checkpoint = checkpoint if self._kind == "prefix" else None
@@ -530,22 +531,57 @@ class SourceLister:
             self.candidates.unsized_bytes += index.image_bytes * len(kept) // len(names)
 
     def _relative(self, uri: str) -> str:
-        """Returns the path below the source, as people write it."""
-        return storage.readable(uri).removeprefix(storage.readable(self._root)).lstrip("/")
+        """Returns the path below the source, as people write it; the whole path of another uri."""
+        if uri == self._root:
+            return ""
+        root = storage.readable(self._root)
+        return storage.readable(uri).removeprefix(_with_slash(root)).lstrip("/")
+
+    def _require_below(self, uri: str, choice: str) -> None:
+        """Checks that an image has folders below the source.
+
+        Args:
+            uri: The image.
+            choice: The option that goes by these folders.
+
+        Raises:
+            UsageError: It lies elsewhere.
+        """
+        if uri == self._root or uri.startswith(_with_slash(self._root)):
+            return
+        given = {"by": self.rules.by, "group_by": self.rules.group_by}[choice]
+        root = printable(storage.readable(self._root))
+        raise UsageError(
+            f"{choice.replace('_', '-')} is {given!r}, a number of leading folders below {root}, "
+            f"and {self._shown} names {storage.spelled(uri)}, which does not lie there. Put the "
+            "list or table into a folder that all its images lie below, or go by a column of a "
+            "table"
+        )
 
     def _folder_group(self, uri: str) -> str:
-        """Returns the uri of the leading folders that name a group; empty without such groups."""
+        """Returns the uri of the leading folders that name a group; empty without such groups.
+
+        Raises:
+            UsageError: The image does not lie below the source.
+        """
         depth = self.rules.group_depth
         if depth is None:
             return ""
-        prefix = self._root.rstrip("/") + "/"
-        return prefix + "/".join(uri.removeprefix(prefix).split("/")[:-1][:depth])
+        self._require_below(uri, "group_by")
+        prefix = _with_slash(self._root)
+        below = uri.removeprefix(prefix) if uri != self._root else ""
+        return prefix + "/".join(below.split("/")[:-1][:depth])
 
     def _folder_label(self, uri: str) -> tuple[str | None, ...]:
-        """Returns the label of an image: its leading folders, or None if it has too few."""
+        """Returns the label of an image: its leading folders, or None if it has too few.
+
+        Raises:
+            UsageError: The image does not lie below the source.
+        """
         depth = self.rules.label_depth
         if depth is None:
             return ()
+        self._require_below(uri, "by")
         folders = self._relative(uri).split("/")[:-1]
         return ("/".join(folders[:depth]) if len(folders) >= depth else None,)
 
@@ -566,6 +602,11 @@ class SourceLister:
     def tell(self, message: str) -> None:
         """Tells the user something about the listing."""
         self._progress(Said(message))
+
+
+def _with_slash(folder: str) -> str:
+    """Returns what the names below a folder begin with."""
+    return folder if folder.endswith("/") else f"{folder}/"
 
 
 def _objects_of(pages: Sequence[Sequence[Stored]]) -> pa.Table:

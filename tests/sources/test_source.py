@@ -22,7 +22,7 @@ from pipeline.sources import Listing, Rules, list_source, plan
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.plain_images import PLAIN_IMAGE, part_plain_images
 from pipeline.sources.rules import other_kind
-from tests.support.archives import write_mixed_folder
+from tests.support.archives import write_mixed_folder, zip_bytes
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -291,6 +291,57 @@ def test_groups_are_leading_folders(tmp_path: Path) -> None:
         list_source(tmp_path, Rules(group_by="0"))
     with pytest.raises(UsageError, match=r"group-by is 'video', and .* is not a table"):
         list_source(tmp_path, Rules(group_by="video"))
+
+
+@pytest.mark.parametrize("kind", ["list", "table", "archive"])
+@pytest.mark.parametrize("place", ["images", "lists2"])
+def test_folders_of_images_outside_the_folder_of_their_list_are_refused(
+    kind: str, place: str, tmp_path: Path
+) -> None:
+    """All of them would be one group, or one part of a name without a sense."""
+    touch(tmp_path, f"{place}/drive1/a.png", f"{place}/drive2/b.png", "lists/own/c.png")
+    (tmp_path / place / "d.zip").write_bytes(zip_bytes([("x/m.png", b"x")]))
+    outside = ["d.zip"] if kind == "archive" else ["drive1/a.png", "drive2/b.png"]
+    uris = ["own/c.png", *(f"../{place}/{name}" for name in outside)]
+    path = tmp_path / "lists" / ("t.csv" if kind == "table" else "t.txt")
+    path.write_text("\n".join([*(["uri"] if kind == "table" else []), *uris]))
+    said = rf"is '1', a number of leading folders below .*/lists, and .* names .*/{place}/d.*, "
+    said += "which does not lie there. Put the list or table into a folder that all"
+    with pytest.raises(UsageError, match=f"group-by {said}"):
+        list_source(path, Rules(group_by="1"))
+    if kind != "table":
+        with pytest.raises(UsageError, match=f"^by {said}"):
+            list_source(path, Rules(by="1"))
+    whole = tmp_path / path.name
+    whole.write_text(path.read_text().replace("own/", "lists/own/").replace("../", ""))
+    groups = {entry.group for entry in list_source(whole, Rules(group_by="1")).entries}
+    assert groups == {(tmp_path / folder).as_uri() for folder in ("lists", place)}
+
+
+def test_a_pattern_matches_the_path_below_the_folder_or_else_the_whole_path(tmp_path: Path) -> None:
+    touch(tmp_path, "list/a.png", "lists2/b.png")
+    (tmp_path / "list/t.txt").write_text("a.png\n../lists2/b.png\n")
+    elsewhere = f"{tmp_path}/lists2/b.png".lstrip("/")
+    for include, name in (("a.png", "a.png"), (elsewhere, "b.png")):
+        assert names(list_source(tmp_path / "list/t.txt", Rules(include=include))) == [name]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_groups_are_leading_folders_below_the_root_of_the_disk(scheme: str, tmp_path: Path) -> None:
+    touch(tmp_path, "video1/a.png", "video2/b.png")
+    first, *others = tmp_path.relative_to("/").parts
+    depth = str(len(others) + 2)
+    glob = f"{scheme}/{first[:-1]}?/{'/'.join(others)}/video*/*.png"
+    listing = list_source(glob, Rules(group_by=depth))
+    assert listing.source == "file:///"
+    groups = {(tmp_path / folder).as_uri() for folder in ("video1", "video2")}
+    assert {entry.group for entry in listing.entries} == groups
+
+
+def test_a_single_image_has_no_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (entry,) = list_source(tmp_path / "a.png", Rules(group_by="1")).entries
+    assert entry.group == f"{(tmp_path / 'a.png').as_uri()}/"
 
 
 def test_what_pairs_images_is_the_path_the_name_or_a_column(tmp_path: Path) -> None:
