@@ -35,7 +35,7 @@ from pipeline.mapper import Mapper, map_in_order
 from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
 from pipeline.sources.archives.index import ArchiveIndex, label_column
 from pipeline.sources.cell_cuts import folders_of
-from pipeline.sources.entries_file import OBJECTS_SCHEMA
+from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA
 from pipeline.sources.inventory import Inventory, find_inventory
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
@@ -160,6 +160,11 @@ class SourceLister:
     def _choose_labels(self) -> tuple[str, ...]:
         rules, table = self.rules, self._table
         if table is None:
+            if rules.label in ENTRY_SCHEMA.names:
+                raise UsageError(
+                    f"by is {rules.by!r}, which is a column of the manifest's own; rename the "
+                    f"column or field in {self._shown}"
+                )
             return (rules.label,) if rules.label else ()
         if rules.label_depth:
             raise UsageError(

@@ -21,6 +21,7 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan, table_file
 from pipeline.sources.coco import coco_rows
+from pipeline.sources.entries_file import ENTRY_SCHEMA
 
 COLOURS = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
 
@@ -276,6 +277,21 @@ def test_a_webdataset_has_labels_in_json_and_in_files(packed: str, tmp_path: Pat
     assert groups == {"cat": 1, "dog": 2, "": 1}
     with pytest.raises(SourceError, match=r"no label 'lable': .*it has: png, label, n, no"):
         list_source(path, Rules(by="lable"))
+
+
+@pytest.mark.parametrize("name", ENTRY_SCHEMA.names)
+def test_parts_are_not_made_by_a_column_that_manifests_have_for_themselves(
+    name: str, tmp_path: Path
+) -> None:
+    """As of a table, whose columns of these names are no labels. Nothing is listed before."""
+    images = pa.array([png(colour) for colour in COLOURS.values()])
+    pq.write_table(pa.table({"image": images, name: ["x", "y", "x"]}), tmp_path / "a.parquet")
+    write_tar(tmp_path / "a.tar", {"0.png": png(COLOURS["a"]), f"0.{name}": b"x"})
+    for source in (tmp_path / "a.tar", tmp_path):
+        with pytest.raises(UsageError, match=rf"by is '{name}', which is a column of the manifest"):
+            list_source(source, Rules(by=name))
+        groups = {entry.group for entry in list_source(source, Rules(group_by=name)).entries}
+        assert groups == ({"x"} if source != tmp_path else {"x", "y"})
 
 
 def test_files_of_labels_that_are_none_are_refused(tmp_path: Path) -> None:
