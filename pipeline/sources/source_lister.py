@@ -149,7 +149,8 @@ class SourceLister:
             self._add_archive(item, "", None, ())
         self._classes: dict[str, None] | None = None  # folders of an ImageFolder
         if self._kind in ("prefix", "folder or object") and not rules.by:
-            self._classes = {}
+            # Those of an interrupted listing are not known.
+            self._classes = None if self.candidates.resumed else {}
         self._last_said = self._started = monotonic()
 
     @property
