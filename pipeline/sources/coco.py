@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import SourceError
+from pipeline.sources.rules import Rules, is_relative
 
 COCO_COLUMNS = ("file_name", "category", "coco_url")
 
@@ -73,7 +74,7 @@ def _area(annotation: dict[str, Any]) -> float:
     return float(box[2]) * float(box[3]) if box else 0.0
 
 
-def coco_folder(uri: str, name: str) -> str:
+def coco_folder(uri: str, name: str, rules: Rules) -> str:
     """Finds the folder that the images of annotations lie in.
 
     The annotations of COCO lie in a folder of their own, and name images without theirs.
@@ -81,6 +82,7 @@ def coco_folder(uri: str, name: str) -> str:
     Args:
         uri: The annotations.
         name: The name of the first image.
+        rules: What the query of a url may have.
 
     Returns:
         The folder: that of the annotations, or `images` in it or beside it, or a folder beside it
@@ -90,7 +92,7 @@ def coco_folder(uri: str, name: str) -> str:
         SourceError: The image is in none of them.
     """
     folder = uri.rpartition("/")[0]
-    if "://" in name or name.startswith(("/", "~")):
+    if not is_relative(name):
         return folder
     parent = folder.rpartition("/")[0]
     stem = splitext(basename(uri))[0]
@@ -98,7 +100,7 @@ def coco_folder(uri: str, name: str) -> str:
     tried += [f"{parent}/{part}" for part in stem.split("_")[1:]]
     tried += [f"{parent}/images/{part}" for part in stem.split("_")[1:]]
     for place in tried:
-        if storage.exists(f"{place}/{name}"):
+        if storage.exists(rules.uri_of(name, place)):
             return place
     raise SourceError(
         f"{uri} names {name!r}, which is in none of these folders: {', '.join(tried)}; put the "

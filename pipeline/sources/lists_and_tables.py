@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -193,16 +192,17 @@ class SourceTable:
         """The table."""
         return self.file.uri
 
-    def folder(self, parent: str) -> str:
+    def folder(self, parent: str, rules: Rules) -> str:
         """Returns the folder that relative paths start from.
 
         Args:
             parent: The folder of the table.
+            rules: What the query of a url may have.
         """
         if self.file.columns != COCO_COLUMNS or self.name != "file_name":
             return parent
         first = next(self.file.rows(), None)
-        return parent if first is None else coco_folder(self.uri, first["file_name"])
+        return parent if first is None else coco_folder(self.uri, first["file_name"], rules)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -318,13 +318,7 @@ def absolute_uri(name: str, parent: str, rules: Rules) -> str:
     Raises:
         UsageError: A list in a store names what only this machine can read.
     """
-    is_local = storage.store_of(parent).is_local
-    relative = "://" not in name and not name.startswith(("/", "~"))
-    if relative and is_local:
-        name = os.path.join(storage.local_path(parent), name)
-    elif relative:
-        name = storage.join(parent, name)
-    uri = rules.canonical(name)
+    uri = rules.uri_of(name, parent)
     require_nameable(uri, parent)
     return uri
 

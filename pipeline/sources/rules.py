@@ -8,6 +8,7 @@ False
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -76,6 +77,22 @@ class Rules:
         allowed = {name.strip() for name in (self.allow_query or "").split(",")}
         return storage.canonical(url, queries=allowed - {""})
 
+    def uri_of(self, name: str, folder: str) -> str:
+        """Returns the canonical uri of what a list or table names.
+
+        Args:
+            name: A path or a url.
+            folder: Where relative paths start from: a canonical uri.
+
+        Raises:
+            UsageError: The url may carry a secret.
+        """
+        if is_relative(name) and storage.store_of(folder).is_local:
+            name = os.path.join(storage.local_path(folder), name)
+        elif is_relative(name):
+            name = storage.join(folder, name)
+        return self.canonical(name)
+
     @property
     def is_plain(self) -> bool:
         """Whether candidates have no pattern to match, and neither groups nor labels."""
@@ -108,6 +125,15 @@ class Rules:
     def excludes(self, path: str) -> bool:
         """Returns whether the pattern `exclude` matches a path below the source."""
         return self.exclude is not None and _matches(path, self.exclude)
+
+
+def is_relative(name: str) -> bool:
+    """Returns whether what a list or table names is a path that starts from a folder.
+
+    `~/a.jpg` is none, nor is `~ada/a.jpg` if there is a user ada. Any other name may begin with `~`,
+    as `~a.jpg` does.
+    """
+    return "://" not in name and not os.path.isabs(os.path.expanduser(name))
 
 
 def folder_depth(option: str | None) -> int | None:

@@ -127,7 +127,7 @@ class SourceLister:
         if self._kind in ("table", "list"):
             self._root = self.uri.rpartition("/")[0]
             if self._table is not None:
-                self._root = self._table.folder(self._root)
+                self._root = self._table.folder(self._root, rules)
         elif self._kind == "glob":
             fixed = text.split("*")[0].split("?")[0].split("[")[0]
             folder, slash, _ = fixed.rpartition("/")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline import storage
 from pipeline.errors import SourceError, UsageError
 from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan, table_file
@@ -413,6 +414,18 @@ def test_coco_has_the_main_category_of_each_image(
     listing = list_source(path, Rules(by="category"))
     found = labelled(listing, "category")
     assert found == {"a.png": "cat", "b.png": "person", "c.png": None}
+
+
+@pytest.mark.parametrize("name", ["%41.png", "a%20b.png", "a b#é?.png", "~a.png", "\udcff.png"])
+@pytest.mark.parametrize("images", [".", "images"])
+def test_coco_finds_images_of_any_names(name: str, images: str, tmp_path: Path) -> None:
+    folder = tmp_path / "50%25 off" / images
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(png(COLOURS["a"]))
+    path = tmp_path / "50%25 off" / "labels.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": name}]}))
+    (entry,) = list_source(path).entries
+    assert Path(storage.local_path(entry.uri)) == folder / name
 
 
 def test_annotations_of_coco_are_read_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,26 @@ def test_a_text_list_of_relative_absolute_and_remote_names(tmp_path: Path) -> No
     assert set(names(listing)) == {"a.png", "b.png", "m.png"}
 
 
+def test_a_name_that_begins_with_a_tilde_is_relative_unless_it_is_a_home_folder(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = ["~a.png", "~no-such-user/b.png", "~~"]
+    touch(tmp_path, *(f"lists/{name}" for name in relative), "home/c.png")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "lists/list.txt").write_text("\n".join([*relative, "~/c.png"]))
+    write_table(tmp_path / "lists/t.csv", {"uri": [*relative, "~/c.png"]})
+    wanted = {tmp_path / "lists" / name for name in relative} | {tmp_path / "home/c.png"}
+    for name in ("list.txt", "t.csv"):
+        found = list_source(tmp_path / "lists" / name).entries
+        assert {Path(storage.local_path(entry.uri)) for entry in found} == wanted
+    folder = f"{bucket}/{uuid.uuid4().hex}"
+    storage.create(f"{folder}/~a.png", b"x")
+    storage.create(f"{folder}/list.txt", b"~a.png\n")
+    assert [entry.uri for entry in list_source(f"{folder}/list.txt").entries] == [
+        f"{folder}/~a.png"
+    ]
+
+
 def test_a_list_names_the_line_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\nnowhere.png\n")
     said = (
