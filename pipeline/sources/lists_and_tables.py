@@ -32,7 +32,7 @@ LONGEST_LINE = 2**16
 """The most characters of a line. A file without line breaks would be held whole otherwise."""
 
 NAME_COLUMNS = ("uri", "path", "file_name", "image", "url")
-"""Columns that may name images. `uri` does if it is there."""
+"""Columns that may name images. `uri` does if it is there, unless the user names another."""
 
 TABLE_COLUMNS = ("uri", "member", "size", "identity")
 """Columns of a user's table that have a meaning; all others are labels."""
@@ -165,8 +165,12 @@ class SourceTable:
             UsageError: No column names images, or several may.
         """
         found = [column for column in NAME_COLUMNS if column in file.text]
-        if "uri" in file.columns:
-            return "uri"
+        if rules.image_column in file.text:
+            return rules.image_column
+        if rules.image_column in file.embedded:
+            return None
+        if "uri" in file.columns and rules.image_column not in file.columns:
+            return "uri"  # the column may be one of the archives that it names
         if file.embedded:
             return None
         if rules.image_column in file.columns:
@@ -182,10 +186,8 @@ class SourceTable:
                 f"{file.head()}"
             )
         wanted = rules.image_column or f"{', '.join(NAME_COLUMNS[:-1])} or {NAME_COLUMNS[-1]}"
-        raise UsageError(
-            f"{file.uri} has no column {wanted}, with one image's path or url a row; it has: "
-            f"{', '.join(map(printable, file.columns))}{file.head()}"
-        )
+        refusal = lacks_column(file, wanted)
+        raise refusal
 
     @property
     def uri(self) -> str:
@@ -264,6 +266,19 @@ class SourceTable:
         group = None if self.group is None else _text(row[self.group]) or ""
         values = tuple(_text(row[label]) for label in labels)
         return TableRow(item, str(row.get("member") or ""), group, values)
+
+
+def lacks_column(file: TableFile, wanted: str) -> UsageError:
+    """Returns the error that a table lacks the column that names images.
+
+    Args:
+        file: The table.
+        wanted: The column.
+    """
+    return UsageError(
+        f"{file.uri} has no column {wanted}, with one image's path or url a row; it has: "
+        f"{', '.join(map(printable, file.columns))}{file.head()}"
+    )
 
 
 def _is_missing(value: object) -> bool:

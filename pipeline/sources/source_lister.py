@@ -39,7 +39,12 @@ from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA
 from pipeline.sources.inventory import Inventory, find_inventory
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
-from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
+from pipeline.sources.lists_and_tables import (
+    LIST_EXTENSION,
+    SourceTable,
+    lacks_column,
+    objects_in_list,
+)
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.pair_names import BY_STEM, Pairing
 from pipeline.sources.parallel_listing import KeyRange, list_pages
@@ -333,6 +338,20 @@ class SourceLister:
             rows = self._found(storage.walk(self.uri), outside)
         while some := list(islice(rows, PAGE_OBJECTS)):
             yield len(some), some
+        self._require_image_column()
+
+    def _require_image_column(self) -> None:
+        """Checks that the column of images is there: in the table, or in an archive that it names.
+
+        Raises:
+            UsageError: It cannot be.
+        """
+        name, table = self.rules.image_column, self._table
+        if table is None or name is None or name in table.file.columns:
+            return
+        if not any(archive_kind(uri) in TABLES for uri in self._archives):
+            refusal = lacks_column(table.file, name)
+            raise refusal
 
     def _not_below(self, folder: str, objects: pa.Table) -> pa.Table:
         """Leaves out the objects of a folder of results, which lie in the bucket, too."""

@@ -43,14 +43,14 @@ class TableFile:
     Attributes:
         uri: The table.
         columns: The names of its columns.
-        embedded: Whether a column holds images themselves, not names of them.
+        embedded: The columns that hold images themselves, not names of them.
         text: The columns that may hold names.
         held: The rows of annotations of COCO, which take long to read.
     """
 
     uri: str
     columns: tuple[str, ...]
-    embedded: bool
+    embedded: frozenset[str]
     text: frozenset[str]
     held: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
 
@@ -74,7 +74,7 @@ class TableFile:
             storage.info(uri)
         except SourceError:
             return None
-        embedded = False
+        embedded: frozenset[str] = frozenset()
         text: frozenset[str] | None = None
         held: Sequence[Mapping[str, Any]] = ()
         with _as_table(uri):
@@ -85,7 +85,7 @@ class TableFile:
                 with storage.open_random(uri) as file:
                     schema = pq.ParquetFile(file).schema_arrow
                 columns = tuple(schema.names)
-                embedded = any(holds_bytes(field.type) for field in schema)
+                embedded = frozenset(field.name for field in schema if holds_bytes(field.type))
                 text = frozenset(field.name for field in schema if _is_text(field.type))
             elif extension == ".json":
                 columns = COCO_COLUMNS

@@ -452,6 +452,17 @@ def test_a_list_does_not_change_another_source(folder: Folder) -> None:
         list_changed(other.root, changes, before)
 
 
+def test_a_list_names_images_in_the_chosen_column_if_it_has_it(folder: Folder) -> None:
+    """The column may be one of the source's archives, and then the list has `uri` alone."""
+    rules = Rules(image_column="local")
+    before = plan(list_source(folder.root, rules))
+    for named in ({"uri": "b.jpg"}, {"uri": "not-there.jpg", "local": "b.jpg"}):
+        folder.write("b.jpg", before.candidates)
+        row = named | {"change": "changed"}
+        changes = write_changes(folder.root.parent / "c.csv", [row])
+        assert list_changed(folder.root, changes, before, rules)[1] == ChangeCounts(0, 0, 1, 0, 0)
+
+
 # Tables: labels, and archives of which a part is named
 
 

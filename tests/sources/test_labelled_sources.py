@@ -86,6 +86,41 @@ def test_a_column_that_names_images_is_chosen_if_there_are_several(photos: Path)
         assert set(listing.labels) == {"path", "url", "mine"} - {column}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_that_the_user_names_goes_before_uri(kind: str, photos: Path) -> None:
+    path = photos / f"t.{kind}"
+    columns = {"uri": ["a.png"], "local_path": ["b.png"]}
+    if kind == "csv":
+        path.write_text("uri,local_path\na.png,b.png\n")
+    else:
+        pq.write_table(pa.table(columns | {"img": [png(COLOURS["a"])]}), path)
+    for column, image in ((None, "a.png"), ("uri", "a.png"), ("local_path", "b.png")):
+        (entry,) = list_source(path, Rules(image_column=column)).entries
+        assert entry.uri.rpartition("/")[2] == image
+    if kind == "parquet":
+        (entry,) = list_source(path, Rules(image_column="img")).entries
+        assert (entry.uri, entry.member) == (path.as_uri(), "0")
+        pq.write_table(pa.table({"names": ["b.png"], "img": [png(COLOURS["a"])]}), path)
+        (entry,) = list_source(path, Rules(image_column="names")).entries
+        assert entry.uri.endswith("/b.png")
+
+
+def test_a_column_that_neither_a_table_nor_its_archives_have_is_refused(photos: Path) -> None:
+    """The column may be one of a Parquet file that a table with `uri` names."""
+    path = photos / "t.csv"
+    path.write_text("uri,n\na.png,1\n")
+    with pytest.raises(UsageError, match=r"t\.csv has no column imgs, .*it has: uri, n"):
+        list_source(path, Rules(image_column="imgs"))
+    pq.write_table(
+        pa.table({"img": [png(COLOURS["a"])], "mask": [png(COLOURS["b"])]}), photos / "x.parquet"
+    )
+    path.write_text("uri,n\na.png,1\nx.parquet,2\n")
+    found = list_source(path, Rules(image_column="img")).entries
+    assert [entry.member for entry in found] == ["", "0"]
+    with pytest.raises(SourceError, match=r"x\.parquet has no column 'imgs' of bytes"):
+        list_source(path, Rules(image_column="imgs"))
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_missing_column_shows_the_columns_and_the_first_rows(kind: str, photos: Path) -> None:
     row: dict[str, Any] = {
