@@ -182,5 +182,6 @@ def _json_lines(uri: str) -> Iterator[dict[str, Any]]:
 def _as_table(uri: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    # Arrow raises OSError for much damage. What storage raises is a VdnaError, and stays one.
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise SourceError(f"{uri} cannot be read as a table: {error}") from error

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import SourceError, TransientError, UsageError
 from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.plain_images import PLAIN_IMAGE, part_plain_images
 from pipeline.sources.rules import other_kind
+from pipeline.storage.local import LocalFile
 from tests.support.archives import write_mixed_folder, zip_bytes
 
 
@@ -267,6 +268,30 @@ def test_a_table_names_the_row_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"uri,x\na.png,1,2,3\n")
     with pytest.raises(SourceError, match="cannot be read as a table"):
         list_source(tmp_path / "t.csv")
+
+
+def test_a_damaged_parquet_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow has an OSError for it. An error of storage is no damage of the table."""
+    path = tmp_path / "t.parquet"
+    table = pa.table({"uri": [f"{i}.png" for i in range(1000)]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    data = path.read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little")
+    for damaged in (
+        data[: -8 - footer] + b"\xff" * footer + data[-8:],
+        data[:200] + b"\xff" * 60 + data[260:],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(SourceError, match=r"t\.parquet cannot be read as a table"):
+            list_source(path)
+    path.write_bytes(data)
+
+    def no_answer(*_: object) -> None:
+        raise TransientError("no answer")
+
+    monkeypatch.setattr(LocalFile, "readinto", no_answer)
+    with pytest.raises(TransientError, match=r"^no answer$"):
+        list_source(path)
 
 
 def test_single_files_and_other_stores_are_sources(tmp_path: Path, bucket: str) -> None:
