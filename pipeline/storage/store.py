@@ -121,5 +121,6 @@ def require_identity(uri: str, identity: str | None, found: str) -> None:
     if identity is not None and found != identity:
         raise SourceError(
             f"{uri} changed between listing and reading ({identity} listed, {found} read); rerun "
-            "the same command to list again and go on"
+            "the same command to list again and go on. If a table states its identity, correct it "
+            "there; if a report of S3 Inventory does, wait for the next one"
         )

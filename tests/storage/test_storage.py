@@ -103,8 +103,9 @@ def test_a_changed_object_is_not_read_as_the_listed_one(root: str) -> None:
     storage.create(uri, b"one")
     before = storage.info(uri)
     storage.replace(uri, b"other")
-    with pytest.raises(SourceError, match="changed between listing and reading"):
+    with pytest.raises(SourceError, match="changed between listing and reading") as caught:
         storage.read(uri, before.identity)
+    assert "If a table states its identity, correct it there" in str(caught.value)
 
 
 def test_exclusiveness_is_probed_and_the_probe_leaves_nothing(root: str) -> None:
