@@ -825,6 +825,30 @@ def test_adjacent_members_are_read_by_one_request(
         monkeypatch.setattr(storage, "read_range", spy)
 
 
+def test_large_members_are_read_ahead_within_the_bytes_of_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spans, "SPAN_BYTES", 1000)
+    monkeypatch.setattr("pipeline.sources.archives.members.SPAN_BYTES", 1000)
+    uri = put(tmp_path, "a.tar", tar_bytes([(f"{i}", b"x" * i) for i in (900, 1500, 1700, 901)]))
+    large = put(tmp_path, "b.tar", tar_bytes([(f"{i}", b"x" * i) for i in (5000, 902)]))
+    asked: list[int] = []
+    read_range = storage.read_range
+
+    def spy(uri: str, start: int, length: int, identity: str | None = None) -> bytes:
+        asked.append(length)
+        return read_range(uri, start, length, identity)
+
+    monkeypatch.setattr(storage, "read_range", spy)
+    for place, first in ((uri, [900, 1500]), (large, [5000])):
+        asked.clear()
+        entries = entries_of(place, indexed(place))
+        with members(entries) as read:
+            read.fetch(entries[0])
+            read._pool.shutdown()
+        assert sorted(asked) == first
+
+
 def test_spans_are_released_when_their_members_have_been_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,11 @@ from pipeline import storage
 from pipeline.errors import BadImage, SourceError, TooManyBytes
 from pipeline.sources.archives.access import access_kind, broken_reason
 from pipeline.sources.archives.one_pass import ARCHIVE_READERS, OnePass
-from pipeline.sources.archives.spans import spans_of
+from pipeline.sources.archives.spans import SPAN_BYTES, spans_of
 from pipeline.sources.entry import Entry
 
 SPANS_AHEAD = 4
-"""Spans that are read at a time."""
+"""Spans that are read at a time, if they have no more than `SPAN_BYTES` on average."""
 
 
 def is_read_alone(entry: Entry) -> bool:
@@ -110,12 +110,19 @@ class Members:
             each.close()
 
     def _begin(self, entry: Entry) -> Future[bytes]:
-        """Returns the reading of the entry's span, and begins that of the next ones, too."""
+        """Returns the reading of the entry's span, and begins that of the next ones, too.
+
+        Those that are begun ahead stay within a number of bytes: a large member is a span alone.
+        """
         at = self._span_of[entry.sort_key]
         with self._lock:
             first, *others = self._spans[at : at + SPANS_AHEAD]
             reading = first.begin(self._pool)
+            length = first.length
             for span in others:
+                length += span.length
+                if length > SPANS_AHEAD * SPAN_BYTES:
+                    break
                 if span.untouched:
                     span.begin(self._pool)
         return reading

@@ -18,7 +18,8 @@ from pipeline.sources.archives.zip import LOCAL_EXTRA_BYTES, LOCAL_HEADER, unzip
 from pipeline.sources.entry import Entry
 
 SPAN_BYTES = 8 * 2**20
-"""Adjacent members are read together, up to this many bytes a request."""
+"""Adjacent members are read together, up to this many bytes a request. A larger one is read
+alone."""
 
 GAP_BYTES = 128 * 2**10
 """A gap between two members is read along if it is smaller: another request would cost more."""
@@ -60,6 +61,11 @@ class Span:
         return True
 
     @property
+    def length(self) -> int:
+        """How many bytes its request asks for."""
+        return self._end - self._start
+
+    @property
     def untouched(self) -> bool:
         """Whether nothing was read yet."""
         return self._reading is None and len(self._left) == len(self.entries)
@@ -68,9 +74,8 @@ class Span:
         """Returns the bytes to come, which a thread of the pool reads once."""
         with self._lock:
             if self._reading is None:
-                length = self._end - self._start
                 self._reading = pool.submit(
-                    storage.read_range, self._uri, self._start, length, self._identity
+                    storage.read_range, self._uri, self._start, self.length, self._identity
                 )
             return self._reading
 
@@ -102,7 +107,7 @@ class Span:
             raise BadImage("corrupt", "there is no header at the place that the directory states")
         packed, _, _ = zip_details(entry)
         at += LOCAL_HEADER.size + name + extra
-        if at + packed > self._end - self._start:
+        if at + packed > self.length:
             start = self._start + at
             view = memoryview(storage.read_range(self._uri, start, packed, self._identity))
             at = 0
