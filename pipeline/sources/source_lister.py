@@ -507,20 +507,28 @@ class SourceLister:
         """Adds those members of an archive that are named and selected.
 
         Raises:
-            SourceError: A member that is named does not exist.
+            SourceError: A member that is named does not exist, and the archive is whole.
         """
         item, path = archive.item, self._relative(archive.item.uri)
+        by_name = archive.members.keys() - {""}
         if index is None:  # a table without images
+            if by_name:
+                raise SourceError(
+                    f"{item.uri} has no column of images, so it has no member {min(by_name)!r}, "
+                    "which is listed"
+                )
             self.candidates.ignored[splitext(item.uri)[1].lower()] += 1
             return
-        self.candidates.ignored.update(index.ignored)
-        self.candidates.duplicates += index.duplicates
-        names = index.members["member"].to_pylist()
-        if missing := archive.members.keys() - {"", *names}:
-            raise SourceError(f"{item.uri} has no member {min(missing)!r}, which is listed")
+        if "" in archive.members:  # what else is in it concerns none who names single members
+            self.candidates.ignored.update(index.ignored)
+            self.candidates.duplicates += index.duplicates
+        members = index.members
+        if missing := sorted(by_name - {*members["member"].to_pylist()}):
+            members = _with_lost_members(item.uri, members, missing)
+        names = members["member"].to_pylist()
         members_are_files = archive_kind(item.uri) not in TABLES
         kept, groups, labels = [], [], []
-        told = [index.members[label_column(number)].to_pylist() for number in range(index.labels)]
+        told = [members[label_column(number)].to_pylist() for number in range(index.labels)]
         for number, name in enumerate(names):
             named = archive.members.get(name) or archive.members.get("")
             if named is None:
@@ -542,7 +550,7 @@ class SourceLister:
                         (its[self.rules.by],) if self.rules.by in its else self._folder_label(uri)
                     )
                 labels.append(of_row)
-        table = index.members.take(pa.array(kept, pa.int64()))
+        table = members.take(pa.array(kept, pa.int64()))
         columns = {name: table[name] for name in ("member", "size", "position", "access")} | {
             "uri": pa.array([item.uri] * table.num_rows, pa.string()),
             "identity": pa.array([item.identity] * table.num_rows, pa.string()),
@@ -632,6 +640,27 @@ class SourceLister:
 def _with_slash(folder: str) -> str:
     """Returns what the names below a folder begin with."""
     return folder if folder.endswith("/") else f"{folder}/"
+
+
+def _with_lost_members(uri: str, members: pa.Table, missing: Sequence[str]) -> pa.Table:
+    """Adds members that a table names and a damaged archive lacks. They fail as the archive does.
+
+    Args:
+        uri: The archive.
+        members: What was found in it. The row of a damaged one has an empty name.
+        missing: The names.
+
+    Returns:
+        The members, with a row for each name.
+
+    Raises:
+        SourceError: The archive is whole.
+    """
+    damage = members.filter(pc.equal(members["member"], ""))
+    if not damage.num_rows:
+        raise SourceError(f"{uri} has no member {missing[0]!r}, which is listed")
+    lost = damage.take(pa.array([0] * len(missing)))
+    return pa.concat_tables([members, lost.set_column(0, members.field(0), pa.array(missing))])
 
 
 def _objects_of(pages: Sequence[Sequence[Stored]]) -> pa.Table:

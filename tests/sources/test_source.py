@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import tracemalloc
 import uuid
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +26,7 @@ from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.plain_images import PLAIN_IMAGE, part_plain_images
 from pipeline.sources.rules import other_kind
 from pipeline.storage.local import LocalFile
-from tests.support.archives import write_mixed_folder, zip_bytes
+from tests.support.archives import arrow_bytes, tar_bytes, write_mixed_folder, zip_bytes
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -478,6 +481,50 @@ def test_rules_select_and_group_members_of_archives(tmp_path: Path) -> None:
     }
     assert groups["1"] == {"day0", "day1", "day2", "a.tar", "b.zip", "c.parquet"}
     assert {"a.tar/day0", "b.zip/day2"} <= groups["2"]
+
+
+def write_members(path: Path, uri: str, members: Sequence[str]) -> Path:
+    return write_table(path, {"uri": [uri] * len(members), "member": list(members)})
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip", "arrow"])
+def test_members_that_a_table_names_behind_a_cut_fail_as_the_archive_does(
+    tmp_path: Path, kind: str
+) -> None:
+    """Those before the cut count. A zip that was cut has lost its directory."""
+    pairs = [(f"{i}", bytes([i]) * 5000) for i in range(3)]
+    make = {"tar": tar_bytes, "zip": zip_bytes, "arrow": partial(arrow_bytes, stream=True)}[kind]
+    archive, whole = tmp_path / f"a.{kind}", make(pairs)
+    archive.write_bytes(whole[:14_000])
+    table = write_members(tmp_path / "t.csv", archive.name, ["0", "2", "7"])
+    found = {entry.member: entry.access for entry in list_source(table).entries}
+    assert set(found) == {"0", "2", "7"}
+    lost = {name for name, access in found.items() if access.startswith("broken ")}
+    assert lost == ({"0", "2", "7"} if kind == "zip" else {"2", "7"})
+    assert len({found[name] for name in lost}) == 1
+    archive.write_bytes(whole)
+    with pytest.raises(SourceError, match=rf"a\.{kind} has no member '7', which is listed"):
+        list_source(table)
+
+
+def test_rows_of_a_table_without_images_are_not_lost(tmp_path: Path) -> None:
+    write_table(tmp_path / "x.parquet", {"n": ["1", "2"]})
+    touch(tmp_path, "a.png")
+    columns = {"uri": ["a.png", "x.parquet", "x.parquet"], "member": ["", "0", "1"]}
+    with pytest.raises(SourceError, match=r"x\.parquet has no column of images, .* member '0'"):
+        list_source(write_table(tmp_path / "t.csv", columns))
+    columns["member"] = [""] * 3
+    assert list_source(write_table(tmp_path / "t.csv", columns)).ignored == {".parquet": 1}
+
+
+def test_what_else_an_archive_holds_is_told_only_if_it_is_named_as_a_whole(tmp_path: Path) -> None:
+    folder = tarfile.TarInfo("days")
+    folder.type = tarfile.DIRTYPE
+    twice = tar_bytes([("a.jpg", b"x"), ("b.jpg", b"y"), ("a.jpg", b"z")])
+    (tmp_path / "a.tar").write_bytes(folder.tobuf() + twice)
+    for members, told in ((["b.jpg"], ({}, 0)), (["b.jpg", ""], ({"folder": 1}, 1))):
+        found = list_source(write_members(tmp_path / "t.csv", "a.tar", members))
+        assert (found.ignored, found.duplicates) == told
 
 
 def test_a_listing_tells_how_many_archives_it_looks_into(tmp_path: Path) -> None:
