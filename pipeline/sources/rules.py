@@ -31,6 +31,10 @@ OTHER_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".gitignore", 
 
 OTHER_STEMS = frozenset({"readme", "license", "licence", "changelog", "copying", "notice"})
 
+CACHES = "cache-*.arrow"
+"""Names of files in which Hugging Face's `datasets` keeps what `map` and `filter` made of the rows.
+They lie beside the data, and have all its images again."""
+
 FOLDERS = "folder"
 """The name of the label that is made of an image's leading folders."""
 
@@ -161,6 +165,11 @@ def other_kind(uri: str) -> str | None:
     if extension in OTHER_EXTENSIONS:
         return extension
     return stem if not extension and stem in OTHER_STEMS else None
+
+
+def is_cache(uri: str) -> bool:
+    """Returns whether a file is a cache of Hugging Face's `datasets`, by its name."""
+    return fnmatchcase(basename(uri).lower(), CACHES)
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -49,7 +49,7 @@ from pipeline.sources.manifest import Manifest
 from pipeline.sources.pair_names import BY_STEM, Pairing
 from pipeline.sources.parallel_listing import KeyRange, list_pages
 from pipeline.sources.plain_images import part_plain_images
-from pipeline.sources.rules import Rules, other_kind
+from pipeline.sources.rules import CACHES, Rules, is_cache, other_kind
 from pipeline.storage import Stored
 from pipeline.wording import count_of, option, some_of
 
@@ -441,6 +441,8 @@ class SourceLister:
         if archive_kind(item.uri) is not None:
             if self.rules.excludes(path):
                 self.candidates.filtered += 1
+            elif is_cache(item.uri) and not self._is_named(item.uri):
+                self.candidates.ignored[CACHES] += 1
             else:
                 if self._table is None:  # a row of a table may name one member only
                     self.candidates.archives.append(item)
@@ -456,6 +458,10 @@ class SourceLister:
             group = self._folder_group(item.uri) if group is None else group
             labels = labels if self._table else self._folder_label(item.uri)
             self.candidates.add(item.uri, "", item.size, item.identity, group, labels=labels)
+
+    def _is_named(self, uri: str) -> bool:
+        """Returns whether the user named an object itself, not a folder or pattern."""
+        return self._kind in ("table", "list") or uri == self.uri
 
     def _note_class(self, path: str) -> None:
         """Notes the folder of a single image, while all images lie in such folders."""

@@ -266,6 +266,11 @@ def test_what_datasets_writes_has_its_labels(tmp_path: Path) -> None:
     for source in (tmp_path / "one.parquet", tmp_path / "saved"):
         found = labelled(list_source(source, Rules(by="label")), "label")
         assert found == {"0": "cat", "1": "dog", "2": "dog"}
+    datasets.load_from_disk(str(tmp_path / "saved")).map(lambda row: {"label": row["label"]})
+    assert list((tmp_path / "saved").glob("cache-*.arrow"))
+    listing = list_source(tmp_path / "saved", Rules(by="label"))
+    assert labelled(listing, "label") == {"0": "cat", "1": "dog", "2": "dog"}
+    assert listing.ignored["cache-*.arrow"] == 1
 
 
 # WebDataset.

@@ -527,6 +527,25 @@ def test_what_else_an_archive_holds_is_told_only_if_it_is_named_as_a_whole(tmp_p
         assert (found.ignored, found.duplicates) == told
 
 
+def test_caches_of_datasets_are_read_only_if_they_are_named(root: str) -> None:
+    """They have the images of the files beside them again."""
+    data = arrow_bytes([("0", b"x"), ("1", b"y")], stream=True)
+    names = ("cache-0f3a.arrow", "cache-0f3a_00000_of_00002.arrow", "x/data-cache-1.arrow")
+    for name in names:
+        storage.create(f"{root}/set/{name}", data)
+    storage.create(f"{root}/list.txt", f"set/{names[0]}\n".encode())
+    storage.create(f"{root}/table.csv", f"uri,n\nset/{names[0]},1\n".encode())
+    found = list_source(f"{root}/set")
+    assert {e.uri for e in found.entries} == {f"{root}/set/{names[2]}"}
+    assert found.ignored == {"cache-*.arrow": 2}
+    with pytest.raises(SourceError, match=r"no image \(2 files of other kinds ignored"):
+        list_source(f"{root}/set/*.arrow")
+    for source in (f"{root}/set/{names[0]}", f"{root}/list.txt", f"{root}/table.csv"):
+        found = list_source(source)
+        assert [e.uri for e in found.entries] == [f"{root}/set/{names[0]}"] * 2
+        assert not found.ignored
+
+
 def test_a_listing_tells_how_many_archives_it_looks_into(tmp_path: Path) -> None:
     write_mixed_folder(tmp_path / "photos", MIXED)
     told: list[object] = []
