@@ -40,6 +40,7 @@ class Option:
         flag: Its name on the command line, if that is not the field's.
         metavar: What the command line's help writes for its value, if not the type.
         share: Whether a number below 1 is a share of all, and any other a whole number.
+        python_only: Whether it is checked, and no command, file or help has it.
     """
 
     help: str
@@ -50,6 +51,7 @@ class Option:
     flag: str = ""
     metavar: str | None = None
     share: bool = False
+    python_only: bool = False
 
     def problem(self, value: float) -> str:
         """Says what a value must be that is outside the limits; empty if it is within them."""
@@ -154,7 +156,7 @@ class Options:
 
     def __post_init__(self) -> None:
         model: type = type(self)
-        for field in options_of(model):
+        for field in _declared(model):
             value = getattr(self, field.name)
             try:
                 object.__setattr__(self, field.name, field.accepted(value))
@@ -162,12 +164,17 @@ class Options:
                 raise UsageError(f"{field.name} is {value!r}; {error}") from error
 
 
-@cache
 def options_of(model: type) -> tuple[Field, ...]:
     """Returns the options of a dataclass: its own first, then those of each base, in their order.
 
-    Fields without an `Option` are left out.
+    Fields without an `Option` are left out, and those that only Python can set.
     """
+    return tuple(field for field in _declared(model) if not field.option.python_only)
+
+
+@cache
+def _declared(model: type) -> tuple[Field, ...]:
+    """Returns the options of a dataclass, those too that only Python can set."""
     hints = get_type_hints(model, include_extras=True)
     known = {field.name: field for field in fields(model)}
     found = {}

@@ -570,9 +570,16 @@ class Resources(Options):
             "or `auto`, by tasks too if a GPU waits for images and CPUs are free."
         ),
     ] = "auto"
-    fetch_ahead: int = 64
-    decode_seconds: float = 60.0
-    stall_seconds: float = 1800.0
+    fetch_ahead: Annotated[
+        int, Option("Images that are read ahead of the decoder.", least=1, python_only=True)
+    ] = 64
+    decode_seconds: Annotated[
+        float, Option("Seconds that one image may take.", least=0.01, python_only=True)
+    ] = 60.0
+    stall_seconds: Annotated[
+        float,
+        Option("Seconds that workers may run and no shard gets on.", least=1, python_only=True),
+    ] = 1800.0
     capacity_seconds: Annotated[
         float,
         Option(

@@ -234,6 +234,10 @@ def test_a_function_refuses_what_is_no_option_of_it() -> None:
         (lambda: FitOptions(top=0), "top is 0; it must be at least 1"),
         (lambda: ReportOptions(samples=-1), "samples is -1; it must be at least 0"),
         (lambda: MemoryLimit(memory=0), "memory is 0; it must be at least 0.01"),
+        (lambda: Resources(fetch_ahead=0), "fetch_ahead is 0; it must be at least 1"),
+        (lambda: Resources(fetch_ahead=1.5), "fetch_ahead is 1.5; it must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Resources(decode_seconds=0), "decode_seconds is 0; it must be at least 0.01"),
+        (lambda: Resources(stall_seconds=0.5), "stall_seconds is 0.5; it must be at least 1"),
         (lambda: VerifyOptions(sample=0), "sample is 0; give a number of shards from 1 up"),
         (lambda: VerifyOptions(sample="few"), "sample is 'few'; give a number of shards"),
     ],
@@ -241,6 +245,13 @@ def test_a_function_refuses_what_is_no_option_of_it() -> None:
 def test_an_option_of_a_function_has_its_limits(make: Callable[[], Options], problem: str) -> None:
     with pytest.raises(UsageError, match=f"^{problem}"):
         make()
+
+
+def test_options_that_only_python_can_set_are_no_options_of_a_command() -> None:
+    hidden = {"fetch_ahead", "decode_seconds", "stall_seconds"}
+    offered = {option.name for option in options_of(Resources)}
+    assert {field.name for field in fields(Resources)} == offered | hidden
+    assert not hidden & (offered | parameters_of("build").keys())
 
 
 def test_make_dna_refuses_what_is_no_option_of_it() -> None:
