@@ -134,8 +134,8 @@ class Rules:
 def is_relative(name: str) -> bool:
     """Returns whether what a list or table names is a path that starts from a folder.
 
-    `~/a.jpg` is none, nor is `~ada/a.jpg` if there is a user ada. Any other name may begin with `~`,
-    as `~a.jpg` does.
+    `~/a.jpg` is none, nor is `~ada/a.jpg` if there is a user ada. Any other name with a `~` at its
+    start is one, as `~a.jpg`.
     """
     return "://" not in name and not os.path.isabs(os.path.expanduser(name))
 
