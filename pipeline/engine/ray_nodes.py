@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -132,7 +132,7 @@ def room_of(resources: Resources, local: bool) -> Room:
 
     Each node keeps a CPU for what is no worker, unless a worker takes all that it has. If nobody
     says how many threads a worker has, it has one fewer than the smallest node has CPUs, and from
-    one to four.
+    one to four. If workers take GPUs, it has so few that they can take all GPUs of each node.
 
     Args:
         resources: What is asked for; what is None is chosen.
@@ -145,26 +145,60 @@ def room_of(resources: Resources, local: bool) -> Room:
     coming = [] if local else _autoscaled()
     sizes = [int(node.get("CPU", 0)) for node in present]
     sizes = [cpus for cpus in sizes if cpus] or [int(node.get("CPU", 0)) for node, _ in coming]
-    threads = resources.threads or max(1, min(4, min(filter(None, sizes), default=2) - 1))
+    kinds = [*present, *(node for node, _ in coming)]
+    threads = resources.threads or max(
+        1, min(4, min(filter(None, sizes), default=2) - 1, *_threads_by_gpus(kinds, resources))
+    )
     now = workers_held(present, threads, resources.gpus_per_worker)
     if resources.workers:
         return Room(threads, min(now, resources.workers), resources.workers)
     if local:
         return Room(threads, now, now)
-    kinds = [int(node.get("CPU", 0)) for node in (*present, *(node for node, _ in coming))]
+    cpus = [int(node.get("CPU", 0)) for node in kinds]
     # With the spare, a worker does not fit on a node that has its CPUs exactly.
-    spare = SPARE_CPUS if max(kinds, default=0) > threads and threads not in kinds else 0.0
+    spare = SPARE_CPUS if max(cpus, default=0) > threads and threads not in cpus else 0.0
     most = sum(
         workers_held([node], threads, resources.gpus_per_worker) * count for node, count in coming
     )
     return Room(threads, now, max(now, most) if coming else GROWTH * now, spare)
 
 
+def _threads_by_gpus(nodes: Iterable[Mapping[str, float]], resources: Resources) -> Iterator[int]:
+    """Yields for each node the most threads of a worker with which workers can take all its GPUs.
+
+    Args:
+        nodes: The resources of each node. One without CPUs or GPUs has no say.
+        resources: How many GPUs a worker takes, and how many workers there may be.
+
+    Yields:
+        The threads, which leave the node a CPU for other tasks. 0 if it has too few CPUs.
+    """
+    gpus = resources.gpus_per_worker
+    for node in nodes if gpus else ():
+        cpus, fit = int(node.get("CPU", 0)), int(node.get("GPU", 0) / gpus)
+        fit = min(fit, resources.workers or fit)
+        if cpus and fit:
+            yield (cpus - 1) // fit
+
+
 def workers_held(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int:
-    """Returns how many workers the nodes hold, by their resources; one at least."""
-    if gpus:
-        return max(1, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
-    return max(1, sum(int(max(0, node.get("CPU", 0) - 1)) // threads for node in nodes))
+    """Returns how many workers the nodes hold, by their CPUs and GPUs; one at least.
+
+    Args:
+        nodes: The resources of each node.
+        threads: The CPUs that a worker takes. A node keeps one, or has them exactly.
+        gpus: The GPUs that it takes.
+
+    Returns:
+        The workers.
+    """
+    return max(1, sum(_held(node, threads, gpus) for node in nodes))
+
+
+def _held(node: Mapping[str, float], threads: int, gpus: float) -> int:
+    cpus = int(node.get("CPU", 0))
+    held = 1 if cpus == threads else max(0, cpus - 1) // threads
+    return min(held, int(node.get("GPU", 0) / gpus)) if gpus else held
 
 
 @dataclass(frozen=True)

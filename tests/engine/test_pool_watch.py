@@ -445,6 +445,7 @@ def room(
 
 
 HEAD, SMALL, LARGE = node("head", CPU=0), node("small", CPU=4), node("large", CPU=16, GPU=4)
+EXACT = node("exact", CPU=4, GPU=1)
 
 
 @pytest.mark.parametrize(
@@ -458,12 +459,21 @@ HEAD, SMALL, LARGE = node("head", CPU=0), node("small", CPU=4), node("large", CP
         ([HEAD, LARGE], [({"CPU": 16.0}, 10)], {}, Room(4, 3, 30)),
         ([HEAD], [({"CPU": 16.0}, 10), ({"CPU": 8.0}, 2)], {}, Room(4, 1, 32)),
         ([HEAD, LARGE, LARGE], [({"CPU": 16.0}, 1)], {}, Room(4, 6, 6)),
-        ([HEAD, LARGE], [], {"gpus_per_worker": 0.5}, Room(4, 8, 8 * GROWTH)),
+        ([HEAD, LARGE], [], {"gpus_per_worker": 0.5}, Room(1, 8, 8 * GROWTH)),
+        ([HEAD, LARGE], [], {"gpus_per_worker": 1}, Room(3, 4, 4 * GROWTH)),
+        ([HEAD, LARGE], [], {"gpus_per_worker": 1, "threads": 4}, Room(4, 3, 3 * GROWTH)),
+        ([HEAD, LARGE], [], {"gpus_per_worker": 1, "workers": 2}, Room(4, 2, 2)),
+        ([HEAD, LARGE], [], {"gpus_per_worker": 4}, Room(4, 1, GROWTH)),
+        ([node("here", CPU=9, GPU=4)], [], {"gpus_per_worker": 1, "local": True}, Room(2, 4, 4)),
+        ([node("few", CPU=4, GPU=4)], [], {"gpus_per_worker": 1}, Room(1, 3, 3 * GROWTH)),
+        ([EXACT] * 5, [], {"gpus_per_worker": 1, "threads": 4}, Room(4, 5, 5 * GROWTH)),
+        ([node("GPUs alone", GPU=4), LARGE], [], {"gpus_per_worker": 1}, Room(3, 4, 4 * GROWTH)),
+        ([HEAD, SMALL], [({"CPU": 8.0, "GPU": 4.0}, 9)], {"gpus_per_worker": 1}, Room(1, 1, 36)),
         (
             [HEAD, LARGE],
             [({"CPU": 8.0, "GPU": 1.0}, 20)],
             {"gpus_per_worker": 1},
-            Room(4, 4, 20),
+            Room(3, 4, 20),
         ),
         ([HEAD], [], {}, Room(1, 1, GROWTH)),
         ([HEAD, LARGE | {"Alive": False}], [], {"threads": 5}, Room(5, 1, GROWTH)),
@@ -482,21 +492,31 @@ def test_there_is_room_for_the_workers_of_nodes_that_are_there_and_of_those_to_c
 SIZES = st.lists(st.integers(0, 32), min_size=1, max_size=4)
 
 
-@given(present=SIZES, coming=SIZES, threads=st.integers(1, 8), gpus=st.sampled_from([0, 0.5, 1]))
+@given(
+    present=SIZES,
+    coming=SIZES,
+    asked=st.none() | st.integers(1, 8),
+    gpus=st.sampled_from([0, 0.5, 1]),
+)
 def test_nodes_that_more_workers_wait_for_hold_them_and_keep_a_cpu_for_tasks(
-    present: list[int], coming: list[int], threads: int, gpus: float
+    present: list[int], coming: list[int], asked: int | None, gpus: float
 ) -> None:
     """A node that a worker fills exactly has none to keep, and holds that worker."""
     with pytest.MonkeyPatch.context() as patch:
         there = [node(str(number), CPU=cpus, GPU=4) for number, cpus in enumerate(present)]
         come = [({"CPU": float(cpus), "GPU": 4.0}, 2) for cpus in coming]
-        found = room(patch, there, come, threads=threads, gpus_per_worker=gpus)
+        found = room(patch, there, come, threads=asked, gpus_per_worker=gpus)
+    threads = found.threads
     takes = threads + found.spare
     for cpus in (*present, *coming):
         fit = int(cpus // takes)
+        on_gpus = int(4 / gpus) if gpus else fit
         assert (fit > 0) == (cpus >= threads)
+        if asked is None and gpus and cpus > on_gpus:
+            assert fit >= on_gpus, "some GPU would have no worker"
         if found.spare and fit:
-            assert fit == workers_held([{"CPU": cpus}], threads, 0)
+            held = workers_held([{"CPU": cpus, "GPU": 4}], threads, gpus)
+            assert held == min(fit, on_gpus)
             assert cpus - fit * takes >= ray_nodes.TASK_CPUS
     if threads not in (*present, *coming) and max(*present, *coming) > threads:
         assert found.spare == SPARE_CPUS
