@@ -120,7 +120,8 @@ class RayEngine:
     """Runs work on a Ray cluster, or on a Ray of its own on this machine.
 
     It is a context manager: Ray is connected or started when the context begins, and disconnected
-    or ended with it. A Ray that this process had connected before is used as it is.
+    or ended with it. A Ray that this process had connected before is used as it is, whatever the
+    address: as this machine if this process has started it, and else as a cluster.
 
     Args:
         resources: How many workers, and what each of them gets.
@@ -146,16 +147,19 @@ class RayEngine:
         self._broken = BrokenNodes()
         self._messages, self._watch = ExitStack(), ExitStack()
         self._ours = self._lost = False
+        self._local = self._starts_here
 
     def __enter__(self) -> RayEngine:
         os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
         # Ray's core tells on stderr of restarts and lost objects that it mends by itself.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        self._ours = not ray.is_initialized()
+        # A process that has joined a cluster has no session of its own.
+        self._local = self._starts_here if self._ours else session_folder() is not None
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": self._has_logs}
         with ExitStack() as stack:
             stack.enter_context(reading_messages(self._warnings.read))
-            if not ray.is_initialized():
-                self._ours = True
+            if self._ours:
                 with kept_sigterm():
                     self._start(quiet)
             self._watch.enter_context(watched_cluster(self._warnings))
@@ -491,7 +495,8 @@ class RayEngine:
         return head_answers(head_address())
 
     @property
-    def _local(self) -> bool:
+    def _starts_here(self) -> bool:
+        """Whether the address asks for a Ray of our own on this machine."""
         return not self._address or self._address == "local"
 
     def _room(self) -> Room:

@@ -34,7 +34,7 @@ from pipeline.counting.allocator import NEW_OBJECTS
 from pipeline.counting.faults import ENDS_PROCESSES, NO_GPU, Fault
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.dna import DNA, Partial
-from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch, shard_actor
+from pipeline.engine import InProcess, ray_engine, ray_nodes, ray_start, ray_watch, shard_actor
 from pipeline.engine.ray_decoding import loss_words
 from pipeline.engine.ray_nodes import RayHome
 from pipeline.engine.ray_start import (
@@ -790,6 +790,35 @@ def test_logs_of_nodes_are_taken_where_ray_tells_there_that_memory_ran_out(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert ray_engine.RayEngine(Resources(), address)._has_logs == sends
+
+
+@pytest.mark.parametrize("address", [None, "local", "10.0.0.1:6379"])
+@pytest.mark.parametrize("started_here", [True, False])
+def test_a_ray_that_was_connected_before_is_this_machine_only_if_it_was_started_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started_here: bool, address: str | None
+) -> None:
+    """Its autoscaler may bring more CPUs and GPUs than its nodes have now."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_engine.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_engine, "session_folder", lambda: tmp_path if started_here else None)
+    monkeypatch.setattr(ray_engine, "watched_cluster", lambda warnings: contextlib.nullcontext())
+    monkeypatch.setattr(ray_engine, "available_cpus", lambda: 2)
+    monkeypatch.setattr(ray_engine, "_cluster", lambda: {"CPU": 64.0})
+    monkeypatch.setattr(ray_nodes, "_autoscaled", list)
+    head = {"Alive": True, "Resources": {"CPU": 64}}
+    monkeypatch.setattr(ray_nodes, "list_nodes", lambda: [head])
+    engine = ray_engine.RayEngine(Resources(threads=8), address)
+    with engine:
+        assert engine.workers == (2 if started_here else 64)
+        if started_here:
+            with pytest.raises(UsageError, match="threads is 8; this machine has 2 CPUs"):
+                engine._room()
+        else:
+            assert engine._room().most > engine.shard_workers == 7
+        engine.resources = Resources(gpus_per_worker=1)
+        wrong = pytest.raises(UsageError, match="Ray sees 0 GPUs on this machine")
+        with wrong if started_here else contextlib.nullcontext():
+            engine._require_gpus()
 
 
 @pytest.mark.parametrize("address", ["nowhere.invalid:6379", "127.0.0.1:9", "127.0.0.1:sixty"])
