@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
@@ -673,19 +673,19 @@ def verify(
         )
     if chosen.deep:
         with _shown(progress) as listener, _opened(engine) as opened:
-            note(
-                catalogues.recount(
-                    place,
-                    names,
-                    chosen.spec,
-                    engine=opened,
-                    sample=chosen.shards,
-                    seed=chosen.seed,
-                    weights=chosen.weights,
-                    resources=_resources(resources, engine),
-                    progress=listener,
-                )
+            findings = catalogues.recount(
+                place,
+                names,
+                chosen.spec,
+                engine=opened,
+                sample=chosen.shards,
+                seed=chosen.seed,
+                weights=chosen.weights,
+                resources=_resources(resources, engine),
+                progress=listener,
             )
+            with closing(findings):  # an error of `tell` ends the counting, too
+                note(findings)
     return catalogues.Verification(tuple(found), chosen.all_versions)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic, sleep
@@ -22,7 +22,7 @@ from pipeline.counting import (
     plan_folds,
     spent_together,
 )
-from pipeline.engine import Engine
+from pipeline.engine import Engine, shards_run
 from pipeline.errors import (
     ConservationError,
     SourceError,
@@ -328,48 +328,46 @@ class _ShardRun:
         """
         again: list[tuple[int, int]] = []
         rest = {(self._numbers[job.manifest_uri], index): (job, index) for job, index in todo}
-        receipts = self._engine.run_shards(todo)
-        for receipt in receipts:
-            at, index = self._numbers[receipt.manifest_uri], receipt.index
-            rest.pop((at, index), None)
-            self._worker_seconds[at] += receipt.seconds
-            if receipt.held_by:
-                self._others.hold(self._jobs[at].work_uri, self._key(at, index), (at, index))
-            elif receipt.error:
-                self._errors[at, index] = receipt
-                why = self._final(receipt)
-                # One that ends processes has ended some in each try.
-                last = why or receipt.fault == "crash"
-                times = TRIES if last else self._times(at, index) + 1
-                self._failed[at][self._content(at, index)] = FailedShard(times, receipt)
-                name = f"shard {index}"
-                failed = StepFailed(
-                    name,
-                    why or receipt.error,
-                    receipt.transient and not why,
-                    self._jobs[at].dataset,
-                    index,
-                    receipt.seconds,
-                    receipt.fault,
-                )
-                self._progress(failed)
-                given_up = self._is_given_up(at, index)
-                if not given_up:
-                    again.append((at, index))
-                if not why and self._is_suspected_after(at, receipt, given_up):
-                    kept_back = [of for of in rest if of[0] == at and not self._times(*of)]
-                    if kept_back:
-                        self._cut_off |= rest.keys()
-                        self._keep_back(at, [rest.pop(each) for each in kept_back])
-                        break
+        with shards_run(self._engine, todo) as receipts:  # an engine has one run at a time
+            for receipt in receipts:
+                at, index = self._numbers[receipt.manifest_uri], receipt.index
+                rest.pop((at, index), None)
+                self._worker_seconds[at] += receipt.seconds
+                if receipt.held_by:
+                    self._others.hold(self._jobs[at].work_uri, self._key(at, index), (at, index))
+                elif receipt.error:
+                    self._errors[at, index] = receipt
+                    why = self._final(receipt)
+                    # One that ends processes has ended some in each try.
+                    last = why or receipt.fault == "crash"
+                    times = TRIES if last else self._times(at, index) + 1
+                    self._failed[at][self._content(at, index)] = FailedShard(times, receipt)
+                    name = f"shard {index}"
+                    failed = StepFailed(
+                        name,
+                        why or receipt.error,
+                        receipt.transient and not why,
+                        self._jobs[at].dataset,
+                        index,
+                        receipt.seconds,
+                        receipt.fault,
+                    )
+                    self._progress(failed)
+                    given_up = self._is_given_up(at, index)
+                    if not given_up:
+                        again.append((at, index))
+                    if not why and self._is_suspected_after(at, receipt, given_up):
+                        kept_back = [of for of in rest if of[0] == at and not self._times(*of)]
+                        if kept_back:
+                            self._cut_off |= rest.keys()
+                            self._keep_back(at, [rest.pop(each) for each in kept_back])
+                            break
+                else:
+                    self._is_stored(at, index, receipt)
             else:
-                self._is_stored(at, index, receipt)
-        else:
-            if rest:
-                forgotten = count_of(len(rest), "shard")
-                raise RuntimeError(f"the engine returned no receipt for {forgotten}")
-        if isinstance(receipts, Generator):
-            receipts.close()  # at once, as an engine has one run at a time
+                if rest:
+                    forgotten = count_of(len(rest), "shard")
+                    raise RuntimeError(f"the engine returned no receipt for {forgotten}")
         if again:
             attempt = 1 + max(self._times(*each) for each in again)
             self._progress(Retried(len(again), attempt))

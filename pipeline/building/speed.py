@@ -35,7 +35,7 @@ from pipeline.counting import (
     device_kind,
     expected_bytes,
 )
-from pipeline.engine import InProcess
+from pipeline.engine import InProcess, shards_run
 from pipeline.errors import BadImage, SourceError, TransientError, UnexpectedError
 from pipeline.events import Listener, Said, Started, StepDone, stage
 from pipeline.mapper import SerialMapper
@@ -164,10 +164,11 @@ def measure_speed(
 
         def run(indices: Sequence[int]) -> tuple[list[ShardReceipt], float]:
             receipts, began = [], monotonic()
-            for receipt in engine.run_shards([(job, index) for index in indices]):
-                _require_done(receipt)
-                progress(StepDone(receipt.images + receipt.failures, receipt.failures))
-                receipts.append(receipt)
+            with shards_run(engine, [(job, index) for index in indices]) as found:
+                for receipt in found:
+                    _require_done(receipt)
+                    progress(StepDone(receipt.images + receipt.failures, receipt.failures))
+                    receipts.append(receipt)
             return receipts, monotonic() - began
 
         rounds = range(len(sizes))

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import groupby, islice, takewhile
 from pathlib import Path
@@ -140,8 +140,10 @@ def make_dna(
         try:
             with (
                 stage(progress, Started(manifest.candidates, len(manifest.heads))),
-                ThreadPoolExecutor(OVERLAP, "shard") as pool,
+                ExitStack() as stack,
             ):
+                pool = ThreadPoolExecutor(OVERLAP, "shard")
+                stack.callback(pool.shutdown, cancel_futures=True)  # none begins after an error
                 counted = zip(
                     manifest.heads, pool.map(count, range(len(manifest.heads))), strict=True
                 )

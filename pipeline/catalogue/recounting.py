@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import random
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +37,7 @@ from pipeline.counting import (
     partial_uri,
 )
 from pipeline.dna import DNA, INT_COLUMNS, ImageHashes, Partial
-from pipeline.engine import Engine
+from pipeline.engine import Engine, shards_run
 from pipeline.errors import SourceError, TransientError, VdnaError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import network_of
@@ -60,7 +60,7 @@ def recount(
     weights: str | None = None,
     resources: Resources | None = None,
     progress: Listener | None = None,
-) -> Iterator[Finding]:
+) -> Generator[Finding, None, None]:
     """Counts shards of the newest versions again, or of the versions that are named.
 
     Args:
@@ -250,8 +250,11 @@ class _DatasetRecount:
             else:
                 todo.append((job, index))
         sizes = {index: len(self._manifest.shards[index].members) for _, index in todo}
-        with stage(self._progress, Started(sum(sizes.values()), len(todo))):
-            for receipt in engine.run_shards(todo) if todo else ():
+        with (
+            stage(self._progress, Started(sum(sizes.values()), len(todo))),
+            shards_run(engine, todo) as receipts,
+        ):
+            for receipt in receipts:
                 name = f"shard {receipt.index}"
                 units = sizes[receipt.index]
                 self._progress(

@@ -34,6 +34,7 @@ class Decoders:
         self._deadlines: dict[Future[Any], float] = {}
         self._lock = threading.Lock()
         self._threads = threads
+        self._closed = False
         for _ in range(threads):
             self._start()
 
@@ -48,12 +49,17 @@ class Decoders:
             seconds: The time limit of the call.
 
         Returns:
-            The future of the function's result.
+            The future of the function's result. It is cancelled if the threads have ended before
+            the other one is there.
         """
         second: Future[R] = Future()
-        first.add_done_callback(
-            lambda _: self._tasks.put(lambda: self._run(second, first, function, seconds))
-        )
+
+        def ask(_: Future[T]) -> None:
+            self._tasks.put(lambda: self._run(second, first, function, seconds))
+            if self._closed:  # looked at last: the task may lie behind the marks that end threads
+                second.cancel()
+
+        first.add_done_callback(ask)
         return second
 
     def result(self, future: Future[R]) -> R:
@@ -67,13 +73,16 @@ class Decoders:
 
         Raises:
             TimeoutError: If the function took too long.
+            CancelledError: If the future was cancelled.
         """
         while not future.done() and not wait([future], self._patience()).done:
             self._give_up()
         return future.result()
 
     def close(self) -> None:
-        """Ends the threads, once what was asked of them is done."""
+        """Ends the threads, once what waits for them is done. What comes later is cancelled."""
+        # Without a lock: the collector of garbage may call this in a thread that holds it.
+        self._closed = True
         for _ in range(self._threads):
             self._tasks.put(lambda: False)
 

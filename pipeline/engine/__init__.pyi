@@ -11,6 +11,7 @@ from .metric_kinds import Metric as Metric
 from .metric_kinds import MetricsClient as MetricsClient
 from .on_demand import OnDemand as OnDemand
 from .protocol import Engine as Engine
+from .protocol import shards_run as shards_run
 from .ray_address import cluster_address as cluster_address
 from .ray_engine import RayEngine as RayEngine
 from .ray_jobs import RayJobServer as RayJobServer

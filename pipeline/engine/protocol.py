@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from pipeline.counting import ShardJob, ShardReceipt
@@ -42,3 +43,28 @@ class Engine(Mapper, Protocol):
 
     def beside_shards(self) -> Mapper:
         """Returns what can map functions while shards run: this engine, if it has CPUs to spare."""
+
+
+@contextmanager
+def shards_run(
+    engine: Engine, work: Sequence[tuple[ShardJob, int]]
+) -> Iterator[Iterator[ShardReceipt]]:
+    """Runs shards until the block ends, however it ends.
+
+    After an error, the traceback would keep the receipts open, and the engine would go on with all
+    shards while it is closed.
+
+    Args:
+        engine: Where they run.
+        work: For each shard its job, and its index in the job's manifest. If there are none, the
+            engine is left alone.
+
+    Yields:
+        The receipts (see `Engine.run_shards`). No more shards begin once the block has ended.
+    """
+    receipts = engine.run_shards(work) if work else iter(())
+    try:
+        yield receipts
+    finally:
+        if isinstance(receipts, Generator):
+            receipts.close()

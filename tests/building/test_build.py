@@ -23,7 +23,15 @@ import pytest
 
 from pipeline import building as build_module
 from pipeline import storage
-from pipeline.building import Request, build_datasets, committer, make_dna, runner
+from pipeline.building import (
+    ForecastRequest,
+    Request,
+    build_datasets,
+    committer,
+    forecast,
+    make_dna,
+    runner,
+)
 from pipeline.building.failure_gate import allowed_failures
 from pipeline.catalogue import Catalogue, Verification, Version, collect, tag_version, verify
 from pipeline.counting import Counter, Made, partial_uri, worker
@@ -41,6 +49,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
+from pipeline.events import Event, StepDone
 from pipeline.sources import Shard
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, Place
@@ -900,3 +909,47 @@ def test_counts_that_do_not_add_up_are_not_tried_again(
         run(place, *requests)
     assert len(tried) == len(set(tried))
     assert sorted(place.head().datasets) == ["a", "c"]
+
+
+@pytest.mark.parametrize("by", ["a build", "make_dna", "a forecast"])
+def test_an_error_of_the_listener_ends_the_counting_and_is_raised(
+    by: str, place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook, the other shards would be counted after the error was seen."""
+    folder = tmp_path / "images"
+    write_photos(folder, 40)
+    begun: list[int] = []
+    told: list[Event] = []
+
+    class Broken(Exception):
+        pass
+
+    def slow(method: Callable[..., Any]) -> Callable[..., Any]:
+        def slowly(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Any:
+            begun.append(shard.index)
+            time.sleep(0.1)
+            return method(counter, shard, *args, **options)
+
+        return slowly
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and begun:
+            told.append(event)
+            if len(told) == 2:
+                raise Broken
+
+    monkeypatch.setattr(Counter, "count", slow(Counter.count))
+    monkeypatch.setattr(Counter, "make", slow(Counter.make))
+    request = request_of(folder, shard_images=1)
+    to_forecast = ForecastRequest(str(folder), **COUNTING)
+    jobs: dict[str, Callable[[], object]] = {
+        "a build": lambda: build_datasets(place, [request], ENGINE, RESOURCES, progress=listen),
+        "make_dna": lambda: make_dna(folder, threads=2, progress=listen, **COUNTING),
+        "a forecast": lambda: forecast(to_forecast, RESOURCES, progress=listen),
+    }
+    with pytest.raises(Broken) as raised:
+        jobs[by]()
+    names = [thread.name for thread in threading.enumerate()]
+    assert [name for name in names if name.startswith("shard")] == []
+    assert 2 <= len(begun) <= 8
+    assert raised.tb is not None  # it keeps all frames, as a notebook does

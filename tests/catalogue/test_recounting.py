@@ -20,7 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import storage
+from pipeline import api, storage
 from pipeline.building import Request, build_datasets, committer, runner
 from pipeline.catalogue import Catalogue, Finding, Verification, Version, recount, verify
 from pipeline.catalogue.recounting import MOVED_BY_ROUNDING, compare_partials
@@ -431,3 +431,30 @@ def test_the_verify_deep_command(place: Place) -> None:
         refused = CliRunner().invoke(app, [*words, "--sample", sample])
         assert refused.exit_code == 2
         assert f"sample is {sample!r}" in refused.stderr
+
+
+def test_an_error_of_who_is_told_ends_the_counting(place: Place) -> None:
+    begun, ended = [], []
+
+    class Counting(InProcess):
+        def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+            try:
+                for receipt in super().run_shards(work):
+                    begun.append(receipt.index)
+                    yield receipt
+            finally:
+                ended.append(True)
+
+    class Broken(Exception):
+        pass
+
+    def tell(finding: Finding) -> None:
+        if begun:
+            raise Broken
+
+    with Counting() as engine, pytest.raises(Broken) as raised:
+        api.verify(
+            place.catalogue, engine=engine, resources=RESOURCES, tell=tell, deep=True, sample="all"
+        )
+    assert (len(begun), ended) == (1, [True])
+    assert raised.tb is not None  # it keeps all frames
