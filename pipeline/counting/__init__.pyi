@@ -36,7 +36,6 @@ from .leases import is_counted_now as is_counted_now
 from .leases import list_leases as list_leases
 from .leases import order_of_claims as order_of_claims
 from .leases import read_note as read_note
-from .makers import Makers as Makers
 from .preparing import FETCH_THREADS as FETCH_THREADS
 from .preparing import Fetch as Fetch
 from .preparing import decode_run as decode_run

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import counting
 from pipeline.counting import (
     DEVICE_FAULTS,
     Ahead,
-    Makers,
     Recipe,
     ShardJob,
     ShardReceipt,
@@ -56,7 +56,7 @@ class ShardActor:
         self._worker = Worker(ahead, self._home)
         self._notices = _Notices()
         self._requests = RequestMeter()
-        logging.getLogger(Makers.__module__).addHandler(self._notices)
+        logging.getLogger(counting.__name__).addHandler(self._notices)
         self._device_is_unsure = False
         self._under_way = 0
         self._changed = threading.Condition()
@@ -68,8 +68,9 @@ class ShardActor:
             batch: One row: the place of the recipe, and the rest of a `ShardJob` and its index.
 
         Returns:
-            One row: the receipt, the id of the node, whether its device has failed, and what the
-                makers of shards have logged, and how many requests were sent, since the last row.
+            One row: the receipt, the id of the node, whether its device has failed, and what was
+                warned of while shards were counted, and how many requests were sent, since the last
+                row.
         """
         job = ShardJob(
             self._recipes[int(batch["recipe"][0])],

@@ -14,7 +14,8 @@ import torch
 
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.counting import Extractor, Made, Makers, numerics, worker
+from pipeline.counting import Extractor, Made, numerics, worker
+from pipeline.counting.makers import Makers
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import UnexpectedError

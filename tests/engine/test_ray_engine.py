@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
 import random
 import re
@@ -508,6 +509,32 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
         assert jobs == [ShardJob(recipe, "m", "w", "e", "c", keeps_cells=False, dataset="d")]
         with pytest.raises(Ended) if ends else contextlib.nullcontext():
             assert actor(batch)["index"] == [1]
+
+
+def test_an_actor_returns_what_is_warned_of_while_it_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody reads what a worker logs, and a damaged file would never be told of."""
+
+    def run(*_: object) -> ShardReceipt:
+        for module in ("cells", "leases", "makers", "merged_shards"):
+            logging.getLogger(f"pipeline.counting.{module}").warning("of %s", module)
+        logging.getLogger("pipeline.counting.openvino_forward").info("a network is converted")
+        logging.getLogger("pipeline.storage.retry").warning("the next try begins in 1 s")
+        return ShardReceipt("m", 1)
+
+    monkeypatch.setattr(RayHome, "node", "n")
+    monkeypatch.setattr(Worker, "run", run)
+    batch = {name: [0] for name in ("recipe", "index", "keeps_cells")}
+    batch |= {name: ["x"] for name in ("manifest", "work", "entries", "claimant", "dataset")}
+    counts = logging.getLogger("pipeline.counting")
+    before = [*counts.handlers]
+    try:
+        actor = ShardActor([Recipe(SPEC, NETWORK, "ranges", Resources())], 0, {}, "pool")
+        notices = [actor(batch)["notice"] for _ in range(2)]
+    finally:
+        counts.handlers[:] = before
+    assert notices == [["of cells; of leases; of makers; of merged_shards"]] * 2
 
 
 @pytest.mark.soak
