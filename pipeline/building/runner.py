@@ -291,9 +291,11 @@ class _ShardRun:
             if self._reused:
                 images = count_of(self._reused, "image")
                 self._progress(Said(f"not read again, as their sums are kept: {images}"))
-            if self._ahead:
+            if self._ahead:  # more than the total, perhaps: those of a failed try count again
                 images = count_of(self._ahead, "image")
-                self._progress(Said(f"tasks decoded {images} of {total:,} for the workers"))
+                self._progress(
+                    Said(f"tasks decoded {images} for the workers, which had {total:,} to count")
+                )
         return [self._ran(at) for at in range(len(self._jobs))]
 
     def _ran(self, at: int) -> Ran:

@@ -47,7 +47,7 @@ def test_it_is_told_what_tasks_have_decoded_and_why_they_have_not(tmp_path: Path
     assert [event.ahead for event in events if isinstance(event, StepDone)] == [4, 12, 0]
     assert [event.message for event in events if isinstance(event, Said)] == [
         "shard 0: its worker decoded for a task: LostRun: a node died",
-        "tasks decoded 16 images of 30 for the workers",
+        "tasks decoded 16 images for the workers, which had 30 to count",
     ]
 
 

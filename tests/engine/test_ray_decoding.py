@@ -122,7 +122,7 @@ def test_a_build_whose_images_are_decoded_ahead_counts_the_same(
     # Where a machine is so busy that Ray loses a task, it is said.
     missed = [message for message in messages if "its worker decoded for a task" in message]
     assert ahead == IMAGES or (0 < ahead < IMAGES and missed), messages
-    assert f"tasks decoded {ahead} images of {IMAGES} for the workers" in messages
+    assert f"tasks decoded {ahead} images for the workers, which had {IMAGES} to count" in messages
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
 
