@@ -10,6 +10,7 @@ commit sees to it that the shard counts once.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -234,8 +235,8 @@ class RayEngine:
                     count_requests(row["requests"])
                     del left[receipt.manifest_uri, receipt.index]
                     self._warnings.died(receipt.died)
-                    if row["notice"]:
-                        self._warnings.tell(row["notice"])
+                    for notice in json.loads(row["notices"]):
+                        self._warnings.tell(notice)
                     leaves_out = self._leaves_out(row, receipt)
                     yield receipt
                     if leaves_out:  # a running pool cannot give up a node

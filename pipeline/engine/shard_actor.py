@@ -25,6 +25,7 @@ from pipeline.counting import (
 )
 from pipeline.engine.ray_decoding import RayDecodePool
 from pipeline.engine.ray_nodes import RayHome
+from pipeline.events import topic_here
 from pipeline.storage import RequestMeter
 
 _NAMED = ("reasons", "spent")
@@ -94,7 +95,7 @@ class ShardActor:
         told = {
             "node": self._home.node,
             "device_failed": failed,
-            "notice": self._notices.drained(),
+            "notices": json.dumps(self._notices.drained()),
             "requests": self._requests.read(),
         }
         return row_of(receipt) | {name: np.array([value]) for name, value in told.items()}
@@ -126,11 +127,13 @@ class _Notices(logging.Handler):
         self._kept: deque[str] = deque()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._kept.append(record.getMessage())
+        topic = topic_here()
+        names = [str(topic["dataset"])] if topic.get("dataset") else []
+        names += [f"shard {topic['shard']}"] if "shard" in topic else []
+        self._kept.append(": ".join([", ".join(names)] * bool(names) + [record.getMessage()]))
 
-    def drained(self) -> str:
-        kept = [self._kept.popleft() for _ in range(len(self._kept))]
-        return "; ".join(kept)
+    def drained(self) -> list[str]:
+        return [self._kept.popleft() for _ in range(len(self._kept))]
 
 
 def row_of(receipt: ShardReceipt) -> dict[str, Any]:

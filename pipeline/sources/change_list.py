@@ -43,6 +43,7 @@ from pipeline.sources.lists_and_tables import (
     SourceTable,
     TableRow,
     absolute_uri,
+    lacks_column,
     named_in_errors,
     require_nameable,
 )
@@ -286,6 +287,10 @@ class _ChangeLister(SourceLister):
                 f"{uri} has no column {CHANGE_COLUMN}, which says {ONE_OF_THEM} of each image"
                 f"{table.file.head()}"
             )
+        source = self._table
+        if source is not None and source.has_other_uris and table.name == "uri":
+            refusal = lacks_column(table.file, source.name)
+            raise refusal
         if CHANGE_COLUMN in self._labels:
             raise UsageError(
                 f"{self._shown} has a label {CHANGE_COLUMN}, which is the column of a change list "

@@ -175,7 +175,7 @@ class SourceTable:
             return None
         if rules.image_column in file.columns:
             return rules.image_column
-        if file.columns == COCO_COLUMNS:
+        if file.columns == COCO_COLUMNS and rules.image_column is None:
             return "file_name"
         if len(found) == 1 and rules.image_column is None:
             return found[0]
@@ -193,6 +193,11 @@ class SourceTable:
     def uri(self) -> str:
         """The table."""
         return self.file.uri
+
+    @property
+    def has_other_uris(self) -> bool:
+        """Whether it has a column `uri`, which may name other files than the column of images."""
+        return self.name != "uri" and "uri" in self.file.columns
 
     def folder(self, parent: str, rules: Rules) -> str:
         """Returns the folder that relative paths start from.
@@ -246,6 +251,8 @@ class SourceTable:
     def row_of(self, row: Mapping[str, Any], uri: str, labels: Sequence[str]) -> TableRow:
         """Looks up what a row names, unless the row states its size and identity.
 
+        A row with a `uri` states those of the `uri`.
+
         Args:
             row: The row.
             uri: The canonical uri of what it names.
@@ -257,7 +264,8 @@ class SourceTable:
         Raises:
             SourceError: There is no such object, or a value is out of place.
         """
-        if row.get("identity") and not _is_missing(row.get("size")):
+        is_stated = row.get("identity") and not _is_missing(row.get("size"))
+        if is_stated and not self.has_other_uris:
             item = Stored(uri, _size(row["size"]), str(row["identity"]), None)
         else:
             item = storage.info(uri)

@@ -131,6 +131,12 @@ class Rules:
         return self.exclude is not None and _matches(path, self.exclude)
 
 
+def folder_of(uri: str) -> str:
+    """Returns the uri of the folder that a file lies in; `file:///` of one in the disk's root."""
+    folder = uri.rpartition("/")[0]
+    return f"{folder}/" if folder == "file://" else folder
+
+
 def is_relative(name: str) -> bool:
     """Returns whether what a list or table names is a path that starts from a folder.
 

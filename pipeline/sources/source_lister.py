@@ -49,7 +49,7 @@ from pipeline.sources.manifest import Manifest
 from pipeline.sources.pair_names import BY_STEM, Pairing
 from pipeline.sources.parallel_listing import KeyRange, list_pages
 from pipeline.sources.plain_images import part_plain_images
-from pipeline.sources.rules import CACHES, Rules, is_cache, other_kind
+from pipeline.sources.rules import CACHES, Rules, folder_of, is_cache, other_kind
 from pipeline.storage import Stored
 from pipeline.wording import count_of, option, some_of
 
@@ -130,7 +130,7 @@ class SourceLister:
         self._kind = self._find_kind()
         self.source = self._root = self.uri  # paths are relative to the root
         if self._kind in ("table", "list"):
-            self._root = self.uri.rpartition("/")[0]
+            self._root = folder_of(self.uri)
             if self._table is not None:
                 self._root = self._table.folder(self._root, rules)
         elif self._kind == "glob":
@@ -423,10 +423,11 @@ class SourceLister:
         found = replace(self.candidates.listing(self.source, planned), pairing=self.pairing)
         self._offer_parts()
         if planned is None and not self.candidates.total:
+            kinds = some_of([f"{count} {kind}" for kind, count in sorted(found.ignored.items())])
             raise SourceError(
                 f"{self._shown} holds no image ("
-                f"{count_of(sum(found.ignored.values()), 'file')} of other kinds ignored, "
-                f"{found.filtered} left out by include and exclude)"
+                f"{count_of(sum(found.ignored.values()), 'file')} of other kinds ignored"
+                f"{kinds and f': {kinds}'}, {found.filtered} left out by include and exclude)"
             )
         return found
 

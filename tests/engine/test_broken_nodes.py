@@ -265,7 +265,7 @@ def test_what_a_worker_tells_is_told_though_the_job_takes_no_other_receipt(
     """The job ends a run at a receipt, or Python ends the generator."""
     receipt = ShardReceipt("m", 0, error="CUDA error: launch failure", died="process 7 of a")
     row = {name: value[0] for name, value in row_of(receipt).items()}
-    row |= {"node": "a", "device_failed": True, "notice": "it decodes slowly", "requests": 0}
+    row |= {"node": "a", "device_failed": True, "notices": '["it decodes slowly"]', "requests": 0}
     events: list[Event] = []
     engine = RayEngine(progress=events.append)
     monkeypatch.setattr(engine, "_pool", lambda work: (row for _ in work))

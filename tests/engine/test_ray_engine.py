@@ -47,7 +47,7 @@ from pipeline.engine.ray_start import (
 )
 from pipeline.engine.shard_actor import ShardActor, receipt_of
 from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
-from pipeline.events import Event, Said, StepDone, Warned
+from pipeline.events import Event, Said, StepDone, Warned, about
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, SPEC
@@ -517,8 +517,10 @@ def test_an_actor_returns_what_is_warned_of_while_it_counts(
     """Nobody reads what a worker logs, and a damaged file would never be told of."""
 
     def run(*_: object) -> ShardReceipt:
-        for module in ("cells", "leases", "makers", "merged_shards"):
-            logging.getLogger(f"pipeline.counting.{module}").warning("of %s", module)
+        with about(dataset="photos", shard=3):
+            for module in ("cells", "leases", "makers"):
+                logging.getLogger(f"pipeline.counting.{module}").warning("of %s", module)
+        logging.getLogger("pipeline.counting.merged_shards").warning("of merged_shards")
         logging.getLogger("pipeline.counting.openvino_forward").info("a network is converted")
         logging.getLogger("pipeline.storage.retry").warning("the next try begins in 1 s")
         return ShardReceipt("m", 1)
@@ -531,10 +533,11 @@ def test_an_actor_returns_what_is_warned_of_while_it_counts(
     before = [*counts.handlers]
     try:
         actor = ShardActor([Recipe(SPEC, NETWORK, "ranges", Resources())], 0, {}, "pool")
-        notices = [actor(batch)["notice"] for _ in range(2)]
+        notices = [json.loads(actor(batch)["notices"][0]) for _ in range(2)]
     finally:
         counts.handlers[:] = before
-    assert notices == [["of cells; of leases; of makers; of merged_shards"]] * 2
+    of_shard = [f"photos, shard 3: of {module}" for module in ("cells", "leases", "makers")]
+    assert notices == [[*of_shard, "of merged_shards"]] * 2
 
 
 @pytest.mark.soak

@@ -463,6 +463,20 @@ def test_a_list_names_images_in_the_chosen_column_if_it_has_it(folder: Folder) -
         assert list_changed(folder.root, changes, before, rules)[1] == ChangeCounts(0, 0, 1, 0, 0)
 
 
+def test_a_list_without_the_column_that_images_were_listed_by_is_refused(folder: Folder) -> None:
+    """Its `uri` names other files: what is removed would stay, and what is added come twice."""
+    folder.write("copy of b.jpg", 9)
+    table, rules = folder.root / "all.csv", Rules(image_column="local")
+    table.write_text("uri,local\nb.jpg,copy of b.jpg\na.jpg,a.jpg\n")
+    before = plan(list_source(table, rules))
+    place = folder.root.parent / "c.csv"
+    changes = write_changes(place, [{"uri": "b.jpg", "change": "removed"}])
+    with pytest.raises(UsageError, match=r"c\.csv has no column local"):
+        list_changed(table, changes, before, rules)
+    changes = write_changes(place, [{"local": "copy of b.jpg", "change": "removed"}])
+    assert list_changed(table, changes, before, rules)[1] == ChangeCounts(0, 1, 0, 0, 0)
+
+
 # Tables: labels, and archives of which a part is named
 
 

@@ -105,6 +105,17 @@ def test_a_column_that_the_user_names_goes_before_uri(kind: str, photos: Path) -
         assert entry.uri.endswith("/b.png")
 
 
+def test_a_size_and_an_identity_beside_uri_are_those_of_the_uri(photos: Path) -> None:
+    path = photos / "t.csv"
+    path.write_text("uri,size,identity,local\nhttps://example.org/a.png,7,etag,a.png\n")
+    (entry,) = list_source(path, Rules(image_column="local")).entries
+    assert entry.size == (photos / "a.png").stat().st_size
+    assert entry.identity != "etag"
+    path.write_text("local,size,identity\na.png,7,etag\n")
+    (entry,) = list_source(path, Rules(image_column="local")).entries
+    assert (entry.size, entry.identity) == (7, "etag")
+
+
 def test_a_column_that_neither_a_table_nor_its_archives_have_is_refused(photos: Path) -> None:
     """The column may be one of a Parquet file that a table with `uri` names."""
     path = photos / "t.csv"
