@@ -263,7 +263,7 @@ class Storm:
 
 
 @pytest.mark.soak  # it starts two clusters of up to six nodes, and five builds
-@pytest.mark.timeout(2400)  # a quiet machine takes three minutes
+@pytest.mark.timeout(2400)  # a quiet machine takes four minutes
 def test_a_build_in_a_storm_counts_as_a_quiet_one_and_tells_of_each_fault_once(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
