@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import SourceError
-from pipeline.sources.rules import Rules, folder_of, is_relative
+from pipeline.sources.rules import Rules, is_relative, parent_folder
 
 COCO_COLUMNS = ("file_name", "category", "coco_url")
 
@@ -91,7 +91,7 @@ def coco_folder(uri: str, name: str, rules: Rules) -> str:
     Raises:
         SourceError: The image is in none of them.
     """
-    folder = folder_of(uri)
+    folder = parent_folder(uri)
     if not is_relative(name):
         return folder
     parent = folder.rpartition("/")[0]

@@ -131,7 +131,7 @@ class Rules:
         return self.exclude is not None and _matches(path, self.exclude)
 
 
-def folder_of(uri: str) -> str:
+def parent_folder(uri: str) -> str:
     """Returns the uri of the folder that a file lies in; `file:///` of one in the disk's root."""
     folder = uri.rpartition("/")[0]
     return f"{folder}/" if folder == "file://" else folder

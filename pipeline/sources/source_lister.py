@@ -49,7 +49,7 @@ from pipeline.sources.manifest import Manifest
 from pipeline.sources.pair_names import BY_STEM, Pairing
 from pipeline.sources.parallel_listing import KeyRange, list_pages
 from pipeline.sources.plain_images import part_plain_images
-from pipeline.sources.rules import CACHES, Rules, folder_of, is_cache, other_kind
+from pipeline.sources.rules import CACHES, Rules, is_cache, other_kind, parent_folder
 from pipeline.storage import Stored
 from pipeline.wording import count_of, option, some_of
 
@@ -130,7 +130,7 @@ class SourceLister:
         self._kind = self._find_kind()
         self.source = self._root = self.uri  # paths are relative to the root
         if self._kind in ("table", "list"):
-            self._root = folder_of(self.uri)
+            self._root = parent_folder(self.uri)
             if self._table is not None:
                 self._root = self._table.folder(self._root, rules)
         elif self._kind == "glob":

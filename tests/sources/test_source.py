@@ -24,7 +24,7 @@ from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.plain_images import PLAIN_IMAGE, part_plain_images
-from pipeline.sources.rules import folder_of, other_kind
+from pipeline.sources.rules import other_kind, parent_folder
 from pipeline.storage.local import LocalFile
 from tests.support.archives import arrow_bytes, tar_bytes, write_mixed_folder, zip_bytes
 
@@ -342,9 +342,9 @@ def test_groups_are_leading_folders(tmp_path: Path) -> None:
 
 
 def test_a_file_lies_in_the_folder_of_its_uri() -> None:
-    assert folder_of("file:///list.txt") == "file:///"
-    assert folder_of("file:///data/list.txt") == "file:///data"
-    assert folder_of("s3://bucket/list.txt") == "s3://bucket"
+    assert parent_folder("file:///list.txt") == "file:///"
+    assert parent_folder("file:///data/list.txt") == "file:///data"
+    assert parent_folder("s3://bucket/list.txt") == "s3://bucket"
 
 
 @pytest.mark.parametrize("kind", ["list", "table", "archive"])
