@@ -21,10 +21,10 @@ from pipeline.sources.blocks import even_pieces, mean_bytes
 from pipeline.sources.cell_cuts import folder_numbers, new_cells
 from pipeline.sources.entries_file import (
     ENTRY_SCHEMA,
-    OBJECTS_SCHEMA,
     Entries,
     as_single_images,
     cut_row_groups,
+    object_schema,
 )
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import StoredPart
@@ -47,30 +47,37 @@ def plan_block(
     entries: Entries,
     pairing: Pairing,
     former_cell: int = 0,
+    *,
+    grouped: bool = False,
 ) -> Manifest:
     """Plans one block of at least `MANY` single images that are in no earlier plan.
 
     Args:
-        parts: Candidates without groups and labels; all of the block's, and any others. Each table
-            is sorted by the uris.
+        parts: Candidates without labels; all of the block's, and any others. Each table is sorted
+            by the uris.
         after: The uri that ends the block before; empty for the first block.
         until: The uri that ends the block. None for the last one.
         sizes: How large shards and cells are.
         entries: Where the candidates are stored.
         pairing: How images are named for pairing.
         former_cell: The size of the largest cells of an earlier plan; 0 if there is none.
+        grouped: Whether each candidate is in a group, whose name decides its fold.
 
     Returns:
         A plan of the block.
     """
     # Loads numba, for large sources only.
-    from pipeline.sources.name_kernel import folder_starts, name_numbers
+    from pipeline.sources.name_kernel import folder_starts, group_numbers, name_numbers
 
     # The parts are not held beside the sorted rows, and neither are columns that say nothing.
-    tables = (part.select(OBJECTS_SCHEMA.names) for part in parts)
+    tables = (part.select(object_schema(grouped=grouped).names) for part in parts)
     listed = sort_pages(pa.concat_tables(rows_within(part, after, until) for part in tables))
     rows = each_once(listed)
-    folds = (name_numbers(rows["uri"], pairing) % np.uint64(FOLDS)).astype(np.uint8)
+    if grouped:
+        numbers = group_numbers(rows["group"], pairing)
+    else:
+        numbers = name_numbers(rows["uri"], pairing)
+    folds = (numbers % np.uint64(FOLDS)).astype(np.uint8)
     largest = 0
     with ManifestWriter(entries) as writer:
         order = np.argsort(folds, kind="stable")
@@ -120,6 +127,7 @@ class NameBlock:
         entries: Where the candidates are stored.
         pairing: How images are named for pairing.
         former_cell: The size of the largest cells of an earlier plan; 0 if there is none.
+        grouped: Whether each candidate is in a group.
     """
 
     bounds: Bounds
@@ -128,16 +136,18 @@ class NameBlock:
     entries: Entries
     pairing: Pairing
     former_cell: int = 0
+    grouped: bool = False
 
     def run(self) -> PlannedBlock:
         """Plans the block."""
-        names = OBJECTS_SCHEMA.names
+        names = object_schema(grouped=self.grouped).names
         parts = (
             # Other columns say nothing of single images. Threads would cost more than they save.
             pq.ParquetFile(pa.BufferReader(data)).read(columns=names, use_threads=False)
             for data in read_stored(self.parts)
         )
         made = plan_block(
-            parts, *self.bounds, self.sizes, self.entries, self.pairing, self.former_cell
+            *(parts, *self.bounds, self.sizes, self.entries, self.pairing, self.former_cell),
+            grouped=self.grouped,
         )
         return PlannedBlock(self.bounds, made.shard_images, made.heads, made.duplicates)

@@ -489,6 +489,7 @@ class _ChangeLister(SourceLister):
             before.candidates >= blocks.MANY
             and not self._labels
             and self.is_single
+            and not self.is_grouped
             and self.pairing.by is None
             and ahead.entries.holds_those_of(before.entries)
             and not self._number("select 1 from named where archive or member <> '' limit 1")

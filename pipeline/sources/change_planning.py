@@ -43,6 +43,8 @@ def plan_changes(
     entries: Entries,
     sizes: NewShardSizes,
     mapper: Mapper,
+    *,
+    grouped: bool = False,
 ) -> Manifest:
     """Plans a listing of at least `MANY` single images, which has an earlier plan.
 
@@ -53,6 +55,7 @@ def plan_changes(
         entries: Where its candidates are, and where those of new shards are stored.
         sizes: How large new shards and cells are.
         mapper: Where tasks plan new candidates, if these are very many.
+        grouped: Whether candidates are in groups, which all have the folds that their names say.
 
     Returns:
         The plan.
@@ -73,7 +76,7 @@ def plan_changes(
         planner.load(changed, size, cell)
         made = planner.write(entries)
     if many:
-        made = _with_blocks(made, changes.added, former_cell, sizes, mapper)
+        made = _with_blocks(made, changes.added, former_cell, sizes, mapper, grouped=grouped)
     if made.candidates != totals.candidates:
         raise ConservationError(
             f"{listing.source}: {totals.candidates:,} candidates were listed, and "
@@ -135,12 +138,17 @@ def _with_blocks(
     former_cell: int,
     sizes: NewShardSizes,
     mapper: Mapper,
+    *,
+    grouped: bool,
 ) -> Manifest:
     """Has tasks plan very many new candidates by blocks, and adds their shards to a plan."""
     ends = sorted({end for part in added for end in part.ends})
     its, pairing = parts_of_blocks(ends, added), made.pairing or Pairing()
     tasks = [
-        NameBlock((after or "", until), tuple(its[at]), sizes, made.entries, pairing, former_cell)
+        NameBlock(
+            *((after or "", until), tuple(its[at]), sizes, made.entries, pairing, former_cell),
+            grouped=grouped,
+        )
         for at, (after, until) in enumerate(pairwise(["", *ends, None]))
         if at in its
     ]
@@ -187,7 +195,8 @@ class _ChangePlanner(ShardPlanner):
         else:
             self._db.register("listing", ENTRY_SCHEMA.empty_table())
         self._db.execute("create view fresh as select * from listing")
-        self._db.register("previous", PREVIOUS_SCHEMA.empty_table())  # single images have no groups
+        # Single images have no groups, or groups whose names tell their folds.
+        self._db.register("previous", PREVIOUS_SCHEMA.empty_table())
 
     def _kept_shards(self) -> Iterator[tuple[ShardHead, pa.Table | None]]:
         together = {head.index for group in self._merge_groups() for head in group}
@@ -218,8 +227,8 @@ class _ChangePlanner(ShardPlanner):
         return self._changes.rows_added > 0
 
     def _group_counts(self, table: str, condition: str = "true") -> dict[str, tuple[int, int]]:
-        # Names without suffixes may coincide. But so many images have at least `HASHED_GROUPS`
-        # names, and callers ask for nothing else.
+        # Names without suffixes may coincide, and groups have many images. But there are at least
+        # `HASHED_GROUPS` names or groups, and callers ask for nothing else.
         if table == "listing":
             return {"": (self._candidates, self._candidates)}
         return super()._group_counts(table, condition)

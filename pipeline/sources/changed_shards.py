@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.sources.cell_joining import cells_left, cut_size, join_left, origins_of, stated
-from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries
+from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries, object_schema
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import StoredPart
 from pipeline.sources.manifest import ManifestWriter
@@ -24,6 +24,11 @@ from pipeline.sources.stretches import read_stored
 
 MEMBER_SCHEMA = pa.schema([*OBJECTS_SCHEMA, ("shard", pa.int32())])
 """What tasks tell each other of a member of an earlier plan: the object, and its shard's number."""
+
+
+def member_schema(*, grouped: bool) -> pa.Schema:
+    """Returns the columns of `MEMBER_SCHEMA`, with the group if members are in groups."""
+    return pa.schema([*object_schema(grouped=grouped), MEMBER_SCHEMA.field("shard")])
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,15 @@ ENTRY_SCHEMA = pa.schema(
 OBJECTS_SCHEMA = pa.schema([ENTRY_SCHEMA.field(name) for name in ("uri", "size", "identity")])
 """What is known of an object that was listed."""
 
+GROUPED_SCHEMA = pa.schema([*OBJECTS_SCHEMA, ENTRY_SCHEMA.field("group")])
+"""The same, with the group that the image is in."""
+
+
+def object_schema(*, grouped: bool) -> pa.Schema:
+    """Returns what tasks store of single images, which may be in groups."""
+    return GROUPED_SCHEMA if grouped else OBJECTS_SCHEMA
+
+
 REPEATING = ["group", "access"]
 """Columns of few values, which are written with a dictionary. One of the names would cost time."""
 
@@ -384,7 +393,7 @@ def entries_of(table: pa.Table) -> Iterator[Entry]:
 
 
 def as_single_images(objects: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Returns objects as candidates: single images without group or label.
+    """Returns objects as candidates: single images, without group unless it is stated.
 
     Args:
         objects: The columns of `OBJECTS_SCHEMA`. Others that are there are kept.

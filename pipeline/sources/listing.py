@@ -15,10 +15,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -26,6 +28,7 @@ from pipeline.dna import SealedFile, SealedWriter, cut_rows
 from pipeline.errors import ConservationError, StorageError
 from pipeline.sources.entries_file import ENTRY_SCHEMA, REPEATING, as_single_images
 from pipeline.sources.entry import Entry
+from pipeline.sources.fold_assignment import HASHED_GROUPS
 from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.manifest_difference import KnownDifference
@@ -157,6 +160,7 @@ class ListingWriter:
         archives: Archives to look into once everything is listed. A part records those that came
             since the part before it.
         stored: Parts that tasks have put into storage. They are no files here.
+        groups: The groups that came so far, until they are `HASHED_GROUPS`.
         total: How many candidates came so far, with those of stored parts.
         resumed: How many of them came from the checkpoint.
 
@@ -180,6 +184,7 @@ class ListingWriter:
         self.unsized = self.unsized_bytes = 0
         self.archives: list[Stored] = []
         self.stored: list[StoredPart] = []
+        self.groups: dict[str, None] = {}
         self.total = 0
         with _disk_errors():
             self._folder = storage.ScratchFolder("listing")
@@ -196,6 +201,7 @@ class ListingWriter:
         for data in checkpoint.take_parts() if checkpoint else ():
             self._resume(data)
         self._archives_recorded, self._stored_recorded = len(self.archives), len(self.stored)
+        self._groups_recorded = len(self.groups)
         self.resumed = self.total
 
     def add(
@@ -213,15 +219,25 @@ class ListingWriter:
         row = (uri, member, size, identity, group, position, access, *labels)
         for column, value in zip(self._columns, row, strict=True):
             column.append(value)
+        if group:
+            self.note_groups((group,))
         self._waiting += 1
         self.total += 1
 
+    def note_groups(self, names: Iterable[str]) -> None:
+        """Notes groups of candidates, unless enough are known."""
+        for name in names:
+            if len(self.groups) < HASHED_GROUPS:
+                self.groups[name] = None
+
     def add_objects(self, table: pa.Table) -> None:
-        """Adds single images without group or label.
+        """Adds single images without labels.
 
         Args:
-            table: The columns `uri`, `size` and `identity`.
+            table: The columns `uri`, `size` and `identity`, and `group` if they are in groups.
         """
+        if "group" in table.column_names and len(self.groups) < HASHED_GROUPS:
+            self.note_groups(pc.unique(table["group"]).to_pylist())
         self._objects.append(table)
         self._waiting += table.num_rows
         self.total += table.num_rows
@@ -354,8 +370,10 @@ class ListingWriter:
             since = self.archives[self._archives_recorded :]
             notes["archives"] = [[item.uri, item.size, item.identity] for item in since]
             notes["stored"] = [asdict(part) for part in self.stored[self._stored_recorded :]]
+            notes["groups"] = list(islice(self.groups, self._groups_recorded, None))
             notes |= self._checkpoint.notes()
             self._archives_recorded, self._stored_recorded = len(self.archives), len(self.stored)
+            self._groups_recorded = len(self.groups)
         repeating = [*REPEATING, *label_columns(self._labels)]
         layout = {"write_statistics": False, "use_dictionary": repeating}
         with (
@@ -386,6 +404,7 @@ class ListingWriter:
         self.archives += [
             Stored(uri, size, identity, None) for uri, size, identity in notes["archives"]
         ]
+        self.note_groups(notes.get("groups", ()))
         stored = [StoredPart(**part) for part in notes.get("stored", ())]
         self.stored += stored
         self.total += file.rows + sum(part.rows for part in stored)

@@ -89,6 +89,26 @@ def name_numbers(uris: pa.StringArray | pa.ChunkedArray, pairing: Pairing) -> ND
     return found
 
 
+def group_numbers(groups: pa.StringArray | pa.ChunkedArray, pairing: Pairing) -> NDArray[np.uint64]:
+    """Returns the numbers that decide the folds of groups.
+
+    Args:
+        groups: The groups of N images.
+        pairing: How images are named for pairing. A group is named by its path.
+
+    Returns:
+        (N,) uint64, the numbers of `pair_names.name_number`.
+    """
+    numbered = pa.chunked_array([groups]) if isinstance(groups, pa.Array) else groups
+    numbered = numbered.combine_chunks().dictionary_encode()
+    data, bounds = text_bytes(numbered.dictionary)
+    root = np.frombuffer(f"{pairing.root.rstrip('/')}/".encode(), np.uint8)
+    found = np.empty(len(numbered.dictionary), np.uint64)
+    way = _BELOW_ROOT if pairing.root else _WHOLE
+    _numbers(data, bounds, root, way, np.empty(0, np.int64), found)
+    return found[numbered.indices.to_numpy()]
+
+
 def folder_starts(uris: pa.StringArray | pa.ChunkedArray) -> NDArray[np.bool_]:
     """Finds the uris that are in another folder than the one before.
 

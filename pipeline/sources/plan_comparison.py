@@ -29,14 +29,16 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConservationError
 from pipeline.mapper import Mapper
 from pipeline.sources import blocks, stretches
-from pipeline.sources.changed_shards import MEMBER_SCHEMA
-from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries
+from pipeline.sources.changed_shards import MEMBER_SCHEMA, member_schema
+from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries, object_schema
 from pipeline.sources.entry import ShardHead
 from pipeline.sources.listing import StoredPart
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.manifest_difference import ImageChanges, KnownDifference
+from pipeline.sources.pair_names import Pairing
 from pipeline.sources.sorted_rows import each_once, rows_within, sort_pages
 from pipeline.sources.stretches import parts_of_blocks, read_stored, run_in_task, store_sorted
+from pipeline.spec import FOLDS
 
 T = TypeVar("T")
 
@@ -50,7 +52,7 @@ class ListedTotals:
         duplicates: How often one was listed again.
         sized: How many of them have a size.
         sized_bytes: How many bytes these have together.
-        text_bytes: How many bytes the uris and identities of all have.
+        text_bytes: How many bytes the uris, identities and groups of all have.
     """
 
     candidates: int = 0
@@ -74,6 +76,7 @@ class ComparedNames:
         added: Where the candidates are that are not in the plan.
         changed: Where those are that it has with another size or identity.
         removed: Where its members are that are not in the listing.
+        regrouped: Whether a candidate is in another group than before.
     """
 
     totals: ListedTotals
@@ -82,6 +85,7 @@ class ComparedNames:
     added: tuple[StoredPart, ...]
     changed: tuple[StoredPart, ...]
     removed: tuple[StoredPart, ...]
+    regrouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,8 @@ class SortedMembers:
 
     Attributes:
         shards: The numbers of the shards.
-        parts: Their members, as parts with the columns of `MEMBER_SCHEMA`.
-        is_single: Whether all are single images without groups. Else nothing is stored.
+        parts: Their members, as parts with the columns of `MEMBER_SCHEMA` and any groups.
+        is_single: Whether `single_members` takes them. Else nothing is stored.
     """
 
     shards: tuple[int, ...]
@@ -156,15 +160,17 @@ class FormerShards:
         heads: The shards.
         entries: Where their members are.
         folder: Where the sorted members go.
+        groups: See `single_members`.
     """
 
     heads: tuple[ShardHead, ...]
     entries: Entries
     folder: str
+    groups: Pairing | None = None
 
     def run(self) -> SortedMembers:
         """Sorts the members."""
-        rows = single_members(self.heads, self.entries)
+        rows = single_members(self.heads, self.entries, self.groups)
         if rows is None:
             return SortedMembers((), (), is_single=False)
         most = stretches.REPORT_PART_ENTRIES
@@ -182,6 +188,7 @@ class NameRange:
         listed: The parts that have its candidates, and others.
         former: The parts that have its members of the earlier plan, and others.
         folder: Where the added, changed and removed rows go.
+        grouped: Whether candidates and members are in groups.
     """
 
     after: str
@@ -189,12 +196,13 @@ class NameRange:
     listed: tuple[StoredPart, ...]
     former: tuple[StoredPart, ...]
     folder: str
+    grouped: bool = False
 
     def run(self) -> ComparedNames:
-        """Compares the names, sizes and identities."""
-        rows = self._read(self.listed, OBJECTS_SCHEMA)
+        """Compares the names, sizes, identities and groups."""
+        rows = self._read(self.listed, object_schema(grouped=self.grouped))
         now = each_once(rows)
-        before = self._read(self.former, MEMBER_SCHEMA)
+        before = self._read(self.former, member_schema(grouped=self.grouped))
         at = pc.index_in(now["uri"], value_set=before["uri"])
         its = before.take(at)
         same = pc.and_(*(pc.equal(now[name], its[name]) for name in ("size", "identity")))
@@ -202,8 +210,10 @@ class NameRange:
         is_changed = is_known & ~pc.fill_null(same, fill_value=False).to_numpy()
         is_gone = np.ones(before.num_rows, np.bool_)
         is_gone[at.filter(pc.is_valid(at)).to_numpy()] = False
-        gone = before.filter(pa.array(is_gone))
-        changed = now.append_column("shard", its["shard"]).filter(pa.array(is_changed))
+        gone = before.select(MEMBER_SCHEMA.names).filter(pa.array(is_gone))
+        changed = now.select(OBJECTS_SCHEMA.names).append_column("shard", its["shard"])
+        changed = changed.filter(pa.array(is_changed))
+        moved = self.grouped and pc.any(pc.not_equal(now["group"], its["group"])).as_py()
         return ComparedNames(
             totals_of(now, rows.num_rows - now.num_rows),
             before.num_rows,
@@ -211,6 +221,7 @@ class NameRange:
             self._stored(now.filter(pa.array(~is_known))),
             self._stored(changed),
             self._stored(gone),
+            bool(moved),
         )
 
     def _read(self, parts: Sequence[StoredPart], schema: pa.Schema) -> pa.Table:
@@ -237,7 +248,8 @@ def totals_of(rows: pa.Table, duplicates: int = 0) -> ListedTotals:
         Their numbers.
     """
     sized = rows["size"].filter(pc.greater(rows["size"], 0))
-    texts = (pc.sum(pc.binary_length(rows[name])).as_py() or 0 for name in ("uri", "identity"))
+    columns = (rows[field.name] for field in rows.schema if pa.types.is_string(field.type))
+    texts = (pc.sum(pc.binary_length(column)).as_py() or 0 for column in columns)
     sized_bytes = pc.sum(sized).as_py() or 0
     return ListedTotals(rows.num_rows, duplicates, len(sized), sized_bytes, sum(texts))
 
@@ -249,6 +261,7 @@ def compare_with_plan(
     folder: str,
     mapper: Mapper,
     say: Callable[[str], None],
+    groups: Pairing | None = None,
 ) -> PlanChanges | None:
     """Compares a listing of single images with an earlier plan.
 
@@ -259,24 +272,28 @@ def compare_with_plan(
         folder: Where tasks put what they have found.
         mapper: Where tasks run.
         say: Is told how far they are.
+        groups: See `single_members`. Each candidate is in a group, too, if this is not None.
 
     Returns:
-        How they differ. None if the plan has other members than single images without groups.
+        How they differ. None if `single_members` does not take all of the plan, or a candidate is
+        in another group than before.
 
     Raises:
         ConservationError: Tasks have lost a candidate or a member.
         CorruptFile: Entries of the plan are damaged.
         SourceError: Entries of the plan are missing.
     """
-    groups = shards_for_tasks(previous)
-    if groups is None:
+    of_tasks = shards_for_tasks(previous, groups)
+    if of_tasks is None:
         return None
-    tasks = [FormerShards(heads, previous.entries, folder) for heads in groups]
+    tasks = [FormerShards(heads, previous.entries, folder, groups) for heads in of_tasks]
     runs = list(told(mapper.map(run_in_task, tasks), len(tasks), "of the plan before sorted", say))
     if not all(members.is_single for members in runs):
         return None
     former = [part for members in runs for part in members.parts]
-    found = compare_ranges(listed, former, folder, mapper, say)
+    found = compare_ranges(listed, former, folder, mapper, say, grouped=groups is not None)
+    if any(each.regrouped for each in found):
+        return None
     rows = sum(part.rows for part in listed)
     return joined_changes(found, [members.shards for members in runs], rows, previous, source)
 
@@ -287,6 +304,8 @@ def compare_ranges(
     folder: str,
     mapper: Mapper,
     say: Callable[[str], None],
+    *,
+    grouped: bool = False,
 ) -> list[ComparedNames]:
     """Has tasks compare candidates with members, range by range.
 
@@ -296,11 +315,12 @@ def compare_ranges(
         folder: Where tasks put what they have found.
         mapper: Where tasks run.
         say: Is told how far they are.
+        grouped: Whether candidates and members are in groups.
 
     Returns:
         What was found in each range.
     """
-    ranges = list(_ranges(listed, former, folder))
+    ranges = list(_ranges(listed, former, folder, grouped=grouped))
     done = mapper.map(run_in_task, ranges)
     return list(told(done, len(ranges), "of the names compared", say))
 
@@ -344,25 +364,42 @@ def joined_changes(
     return changes
 
 
-def single_members(heads: Iterable[ShardHead], entries: Entries) -> pa.Table | None:
+def single_members(
+    heads: Iterable[ShardHead], entries: Entries, groups: Pairing | None = None
+) -> pa.Table | None:
     """Reads the members of shards.
 
     Args:
         heads: The shards, at least one.
         entries: Where their members are.
+        groups: How images are named for pairing, if each has to be in a group. None if none may be.
 
     Returns:
-        The members, with the columns of `MEMBER_SCHEMA`. None if there are others than single
-        images without groups.
+        The members, with the columns of `member_schema`. None if there are others than single
+        images, or a group that may not be, or one that has another fold than its name says.
     """
     empty: dict[str, str | int] = {"member": "", "group": "", "access": "", "position": 0}
+    if groups is not None:
+        del empty["group"]
+    schema = member_schema(grouped=groups is not None)
     held: list[pa.Table] = []
     for head, rows in entries.read_shards(heads):
         if any(pc.any(pc.not_equal(rows[name], its)).as_py() for name, its in empty.items()):
             return None
+        if groups is not None and not _are_hashed(rows["group"], head.fold, groups):
+            return None
         shard = pa.repeat(pa.scalar(head.index, pa.int32()), rows.num_rows)
-        held.append(rows.select(OBJECTS_SCHEMA.names).append_column("shard", shard))
-    return pa.concat_tables(held).cast(MEMBER_SCHEMA)
+        held.append(rows.append_column("shard", shard).select(schema.names))
+    return pa.concat_tables(held).cast(schema)
+
+
+def _are_hashed(groups: pa.ChunkedArray, fold: int, pairing: Pairing) -> bool:
+    """Tells whether these are groups, and the fold is the one that their names say."""
+    from pipeline.sources.name_kernel import group_numbers  # loads numba, for large sources only
+
+    names = pc.unique(groups)
+    said = group_numbers(names, pairing) % np.uint64(FOLDS)
+    return bool((said == fold).all()) and not pc.any(pc.equal(names, "")).as_py()
 
 
 def told(results: Iterable[T], tasks: int, what: str, say: Callable[[str], None]) -> Iterator[T]:
@@ -382,19 +419,22 @@ def told(results: Iterable[T], tasks: int, what: str, say: Callable[[str], None]
         yield result
 
 
-def shards_for_tasks(previous: Manifest) -> list[tuple[ShardHead, ...]] | None:
+def shards_for_tasks(
+    previous: Manifest, groups: Pairing | None = None
+) -> list[tuple[ShardHead, ...]] | None:
     """Spreads the shards of a plan over tasks.
 
     Args:
         previous: The plan.
+        groups: See `single_members`.
 
     Returns:
         The shards of each task. They have about `REPORT_ENTRIES` members, or some more: all shards
         of a file are together. None if the first shard shows that tasks cannot compare the plan.
     """
-    if previous.heads and single_members(previous.heads[:1], previous.entries) is None:
+    if previous.heads and single_members(previous.heads[:1], previous.entries, groups) is None:
         return None
-    groups: list[tuple[ShardHead, ...]] = []
+    of_tasks: list[tuple[ShardHead, ...]] = []
     held: list[ShardHead] = []
     rows = 0
     for _, of_file in groupby(previous.in_files, lambda head: head.address.file):
@@ -402,13 +442,13 @@ def shards_for_tasks(previous: Manifest) -> list[tuple[ShardHead, ...]] | None:
         held += heads
         rows += sum(head.candidates for head in heads)
         if rows >= stretches.REPORT_ENTRIES:
-            groups.append(tuple(held))
+            of_tasks.append(tuple(held))
             held, rows = [], 0
-    return [*groups, tuple(held)] if held else groups
+    return [*of_tasks, tuple(held)] if held else of_tasks
 
 
 def _ranges(
-    listed: Sequence[StoredPart], former: Sequence[StoredPart], folder: str
+    listed: Sequence[StoredPart], former: Sequence[StoredPart], folder: str, *, grouped: bool
 ) -> Iterator[NameRange]:
     """Cuts the names into ranges: at those that end a block, of the listing or of the plan.
 
@@ -421,4 +461,4 @@ def _ranges(
     now, before = parts_of_blocks(ends, listed), parts_of_blocks(ends, former)
     for at in sorted(now.keys() | before.keys()):
         after, until = ends[at - 1] if at else "", ends[at] if at < len(ends) else None
-        yield NameRange(after, until, tuple(now[at]), tuple(before[at]), folder)
+        yield NameRange(after, until, tuple(now[at]), tuple(before[at]), folder, grouped)

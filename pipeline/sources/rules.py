@@ -99,8 +99,8 @@ class Rules:
 
     @property
     def is_plain(self) -> bool:
-        """Whether candidates have no pattern to match, and neither groups nor labels."""
-        return not any((self.include, self.exclude, self.group_by, self.by))
+        """Whether candidates have no pattern to match, and no labels; groups are of folders."""
+        return not any((self.include, self.exclude, self.group_column, self.by))
 
     @property
     def group_depth(self) -> int | None:

@@ -205,6 +205,8 @@ class ShardPlanner:
         self._pairing = pairing = listing.pairing
         named = pairing.label and labels[listing.labels.index(pairing.label)]
         self._name = pairing.name(quoted_column(named or ""))
+        group = quoted_column("group")
+        self._key = f"case when {group} = '' then {self._name} else {pairing.below(group)} end"
 
     def load_listing(self, *, limit: int | None = None) -> None:
         """Fills the table `listing`.
@@ -503,18 +505,40 @@ class ShardPlanner:
         Yields:
             The fold and the members of each shard, how many it may have, and the size of its cells.
         """
-        if self._by is None and self._number("select count(*) from fresh") >= blocks.MANY:
-            bound = "select count(*) from fresh where access <> '' or \"group\" <> ''"
-            if not self._number(bound):
-                uris = self._batches("select uri from fresh")
-                ends = (block_ends(some["uri"], blocks.BLOCK_IMAGES) for some in uris)
-                yield from self._shards_of_blocks(sorted(chain.from_iterable(ends)))
-                return
+        if self._goes_by_blocks():
+            uris = self._batches("select uri from fresh")
+            ends = (block_ends(some["uri"], blocks.BLOCK_IMAGES) for some in uris)
+            yield from self._shards_of_blocks(sorted(chain.from_iterable(ends)))
+            return
         files = [FoldFile(os.path.join(self._folder, f"{fold}.arrow")) for fold in range(FOLDS)]
         self._assign_folds(sizes, files)
         for fold, rows_on_disk in enumerate(files):
             for rows in self._new_shards(self._by_name(rows_on_disk.batches())):
                 yield fold, rows, self._size, self._cell
+
+    def _goes_by_blocks(self) -> bool:
+        """Tells whether the candidates that are in no kept shard are cut block by block.
+
+        Returns:
+            Whether they are very many, and each one's name or group is enough to tell its fold.
+        """
+        if self._by is not None or self._number("select count(*) from fresh") < blocks.MANY:
+            return False
+        if self._number("select count(*) from fresh where access <> ''"):
+            return False
+        if not self._number("select count(*) from fresh where \"group\" <> ''"):
+            return True
+        groups = self._number('select count(distinct "group") from listing')
+        return groups >= HASHED_GROUPS and (self._previous is None or self._has_hashed_folds())
+
+    def _has_hashed_folds(self) -> bool:
+        """Tells whether all groups of the previous plan have the folds that their names say."""
+        number = name_number(self._pairing.below(quoted_column("group")))
+        query = (
+            'select count(*) from (select distinct "group", fold from previous '
+            f"where \"group\" <> '') where fold <> ({number} % {FOLDS})::integer"
+        )
+        return not self._number(query)
 
     def _shards_of_blocks(self, ends: Sequence[str]) -> Iterator[tuple[int, pa.Table, int, int]]:
         """Cuts candidates into shards block by block; see `_fresh_shards`.
@@ -531,7 +555,7 @@ class ShardPlanner:
         columns = ", ".join(quoted_column(name) for name in self._columns)
         query = (
             f"select {columns}, {block_number(ends)} * {FOLDS} + "
-            f"({name_number(self._name)} % {FOLDS})::integer as place "
+            f"({name_number(self._key)} % {FOLDS})::integer as place "
             "from fresh order by place, uri"
         )
         pieces = _cut_at_changes(self._batches(query), "place")
@@ -637,9 +661,7 @@ class ShardPlanner:
         alone = "true" if pairing.by else "access = '' or \"group\" <> ''"
         return (
             f'select {columns}, case when "group" = \'\' then {self._name} else "group" end '
-            f"as name, case when \"group\" = '' then {self._name} "
-            f"else {pairing.below(quoted_column('group'))} end as key "
-            f"from {table} where {alone} union all "
+            f"as name, {self._key} as key from {table} where {alone} union all "
             f"select {columns}, uri || chr(0) || {run} as name, "
             f"{pairing.below('uri')} || chr(0) || {run} as key "
             f"from {table} where not ({alone})"

@@ -36,6 +36,7 @@ from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_ind
 from pipeline.sources.archives.index import ArchiveIndex, label_column
 from pipeline.sources.cell_cuts import folders_of
 from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA
+from pipeline.sources.fold_assignment import HASHED_GROUPS
 from pipeline.sources.inventory import Inventory, find_inventory
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
@@ -249,9 +250,18 @@ class SourceLister:
 
     @property
     def is_single(self) -> bool:
-        """Whether it has single images alone so far, without groups and labels."""
-        bound = self.rules.group_by or self.rules.by or self._archive_labels or self._archives
-        return not bound
+        """Whether it has single images alone so far, without labels; groups are of folders."""
+        return not (self.rules.by or self._archive_labels or self._archives)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether folders name groups."""
+        return self.rules.group_depth is not None
+
+    @property
+    def has_hashed_folds(self) -> bool:
+        """Whether the names of images, or of their groups, are enough to tell their folds."""
+        return not self.is_grouped or len(self.candidates.groups) >= HASHED_GROUPS
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -371,6 +381,8 @@ class SourceLister:
         if self.rules.is_plain:
             images, objects = part_plain_images(objects)
             self._note_classes(images["uri"])
+            if self.is_grouped:
+                images = images.append_column("group", self._folder_groups(images["uri"]))
             self.candidates.add_objects(images)
         for row in objects.to_pylist():
             yield Stored(**row, modified=None)
@@ -611,6 +623,17 @@ class SourceLister:
         prefix = _with_slash(self._root)
         below = uri.removeprefix(prefix) if uri != self._root else ""
         return prefix + "/".join(below.split("/")[:-1][:depth])
+
+    def _folder_groups(self, uris: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Returns the groups of many images (see `_folder_group`), each folder looked at once."""
+        groups = []
+        for page in uris.chunks:
+            folders = folders_of(page).dictionary_encode()
+            names = [
+                self._folder_group(f"{folder}image") for folder in folders.dictionary.to_pylist()
+            ]
+            groups.append(pa.array(names, pa.string()).take(folders.indices))
+        return pa.chunked_array(groups, pa.string())
 
     def _folder_label(self, uri: str) -> tuple[str | None, ...]:
         """Returns the label of an image: its leading folders, or None if it has too few.

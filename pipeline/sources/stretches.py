@@ -26,7 +26,7 @@ from pipeline.errors import ConservationError, CorruptFile, SourceError, Transie
 from pipeline.events import ignore
 from pipeline.mapper import map_in_order
 from pipeline.sources.blocks import block_ends
-from pipeline.sources.entries_file import OBJECTS_SCHEMA, REPEATING
+from pipeline.sources.entries_file import REPEATING, object_schema
 from pipeline.sources.inventory import Inventory
 from pipeline.sources.listing import PART_ENTRIES, StoredPart
 from pipeline.sources.listing_checkpoint import PART
@@ -77,6 +77,7 @@ class FoundStretch:
         archives: Archives, which nobody has looked into.
         classes: The folders of the candidates, while they look like classes.
         files: The numbers of the files of a report that it has read.
+        groups: Groups of the candidates, `HASHED_GROUPS` at most.
     """
 
     parts: tuple[StoredPart, ...]
@@ -86,6 +87,7 @@ class FoundStretch:
     archives: tuple[Stored, ...]
     classes: tuple[str, ...] | None
     files: tuple[int, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclass
@@ -108,7 +110,7 @@ class _Keeper:
         """Stores the candidates that are held in memory (see `store_sorted`)."""
         rows = self.lister.candidates.take_table()
         if self.lister.is_single:  # the other columns say nothing
-            rows = rows.select(OBJECTS_SCHEMA.names)
+            rows = rows.select(object_schema(grouped=self.lister.is_grouped).names)
         self.parts += store_sorted(rows, self.folder, self.block_images, cuts, part_entries)
 
     def found(self, left: Iterable[KeyRange] = (), files: tuple[int, ...] = ()) -> FoundStretch:
@@ -131,6 +133,7 @@ class _Keeper:
             tuple(found.archives),
             self.lister.classes,
             files,
+            tuple(found.groups),
         )
 
 

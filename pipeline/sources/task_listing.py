@@ -167,10 +167,11 @@ class TaskListing:
 
         Returns:
             The plan. None if this process has to make it: images are paired by other names than
-            their paths, the earlier plan has labels, groups or archives, or is stored elsewhere, or
-            too many candidates were listed twice.
+            their paths, the earlier plan has labels or archives, or is stored elsewhere, its groups
+            have been others or have not the folds that their names say, or too many candidates were
+            listed twice.
         """
-        pairing = self._lister.pairing
+        pairing, grouped = self._lister.pairing, self._lister.is_grouped
         if pairing.by is not None:
             return None
         before = previous()
@@ -187,11 +188,15 @@ class TaskListing:
             self._folder,
             self._mapper,
             self._lister.say,
+            pairing if grouped else None,
         )
         if changes is None or changes.totals.candidates < blocks.MANY:
             return None
         listing = Listing(self._lister.source, (), dict(self._found.ignored), pairing=pairing)
-        made = plan_changes(listing, changes, before, ahead.entries, ahead.sizes(), self._mapper)
+        made = plan_changes(
+            *(listing, changes, before, ahead.entries, ahead.sizes(), self._mapper),
+            grouped=grouped,
+        )
         self.difference = changes.difference
         return self._complete(made)
 
@@ -224,7 +229,9 @@ class TaskListing:
 
     @property
     def _is_planned_by_blocks(self) -> bool:
-        return self._lister.is_single and self._found.total >= blocks.MANY
+        lister = self._lister
+        is_large = self._found.total >= blocks.MANY
+        return is_large and lister.is_single and lister.has_hashed_folds
 
     def _stretches(self) -> list[Stretch]:
         """Spreads what is left over tasks. A range is halved where there are fewer than tasks."""
@@ -279,6 +286,7 @@ class TaskListing:
         for found in listed:
             self._found.ignored.update(found.ignored)
             self._found.filtered += found.filtered
+            self._found.note_groups(found.groups)
             self._lister.add_archives(found.archives)
             self._lister.add_classes(found.classes)
         if not ranges:
@@ -310,7 +318,10 @@ class TaskListing:
         return ready
 
     def _block(self, ahead: PlanAhead, bounds: Bounds, parts: Iterable[StoredPart]) -> NameBlock:
-        return NameBlock(bounds, tuple(parts), ahead.sizes(), ahead.entries, self._lister.pairing)
+        return NameBlock(
+            *(bounds, tuple(parts), ahead.sizes(), ahead.entries, self._lister.pairing),
+            grouped=self._lister.is_grouped,
+        )
 
     def _uri(self, key: str) -> str:
         return storage.join(self._lister.source, key)

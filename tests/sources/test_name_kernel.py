@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.name_kernel import crc32_of, folder_starts, name_numbers
+from pipeline.sources.name_kernel import crc32_of, folder_starts, group_numbers, name_numbers
 from pipeline.sources.pair_names import BY_STEM, IMAGE_SUFFIXES, Pairing, name_number
 
 TEXTS = st.lists(st.text(max_size=200) | st.text("a", min_size=40, max_size=140), max_size=8)
@@ -50,6 +50,19 @@ def test_numbers_of_names_are_those_of_duckdb(
     database.register("rows", pa.table({"uri": column, "member": [""] * len(column)}))
     rows = database.execute(f"select {name_number(way.name())} from rows").fetchall()
     assert name_numbers(column, way).tolist() == [number for (number,) in rows]
+
+
+@given(st.lists(URIS, max_size=8), st.integers(0, 3), PAIRINGS)
+def test_numbers_of_groups_are_those_of_duckdb(
+    database: duckdb.DuckDBPyConnection, groups: list[str], first: int, way: Pairing
+) -> None:
+    """However images are paired, groups are named by their paths, with all suffixes."""
+    column = pa.array([*groups, *groups], pa.string()).slice(first)
+    database.register("rows", pa.table({"group": column}))
+    number = name_number(way.below('"group"'))
+    rows = database.execute(f"select {number} from rows").fetchall()
+    for its in (column, pa.chunked_array([column.slice(0, 1), column.slice(1)], pa.string())):
+        assert group_numbers(its, way).tolist() == [number for (number,) in rows]
 
 
 FOLDERS = st.sampled_from(["", "/", "a/", "b/", "é/", "ab/", "a/b/", "b/b/"])

@@ -296,10 +296,10 @@ def test_an_interrupted_listing_goes_on(
 ) -> None:
     """Wherever it ends, nothing is lost, also if another version has written its parts."""
     keys = frames(3_000)
-    layout, columns = stretches.PART_LAYOUT, stretches.OBJECTS_SCHEMA
+    layout, columns = stretches.PART_LAYOUT, stretches.object_schema
     if at == 40:
         monkeypatch.setattr(stretches, "PART_LAYOUT", {"compression": "zstd"})
-        monkeypatch.setattr(stretches, "OBJECTS_SCHEMA", ENTRY_SCHEMA)
+        monkeypatch.setattr(stretches, "object_schema", lambda **_: ENTRY_SCHEMA)
 
     def before(asked: int) -> None:
         if asked >= at:
@@ -309,7 +309,7 @@ def test_an_interrupted_listing_goes_on(
     with pytest.raises(StorageError, match="the machine is gone"):
         first.list()
     monkeypatch.setattr(stretches, "PART_LAYOUT", layout)
-    monkeypatch.setattr(stretches, "OBJECTS_SCHEMA", columns)
+    monkeypatch.setattr(stretches, "object_schema", columns)
     again = Run(tmp_path, FakeStore(keys, 20))
     found = again.list()
     assert found.planned is not None

@@ -6,9 +6,11 @@ import pytest
 
 from pipeline.sources import (
     blocks,
+    fold_assignment,
     inventory,
     listing,
     parallel_listing,
+    sharding,
     source,
     source_lister,
     stretches,
@@ -44,3 +46,9 @@ def shrink_plans(patch: pytest.MonkeyPatch, *, block: int, many: int) -> None:
     """Changes the sizes that decide a plan; see `shrink`."""
     patch.setattr(blocks, "MANY", many)
     patch.setattr(blocks, "BLOCK_IMAGES", block)
+
+
+def shrink_groups(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Has the names of groups alone tell their folds, if there are at least so many."""
+    for module in (fold_assignment, sharding, listing, source_lister):
+        patch.setattr(module, "HASHED_GROUPS", number)

@@ -1,0 +1,234 @@
+"""Tests that tasks list and plan a large source in groups of folders as one process does."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import StorageError
+from pipeline.sources import Manifest, NewShardSizes, Rules, plan
+from pipeline.sources.block_plan import NameBlock
+from pipeline.sources.sharding import ShardPlanner
+from pipeline.spec import FOLDS
+from tests.sources.test_change_planning import (
+    SIZES,
+    Contents,
+    Place,
+    changed,
+    content_of,
+    day,
+    first_days,
+    never,
+    require_difference,
+    require_same,
+    small_plans,
+)
+from tests.sources.test_listing import FakeStore
+from tests.sources.test_report_tasks import Reading, Report, planned_here
+from tests.sources.test_report_tasks import frames as rows_of_a_report
+from tests.sources.test_task_listing import Run, alone
+from tests.support.builders import all_shards
+from tests.support.small_sources import shrink, shrink_groups
+
+BY_FOLDER = Rules(group_by="1")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch, block=100, many=140, keys=150, alone=60)
+    shrink_groups(monkeypatch, 5)
+
+
+def scenes(number: int, each: int) -> list[str]:
+    """The keys of images in scenes, each of which has two cameras."""
+    return [
+        f"scene{scene:03d}/{camera}/{at:05d}.jpg"
+        for scene in range(number)
+        for camera in ("left", "right")
+        for at in range(each)
+    ]
+
+
+def folds_of(manifest: Manifest) -> dict[str, set[int]]:
+    """The folds of each group."""
+    folds = defaultdict(set)
+    for shard in all_shards(manifest):
+        for entry in shard.members:
+            folds[entry.group].add(shard.fold)
+    return folds
+
+
+def planned_alone(keys: list[str], rules: Rules) -> Manifest:
+    return plan(alone(keys, rules), shard_images=8, cell_images=4)
+
+
+KEYS = st.lists(
+    st.tuples(st.text("ab/%'é0.", min_size=1, max_size=4), st.text("ab0", min_size=1, max_size=4)),
+    min_size=200,
+    max_size=400,
+    unique=True,
+).map(lambda names: sorted({f"{folder}/{name}.jpg".lstrip("/") for folder, name in names}))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5)
+@given(KEYS, st.integers(5, 40), st.integers(0, 999), st.sampled_from(["1", "2"]))
+def test_tasks_make_the_plan_of_one_process(
+    keys: list[str], page: int, seed: int, depth: str
+) -> None:
+    rules = Rules(group_by=depth)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), FakeStore(keys, page), seed, rules=rules)
+        found, whole = run.list(), planned_alone(keys, rules)
+        assert found.planned is not None
+        assert found.planned.digest == whole.digest
+        assert all_shards(found.planned) == all_shards(whole)
+        shards = [shard.digest for some in run.blocks for shard in all_shards(some)]
+        assert sorted(shards) == sorted(head.digest for head in whole.heads)
+
+
+@pytest.mark.parametrize("depth", ["1", "2"])
+def test_no_group_is_split_over_folds_and_blocks_are_planned_early(
+    tmp_path: Path, depth: str
+) -> None:
+    """Each camera of a scene is a group, or each scene. Blocks end within them."""
+    keys = scenes(30, 50)
+    run = Run(tmp_path, FakeStore(keys, 20), rules=Rules(group_by=depth))
+    found = run.list()
+    assert found.planned is not None
+    folds = folds_of(found.planned)
+    assert len(folds) == (30 if depth == "1" else 60)
+    assert all(len(its) == 1 for its in folds.values())
+    assert len({fold for its in folds.values() for fold in its}) > FOLDS / 2
+    assert min(run.listed_at) < len(keys) / 2
+    assert len([task for task in run.tasks.items if isinstance(task, NameBlock)]) > 10
+
+
+def test_images_with_and_without_a_pattern_have_the_same_groups(tmp_path: Path) -> None:
+    """Without one, the groups of a page are found together."""
+    keys = [*scenes(20, 10), "top.jpg", "scene001/one.jpg", "scene 7//odd.jpg", "scene.png/a.jpg"]
+    for depth, expected in {"1": 23, "2": 44, "3": 44}.items():
+        whole = planned_alone(keys, Rules(group_by=depth))
+        assert whole.digest == planned_alone(keys, Rules(group_by=depth, include="*")).digest
+        groups = folds_of(whole)
+        assert len(groups) == expected
+        assert {"s3://b/p/", "s3://b/p/scene001", "s3://b/p/scene.png"} <= groups.keys()
+
+
+@pytest.mark.parametrize("groups", [4, 5])
+def test_a_source_of_few_groups_is_planned_by_one_process(tmp_path: Path, groups: int) -> None:
+    """Its folds have to be of equal size, which nobody knows before all is listed."""
+    keys = scenes(groups, 40)
+    run = Run(tmp_path, FakeStore(keys, 20), rules=BY_FOLDER)
+    found = run.list()
+    assert (found.planned is None) == (groups < 5)
+    assert bool(run.blocks) == (groups >= 5)
+    made = found.planned or plan(found, shard_images=8, cell_images=4)
+    assert made.digest == planned_alone(keys, BY_FOLDER).digest
+
+
+@pytest.mark.parametrize("at", [3, 9, 40, 100])
+@pytest.mark.parametrize("goes_on", ["tasks", "one process"])
+def test_an_interrupted_listing_goes_on(tmp_path: Path, at: int, goes_on: str) -> None:
+    """It knows the groups of what was listed before."""
+    keys = scenes(30, 40)
+
+    def before(asked: int) -> None:
+        if asked >= at:
+            raise StorageError("the machine is gone")
+
+    with pytest.raises(StorageError, match="the machine is gone"):
+        Run(tmp_path, FakeStore(keys, 20, before), rules=BY_FOLDER).list()
+    again = Run(tmp_path, FakeStore(keys, 20), rules=BY_FOLDER)
+    again.tasks.in_process = goes_on == "one process"
+    found = again.list()
+    made = found.planned or plan(found, shard_images=8, cell_images=4)
+    assert (found.planned is None) == (goes_on == "one process")
+    assert made.digest == planned_alone(keys, BY_FOLDER).digest
+
+
+def test_the_groups_of_a_complete_listing_are_known(tmp_path: Path) -> None:
+    """Nothing is listed again, and tasks plan it."""
+    keys = scenes(30, 20)
+    first = Run(tmp_path, FakeStore(keys, 20), rules=BY_FOLDER).list()
+    store = FakeStore(keys, 20)
+    again = Run(tmp_path, store, rules=BY_FOLDER).list()
+    assert store.asked == 0
+    assert first.planned is not None
+    assert again.planned is not None
+    assert again.planned.digest == first.planned.digest
+
+
+def test_a_report_in_groups_is_planned_by_tasks(tmp_path: Path) -> None:
+    report = Report(rows_of_a_report(400))
+    reading = Reading(tmp_path)
+    planned = reading.list(report, BY_FOLDER).planned
+    assert planned is not None
+    assert len(folds_of(planned)) == 7
+    assert planned.digest == planned_here(report.list(BY_FOLDER)).digest
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_tasks_make_the_later_plans_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Over several nights, each of which goes on with the plan of the night before."""
+    small_plans(monkeypatch)
+    chance = random.Random(seed)
+    sizes = [SIZES, NewShardSizes(shard_images=16), NewShardSizes(cell_bytes=90_000)][seed % 3]
+    content, place = first_days(), Place(tmp_path, sizes, rules=BY_FOLDER)
+    before = place.alone(Contents(content))
+    for night in range(4):
+        content = changed(content, chance, 10 + night)
+        store = Contents(content, chance.randrange(15, 60), twice=chance.random() < 0.5)
+        whole = place.alone(store, before)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ShardPlanner, "load_previous", never)
+            found = place.by_tasks(store, before)
+        require_same(found, whole)
+        require_difference(found, before, whole)
+        assert all(len(its) == 1 for its in folds_of(whole).values())
+        before = whole
+
+
+@pytest.mark.parametrize(
+    "kind", ["other depth", "no groups now", "no groups before", "other folds", "one other fold"]
+)
+def test_what_tasks_cannot_compare_is_planned_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Groups are never split over folds, so they are compared only where names tell the folds."""
+    small_plans(monkeypatch)
+    content = content_of([f"{name[:7]}{name[6]}/{name[7:]}" for name in first_days(9, 40)])
+    rules = {"other depth": Rules(group_by="2"), "no groups before": None}.get(kind, BY_FOLDER)
+    if kind == "other folds":
+        shrink_groups(monkeypatch, 100)
+    before = Place(tmp_path, rules=rules).alone(Contents(content))
+    shrink_groups(monkeypatch, 5)
+    if kind == "one other fold":
+        before = _with_another_fold(before)
+    place = Place(tmp_path, rules=None if kind == "no groups now" else BY_FOLDER)
+    place.entries = before.entries
+    left = Contents(content | content_of(day(40, 20)))
+    found = place.by_tasks(left, before)
+    assert found.planned is None
+    made = plan(found, previous=before, entries=place.entries, **vars(SIZES))
+    assert made.digest == place.alone(left, before).digest
+    if kind != "no groups now":
+        assert all(len(its) == 1 for its in folds_of(made).values())
+
+
+def _with_another_fold(before: Manifest) -> Manifest:
+    """Returns a plan of which one fold has another number."""
+    fold = before.heads[-1].fold
+    moved = [
+        replace(head, fold=(fold + 1) % FOLDS) if head.fold == fold else head
+        for head in before.heads
+    ]
+    return replace(before, heads=tuple(moved))
