@@ -37,7 +37,7 @@ from pipeline.sources import blocks
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.change_planning import plan_changes
 from pipeline.sources.database import connect, quoted_column
-from pipeline.sources.entries_file import ENTRY_SCHEMA, OBJECTS_SCHEMA
+from pipeline.sources.entries_file import ENTRY_SCHEMA, object_schema
 from pipeline.sources.listing import Listing, StoredPart, label_columns
 from pipeline.sources.lists_and_tables import (
     SourceTable,
@@ -98,7 +98,7 @@ select uri, min(number) as number, bool_and(change = '{IS_GONE}') as is_removed,
 from named group by uri order by uri
 """
 
-_LISTED_OBJECTS = "select uri, size, identity from listed order by uri"
+_LISTED_OBJECTS = "select {} from listed order by uri"
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,9 @@ def list_changed(
                 lister.source, (), dict(lister.candidates.ignored), pairing=lister.pairing
             )
             sizes = ahead.sizes()
-            made = plan_changes(listing, found, before, ahead.entries, sizes, mapper)
+            made = plan_changes(
+                *(listing, found, before, ahead.entries, sizes, mapper), grouped=lister.is_grouped
+            )
             return replace(lister.listing(made), difference=found.difference), counts
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise StorageError(
@@ -436,7 +438,8 @@ class _ChangeLister(SourceLister):
 
         Returns:
             How the plan changes, and what the change list did. None if this process has to merge
-            both: what tasks plan has neither members of archives nor groups.
+            both: what tasks plan has no members of archives, and no groups but those of folders
+            that are very many.
 
         Raises:
             ConservationError: Tasks have lost a candidate or a member.
@@ -444,17 +447,28 @@ class _ChangeLister(SourceLister):
         """
         before = self._before
         named = list(self._stored(_UNIQUE_NAMES, UNIQUE_NAMES_SCHEMA, folder))
-        found = list(self._stored(_LISTED_OBJECTS, OBJECTS_SCHEMA, folder))
+        schema = object_schema(grouped=self.is_grouped)
+        groups = self.pairing if self.is_grouped else None
+        columns = ", ".join(map(quoted_column, schema.names))
+        found = list(self._stored(_LISTED_OBJECTS.format(columns), schema, folder))
         names = count_of(sum(part.rows for part in named), "image")
         self.tell(f"looking for {names} of the list among {before.candidates:,} of the plan before")
-        runs = match_members(named, before, folder, mapper, self.say)
+        runs = match_members(named, before, folder, mapper, self.say, groups)
         if runs is None:
+            return None
+        for run in runs:
+            self.candidates.note_groups(run.groups)
+        if not self.has_hashed_folds:
             return None
         if (like := first_folder(runs)) is not None:
             self._refuse_folder(*like)
         parts = [part for run in runs for part in run.parts]
         matched = sum(part.rows for part in parts)
-        compared = compare_ranges(found, parts, folder, mapper, self.say)
+        compared = compare_ranges(
+            *(found, parts, folder, mapper, self.say), grouped=self.is_grouped
+        )
+        if any(each.regrouped for each in compared):
+            return None
         changes = joined_changes(
             [*(run.rest for run in runs), *compared],
             [run.shards for run in runs],
@@ -481,15 +495,14 @@ class _ChangeLister(SourceLister):
             ahead: How the source is planned.
 
         Returns:
-            Whether the plan is very large, and has single images without groups, labels or other
-            names for pairing, as far as is known, and the list names no archive.
+            Whether the plan is very large, and has single images without labels or other names for
+            pairing, as far as is known, and the list names no archive.
         """
         before = self._before
         return (
             before.candidates >= blocks.MANY
             and not self._labels
             and self.is_single
-            and not self.is_grouped
             and self.pairing.by is None
             and ahead.entries.holds_those_of(before.entries)
             and not self._number("select 1 from named where archive or member <> '' limit 1")

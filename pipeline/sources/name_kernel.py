@@ -106,7 +106,8 @@ def group_numbers(groups: pa.StringArray | pa.ChunkedArray, pairing: Pairing) ->
     found = np.empty(len(numbered.dictionary), np.uint64)
     way = _BELOW_ROOT if pairing.root else _WHOLE
     _numbers(data, bounds, root, way, np.empty(0, np.int64), found)
-    return found[numbered.indices.to_numpy()]
+    numbers: NDArray[np.uint64] = found[numbered.indices.to_numpy()]
+    return numbers
 
 
 def folder_starts(uris: pa.StringArray | pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -23,8 +23,10 @@ from pipeline.mapper import Mapper
 from pipeline.sources import blocks, stretches
 from pipeline.sources.entries_file import Entries
 from pipeline.sources.entry import ShardHead
+from pipeline.sources.fold_assignment import HASHED_GROUPS
 from pipeline.sources.listing import StoredPart
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.pair_names import Pairing
 from pipeline.sources.plan_comparison import (
     ComparedNames,
     shards_for_tasks,
@@ -52,11 +54,13 @@ class MatchedMembers:
 
     Attributes:
         shards: The numbers of the shards.
-        parts: The members that are named, as parts with the columns of `MEMBER_SCHEMA`.
+        parts: The members that are named, as parts with the columns of `MEMBER_SCHEMA` and any
+            groups.
         rest: The members that are not named. They stay as they are.
         removed: How many of the named members were removed, as the list says.
         folders: The number of the row, and the uri, of what is named like a folder of members. It
             is neither a candidate now nor a member of these shards.
+        groups: Groups of the members that are not named, `HASHED_GROUPS` at most.
     """
 
     shards: tuple[int, ...]
@@ -64,6 +68,7 @@ class MatchedMembers:
     rest: ComparedNames
     removed: int
     folders: tuple[tuple[int, str], ...]
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,18 @@ class NamedMembers:
         entries: Where their members are.
         named: The parts of what is named, with the columns of `UNIQUE_NAMES_SCHEMA`.
         folder: Where the members go that are named.
+        groups: See `single_members`.
     """
 
     heads: tuple[ShardHead, ...]
     entries: Entries
     named: tuple[StoredPart, ...]
     folder: str
+    groups: Pairing | None = None
 
     def run(self) -> MatchedMembers | None:
-        """Finds the members. None if there are others than single images without groups."""
-        rows = single_members(self.heads, self.entries)
+        """Finds the members. None if `single_members` does not take them."""
+        rows = single_members(self.heads, self.entries, self.groups)
         if rows is None:
             return None
         above = pa.array(folders_above(rows["uri"]), pa.string())
@@ -109,6 +116,7 @@ class NamedMembers:
             ComparedNames(totals_of(left), left.num_rows, frozenset(), (), (), ()),
             removed,
             tuple(folders),
+            tuple(pc.unique(left["group"]).to_pylist()[:HASHED_GROUPS]) if self.groups else (),
         )
 
 
@@ -118,6 +126,7 @@ def match_members(
     folder: str,
     mapper: Mapper,
     say: Callable[[str], None],
+    groups: Pairing | None = None,
 ) -> list[MatchedMembers] | None:
     """Has tasks find the members of a plan that a change list names.
 
@@ -127,19 +136,19 @@ def match_members(
         folder: Where tasks put what they have found.
         mapper: Where tasks run.
         say: Is told how far they are.
+        groups: See `single_members`.
 
     Returns:
-        What each task has found. None if the plan has other members than single images without
-        groups.
+        What each task has found. None if `single_members` does not take all of the plan.
 
     Raises:
         CorruptFile: Entries of the plan are damaged.
         SourceError: Entries of the plan are missing.
     """
-    groups = shards_for_tasks(previous)
-    if groups is None:
+    of_tasks = shards_for_tasks(previous, groups)
+    if of_tasks is None:
         return None
-    tasks = [NamedMembers(heads, previous.entries, tuple(named), folder) for heads in groups]
+    tasks = [NamedMembers(its, previous.entries, tuple(named), folder, groups) for its in of_tasks]
     done = mapper.map(run_in_task, tasks)
     runs = list(told(done, len(tasks), "of the plan before looked into", say))
     found = [run for run in runs if run is not None]

@@ -305,7 +305,6 @@ def test_an_image_beside_the_folder_of_its_name_may_be_named(
 
 
 WHOLE = [
-    "group",
     "label",
     "stem",
     "elsewhere",
@@ -323,7 +322,7 @@ LATE = ["archive before", "late group", "few left"]
 def test_what_tasks_cannot_apply_one_process_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    rules = {"group": Rules(group_by="1"), "label": Rules(by="1"), "stem": Rules(pair_by="stem")}
+    rules = {"label": Rules(by="1"), "stem": Rules(pair_by="stem")}
     place, content = Lists(tmp_path, rules=rules.get(kind)), first_days(2 if kind == "few" else 4)
     before = place.first(content)
     rows = [*gone(day(1, 3)), *rows_of(day(0, 2), another(content, day(0, 2)))]

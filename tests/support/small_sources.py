@@ -9,6 +9,7 @@ from pipeline.sources import (
     fold_assignment,
     inventory,
     listing,
+    named_members,
     parallel_listing,
     sharding,
     source,
@@ -50,5 +51,5 @@ def shrink_plans(patch: pytest.MonkeyPatch, *, block: int, many: int) -> None:
 
 def shrink_groups(patch: pytest.MonkeyPatch, number: int) -> None:
     """Has the names of groups alone tell their folds, if there are at least so many."""
-    for module in (fold_assignment, sharding, listing, source_lister):
+    for module in (fold_assignment, sharding, listing, named_members, source_lister):
         patch.setattr(module, "HASHED_GROUPS", number)
