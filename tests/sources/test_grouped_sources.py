@@ -123,16 +123,20 @@ def test_images_with_and_without_a_pattern_have_the_same_groups(tmp_path: Path) 
         assert {"s3://b/p/", "s3://b/p/scene001", "s3://b/p/scene.png"} <= groups.keys()
 
 
-@pytest.mark.parametrize("groups", [4, 5])
-def test_a_source_of_few_groups_is_planned_by_one_process(tmp_path: Path, groups: int) -> None:
+@pytest.mark.parametrize("groups", [FOLDS, FOLDS + 1])
+def test_a_source_of_few_groups_is_planned_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: int
+) -> None:
     """Its folds have to be of equal size, which nobody knows before all is listed."""
-    keys = scenes(groups, 40)
+    shrink_groups(monkeypatch, FOLDS + 1)
+    keys = scenes(groups, 10)
     run = Run(tmp_path, FakeStore(keys, 20), rules=BY_FOLDER)
     found = run.list()
-    assert (found.planned is None) == (groups < 5)
-    assert bool(run.blocks) == (groups >= 5)
+    assert (found.planned is None) == (groups == FOLDS)
+    assert bool(run.blocks) == (groups > FOLDS)
     made = found.planned or plan(found, shard_images=8, cell_images=4)
     assert made.digest == planned_alone(keys, BY_FOLDER).digest
+    assert ({head.fold for head in made.heads} == {*range(FOLDS)}) == (groups == FOLDS)
 
 
 @pytest.mark.parametrize("at", [9, 40])
@@ -240,9 +244,10 @@ def test_a_list_that_leaves_few_groups_is_applied_by_one_process(
 def test_what_tasks_cannot_compare_is_planned_by_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Groups are never split over folds, so they are compared only where names tell the folds."""
+    """Groups are never split over folds, however many images they get later."""
     small_plans(monkeypatch)
-    content = content_of([f"{name[:7]}{name[6]}/{name[7:]}" for name in first_days(9, 40)])
+    images = [f"{name[:7]}{name[6]}/{name[7:]}" for name in first_days(9, 40)]
+    content = content_of(images)
     rules = {"other depth": Rules(group_by="2"), "no groups before": None}.get(kind, BY_FOLDER)
     if kind == "other folds":
         shrink_groups(monkeypatch, 100)
@@ -252,7 +257,7 @@ def test_what_tasks_cannot_compare_is_planned_by_one_process(
         before = _with_another_fold(before)
     place = Place(tmp_path, rules=None if kind == "no groups now" else BY_FOLDER)
     place.entries = before.entries
-    left = Contents(content | content_of(day(40, 20)))
+    left = Contents(content | content_of([name.replace("frame", "later") for name in images]))
     found = place.by_tasks(left, before)
     assert found.planned is None
     made = plan(found, previous=before, entries=place.entries, **vars(SIZES))
