@@ -1,7 +1,7 @@
 """Listing and planning a prefix of many million images, beside holding them in memory.
 
     python -m benchmarks.listing [--entries 10000000] [--out FILE]
-    python -m benchmarks.listing --entries 100000000 --only tasks
+    python -m benchmarks.listing --entries 100000000 --only tasks [--group-by 1]
 
 A store that answers listings from a formula stands in for S3, so only the driver is measured: its
 memory and its time, from the first page to the plan of the shards. Then a second build is planned
@@ -9,9 +9,9 @@ that finds a thousandth of the images changed. For comparison, on a tenth of the
 asks fsspec for all objects (`find`), sorts them and cuts them into shards. Each runs in a fresh
 process. `tasks` lists and plans the same prefix as a cluster does, with two processes in place of
 its tasks: their time is CPU time, without that of the store's formula. It does so again for builds
-that find images of a thousandth of the folders changed, or a thousandth of the images anywhere. If
-one fails, or loses its folder on the way, only that process ends, and the results of the others are
-kept.
+that find images of a thousandth of the folders changed, or a thousandth of the images anywhere.
+With `--group-by`, the images are in groups of folders there. If one fails, or loses its folder on
+the way, only that process ends, and the results of the others are kept.
 """
 
 from __future__ import annotations
@@ -145,9 +145,9 @@ class Processes:
         self._pool.shutdown()
 
 
-def _by_tasks(entries: int) -> dict[str, Any]:
+def _by_tasks(entries: int, group_by: str | None) -> dict[str, Any]:
     import pipeline.engine.ray_engine  # noqa: F401 - what a driver has loaded: Ray above all
-    from pipeline.sources import Manifest, source_lister
+    from pipeline.sources import Manifest, Rules, source_lister
 
     source_lister.SAY_SECONDS = 0  # each round says how many are listed
     planned: list[tuple[int, int]] = []  # images listed, and images of the block, as it is planned
@@ -162,11 +162,12 @@ def _by_tasks(entries: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         root = Path(folder).as_uri()
-        first, found = _listed_by_tasks(entries, root, "", None, note, take)
+        rules = Rules(group_by=group_by)
+        first, found = _listed_by_tasks(entries, rules, root, "", None, note, take)
         size = len(first.data)
         later: dict[str, Any] = {}
         for changed in (FOLDERS, SCATTERED):
-            again, of_build = _listed_by_tasks(entries, root, changed, first, note, take)
+            again, of_build = _listed_by_tasks(entries, rules, root, changed, first, note, take)
             shards = {head.digest for head in again.heads} - {head.digest for head in first.heads}
             cpu = of_build["cpu"]
             seconds = sum(cpu.values()) - cpu["Stretch"] - cpu["store"]
@@ -202,6 +203,7 @@ def _by_tasks(entries: int) -> dict[str, Any]:
 
 def _listed_by_tasks(
     entries: int,
+    rules: Any,
     root: str,
     changed: str,
     previous: Any,
@@ -222,6 +224,7 @@ def _listed_by_tasks(
     with measure.phase(phase):
         found = list_source(
             "s3://bucket/images",
+            rules,
             checkpoint=checkpoint,
             mapper=processes,
             ahead=ahead,
@@ -304,9 +307,10 @@ def _in_memory(entries: int) -> dict[str, Any]:
     return {"entries": entries, "shards": len(shards), "seconds": round(seconds, 1)}
 
 
-def _work(which: str, entries: int) -> dict[str, Any]:
-    works = {"product": _product, "tasks": _by_tasks, "in memory": _in_memory}
-    return works[which](entries)
+def _work(which: str, entries: int, group_by: str | None = None) -> dict[str, Any]:
+    if which == "tasks":
+        return _by_tasks(entries, group_by)
+    return _product(entries) if which == "product" else _in_memory(entries)
 
 
 def main() -> None:
@@ -314,13 +318,15 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--out", type=Path, help="kept up to date from run to run")
     parser.add_argument("--only", choices=["tasks"], help="measure nothing else")
+    parser.add_argument("--group-by", metavar="N", help="folders that name a group, in tasks")
     parser.add_argument("--child", action="store_true")
     arguments = parser.parse_args()
     if arguments.child:
         measure.answer(_work)
         return
     few = max(1, arguments.entries // 10)
-    tasks = {"tasks": {"which": "tasks", "entries": arguments.entries}}
+    groups = {"group_by": arguments.group_by} if arguments.group_by else {}
+    tasks = {"tasks": {"which": "tasks", "entries": arguments.entries} | groups}
     runs = (
         tasks
         if arguments.only
