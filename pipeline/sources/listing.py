@@ -231,10 +231,11 @@ class ListingWriter:
                 self.groups[name] = None
 
     def add_objects(self, table: pa.Table) -> None:
-        """Adds single images without labels.
+        """Adds single images.
 
         Args:
-            table: The columns `uri`, `size` and `identity`, and `group` if they are in groups.
+            table: The columns `uri`, `size` and `identity`, `group` if they are in groups, and
+                those of labels (see `label_columns`).
         """
         if "group" in table.column_names and len(self.groups) < HASHED_GROUPS:
             self.note_groups(pc.unique(table["group"]).to_pylist())

@@ -8,25 +8,42 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from math import isnan
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+import pyarrow as pa
+
 from pipeline import storage
-from pipeline.errors import SourceError, UsageError, VdnaError, printable, shortened
+from pipeline.errors import (
+    QUERY_VARIABLE,
+    SourceError,
+    UsageError,
+    VdnaError,
+    printable,
+    shortened,
+)
 from pipeline.mapper import map_in_order
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.coco import COCO_COLUMNS, coco_folder
 from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.rules import Rules
-from pipeline.sources.table_file import TableFile
+from pipeline.sources.stated_images import stated_images
+from pipeline.sources.table_file import TableFile, rows_of
 from pipeline.storage import Stored
 from pipeline.wording import option
 
 LIST_EXTENSION = ".txt"
 
 _WHAT_A_LIST_IS = f"A {LIST_EXTENSION} file is read as a list of images: one path or url a line"
+
+PAGE_ROWS = 1000
+"""How many rows are looked up before their images are added."""
 
 LONGEST_LINE = 2**16
 """The most characters of a line. A file without line breaks would be held whole otherwise."""
@@ -217,23 +234,54 @@ class SourceTable:
         own = (self.name, *TABLE_COLUMNS, *ENTRY_SCHEMA.names)
         return tuple(column for column in self.file.columns if column not in own)
 
-    def rows(self, parent: str, rules: Rules) -> Iterator[TableRow]:
-        """Looks up what the rows name.
-
-        Args:
-            parent: The folder that relative paths start from.
-            rules: What the query of a url may have.
-
-        Yields:
-            The rows, in their order.
-        """
+    def _look_up(
+        self, numbered: Iterable[tuple[int, Mapping[str, Any]]], place_of: Callable[[str], str]
+    ) -> Iterator[TableRow]:
+        """Looks up what rows name; each comes with its number."""
 
         def look_up(numbered: tuple[int, Mapping[str, Any]]) -> TableRow:
             number, row = numbered
             with named_in_errors(f"{self.uri}, row {number}"):
-                return self.row_of(row, absolute_uri(self.name_in(row), parent, rules), self.labels)
+                return self.row_of(row, place_of(self.name_in(row)), self.labels)
 
-        yield from map_in_order(look_up, enumerate(self.file.rows(), 1))
+        yield from map_in_order(look_up, numbered)
+
+    def pages(
+        self, parent: str, rules: Rules
+    ) -> Iterator[tuple[int, pa.Table | None, Iterator[TableRow]]]:
+        """Looks up what the rows name, some rows at a time.
+
+        Rows that state all of a single image are taken together (see `stated_images`), unless
+        patterns have to be matched.
+
+        Args:
+            parent: The folder that relative paths start from.
+            rules: What the query of a url may have, and which files count.
+
+        Yields:
+            How many rows they are, those images, and the other rows.
+        """
+        place_of = partial(absolute_uri, parent=parent, rules=rules)
+        if not self._may_state or not self.file.has_batches or rules.include or rules.exclude:
+            rows = self._look_up(enumerate(self.file.rows(), 1), place_of)
+            while some := list(islice(rows, PAGE_ROWS)):
+                yield len(some), None, iter(some)
+            return
+        first = 1
+        for batch in self.file.batches():
+            images, taken = stated_images(batch, self.name, self.group, self.labels, place_of)
+            left = np.flatnonzero(~taken)
+            others = rows_of(batch.take(pa.array(left)))
+            numbered = zip((left + first).tolist(), others, strict=True)
+            yield batch.num_rows, images, self._look_up(numbered, place_of)
+            first += batch.num_rows
+
+    @property
+    def _may_state(self) -> bool:
+        """Whether rows may state all of what they name, in names that cannot hold a secret."""
+        columns = self.file.columns
+        is_stated = "size" in columns and "identity" in columns and not self.has_other_uris
+        return is_stated and not any(name.startswith(QUERY_VARIABLE) for name in os.environ)
 
     def name_in(self, row: Mapping[str, Any]) -> str:
         """Returns what a row names, as it is written there.

@@ -15,7 +15,10 @@ from pipeline.sources.text_columns import text_bytes
 
 _SUFFIXES = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jp2", "ppm", "ico"]
 
-PLAIN_IMAGE = rf"(?i)/[^/.][^/]*\.({'|'.join(_SUFFIXES)})$"
+IMAGE_SUFFIX = rf"\.(?i:{'|'.join(_SUFFIXES)})$"
+"""What the name of a file ends with that is an image, if its content does not say otherwise."""
+
+PLAIN_IMAGE = rf"/[^/.][^/]*{IMAGE_SUFFIX}"
 """What the uri of a file ends with that is a candidate and no archive."""
 
 _HIDDEN = re.compile(rb"/\.")

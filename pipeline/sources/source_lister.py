@@ -25,6 +25,7 @@ from posixpath import splitext
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -338,8 +339,13 @@ class SourceLister:
                 yield objects.num_rows, zip(self._add_plain_images(objects), strict=True)
             return
         if self._table is not None:
-            rows = self._table.rows(self._root, self.rules)
-        elif self._kind == "list":
+            for size, images, others in self._table.pages(self._root, self.rules):
+                if images is not None:
+                    self._add_images(images)
+                yield size, others
+            self._require_image_column()
+            return
+        if self._kind == "list":
             rows = zip(objects_in_list(self.uri, self._root, self.rules), strict=True)
         elif self._kind == "glob":
             local = storage.store_of(self.uri).is_local
@@ -348,7 +354,6 @@ class SourceLister:
             rows = self._found(storage.walk(self.uri), outside)
         while some := list(islice(rows, PAGE_OBJECTS)):
             yield len(some), some
-        self._require_image_column()
 
     def _require_image_column(self) -> None:
         """Checks that the column of images is there: in the table, or in an archive that it names.
@@ -381,11 +386,15 @@ class SourceLister:
         if self.rules.is_plain:
             images, objects = part_plain_images(objects)
             self._note_classes(images["uri"])
-            if self.is_grouped:
-                images = images.append_column("group", self._folder_groups(images["uri"]))
-            self.candidates.add_objects(images)
+            self._add_images(images)
         for row in objects.to_pylist():
             yield Stored(**row, modified=None)
+
+    def _add_images(self, images: pa.Table) -> None:
+        """Adds single images, with their groups."""
+        if self.is_grouped:
+            images = images.append_column("group", self._folder_groups(images["uri"]))
+        self.candidates.add_objects(images)
 
     def _found(self, items: Iterable[Stored], outside: str | None) -> Iterator[tuple[Stored]]:
         """Yields the objects that a search finds.
@@ -628,11 +637,10 @@ class SourceLister:
         """Returns the groups of many images (see `_folder_group`), each folder looked at once."""
         groups = []
         for page in uris.chunks:
-            folders = folders_of(page).dictionary_encode()
-            names = [
-                self._folder_group(f"{folder}image") for folder in folders.dictionary.to_pylist()
-            ]
-            groups.append(pa.array(names, pa.string()).take(folders.indices))
+            folders = folders_of(page).dictionary_encode().indices
+            _, firsts = np.unique(folders, return_index=True)
+            names = map(self._folder_group, page.take(firsts).to_pylist())
+            groups.append(pa.array(names, pa.string()).take(folders))
         return pa.chunked_array(groups, pa.string())
 
     def _folder_label(self, uri: str) -> tuple[str | None, ...]:

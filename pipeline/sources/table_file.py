@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from posixpath import splitext
@@ -107,28 +107,39 @@ class TableFile:
                 for row in _json_lines(self.uri):
                     yield {name: row.get(name) for name in self.columns}
             else:
-                with storage.open_random(self.uri) as file:
-                    yield from self._arrow_rows(file)
+                for batch in self.batches():
+                    yield from rows_of(batch)
 
-    def _arrow_rows(self, file: Any) -> Iterator[dict[str, Any]]:
+    @property
+    def has_batches(self) -> bool:
+        """Whether it can be read column by column."""
+        return _extension(self.uri) in (*DELIMITERS, ".parquet")
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Reads the rows of a table that `has_batches`.
+
+        Yields:
+            Some rows, with all columns.
+        """
         extension = _extension(self.uri)
-        batches: Iterable[pa.RecordBatch]
-        classes: dict[str, list[str]] = {}
-        if extension in DELIMITERS:
-            batches = _open_delimited(file, extension, self.columns)
-        else:
-            table = pq.ParquetFile(file)
-            classes = class_names(table.schema_arrow)
-            batches = table.iter_batches(batch_size=4096)
-        for batch in batches:
-            for row in batch.to_pylist():
-                yield row | {name: label_text(row[name], classes[name]) for name in classes}
+        with _as_table(self.uri), storage.open_random(self.uri) as file:
+            if extension in DELIMITERS:
+                yield from _open_delimited(file, extension, self.columns)
+            else:
+                yield from pq.ParquetFile(file).iter_batches(batch_size=4096)
 
     def head(self) -> str:
         """Shows the first rows, for the end of an error's message."""
         if self.embedded:  # reading a row would read its image
             return ""
         return first_rows(list(islice(self.rows(), SHOWN_ROWS)))
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any]]:
+    """Yields the rows of a batch, as `TableFile.rows` does."""
+    classes = class_names(batch.schema)
+    for row in batch.to_pylist():
+        yield row | {name: label_text(row[name], classes[name]) for name in classes}
 
 
 def _extension(uri: str) -> str:

@@ -66,10 +66,15 @@ def label_arrays(table: pa.RecordBatch | pa.Table, labels: Sequence[str]) -> lis
         The text of each label in each row.
     """
     known = class_names(table.schema)
-    return [
-        pa.array([label_text(v, known.get(name)) for v in table[name].to_pylist()], pa.string())
-        for name in labels
-    ]
+
+    def texts(name: str) -> pa.Array:
+        if pa.types.is_string(table.schema.field(name).type):
+            return table[name]
+        return pa.array(
+            [label_text(v, known.get(name)) for v in table[name].to_pylist()], pa.string()
+        )
+
+    return list(map(texts, labels))
 
 
 def require_columns(
