@@ -195,6 +195,34 @@ def test_a_row_that_is_out_of_place_is_named_by_its_number(
     assert looked_at == ["s3://b/drive50/005000.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("s3://b/drive0/hf_0123456789abcdefghij.jpg", "carries a user name, a token"),
+        ("s3://user:word@b/drive0/000007.jpg", "carries a user name, a token"),
+        ("https://h/?/000007.jpg", "has a query or a fragment"),
+    ],
+)
+def test_a_row_that_states_what_must_not_be_kept_is_refused(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    names = [f"s3://b/drive0/{at:06}.jpg" for at in range(300)]
+    write(tmp_path / "table.parquet", 300, uri=[*names[:7], name, *names[8:]])
+    with pytest.raises(UsageError, match=f"row 8: .*{message}"):
+        list_source(tmp_path / "table.parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.uint64(), pa.string()])
+def test_a_size_beyond_all_objects_is_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    sizes = pa.array([7, 2**63 - 1, 2**63], pa.uint64()).cast(kind)
+    write(tmp_path / "table.parquet", 3, size=sizes)
+    with pytest.raises(SourceError, match=r"row 3: size is '?9223372036854775808'?; it must"):
+        list_source(tmp_path / "table.parquet")
+    write(tmp_path / "table.parquet", 2, size=sizes.slice(0, 2))
+    found = list_source(tmp_path / "table.parquet").entries
+    assert sorted(entry.size for entry in found) == [7, 2**63 - 1]
+
+
 def test_an_image_outside_the_folder_of_groups_is_named(tmp_path: Path) -> None:
     write(tmp_path / "table.parquet", 300)
     with pytest.raises(UsageError, match=r"names s3://b/drive0/000000\.jpg, which does not lie"):
