@@ -9,17 +9,17 @@ both write number 42. It names the sha256 of the commit before it, so that readi
 end finds every commit that was changed or removed before the last one.
 
 Every hundredth commit holds all datasets. The others hold what differs from a commit before them
-(`base_number`), whose sha256 they state too. So a state is read from three files at most, and a
-process keeps the commits that many others build upon. `_log/_latest` is a hint: looking for the
-newest commit starts there. What no commit names is not in the catalogue, whatever lies under the
-root.
+(`base_number`), whose sha256 they state too. So a state is read from three files at most, all at
+once, and a process keeps the commits that many others build upon. `_log/_latest` is a hint: looking
+for the newest commit starts there. What no commit names is not in the catalogue, whatever lies
+under the root.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -61,6 +61,21 @@ class _ReadCommit:
     commit: Commit
     digest: str | None = None
     base: _ReadCommit | None = None
+
+
+@dataclass
+class _KeptBase:
+    """Where a process keeps a commit that others build upon.
+
+    Attributes:
+        link: The commit as it was read last; None if it was not read yet.
+    """
+
+    link: _ReadCommit | None = None
+
+
+_Files = Mapping[int, "Future[bytes | None]"]
+"""Files of commits that were read ahead, by their numbers."""
 
 
 class CommitLog(Layout):
@@ -118,7 +133,7 @@ class CommitLog(Layout):
             for number, data in self._read_run(range(commit.number - 1, first - 1, -1)):
                 if data is None:
                     raise CorruptFile(_gap(self.log_uri(number)))
-                link = self._decode(number, data)
+                link = self._decode(number, data, {})
                 users = f"commit {commit.number} was made"
                 _require_digest(self.log_uri(number), link, commit.previous, users)
                 commit = link.commit
@@ -251,20 +266,49 @@ class CommitLog(Layout):
     def _head(self) -> _ReadCommit:
         """Reads the newest commit."""
         number = self._hint()
-        data = self._bytes_of(number) if number else None
+        ahead = self._read_ahead(number, number + 1)
+        data = self._file(number, ahead) if number else None
         if data is None:
             number = self._last_number()
-            data = self._bytes_of(number) if number else None
-        while (newer := self._bytes_of(number + 1)) is not None:
+            ahead = self._read_ahead(number, number + 1)
+            data = self._file(number, ahead) if number else None
+        while (newer := self._file(number + 1, ahead)) is not None:
             number, data = number + 1, newer
-        return _ReadCommit(EMPTY) if data is None else self._decode(number, data)
+        return _ReadCommit(EMPTY) if data is None else self._decode(number, data, ahead)
 
     def _read(self, number: int) -> _ReadCommit:
         """Reads one commit, and those that it builds upon."""
-        data = self._bytes_of(number)
+        ahead = self._read_ahead(number)
+        data = self._file(number, ahead)
         if data is None:
             raise NotFound(f"{self.root} has no commit {number}")
-        return self._decode(number, data)
+        return self._decode(number, data, ahead)
+
+    def _read_ahead(self, first: int, *others: int) -> _Files:
+        """Reads the files of commits at once, with those that the first may build upon.
+
+        Nothing is read ahead where that saves no time: files of this machine are there at once.
+
+        Args:
+            first: A commit's number; 0 stands for none.
+            *others: The numbers of others.
+
+        Returns:
+            The files. One that cannot be read raises its error only where it is asked for.
+        """
+        numbers = [number for number in (first, *others) if number]
+        base = base_number(first)
+        while base and _kept_base(self.root, base).link is None:
+            numbers.append(base)
+            base = base_number(base)
+        if len(numbers) < 2 or storage.store_of(self.root).is_local:
+            return {}
+        with ThreadPoolExecutor(len(numbers), "log") as pool:
+            return {number: pool.submit(self._bytes_of, number) for number in numbers}
+
+    def _file(self, number: int, ahead: _Files) -> bytes | None:
+        """Returns the file of a commit, which is read now unless it was before; None if none."""
+        return ahead[number].result() if number in ahead else self._bytes_of(number)
 
     def _read_run(self, numbers: Sequence[int]) -> list[tuple[int, bytes | None]]:
         """Reads the files of these commits at once; None stands for one that is missing."""
@@ -278,7 +322,7 @@ class CommitLog(Layout):
         except SourceError:
             return None
 
-    def _decode(self, number: int, data: bytes) -> _ReadCommit:
+    def _decode(self, number: int, data: bytes, ahead: _Files) -> _ReadCommit:
         """Makes a commit of the bytes of its file, with what it builds upon."""
         uri = self.log_uri(number)
         stored = StoredCommit.decode(data, uri)
@@ -286,8 +330,22 @@ class CommitLog(Layout):
             raise CorruptFile(f"{uri} holds commit {stored.stated.number}; restore the file")
         if stored.base is None:
             return _ReadCommit(stored.whole(), sha256(data))
-        base = _kept_base(self.root, base_number(number), stored.base)
+        base = self._base(base_number(number), stored.base, ahead)
         return _ReadCommit(stored.whole(base.commit), sha256(data), base)
+
+    def _base(self, number: int, digest: str, ahead: _Files) -> _ReadCommit:
+        """Returns a commit that others build upon; its digest tells that a kept one is the same."""
+        kept = _kept_base(self.root, number)
+        link = kept.link
+        if link is not None and link.digest == digest:
+            return link
+        data = self._file(number, ahead)
+        if data is None:
+            raise CorruptFile(_gap(self.log_uri(number)))
+        link = self._decode(number, data, ahead)
+        _require_digest(self.log_uri(number), link, digest, "later commits build")
+        kept.link = link
+        return link
 
     def _hint(self) -> int:
         """Returns the number that `_latest` names; 0 if it is missing or names none."""
@@ -331,15 +389,9 @@ def _stored_upon(head: _ReadCommit, commit: Commit) -> StoredCommit:
 
 
 @lru_cache(KEPT_BASES)
-def _kept_base(root: str, number: int, digest: str) -> _ReadCommit:
-    """Reads a commit that others build upon, and keeps it: its digest tells that it is the same."""
-    log = CommitLog(root)
-    try:
-        link = log._read(number)
-    except NotFound as error:
-        raise CorruptFile(_gap(log.log_uri(number))) from error
-    _require_digest(log.log_uri(number), link, digest, "later commits build")
-    return link
+def _kept_base(root: str, number: int) -> _KeptBase:
+    """Returns where a commit that others build upon is kept. It is empty at first."""
+    return _KeptBase()
 
 
 def _require_digest(uri: str, link: _ReadCommit, named: str | None, users: str) -> None:

@@ -6,10 +6,12 @@ import json
 import random
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, commit, commit_log
 from pipeline.catalogue.commit import base_number
-from pipeline.errors import CorruptFile
+from pipeline.errors import CorruptFile, TransientError
 from tests.golden.handmade import catalogue_of, contents
 from tests.support.builders import sealed
 from tests.support.builders import version_without_files as version
@@ -201,25 +203,133 @@ def test_a_commit_holds_what_differs_from_its_base_alone() -> None:
     assert [stored(place, number)["base"] is None for number in (9, 100, 101)] == [1, 1, 0]
 
 
-def test_a_state_is_read_from_the_hint_and_four_files_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    place, asked = grown(125), list[str]()
-    real = storage.read
+def last_part(uri: str) -> str:
+    return uri.rpartition("/")[2].removesuffix(".json").lstrip("0")
 
-    def counted(uri: str) -> bytes:
-        asked.append(uri.rpartition("/")[2].lstrip("0"))
+
+@contextmanager
+def reads_in_waits(*waits: str) -> Iterator[None]:
+    """Expects these reads and no others: those of each text at once, and one text after another.
+
+    No read is answered before all of its wait have come. Reads one after another would end in
+    errors of the barrier.
+    """
+    expected = [sorted(wait.split()) for wait in waits]
+    barriers = [threading.Barrier(len(wait)) for wait in expected]
+    asked: list[list[str]] = [[] for _ in waits]
+    lock, real = threading.Lock(), storage.read
+
+    def read(uri: str) -> bytes:
+        with lock:
+            now = next(i for i, wait in enumerate(expected) if len(asked[i]) < len(wait))
+            asked[now].append(last_part(uri))
+        barriers[now].wait(60)
         return real(uri)
 
-    monkeypatch.setattr(storage, "read", counted)
-    commit_log._kept_base.cache_clear()
-    for name in ("exists", "walk", "info"):
-        monkeypatch.delattr(storage, name)
-    place.head()
-    assert asked == ["_latest", "125.json", "126.json", "120.json", "100.json"]
-    asked.clear()
-    Catalogue(place.root).head()
-    assert asked == ["_latest", "125.json", "126.json"]  # the others are kept
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "read", read)
+        for name in ("exists", "info"):
+            patch.delattr(storage, name)
+        yield
+    assert [sorted(names) for names in asked] == expected
+
+
+def test_a_state_is_read_in_two_waits_from_the_hint_and_four_files() -> None:
+    place = grown(125)
+    with reads_in_waits("_latest", "125 126 120 100"):
+        assert place.head().number == 125
+    with reads_in_waits("_latest", "125 126"):  # the others are kept
+        assert Catalogue(place.root).head().number == 125
+    with reads_in_waits("_latest", "125 126"):
+        append(place, setting("d0", "s", "last"))
+    with reads_in_waits("_latest", "126 127"):
+        assert state_of(place.head())["d0"] == {"s": "last"}
+
+
+@pytest.mark.parametrize(
+    ("commits", "waits"),
+    [
+        (9, "9 10"),
+        (100, "100 101"),
+        (101, "101 102 100"),
+        (110, "110 111 100"),
+        (111, "111 112 110 100"),
+    ],
+)
+def test_what_the_newest_commit_builds_upon_is_read_with_it(commits: int, waits: str) -> None:
+    place = grown(commits)
+    with reads_in_waits("_latest", waits):
+        assert place.head().number == commits
+
+
+def test_bases_that_are_kept_are_not_read_with_others() -> None:
+    place = grown(125)
+    with reads_in_waits("115 110 100", "_latest", "125 126 120"):
+        assert place.commit(115).number == 115
+    with reads_in_waits("116", "_latest", "125 126"):
+        assert place.commit(116).number == 116
+
+
+def test_a_lost_hint_costs_a_listing_and_no_more() -> None:
+    place = grown(125)
+    storage.delete(place.hint_uri)
+    with reads_in_waits("_latest", "125 126 120 100"):
+        assert place.head().number == 125
+
+
+@pytest.mark.parametrize("hint", [126, 130, 500])
+def test_a_hint_of_a_commit_that_is_not_there_is_not_believed(hint: int) -> None:
+    place = grown(125)
+    storage.replace(place.hint_uri, str(hint).encode())
+    assert place.head().number == 125
+    append(place, setting("d0", "s", "last"))
+    assert state_of(Catalogue(place.root).head())["d0"] == {"s": "last"}
+
+
+def test_files_of_this_machine_are_read_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path, data in grown_objects(125, 3).items():
+        storage.create(storage.canonical(tmp_path) + path, data)
+    asked, real = list[str](), storage.read
+
+    def read(uri: str) -> bytes:
+        assert threading.current_thread() is threading.main_thread()
+        asked.append(last_part(uri))
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read", read)
+    assert Catalogue(str(tmp_path)).head().number == 125
+    assert asked == ["_latest", "125", "126", "120", "100"]
+
+
+@pytest.mark.parametrize("broken", [110, 120])
+def test_a_base_that_cannot_be_read_matters_only_if_it_is_needed(
+    broken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, real = grown(125), storage.read
+    storage.replace(place.hint_uri, b"119")
+
+    def read(uri: str) -> bytes:
+        if uri == place.log_uri(broken):
+            raise TransientError(f"{uri}: no answer after 8 tries")
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read", read)
+    if broken == 110:  # commit 119 builds upon it, and it is not the newest one
+        assert place.head().number == 125
+    else:
+        with pytest.raises(TransientError, match=place.log_uri(broken)):
+            place.head()
+
+
+def test_another_catalogue_in_the_same_place_is_not_read_from_what_is_kept() -> None:
+    place = grown(125)
+    assert len(place.head().datasets) == 3
+    for path, data in grown_objects(125, 40).items():
+        storage.replace(place.root + path, data)
+    for found in (place.head(), place.commit(115), place.head()):
+        assert len(found.datasets) == 40
 
 
 @pytest.mark.parametrize("number", [100, 120])
