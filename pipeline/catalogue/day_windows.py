@@ -22,7 +22,7 @@ BETWEEN = " … "
 
 _LAST = re.compile(r"last:([1-9][0-9]{0,5})(d?)")
 _RANGE = re.compile(r"(\d{4}-\d{2}-\d{2})\.\.(\d{4}-\d{2}-\d{2})(?::([1-9][0-9]{0,5}))?")
-_LAST_ANY = re.compile(r"last:\s*(-?\d*)(.*)", re.DOTALL)
+_LAST_ANY = re.compile(r"last:\s*(-?\d+)?(.*)", re.DOTALL)
 _DATES = (
     re.compile(r"(?<!\d)(\d{4})(?:-|/|/month=)(\d{1,2})(?:-|/|/day=)(\d{1,2})(?!\d)"),
     re.compile(r"(?<!\d)(\d{4})(\d{2})(\d{2})(?!\d)"),
@@ -72,7 +72,7 @@ class DayWindow:
         if back := _LAST.fullmatch(text):
             return cls(text, length=int(back[1]), calendar=bool(back[2]))
         if wrong := _LAST_ANY.fullmatch(text):
-            raise WrongWindowError(_wrong_length(wrong[1], wrong[2]))
+            raise WrongWindowError(_wrong_length(wrong[1] or "", wrong[2]))
         if not (days := _RANGE.fullmatch(text)):
             return None
         first, last = map(_calendar_day, days.groups()[:2])

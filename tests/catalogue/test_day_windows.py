@@ -118,6 +118,7 @@ def test_windows_end_to_end_have_every_day_at_most_once(
         ("last:28w", "'28w' is no number of days; .* @last:28d, or without, @last:28, to count"),
         ("last:2000000d", "'2000000d' is no number of days; .*such as @last:7d"),
         ("last:", "'' is no number of days; .*such as @last:7d"),
+        ("last:-", "'-' is no number of days; .*such as @last:7d"),
         ("2026-11-07..2026-11-01", "ends before it begins; .* first: @2026-11-01..2026-11-07$"),
         ("2026-11-07..2026-11-31", "2026-11-31 is no day of the calendar"),
         ("2026-11..2026-12", r"after the @ stands .*a window of days \(@last:7d"),

@@ -161,6 +161,7 @@ def test_another_window_may_be_the_reference(place: Catalogue, by_twos: Drift) -
         ("cams", {"window": "7w"}, UsageError, "the window is '7w'; give a number of days"),
         ("cams", {"window": "0d"}, UsageError, "the window is '0d'"),
         ("cams", {"window": ""}, UsageError, "the window is ''"),
+        ("cams", {"window": "-d"}, UsageError, "the window is '-d'"),
         ("cams", {"window": "5"}, UsageError, "cams has 1 of '5', where two are needed; give a sh"),
         (
             "cams@1",
