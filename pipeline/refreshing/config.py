@@ -209,7 +209,7 @@ def load_config(path: str) -> Config:
         data = yaml.load(text, _Loader)
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         # PyYAML raises the others if a tag says number, date or boolean, and the value is none.
         raise UsageError(f"{path} is not YAML: {_problem(error)}") from error
     try:

@@ -185,6 +185,7 @@ HOSTILE = {
     "a number of many digits": (one(bins="9" * 5000), "is not YAML"),
     "a day that is none": (one(limit="2024-13-45"), "is not YAML"),
     "a tagged number": (one(bins="!!int many"), "is not YAML"),
+    "a tagged number of no digits": (one(bins="!!int ''"), "is not YAML"),
     "a tagged time": (one(bins="!!timestamp soon"), "is not YAML"),
     "a tagged truth": (one(bins="!!bool perhaps"), "is not YAML"),
     "a list as a key": ("? [a]\n: b\n", "is not YAML"),
