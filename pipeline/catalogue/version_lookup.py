@@ -319,7 +319,11 @@ class VersionLookup(VersionFiles):
         wholes = ["/".join(parents[:length]) for length in range(len(parents), 0, -1)]
         for whole in wholes:
             number = newest.tags.get(whole, {}).get(tag)
-            versions = self._in(self.commit(number), dataset) if number is not None else {}
+            if number is None:
+                continue
+            state = self.commit(number)
+            # A whole may have been tagged before it had this part.
+            versions = self._in(state, dataset) if dataset in state.datasets else {}
             own = {
                 spec: named
                 for spec, named in versions.items()
@@ -327,7 +331,7 @@ class VersionLookup(VersionFiles):
             }
             if own:
                 return own
-        tags = sorted({each for whole in self.tagged_as(dataset, newest) for each in whole})
+        tags = sorted({each for whole in self.tagged_as(dataset, newest) for each in whole} - {tag})
         known = f"its tags are {some_of(tags)}" if tags else "it has no tag"
         raise self._no_version(f"{dataset}@{tag}", dataset, newest, f"{known}, ")
 

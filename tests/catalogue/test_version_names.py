@@ -59,7 +59,7 @@ from tests.golden.handmade import (
     entries,
     hand_made,
 )
-from tests.support.builders import tiny_spec
+from tests.support.builders import tiny_spec, version_without_files
 
 
 class Past(Catalogue):
@@ -421,6 +421,21 @@ def test_a_part_is_tagged_with_its_whole(place: Catalogue) -> None:
     place.put_version("b", whole, place.find("b"), parts={"b/x": part})
     with pytest.raises(UsageError, match="b/x is a part of b; tag b"):
         tag_version(place, "b/x", "v")
+
+
+def test_a_part_that_came_after_a_tag_has_no_version_of_it() -> None:
+    place = empty_catalogue()
+    place.put_version("b", version_without_files("d1", "s"), None)
+    place.append("tag", lambda head: replace(head, tags={"b": {"v": 1, "w": 1}}))
+    whole = version_without_files("d2", "s")
+    part = replace(whole, part_of="b", value="x")
+    place.put_version("b", whole, place.find("b"), parts={"b/x": part})
+    assert place.find("b@v").dna == "d1"
+    said = "there is no b/x@v; its tags are w, its versions are b/x@3"
+    with pytest.raises(NotFound, match=said):
+        place.find("b/x@v")
+    with pytest.raises(NotFound, match=r"there is no b/y@v: .*never had a dataset 'b/y'"):
+        place.find("b/y@v")
 
 
 def test_only_datasets_are_removed_and_rolled_back(place: Catalogue) -> None:
