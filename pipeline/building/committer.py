@@ -13,7 +13,15 @@ from pipeline.building.failure_gate import GATE_FAILURES, require_few_failures
 from pipeline.building.planner import DatasetPlan
 from pipeline.building.request import Result
 from pipeline.building.storing import store_manifest, store_version
-from pipeline.catalogue import Catalogue, Version, part_name, parts_of, version_of
+from pipeline.catalogue import (
+    Catalogue,
+    Commit,
+    Version,
+    as_replaced,
+    part_name,
+    parts_of,
+    version_of,
+)
 from pipeline.counting import (
     Composed,
     Recipe,
@@ -84,7 +92,14 @@ def finish_dataset(
         # the end.
         if commit.erasure:
             _require_entries(name, plan.manifest)
-    replaced = plan.base if plan.base is not None and plan.base.dna != whole.dna else None
+    replaced, former_options, unmeasured = None, dict[str, int | str](), ""
+    if plan.base is None:
+        unmeasured = "the dataset had no version of this spec"
+    elif plan.base.dna == whole.dna:
+        unmeasured = "the version before has the same DNA"
+    else:
+        replaced, former_options = _former(catalogue, name, plan.base, commit)
+        unmeasured = "" if replaced else "an erasure has just removed the version before"
     return Result(
         name,
         commit.datasets[name][whole.spec],
@@ -95,33 +110,47 @@ def finish_dataset(
         duplicates=plan.manifest.duplicates,
         parts=parts_of(commit, name, whole.spec),
         replaced=replaced,
-        former_options=_options_of(catalogue, name, replaced) if replaced else {},
+        former_options=former_options,
         commit=commit.number,
-        unmeasured=_unmeasured(plan.base, whole),
+        unmeasured=unmeasured,
     )
 
 
-def _unmeasured(before: Version | None, now: Version) -> str:
-    """Says why nothing tells how far a version has moved; empty if that can be measured."""
-    if before is None:
-        return "the dataset had no version of this spec"
-    return "the version before has the same DNA" if before.dna == now.dna else ""
+def _former(
+    catalogue: Catalogue, name: str, base: Version, commit: Commit
+) -> tuple[Version | None, dict[str, int | str]]:
+    """Finds the version that a commit has replaced, which may be of any commit before it.
 
+    Another job may have committed the same new version meanwhile, and others after it. An erasure
+    may have put another version in the place of the former one since, or none.
 
-def _options_of(catalogue: Catalogue, name: str, former: Version) -> dict[str, int | str]:
-    """Returns the options that read a former version, which may be of any commit.
-
-    Another job may have committed the same new version meanwhile, and others after it.
+    Returns:
+        The version, or what stands in its place; None if nothing does. Then the options that read
+        it.
     """
-    holding = (
-        commit
-        for commit in catalogue.log()
-        if commit.datasets.get(name, {}).get(former.spec) == former
+    former: Version | None = base
+    number = _number_of(catalogue, name, base)
+    if number is None:
+        state = replace(commit, datasets={name: {base.spec: base}})
+        former = as_replaced(state, catalogue.head()).datasets.get(name, {}).get(base.spec)
+        number = _number_of(catalogue, name, former) if former else None
+    if former is None or number is None:
+        return None, {}
+    made = catalogue.commit(catalogue.commit_that_made(name, former, number))
+    chosen = {} if made.default_spec == former.spec else {"spec": former.spec[:12]}
+    return former, {"at": made.number, **chosen}
+
+
+def _number_of(catalogue: Catalogue, name: str, version: Version) -> int | None:
+    """Returns the number of the newest commit that holds a version; None if none does."""
+    return next(
+        (
+            commit.number
+            for commit in catalogue.log()
+            if commit.datasets.get(name, {}).get(version.spec) == version
+        ),
+        None,
     )
-    held = next(holding)  # there is one, as the former version was read from the log
-    commit = catalogue.commit(catalogue.commit_that_made(name, former, held.number))
-    chosen = {} if commit.default_spec == former.spec else {"spec": former.spec[:12]}
-    return {"at": commit.number, **chosen}
 
 
 def sum_shards(

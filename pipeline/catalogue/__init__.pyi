@@ -45,6 +45,7 @@ from .purging import purge as purge
 from .receipts import Receipt as Receipt
 from .recounting import recipe_of as recipe_of
 from .recounting import recount as recount
+from .replacing import as_replaced as as_replaced
 from .replacing import with_replaced as with_replaced
 from .tagging import remove_tag as remove_tag
 from .tagging import tag_version as tag_version

@@ -60,6 +60,7 @@ from pipeline.catalogue import (
     window_sums,
 )
 from pipeline.catalogue.replacing import ReplacedKey
+from pipeline.comparing import with_movement
 from pipeline.counting import cells_uri, compose, partial_uri, reduction
 from pipeline.counting.leases import Lease, claim
 from pipeline.dna import Lens
@@ -120,6 +121,14 @@ class Home:
         return (self.images / name).as_uri()
 
     def build(self, name: str = "x", **options: Any) -> Result:
+        result = self.built(name, **options)
+        self.held[result.commit] = dict(self.now)
+        manifest = self.catalogue.manifest(name, result.version)
+        self.stated[result.commit] = self.stated_now()
+        self.shards[result.commit] = [set(rows["uri"].to_pylist()) for _, rows in manifest.tables()]
+        return result
+
+    def built(self, name: str = "x", **options: Any) -> Result:
         values = {"exemplars": 2, "layer_gaussian": True, "max_failures": 0.99, "replace": True}
         values |= {
             "group_by": "1",
@@ -131,10 +140,6 @@ class Home:
         request = Request(name, str(self.images), **values)
         with InProcess() as engine:
             (result,) = build_datasets(self.catalogue, [request], engine, RESOURCES)
-        self.held[result.commit] = dict(self.now)
-        manifest = self.catalogue.manifest(name, result.version)
-        self.stated[result.commit] = self.stated_now()
-        self.shards[result.commit] = [set(rows["uri"].to_pylist()) for _, rows in manifest.tables()]
         return result
 
     def stated_now(self) -> dict[str, str]:
@@ -1394,6 +1399,48 @@ def test_a_build_whose_list_goes_as_it_commits_is_told(
         with pytest.raises(TransientError, match="was removed while"):
             home.build()
     assert home.build().version.images == 9
+
+
+def build_before_erasure(home: Home, name: str, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """Builds. An image of the version before is erased as soon as the new one is committed."""
+    real = Catalogue.put_version
+
+    def erase_after(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(Catalogue, "put_version", real)
+        commit = real(*args, **kwargs)
+        home.erase(name)
+        return commit
+
+    monkeypatch.setattr(Catalogue, "put_version", erase_after)
+    return home.built()
+
+
+def test_a_build_that_has_committed_when_images_are_erased_is_done(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(home, 8)
+    home.remove("0/03.png")
+    home.write("0/90.png", 90)
+    result = build_before_erasure(home, "0/03.png", monkeypatch)
+    assert (result.changed, result.version.images) == (True, 8)
+    assert result.replaced == home.catalogue.find("x@1")  # what stands in its place
+    assert (result.replaced.images, result.former_options) == (7, {"at": 1})
+    assert with_movement(home.catalogue, result).moved is not None
+    require_sound(home)
+
+
+def test_a_build_that_has_committed_when_the_version_before_goes_is_done(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.write("a.png", 1)
+    home.build()
+    home.remove("a.png")
+    home.write("b.png", 2)
+    result = build_before_erasure(home, "a.png", monkeypatch)
+    assert (result.changed, result.version.images) == (True, 1)
+    assert (result.replaced, dict(result.former_options)) == (None, {})
+    assert result.unmeasured == "an erasure has just removed the version before"
+    require_sound(home)
 
 
 def test_two_erasures_at_once(home: Home, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
