@@ -233,10 +233,7 @@ def _matching(
     """Returns the rows of the images in each file that has some."""
 
     def matching(name: str) -> pa.Table:
-        try:
-            rows = listed_rows(entries, name)
-        except SourceError:  # another erasure has just removed it
-            return pa.table({"uri": [], "member": [], "identity": []})
+        rows = _rows_of(entries, name)
         return rows.filter(pa.array(names.among(rows)))
 
     found = {}
@@ -247,6 +244,15 @@ def _matching(
                 found[name] = rows
             progress(StepDone(1))
     return found
+
+
+def _rows_of(entries: Entries, name: str) -> pa.Table:
+    """Reads a list; none if another erasure or a collection of garbage has just removed it."""
+    try:
+        return listed_rows(entries, name)
+    except SourceError:
+        none = pa.array([], pa.string())
+        return pa.table({"uri": none, "member": none, "identity": none})
 
 
 def _with_identities(
@@ -260,7 +266,7 @@ def _with_identities(
     alike: dict[str, set[str]] = {}
 
     def same(name: str) -> pa.Table:
-        rows = listed_rows(entries, name)
+        rows = _rows_of(entries, name)
         return rows.filter(pc.is_in(rows["identity"], wanted))
 
     for rows in map_in_order(same, files, LIST_READERS):

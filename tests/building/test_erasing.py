@@ -1482,6 +1482,17 @@ def test_an_erasure_that_ends_while_another_looks_for_images(
     require_sound(home)
 
 
+def test_a_list_that_goes_while_others_are_read_has_no_images(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collection of garbage may remove it, as no version needs it."""
+    filled(home, 8)
+    real = erasure_plan._list_files
+    monkeypatch.setattr(erasure_plan, "_list_files", lambda place: ["0" * 64, *real(place)])
+    preview = preview_erasure(home.catalogue, [str(home.images / "0/03.png")])
+    assert (preview.images, preview.recounted, preview.alike) == (1, {"x": (1,)}, ())
+
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("step", [12, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_crash_at_any_write_leaves_what_a_rerun_ends(
