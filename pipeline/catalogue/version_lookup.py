@@ -12,6 +12,7 @@ from itertools import groupby, islice
 
 from pipeline.catalogue.commit import Commit, Version
 from pipeline.catalogue.day_windows import DayWindow
+from pipeline.catalogue.name_changes import renamed_between
 from pipeline.catalogue.replacing import as_replaced
 from pipeline.catalogue.version_files import VersionFiles
 from pipeline.catalogue.version_history import PastVersion, history_key, past_versions
@@ -256,14 +257,20 @@ class VersionLookup(VersionFiles):
         }
 
     def _taken_out(self, dataset: str, newest: Commit) -> str:
-        """Says which of the last commits took a dataset out; an empty text if none did."""
+        """Says which of the last commits took a dataset out or renamed it; empty if none did."""
+        later = newest
         try:
             for commit in islice(self.log(newest), LOOKED_BACK):
-                if dataset in commit.datasets:
+                if versions := commit.datasets.get(dataset):
+                    wholes = {dataset, *(version.part_of for version in versions.values())}
+                    for old, new in renamed_between(commit, later):
+                        if old in wholes:
+                            return f". Commit {later.number} renamed {old} to {new}"
                     return (
-                        f". Commit {commit.number + 1} took it out; `vdna rollback {dataset} --to "
+                        f". Commit {later.number} took it out; `vdna rollback {dataset} --to "
                         f"{commit.number}` brings it back"
                     )
+                later = commit
         except VdnaError:  # what is wrong with the log is no answer to a wrong name
             pass
         return ""

@@ -119,7 +119,7 @@ def test_former_versions_and_tags_are_found_under_the_old_name(place: Place) -> 
     assert catalogue.find("a@release") == catalogue.find("a@1") == first
     for name, version in (("a@1", first), ("a@3", second), ("b", catalogue.find("b"))):
         assert catalogue.load(name, folds=True).images == version.images
-    with pytest.raises(NotFound, match="has no dataset 'a'; it has: b"):
+    with pytest.raises(NotFound, match=r"has no dataset 'a'; it has: b\. Commit 4 renamed a to b$"):
         catalogue.find("a")
     with pytest.raises(NotFound, match="there is no b@1; its versions are b@4"):
         catalogue.find("b@1")

@@ -423,6 +423,22 @@ def test_a_part_is_tagged_with_its_whole(place: Catalogue) -> None:
         tag_version(place, "b/x", "v")
 
 
+def test_a_name_that_a_dataset_had_says_its_new_one() -> None:
+    place = empty_catalogue()
+    whole = version_without_files("d1", "s")
+    part = replace(whole, part_of="b", value="x")
+    place.put_version("b", whole, None, parts={"b/x": part})
+    now = {"c": {"s": whole}, "c/x": {"s": replace(part, part_of="c")}}
+    place.append("rename b to c", lambda head: replace(head, datasets=now))
+    place.put_version("d", whole, None)
+    for name in ("b", "b/x"):
+        with pytest.raises(NotFound, match=r"\. Commit 2 renamed b to c$"):
+            place.find(name)
+    remove(place, ["d"])
+    with pytest.raises(NotFound, match=r"\. Commit 4 took it out; `vdna rollback d --to 3` brings"):
+        place.find("d")
+
+
 def test_a_part_that_came_after_a_tag_has_no_version_of_it() -> None:
     place = empty_catalogue()
     place.put_version("b", version_without_files("d1", "s"), None)
