@@ -351,11 +351,11 @@ class NotedPlan:
         if self.manifest is not None:
             return
         folder = catalogue.uri("manifests", self.spec, self.dataset, "").rpartition("/")[0]
-        with contextlib.suppress(SourceError):  # there is no such folder, or one was just removed
+        with contextlib.suppress(SourceError):  # there is no such folder
             for item in storage.walk(folder):
                 if item.uri.rpartition("/")[0] == folder:  # else of a dataset below it
                     entries = Entries(catalogue.entries_uri)
-                    with contextlib.suppress(CorruptFile):
+                    with contextlib.suppress(CorruptFile, SourceError):  # it was just removed
                         data = storage.read(item.uri)
                         yield item.uri, Manifest.decode(data, item.uri, entries)
 

@@ -28,6 +28,7 @@ from pipeline.catalogue import (
     tag_version,
     verify,
 )
+from pipeline.catalogue.garbage_collection import NotedPlan
 from pipeline.comparing import compare
 from pipeline.counting import partial_uri, reduction
 from pipeline.errors import SourceError, UsageError
@@ -459,6 +460,27 @@ def test_a_plan_that_has_begun_is_protected(place: Place) -> None:
     assert old_garbage(place, keep=1) == set()
     collect(place.catalogue, keep=1)
     assert place.build("a", shard_images=1).counted_shards == 3
+
+
+def test_a_manifest_that_goes_while_others_are_read_hides_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = place.catalogue
+    for images in (1, 2, 3):
+        place.photos("a", images)
+        place.build("a")
+    folder = catalogue.uri("manifests", SPEC.digest, "a", "").rpartition("/")[0]
+    gone, *others = [item.uri for item in storage.walk(folder)]
+    real = storage.read
+
+    def read(uri: str) -> bytes:
+        if uri == gone:
+            storage.delete(uri)  # as a collection does
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read", read)
+    begun = NotedPlan(catalogue.plan_uri("a", SPEC.digest), "a", SPEC.digest, None, ())
+    assert [uri for uri, _ in begun.counted_ahead(catalogue)] == others
 
 
 def test_a_plan_that_follows_a_version_is_protected_beside_it(place: Place) -> None:
