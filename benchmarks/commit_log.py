@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import threading
 import time
 import uuid
 from collections import Counter
@@ -68,11 +69,14 @@ def version_of(name: str) -> Version:
 def count_requests() -> None:
     """Counts what passes through the functions of the storage room that the log uses."""
     real_read, real_create, real_replace = storage.read, storage.create, storage.replace
+    lock = threading.Lock()  # several threads read at once
 
     def read(uri: str) -> bytes:
-        COUNTED["GET"] += 1
+        with lock:
+            COUNTED["GET"] += 1
         data = real_read(uri)
-        COUNTED["bytes read"] += len(data)
+        with lock:
+            COUNTED["bytes read"] += len(data)
         return data
 
     def create(uri: str, data: bytes) -> bool:
