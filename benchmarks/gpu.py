@@ -343,8 +343,11 @@ def build(device: str, copies: int, folder: Path, expected: DNA) -> dict[str, An
     }
 
 
-def decoding(seconds: float, folder: Path) -> dict[str, dict[str, float]]:
-    """How many JPEG files a core decodes, and prepares for a GPU or resizes, in its seconds."""
+def decoding(seconds: float, folder: Path, *, hashed: bool = False) -> dict[str, dict[str, float]]:
+    """How many JPEG files a core decodes, and prepares for a GPU or resizes, in its seconds.
+
+    The last two include the hashes of an image if `hashed`.
+    """
     from pipeline import images
     from pipeline.counting.allocator import keep_memory
     from pipeline.spec import Preprocess
@@ -353,8 +356,8 @@ def decoding(seconds: float, folder: Path) -> dict[str, dict[str, float]]:
     keep_memory()  # as workers do
     ways: dict[str, Callable[[bytes], object]] = {
         "decoded": lambda data: images.decode(data, rule),
-        "for_gpu": lambda data: images.load(data, rule, on_device=True),
-        "resized": lambda data: images.load(data, rule),
+        "for_gpu": lambda data: images.load(data, rule, on_device=True, hashed=hashed),
+        "resized": lambda data: images.load(data, rule, hashed=hashed),
     }
     result: dict[str, dict[str, float]] = {}
     for size, contents in jpegs(folder).items():

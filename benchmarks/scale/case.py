@@ -21,17 +21,21 @@ class Parts:
     list_seconds: Annotated[float, "driver, for each key of a page: HTTP, XML, writing it down"]
     list_pages: Annotated[Points, "images, and pages asked for beside those that are full"]
     list_rows: Annotated[Points, "images, and keys that are listed twice"]
+    store_seconds: Annotated[float, "a task, for each image that it lists: sorting and storing it"]
     plan_seconds: Annotated[float, "driver, for each image planned"]
     plan_bytes: Annotated[float, "what planning adds to the driver's memory, for any number"]
-    disk_bytes: Annotated[float, "driver's temporary disk, for each image"]
+    disk_bytes: Annotated[float, "driver's temporary disk, for each image that it plans"]
+    block_seconds: Annotated[float, "a task, for each image planned, once it has read it"]
+    part_seconds: Annotated[float, "a task, for each row of the stored parts that it reads"]
     inventory_seconds: Annotated[float, "driver, for each row of a report of S3 Inventory"]
+    report_seconds: Annotated[float, "a task, for each row of a report: reading and storing it"]
     checkpoint_bytes: Annotated[float, "a listed image in the listing's checkpoint"]
     entry_bytes: Annotated[float, "an image in an entries file"]
     row_bytes: Annotated[float, "an image in memory before it is written to an entries file"]
     footer_bytes: Annotated[float, "a shard in the footer of an entries file"]
     manifest_bytes: Annotated[float, "a shard in the manifest"]
     head_bytes: Annotated[float, "driver's memory for each shard: description, key, tree of sums"]
-    driver_bytes: Annotated[float, "driver's memory before it lists: libraries and Ray"]
+    driver_bytes: Annotated[float, "driver's memory: libraries, Ray, and the client of S3"]
     dispatch_seconds: Annotated[float, "driver and Ray on its machine, for each shard handed out"]
     dispatch_bytes: Annotated[float, "driver's memory for each shard that is handed out"]
     start_seconds: Annotated[float, "from the command to the listing; Ray's start is most of it"]
@@ -39,8 +43,9 @@ class Parts:
     end_seconds: Annotated[float, "from the last shard to the end of the command, small dataset"]
     get_seconds: Annotated[float, "client, for each image that is an object of S3"]
     network_seconds: Annotated[float, "CPU worker, for each image: forward, count, and the rest"]
-    decode_for_gpu: Annotated[Points, "megapixels, and seconds to decode for a GPU"]
-    decode_for_cpu: Annotated[Points, "megapixels, and seconds to decode and resize"]
+    forward_seconds: Annotated[float, "CPU worker, for each empty image that fills a micro-batch"]
+    decode_for_gpu: Annotated[Points, "megapixels, and seconds to decode for a GPU, with hashes"]
+    decode_for_cpu: Annotated[Points, "megapixels, and seconds to decode and resize, with hashes"]
     shard_seconds: Annotated[float, "worker, for each shard: merging and encoding its partial"]
     add_seconds: Annotated[float, "decoding a partial and adding it"]
     encode_seconds: Annotated[float, "encoding a sum"]
@@ -50,7 +55,9 @@ class Parts:
     pair_seconds: Annotated[float, "each image whose name is looked at for pairs, at the end"]
     hash_seconds: Annotated[float, "a task of verify, for each name that it reads and hashes"]
     sort_seconds: Annotated[float, "verify's own process, for each name's hash that it sorts"]
-    partial_bytes: Annotated[Points, "images of a partial, and the bytes of its file"]
+    partial_bytes: Annotated[Points, "images of a partial, and the bytes of its file, less hashes"]
+    dna_bytes: Annotated[Points, "images of a DNA, and the bytes of its file"]
+    exemplar_bytes: Annotated[float, "the exemplars of a version, for any number of images"]
     requests: Annotated[
         Mapping[str, Mapping[str, Mapping[str, float]]],
         "requests of `build`, `verify` and `gc`: for any number, for each shard, for each image",
@@ -86,6 +93,7 @@ class Case:
         images: How many.
         gpus: How many; with 0, `cpu_workers` run the network on the cores of one machine.
         gpu_images_per_second: What one GPU takes, counting included (`benchmarks.gpu`).
+        gpu_bytes: A GPU's memory, by which its workers choose how many images a micro-batch has.
         image_bytes, megapixels: The size of an image.
         workers_per_gpu, cores_per_gpu, gpus_per_node: The nodes.
         cpu_workers, cores_per_cpu_worker: The workers if there is no GPU.
@@ -97,12 +105,14 @@ class Case:
         replace_seconds: Until another one works in its place.
         shard_images: Images of a shard; None for the product's choice.
         inventory: Whether a report of S3 Inventory, in Parquet, takes the place of a listing.
+        driver_plans: Whether tasks cannot plan the source: it has groups, parts or a limit.
         speed_known: Whether an earlier build has noted how fast the network is.
     """
 
     images: int
     gpus: int = 1
     gpu_images_per_second: float | None = None
+    gpu_bytes: float = 80e9
     image_bytes: float = 110_000
     megapixels: float = 0.2
     workers_per_gpu: int = 1
@@ -118,6 +128,7 @@ class Case:
     replace_seconds: float = 300
     shard_images: int | None = None
     inventory: bool = False
+    driver_plans: bool = False
     speed_known: bool = False
 
     def __post_init__(self) -> None:
@@ -165,8 +176,8 @@ class Prediction:
         seconds: Of each stage of a build.
         seconds_after: Of `verify` and `gc`, which are run after it.
         worker_seconds: What a shard takes of each resource of its worker.
-        limit: What takes most of the build: `listing`, `driver`, `cores`, `GPU`, `network`,
-            `store`, `latency`, `few shards` (some workers have none) or `start`.
+        limit: What takes most of the build: `listing`, `planning` by tasks, `driver`, `cores`,
+            `GPU`, `network`, `store`, `latency`, `few shards` (some workers have none) or `start`.
         driver_bytes: Peak memory of the driver in each stage.
         verify_bytes: Memory of the process that verifies.
         disk_bytes: The driver's temporary disk.

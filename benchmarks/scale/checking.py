@@ -125,11 +125,11 @@ def builds(parts: Parts, run: str) -> Iterator[Row]:
 def planning(parts: Parts) -> Iterator[Row]:
     """Plans very many rows, and lists some by the product's client."""
     from benchmarks.scale.counting import cpu, resident
-    from benchmarks.scale.measuring import rows, watched_disk
+    from benchmarks.scale.measuring import planned_by_tasks, rows, watched_disk
     from benchmarks.scale.stand_in import BUCKET, PREFIX, serving
     from pipeline.sources import Entries, list_source, plan
 
-    model = Model(parts, Case(PLANNED, gpus=0))
+    model = Model(parts, Case(PLANNED, gpus=0, driver_plans=True))
     name = f"plan of {PLANNED:,} rows"
     with tempfile.TemporaryDirectory() as scratch:
         tempfile.tempdir = f"{scratch}/tmp"
@@ -151,6 +151,11 @@ def planning(parts: Parts) -> Iterator[Row]:
     used = phase["peak_mb"] * 1e6 - memory
     yield row(name, "driver, more bytes", parts.plan_bytes + model.shards * parts.head_bytes, used)
     yield row(name, "seconds of CPU", PLANNED * parts.plan_seconds, took)
+    by_tasks = planned_by_tasks(PLANNED)
+    took = sum(by_tasks[step] for step in ("store", "plan"))
+    each = parts.block_seconds + model.reads_of_a_block * parts.part_seconds
+    name = f"plan of {PLANNED:,} rows by tasks"
+    yield row(name, "seconds of CPU", PLANNED * (parts.store_seconds + each), took)
     listed = Model(parts, Case(LISTED, gpus=0))
     with serving(LISTED) as variables:
         os.environ |= variables

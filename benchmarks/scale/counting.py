@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import secrets
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ import pyarrow as pa
 
 from benchmarks import measure
 
-SHARDS = (8, 8 + measure.part_of(56), 64 + measure.part_of(256))
+SHARDS = (1, 2, 4, 8, 8 + measure.part_of(56), 64 + measure.part_of(256))
 """Images of the shards that are counted."""
+
+PASSES = 1 + measure.part_of(30)
+"""How often the network sees a micro-batch of empty images."""
+
+ROUNDS = 1 + measure.part_of(20)
+"""How often a partial is added and encoded."""
 
 DRAWN = (4096, 2**16, 2**20, 2**25, 2**30)
 """Images of partials that are drawn from the distributions of the largest of these shards."""
@@ -50,13 +57,22 @@ def photographs(folder: Path, count: int) -> Path:
 
 
 def counting(folder: str) -> dict[str, Any]:
-    """Counts two shards on one core, and adds up and composes what they make."""
+    """Counts shards on one core, and adds up and composes what they make."""
     from benchmarks.gpu import decoding
     from pipeline import storage
     from pipeline.building import Request, make_spec
     from pipeline.building.counted_way import products_of
-    from pipeline.counting import Recipe, ShardJob, Worker, compose, partial_uri, plan_folds
-    from pipeline.dna import Partial
+    from pipeline.counting import (
+        Recipe,
+        ShardJob,
+        Worker,
+        choose_backend,
+        compose,
+        partial_uri,
+        plan_folds,
+    )
+    from pipeline.counting.micro_batch import MICRO_BATCH
+    from pipeline.dna import EXEMPLAR_COLUMN, Partial
     from pipeline.networks import describe, encode_ranges, find_ranges
     from pipeline.sources import Entries, list_source, plan
     from pipeline.sources.entry import ShardHead
@@ -65,8 +81,7 @@ def counting(folder: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(folder) if folder else photographs(Path(scratch), sum(SHARDS))
-        # The hashes of a billion images would take 17 GB; see docs/scale.md.
-        request = Request("x", str(images), limit=sum(SHARDS), image_hashes=False)
+        request = Request("x", str(images), limit=sum(SHARDS))
         network = describe("efficientnet_lite0")
         ranges, provenance = find_ranges(network, None, {})
         root = f"file://{scratch}"
@@ -74,7 +89,8 @@ def counting(folder: str) -> dict[str, Any]:
         spec = make_spec(request, network, ranges.digest, "cpu")
         products = products_of(request, network, None)
         resources = Resources(workers=0, threads=1)
-        recipe = Recipe(spec, network, f"{root}/ranges", resources, products)
+        backend = choose_backend(resources.backend, network, "fp32", "cpu").backend
+        recipe = Recipe(spec, network, f"{root}/ranges", resources, products, backend=backend)
         whole = plan(list_source(str(images)), shard_images=sum(SHARDS), limit=sum(SHARDS))
         every = pa.concat_tables(table for _, table in whole.tables())
         if every.num_rows < sum(SHARDS):
@@ -95,23 +111,36 @@ def counting(folder: str) -> dict[str, Any]:
             if receipt.error:
                 raise ValueError(receipt.error)
         worker.close()
+        forward = forward_seconds(network, backend)
         files = [
             storage.read(partial_uri(job.work_uri, name))
             for name in manifest.keys(spec.digest, products)
         ]
         largest = Partial.decode(files[-1], "largest")
-        sizes = [(count, len(data)) for count, data in zip(SHARDS, files, strict=True)]
-        sizes += [(count, len(drawn(largest, count).encode())) for count in DRAWN]
-        result: dict[str, Any] = {"partial_bytes": sizes, **adding(largest)}
+        partials = [Partial.decode(data, "partial") for data in files]
+        partials += [drawn(largest, count) for count in DRAWN]
+        result: dict[str, Any] = {
+            "forward_seconds": forward,
+            "partial_bytes": [(p.dna.images, size_of_file(p)) for p in partials],
+            "dna_bytes": [(p.dna.images, size_of_file(p, exemplars=False)) for p in partials],
+            **adding(largest),
+        }
         each = (spent[-1] - spent[-2]) / (SHARDS[-1] - SHARDS[-2])
-        decoded = decoding(measure.part_of(4), Path(scratch))
+        decoded = decoding(measure.part_of(4), Path(scratch), hashed=True)
         for way, part in (("for_gpu", "decode_for_gpu"), ("resized", "decode_for_cpu")):
             result[part] = [
                 (np.prod([*map(int, size.split("x"))]) / 1e6, 1 / rates[way])
                 for size, rates in decoded.items()
             ]
         result["network_seconds"] = each - result["decode_for_cpu"][0][1]
-        result["shard_seconds"] = max(0.0, spent[-2] - SHARDS[-2] * each)
+        # Of shards that fill no more than a micro-batch, as their images take the least time.
+        size = MICRO_BATCH["cpu"]
+        few = [
+            took - count * each - (size - count) * forward
+            for took, count in zip(spent, SHARDS, strict=True)
+            if count <= size
+        ]
+        result["shard_seconds"] = max(0.0, sum(few) / len(few))
 
         composed = []
         for each_fold in (1, 3):
@@ -121,13 +150,14 @@ def counting(folder: str) -> dict[str, Any]:
             ]
             made = replace(whole, heads=tuple(heads), pairing=None)  # its images are nowhere
             for name in made.keys(spec.digest, products):
-                one = replace(largest, shards=(name,))
+                one = largest.as_shard(name)
                 storage.create(partial_uri(job.work_uri, name), one.encode())
             _, folds = plan_folds(made, job.work_uri, spec.digest, products)
             phase: dict[str, Any] = {}
             before, memory = cpu(), resident()
             with measure.phase(phase):
                 made_of = compose(folds, made, products, "x")
+            result["exemplar_bytes"] = len(made_of.files[EXEMPLAR_COLUMN])
             known = len(heads) * len(files[-1]) + sum(map(len, made_of.files.values()))
             composed.append((cpu() - before, phase["peak_mb"] * 1e6 - memory - known))
     more = (composed[1][0] - composed[0][0]) / (2 * FOLDS)
@@ -139,23 +169,47 @@ def counting(folder: str) -> dict[str, Any]:
     return result
 
 
+def size_of_file(partial: Any, *, exemplars: bool = True) -> int:
+    """Bytes of a partial without the image hashes, of which each image has as many."""
+    kept = partial.exemplars if exemplars else None
+    return len(replace(partial, exemplars=kept, image_hashes=None).encode())
+
+
+def forward_seconds(network: Any, backend: Any) -> float:
+    """What an empty image takes, as those that fill a micro-batch."""
+    from pipeline.counting import Extractor
+
+    extractor = Extractor(network, backend=backend)
+    size = extractor.micro_batch
+    pixels = np.zeros((size, network.height, network.width, 3), np.float32)
+
+    def see() -> None:
+        extractor.observe(pixels, lambda index, activations: None)
+
+    return least(see, PASSES) / size
+
+
 def adding(partial: Any) -> dict[str, float]:
     """Decodes, adds and encodes partials as large as those of a shard of 4,096 images."""
     from pipeline.dna import Partial
 
     one, other = (replace(drawn(partial, DRAWN[0]), shards=(name,)) for name in "ab")
-    data, rounds = other.encode(), 5
-    before = cpu()
-    for _ in range(rounds):
-        total = one + Partial.decode(data, "other")
-    between = cpu()
-    for _ in range(rounds):
-        total.encode()
-    after = cpu()
+    data = other.encode()
+    total = one + other
     return {
-        "add_seconds": (between - before) / rounds,
-        "encode_seconds": (after - between) / rounds,
+        "add_seconds": least(lambda: one + Partial.decode(data, "other"), ROUNDS),
+        "encode_seconds": least(total.encode, ROUNDS),
     }
+
+
+def least(action: Callable[[], object], rounds: int) -> float:
+    """The least CPU time of several rounds: other work on the same cores only adds to it."""
+    spent = []
+    for _ in range(rounds):
+        before = cpu()
+        action()
+        spent.append(cpu() - before)
+    return min(spent)
 
 
 def drawn(partial: Any, images: int) -> Any:
@@ -176,4 +230,4 @@ def drawn(partial: Any, images: int) -> Any:
     made = replace(
         dna, images=images, counts=counts, m2=dna.m2 * scale, numerics=numerics, failed=0, **more
     )
-    return replace(partial, dna=made, failures=())
+    return replace(partial, dna=made, failures=(), image_hashes=None)

@@ -19,9 +19,11 @@ import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from benchmarks import measure
@@ -30,19 +32,37 @@ from benchmarks.scale.case import Parts
 from benchmarks.scale.counted_requests import coefficients
 from benchmarks.scale.counting import counting, cpu, photographs, resident
 from benchmarks.scale.stand_in import BUCKET, PREFIX, serving
-from pipeline.sources import Entries, Listing, Manifest, plan
+from pipeline.sources import Entries, Listing, Manifest, NewShardSizes, Pairing, plan
+from pipeline.sources.block_plan import NameBlock
+from pipeline.sources.blocks import BLOCK_IMAGES
+from pipeline.sources.entries_file import OBJECTS_SCHEMA
 from pipeline.sources.listing import ListingWriter
+from pipeline.sources.parallel_listing import LISTERS
+from pipeline.sources.sorted_rows import rows_within
+from pipeline.sources.stretches import (
+    STRETCH_KEYS,
+    parts_of_blocks,
+    read_stored,
+    run_in_task,
+    store_sorted,
+)
 
 LISTED = measure.part_of(30_000)
 FORMULA = (LISTED, measure.part_of(1_000_000))
 PLANNED = measure.part_of(2_500_000)
 """More than are planned in memory, without the disk."""
 
+PLANNED_BY_TASKS = measure.part_of(2**21)
+WARMED = 2**14
+"""So many images are planned before, as the first ones have libraries loaded."""
+
 HASHED = measure.part_of(1_000_000)
 
 HEADS = measure.part_of(20_000)
 HANDED_OUT = (measure.part_of(300), measure.part_of(1500))
-REPORTED = measure.part_of(300_000)
+REPORTED = (measure.part_of(300_000), measure.part_of(2**20))
+"""Rows of a report that the driver reads, and of one that a task does."""
+
 READS = measure.part_of(300)
 OBJECT_BYTES = 110_000
 
@@ -74,20 +94,57 @@ def listing() -> dict[str, Any]:
 
 
 def inventory() -> dict[str, float]:
-    """Reads a report of S3 Inventory, on a store that is a dict."""
+    """Reads reports of S3 Inventory: as the driver does a small one, and as a task does."""
+    import pyarrow.parquet as pq
+
+    from pipeline.sources import Rules, list_source
+    from pipeline.sources.inventory import find_inventory
+    from pipeline.sources.stretches import ReportFiles
+
+    few, many = REPORTED
+    list_source(reported(range(WARMED)))
+    uri = reported(range(few))
+    before = cpu()
+    listed = list_source(uri)
+    took = cpu() - before
+    if sum(pq.read_metadata(part).num_rows for part in listed.parts) != few:
+        raise ValueError("the report was not read whole")
+    spent = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in (WARMED, many):
+            # No order is stated for the rows of a report.
+            uri = reported(np.random.default_rng(0).permutation(count).tolist())
+            report = find_inventory(uri)
+            if report is None:
+                raise ValueError("the report was not found")
+            folder = f"file://{scratch}/parts"
+            task = ReportFiles(uri, Rules(), report, (0,), None, folder, BLOCK_IMAGES)
+            before = cpu()
+            found = run_in_task(task)
+            spent.append(cpu() - before)
+            if sum(part.rows for part in found.parts) != count:
+                raise ValueError("the report was not read whole")
+    return {"inventory_seconds": took / few, "report_seconds": spent[-1] / many}
+
+
+def reported(numbers: Sequence[int]) -> str:
+    """Puts a report into a store that is a dict, and returns where it is.
+
+    Args:
+        numbers: Of the keys that it lists, in this order.
+    """
     import pyarrow.parquet as pq
 
     from benchmarks.collecting import DictStore
     from pipeline import storage
-    from pipeline.sources import list_source
     from pipeline.storage import objects
 
     names = ("bucket", "key", "size", "e_tag")
     columns = [
-        [BUCKET] * REPORTED,
-        [f"{PREFIX}{key(i)}" for i in range(REPORTED)],
-        [100_000] * REPORTED,
-        [etag(i) for i in range(REPORTED)],
+        [BUCKET] * len(numbers),
+        [f"{PREFIX}{key(i)}" for i in numbers],
+        [100_000] * len(numbers),
+        [etag(i) for i in numbers],
     ]
     sink = io.BytesIO()
     pq.write_table(pa.table(dict(zip(names, columns, strict=True))), sink)
@@ -102,12 +159,7 @@ def inventory() -> dict[str, float]:
     objects._STORES["s3"] = DictStore()
     storage.create(f"s3://{BUCKET}/report.parquet", data)
     storage.create(f"s3://{BUCKET}/manifest.json", json.dumps(stated).encode())
-    before = cpu()
-    listed = list_source(f"s3://{BUCKET}/manifest.json")
-    took = cpu() - before
-    if sum(pq.read_metadata(part).num_rows for part in listed.parts) != REPORTED:
-        raise ValueError("the report was not read whole")
-    return {"inventory_seconds": took / REPORTED}
+    return f"s3://{BUCKET}/manifest.json"
 
 
 class Asked:
@@ -152,17 +204,21 @@ def pages_asked() -> dict[str, Any]:
     return {"list_pages": pages, "list_rows": rows}
 
 
+def columns_of(numbers: Sequence[int]) -> dict[str, list[Any]]:
+    """What is listed of these images."""
+    return {
+        "uri": [f"s3://{BUCKET}/{PREFIX}{key(i)}" for i in numbers],
+        "size": [100_000 + i % 1000 for i in numbers],
+        "identity": [etag(i) for i in numbers],
+    }
+
+
 def rows(count: int) -> Listing:
     """A listing of so many images, as one of S3 is."""
     writer = ListingWriter()
     for first in range(0, count, 100_000):
         numbers = range(first, min(count, first + 100_000))
-        columns = {
-            "uri": [f"s3://{BUCKET}/{PREFIX}{key(i)}" for i in numbers],
-            "size": [100_000 + i % 1000 for i in numbers],
-            "identity": [etag(i) for i in numbers],
-        }
-        writer.add_objects(pa.table(columns))
+        writer.add_objects(pa.table(columns_of(numbers)))
         writer.end_page(len(numbers))
     return writer.listing(f"s3://{BUCKET}/{PREFIX}")
 
@@ -197,6 +253,7 @@ def planning() -> dict[str, float]:
     from pipeline.spec import PRODUCTS
 
     with tempfile.TemporaryDirectory() as scratch:
+        plan(rows(WARMED))
         tempfile.tempdir = f"{scratch}/tmp"
         Path(tempfile.tempdir).mkdir()
         found = rows(PLANNED)
@@ -249,6 +306,59 @@ def _sizes(manifest: Manifest) -> Iterator[int]:
     yield from {head.address.file: head.address.size for head in manifest.heads}.values()
 
 
+def planned_by_tasks(count: int) -> dict[str, float]:
+    """Seconds of tasks that sort and store so many images, read the parts, and plan the blocks.
+
+    The images are those of a prefix: a task has listed some names that follow each other.
+    """
+    import pyarrow.parquet as pq
+
+    spent = dict.fromkeys(("store", "read", "plan"), 0.0)
+    read = planned = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, entries = f"file://{scratch}/parts", Entries(f"file://{scratch}/entries")
+        parts = []
+        for first in range(0, count, STRETCH_KEYS):
+            numbers = range(first, min(count, first + STRETCH_KEYS))
+            listed = pa.table(columns_of(numbers), OBJECTS_SCHEMA)
+            before = cpu()
+            parts += store_sorted(listed, folder, BLOCK_IMAGES, (), STRETCH_KEYS // LISTERS)
+            spent["store"] += cpu() - before
+        ends = sorted({end for part in parts for end in part.ends})
+        bounds = list(pairwise(["", *ends, None]))
+        sizes = NewShardSizes(cell_bytes=1_500_000)
+        for at, its in parts_of_blocks(ends, parts).items():
+            after, until = bounds[at]
+            of_block = after or "", until
+            before = cpu()
+            for data in read_stored(its):
+                file = pq.ParquetFile(pa.BufferReader(data))
+                some = file.read(OBJECTS_SCHEMA.names, use_threads=False)
+                read += some.num_rows
+                rows_within(some, *of_block)
+            between = cpu()
+            block = NameBlock(of_block, tuple(its), sizes, entries, Pairing())
+            heads = run_in_task(block).heads
+            after_all = cpu()
+            spent["read"] += between - before
+            spent["plan"] += after_all - between
+            planned += sum(head.candidates for head in heads)
+    if planned != count:
+        raise ValueError(f"{planned} of {count} images are planned")
+    return spent | {"read_rows": read}
+
+
+def planning_by_tasks() -> dict[str, float]:
+    """Plans as tasks do, without the first images, for which libraries are loaded."""
+    planned_by_tasks(WARMED)
+    found = planned_by_tasks(PLANNED_BY_TASKS)
+    return {
+        "store_seconds": found["store"] / PLANNED_BY_TASKS,
+        "part_seconds": found["read"] / found["read_rows"],
+        "block_seconds": max(0.0, found["plan"] - found["read"]) / PLANNED_BY_TASKS,
+    }
+
+
 def verifying() -> dict[str, float]:
     """Looks for images that a manifest lists twice, as `verify` does."""
     from pipeline.catalogue.listed_once import require_each_once, sorted_hashes
@@ -276,12 +386,14 @@ def verifying() -> dict[str, float]:
 def handed_out(counts: Sequence[int]) -> tuple[int, list[tuple[float, float]]]:
     """Hands shards out whose manifest is missing, so that workers have nothing to do.
 
+    Some images are listed by the client of S3 and planned before, as their libraries take memory.
     Returns the driver's memory before, and its seconds and peak of memory for each count.
     """
     from pipeline.building import Request, make_spec
     from pipeline.counting import Recipe, ShardJob
     from pipeline.engine import RayEngine
     from pipeline.networks import describe, find_ranges
+    from pipeline.sources import list_source
     from pipeline.spec import Resources
 
     network = describe("efficientnet_lite0")
@@ -294,6 +406,9 @@ def handed_out(counts: Sequence[int]) -> tuple[int, list[tuple[float, float]]]:
         job = ShardJob(recipe, f"{scratch}/manifest", f"{scratch}/work", f"{scratch}/entries")
         for _ in engine.run_shards([(job, 0)]):
             pass
+        with serving(PAGE) as variables:
+            os.environ |= variables
+            plan(list_source(f"s3://{BUCKET}/{PREFIX}"))
         base = resident()
         for count in counts:
             phase: dict[str, Any] = {}
@@ -335,6 +450,7 @@ GROUPS = {
     "listing": listing,
     "inventory": inventory,
     "planning": planning,
+    "planning by tasks": planning_by_tasks,
     "verifying": verifying,
     "ray": ray_driver,
     "counting": counting,

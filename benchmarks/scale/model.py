@@ -9,7 +9,7 @@ constants. `python -m benchmarks.scale` is the command.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import ceil
 
 from benchmarks.scale.case import Case, Parts, Prediction, Prices
@@ -18,19 +18,25 @@ from benchmarks.scale.shape import (
     entries_files,
     footers_read,
     interpolated,
+    passed_images,
+    passed_of_a_shard,
     shards_of_folds,
     sums_of,
     whole_shards,
 )
+from pipeline.building.counted_way import MOST_HASHED
 from pipeline.building.shard_time import MEASURED_IMAGES
 from pipeline.catalogue.listed_once import HASH, SORTED_AT_ONCE
 from pipeline.catalogue.partial_sums import READ_AHEAD
 from pipeline.catalogue.verification import LARGE
 from pipeline.counting import OVERLAP
 from pipeline.counting.leases import RENEW_SECONDS
+from pipeline.counting.micro_batch import MICRO_BATCH, bytes_per_image, of_memory
 from pipeline.counting.preparing import FETCH_THREADS
-from pipeline.counting.reduction import FAN_IN
+from pipeline.counting.reduction import FAN_IN, HASHED_IN_MEMORY
 from pipeline.counting.shard import encoding_threads
+from pipeline.dna import HASH_ROW
+from pipeline.networks import describe
 from pipeline.sources.blocks import BLOCK_IMAGES, MANY
 from pipeline.sources.entries_file import FILE_BYTES, FILE_ROWS
 from pipeline.sources.listing import PART_ENTRIES
@@ -44,7 +50,7 @@ from pipeline.sources.shard_sizes import (
     default_shard_images,
 )
 from pipeline.sources.source import ALONE
-from pipeline.sources.stretches import STRETCH_KEYS
+from pipeline.sources.stretches import REPORT_ENTRIES, REPORT_PART_ENTRIES, STRETCH_KEYS
 from pipeline.sources.task_listing import MOST_TASKS
 from pipeline.spec import FOLDS, Resources
 
@@ -56,6 +62,18 @@ PAGE = 1000
 INVENTORY_ROWS = 1_000_000
 """Rows of a file of a report of S3 Inventory; an assumption."""
 
+PART_ROWS = STRETCH_KEYS // LISTERS
+"""Images of a part that a task stores: it lists so many places at a time."""
+
+HASH_BYTES = HASH_ROW.itemsize
+"""What the hashes of an image take in a partial, in each sum, and in the file of a version."""
+
+
+@cache
+def image_in_a_pass() -> int:
+    """Bytes of a GPU that an image takes in the embedded network, by which it is modelled."""
+    return bytes_per_image(describe("efficientnet_lite0"))
+
 
 @dataclass(frozen=True)
 class Model:
@@ -64,9 +82,33 @@ class Model:
     parts: Parts
     case: Case
 
-    def work_of_a_shard(self, images: float) -> dict[str, float]:
-        """Seconds that a shard takes of each resource of its worker; the most of them count."""
+    @cached_property
+    def micro_batch(self) -> int:
+        """Images that the network sees at a time, as a worker chooses."""
+        if not self.case.gpus:
+            return MICRO_BATCH["cpu"]
+        share = min(1.0, 1 / self.case.workers_per_gpu)
+        return of_memory(int(self.case.gpu_bytes * share), image_in_a_pass())
+
+    def passed_of(self, images: int) -> int:
+        """Images that the network sees of a shard: empty ones fill each cell's last micro-batch."""
+        return passed_of_a_shard(images, self.cell_images, self.micro_batch)
+
+    @cached_property
+    def passed(self) -> float:
+        """Images that the network sees of all shards."""
+        images, size = self.case.images, self.shard_images
+        return passed_images(images, size, self.cell_images, self.micro_batch)
+
+    def work_of_a_shard(self, images: float, passed: float | None = None) -> dict[str, float]:
+        """Seconds that a shard takes of each resource of its worker; the most of them count.
+
+        Args:
+            images: How many it has.
+            passed: How many the network sees, with empty ones. None for those of this very shard.
+        """
         parts, case = self.parts, self.case
+        passed = self.passed_of(ceil(images)) if passed is None else passed
         points = parts.decode_for_gpu if case.gpus else parts.decode_for_cpu
         each = parts.get_seconds + interpolated(points, case.megapixels)
         fetchers = FETCH_THREADS
@@ -76,13 +118,14 @@ class Model:
         else:
             each += parts.network_seconds
         encoding = self.cells_of(images) * parts.encode_seconds
+        empty = 0 if case.gpus else max(0.0, passed - images) * parts.forward_seconds
         work = {
-            "cores": (images * each + parts.shard_seconds + encoding) / case.cores,
+            "cores": (images * each + empty + parts.shard_seconds + encoding) / case.cores,
             "encoding": encoding / encoding_threads(own),
             "latency": images * case.request_seconds / fetchers,
         }
         if case.gpus:
-            work["GPU"] = images * case.workers_per_gpu / (case.gpu_images_per_second or 1)
+            work["GPU"] = passed * case.workers_per_gpu / (case.gpu_images_per_second or 1)
         # A shard's own requests wait while the worker counts the other shard that it has.
         asked = sum(parts.requests["build"]["shard"].values()) * case.request_seconds
         work["latency"] = max(work["latency"], (max(work.values()) + asked) / OVERLAP)
@@ -90,7 +133,16 @@ class Model:
 
     def size_of(self, images: float) -> float:
         """Bytes of a partial or a sum, by the logarithm of its images: a doubling adds bits."""
-        return by_logarithm(self.parts.partial_bytes, images)
+        return by_logarithm(self.parts.partial_bytes, images) + self.hashed * images * HASH_BYTES
+
+    def size_of_dna(self, images: float) -> float:
+        """Bytes of a DNA, without what partials have beside it."""
+        return by_logarithm(self.parts.dna_bytes, images)
+
+    @property
+    def hashed(self) -> bool:
+        """Whether hashes of the images are kept: of more, a build must be told to keep none."""
+        return self.case.images <= MOST_HASHED
 
     @cached_property
     def shard_images(self) -> int:
@@ -119,9 +171,14 @@ class Model:
 
     def cells_of(self, images: float) -> int:
         """How many cells a shard keeps beside its partial; 0 if it is small, or its images are."""
-        bytes_of_one = int(self.size_of(USUAL_CELL_IMAGES))
-        cells = round(images / default_cell_images(bytes_of_one, self.case.image_bytes))
+        cells = round(images / self.cell_images)
         return cells if cells > 1 else 0
+
+    @cached_property
+    def cell_images(self) -> int:
+        """The size of a cell, as the planner chooses it."""
+        bytes_of_one = int(self.size_of(USUAL_CELL_IMAGES))
+        return default_cell_images(bytes_of_one, self.case.image_bytes)
 
     @cached_property
     def cells_bytes(self) -> float:
@@ -163,7 +220,7 @@ class Model:
     @cached_property
     def work(self) -> dict[str, float]:
         """What the mean shard takes of its worker."""
-        return self.work_of_a_shard(self.images)
+        return self.work_of_a_shard(self.images, self.passed / self.shards)
 
     @property
     def slowest(self) -> str:
@@ -181,8 +238,15 @@ class Model:
 
     @property
     def version_bytes(self) -> float:
-        """The DNA, and its folds."""
-        return self.size_of(self.case.images) + FOLDS * self.size_of(self.case.images / FOLDS)
+        """The DNA, its folds, its exemplars, and the hashes of the images."""
+        images = self.case.images
+        folds = FOLDS * self.size_of_dna(images / FOLDS)
+        return self.size_of_dna(images) + folds + self.parts.exemplar_bytes + self.hash_bytes
+
+    @property
+    def hash_bytes(self) -> float:
+        """The hashes of all images."""
+        return self.hashed * self.case.images * HASH_BYTES
 
     # Seconds
 
@@ -230,23 +294,49 @@ class Model:
 
         The last round of tasks may be one task alone.
         """
-        if self.case.inventory:
-            return self.case.images * self.parts.inventory_seconds
-        if self.case.images <= ALONE:
-            waited = self.pages * self.case.page_seconds / LISTERS
-            return max(self.rows * self.parts.list_seconds, waited)
-        each = max(self.parts.list_seconds, self.case.page_seconds / LISTERS / PAGE)
-        rest, twice = self.case.images - ALONE, self.rows - self.case.images
-        return each * (twice + ALONE + min(rest, STRETCH_KEYS + rest / self.tasks))
+        parts, case = self.parts, self.case
+        if case.inventory:
+            if not self.is_planned_by_tasks:
+                return case.images * parts.inventory_seconds
+            return parts.report_seconds * self.of_one_task(INVENTORY_ROWS)
+        if case.images <= ALONE:
+            waited = self.pages * case.page_seconds / LISTERS
+            return max(self.rows * parts.list_seconds, waited)
+        waited = case.page_seconds / LISTERS / PAGE
+        alone = max(parts.list_seconds, waited)
+        each = max(parts.list_seconds + parts.store_seconds, waited)
+        rest, twice = case.images - ALONE, self.rows - case.images
+        return alone * (twice + ALONE) + each * min(rest, STRETCH_KEYS + rest / self.tasks)
 
     @property
     def planning(self) -> float:
         """Seconds of planning: of the driver, or of tasks. Blocks are of very different sizes."""
-        alone = self.case.images * self.parts.plan_seconds
-        if self.case.images < MANY or self.case.inventory:
-            return alone
-        blocks = 4 * BLOCK_IMAGES * self.parts.plan_seconds
-        return min(alone, blocks + alone / self.tasks)
+        parts = self.parts
+        if not self.is_planned_by_tasks:
+            return self.case.images * parts.plan_seconds
+        each = parts.block_seconds + self.reads_of_a_block * parts.part_seconds
+        return each * self.of_one_task(4 * BLOCK_IMAGES)
+
+    @property
+    def is_planned_by_tasks(self) -> bool:
+        """Whether tasks plan the source; then they read a report, too."""
+        return self.case.images >= MANY and not self.case.driver_plans
+
+    def of_one_task(self, largest: int) -> float:
+        """Images that a task has if all tasks share them, and one has the largest piece last."""
+        return min(self.case.images, largest + self.case.images / self.tasks)
+
+    @property
+    def reads_of_a_block(self) -> float:
+        """Rows that tasks read to plan an image: of each sort, a block reads a part more.
+
+        A prefix is sorted as a whole. A report has any order, so each sort has names of all blocks.
+        """
+        if not self.case.inventory:
+            return 1 + PART_ROWS / BLOCK_IMAGES
+        rows = min(REPORT_ENTRIES, INVENTORY_ROWS, self.case.images)
+        of_a_sort = max(1.0, BLOCK_IMAGES * rows / self.case.images)
+        return 1 + REPORT_PART_ENTRIES / of_a_sort
 
     @property
     def tasks(self) -> int:
@@ -328,7 +418,8 @@ class Model:
         seconds = self.seconds
         longest = max(seconds, key=seconds.__getitem__)
         if longest != "counting":
-            small = {"listing": "listing", "planning": "driver", "summing": "driver"}
+            planning = "planning" if self.is_planned_by_tasks else "driver"
+            small = {"listing": "listing", "planning": planning, "summing": "driver"}
             return small.get(longest, "start")
         return max(self.bounds, key=self.bounds.__getitem__)
 
@@ -363,11 +454,17 @@ class Model:
         found["LIST"] += -1 if case.inventory else self.pages - 1
         found["GET"] += 1 + ceil(case.images / INVENTORY_ROWS) if case.inventory else 0
         alone = min(case.images, ALONE)
-        stored = 0 if case.inventory else alone // PART_ENTRIES
+        if case.inventory:
+            stored = ceil(case.images / REPORT_PART_ENTRIES) * self.is_planned_by_tasks
+            read = stored * self.reads_of_a_block
+        else:
+            stored = alone // PART_ENTRIES
+            if stored:
+                stored += ceil((case.images - alone) / PART_ROWS)  # parts of tasks
+            read = stored if case.images > alone else 0
         if stored:  # the listing's checkpoint, removed in the end
-            stored += ceil((case.images - alone) * LISTERS / STRETCH_KEYS)  # parts of tasks
             found["PUT"] += stored
-            found["GET"] += stored if case.images > alone else 0
+            found["GET"] += read
             found["LIST"] += 1
             found["DELETE"] += ceil(stored / PAGE)
         found["PUT"] += case.images >= MEASURED_IMAGES  # the note of the speed
@@ -405,21 +502,46 @@ class Model:
 
     @property
     def verify_bytes(self) -> float:
-        """Peak memory of the process that verifies: it sorts hashes, and holds them three times."""
-        hashes = 3 * HASH.itemsize * min(self.case.images, SORTED_AT_ONCE)
+        """Peak memory of the process that verifies: it sorts hashes, and holds them three times.
+
+        Those of the images are held as a file and as rows.
+        """
+        hashes = 3 * HASH.itemsize * min(self.case.images, SORTED_AT_ONCE) + 2 * self.hash_bytes
         return self.parts.driver_bytes + self.shards * self.parts.head_bytes + hashes
 
     @property
     def driver_bytes(self) -> dict[str, float]:
         """Peak memory of the driver in each stage."""
-        parts, left = self.parts, self.tree[1]
+        parts = self.parts
         heads = parts.driver_bytes + self.shards * parts.head_bytes
-        summands = left * self.size_of(self.case.images / left)
+        files = self.version_bytes - self.hash_bytes  # these are on disk
+        summands = 0.0 if self.summed_on_disk else self.summand_bytes
         return {
-            "planning": heads + parts.plan_bytes,
+            "planning": heads + (0 if self.is_planned_by_tasks else parts.plan_bytes),
             "counting": heads + self.shards * parts.dispatch_bytes,
-            "summing": heads + summands + self.version_bytes + parts.compose_bytes,
+            "summing": heads + summands + files + parts.compose_bytes,
         }
+
+    @property
+    def summand_bytes(self) -> float:
+        """All objects that the driver adds up in the end."""
+        left = self.tree[1]
+        return left * self.size_of(self.case.images / left)
+
+    @property
+    def summed_on_disk(self) -> bool:
+        """Whether these wait on the driver's disk."""
+        return self.hashed and self.case.images > HASHED_IN_MEMORY
+
+    @property
+    def disk_bytes(self) -> float:
+        """The driver's temporary disk: as it plans, or later as it adds up.
+
+        It puts the hashes of the images in order there, and then makes the file of them.
+        """
+        planning = 0 if self.is_planned_by_tasks else self.case.images * self.parts.disk_bytes
+        summands = self.summand_bytes if self.summed_on_disk else 0.0
+        return max(planning, summands + 2 * self.hash_bytes)
 
 
 def predict(parts: Parts, case: Case, prices: Prices | None = None) -> Prediction:
@@ -446,7 +568,7 @@ def predict(parts: Parts, case: Case, prices: Prices | None = None) -> Predictio
         limit=model.limit,
         driver_bytes=model.driver_bytes,
         verify_bytes=model.verify_bytes,
-        disk_bytes=case.images * parts.disk_bytes,
+        disk_bytes=model.disk_bytes,
         requests=requests,
         read_bytes=model.read_bytes,
         written_bytes=model.kept_bytes + case.images * parts.checkpoint_bytes,

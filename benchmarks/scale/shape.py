@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from math import ceil, expm1, log2
+from math import ceil, expm1, log, log2
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks.scale.case import Points
 from pipeline.counting.reduction import tree
-from pipeline.sources.blocks import BLOCK_IMAGES, MANY
+from pipeline.sources.blocks import BLOCK_IMAGES, MANY, even_pieces
+from pipeline.sources.cell_cuts import new_cells
 from pipeline.sources.entries_file import FOOTERS_KEPT
 from pipeline.spec import FOLDS
 
@@ -53,6 +55,49 @@ def whole_shards(images: int, shard_images: int) -> tuple[int, int]:
     """The images of the largest shards, and how many are as large, but for an image."""
     size = min(shard_images, ceil(images / FOLDS))
     return size, sum((of_fold + (size > 1)) // size for of_fold in sizes_of_folds(images))
+
+
+@cache
+def passed_of_a_shard(images: int, cell: int, micro_batch: int) -> int:
+    """The images of a shard that a network sees, with the empty ones that fill its micro-batches.
+
+    Each cell ends a micro-batch. The images lie in one folder, so no cell ends earlier.
+    """
+    cells = new_cells(np.zeros(images, np.int32), cell) or (images,)
+    return sum(ceil(one / micro_batch) for one in cells) * micro_batch
+
+
+DRAWN_FOLDS = 2048
+"""How many sizes stand for those of the folds of blocks."""
+
+
+@cache
+def passed_of_blocks(shard_images: int, cell: int, micro_batch: int) -> float:
+    """The same for each image of a source that is planned by blocks, which is 1 or more.
+
+    The folds of blocks have any size; see `shards_of_folds`.
+    """
+    images = passed = 0
+    for number in range(DRAWN_FOLDS):
+        size = ceil(-log(1 - (number + 0.5) / DRAWN_FOLDS) * BLOCK_IMAGES / FOLDS)
+        each = next(even_pieces(pa.table({"": pa.nulls(size)}), shard_images)).num_rows
+        whole, rest = divmod(size, each)
+        images += size
+        passed += whole * passed_of_a_shard(each, cell, micro_batch)
+        passed += passed_of_a_shard(rest, cell, micro_batch)
+    return passed / images
+
+
+def passed_images(images: int, shard_images: int, cell: int, micro_batch: int) -> float:
+    """The images that a network sees of all shards, with the empty ones."""
+    if images >= MANY:
+        return images * passed_of_blocks(shard_images, cell, micro_batch)
+    total = 0
+    for size in sizes_of_folds(images):
+        whole, rest = divmod(size, shard_images)
+        total += whole * passed_of_a_shard(shard_images, cell, micro_batch)
+        total += passed_of_a_shard(rest, cell, micro_batch)
+    return total
 
 
 def entries_files(images: int, shard_images: int, rows: float) -> int:

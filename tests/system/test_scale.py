@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,16 +29,25 @@ from benchmarks.scale.shape import (
     by_logarithm,
     footers_read,
     interpolated,
+    passed_images,
+    passed_of_a_shard,
     shards_of_folds,
     sums_of,
 )
 from pipeline import storage
 from pipeline.building import Request, build_datasets
+from pipeline.building.counted_way import MOST_HASHED
 from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import leases, plan_folds
+from pipeline.counting.micro_batch import MICRO_BATCH
+from pipeline.counting.reduction import HASHED_IN_MEMORY
+from pipeline.dna import HASH_ROW
 from pipeline.engine import InProcess
 from pipeline.sources import entries_file, plan
+from pipeline.sources.blocks import BLOCK_IMAGES, MANY, even_pieces
+from pipeline.sources.cell_cuts import new_cells
 from pipeline.sources.shard_sizes import default_shard_images
+from pipeline.sources.stretches import REPORT_PART_ENTRIES
 from pipeline.spec import FOLDS, PRODUCTS
 from pipeline.storage import Stored, objects
 from tests.golden.handmade import entries
@@ -90,9 +101,13 @@ def test_more_gpus_never_count_slower(images: int, gpus: int, more: int) -> None
 def test_more_images_take_more_of_all_that_is_counted_for_each(
     images: int, gpus: int, more: int
 ) -> None:
-    """Shards of one size: the planner's are larger for more images, so that there may be fewer."""
+    """Shards of one size: the planner's are larger for more images, so that there may be fewer.
+
+    One process plans all of them: many tasks plan more images in less time.
+    """
     few, many = (
-        predict(PARTS, on_gpus(n, gpus, shard_images=4096)) for n in (images, images + more)
+        predict(PARTS, on_gpus(n, gpus, shard_images=4096, driver_plans=True))
+        for n in (images, images + more)
     )
     for stage in ("listing", "planning", "counting"):
         assert many.seconds[stage] >= few.seconds[stage]
@@ -117,10 +132,14 @@ def test_a_prediction_adds_up(images: int, gpus: int) -> None:
 
 
 def test_all_that_a_gpu_takes_is_what_a_large_build_takes_if_nothing_else_limits_it() -> None:
+    """The GPU takes the empty images, too, that fill the last micro-batches of shards."""
     fast = replace(PARTS, dispatch_seconds=0.0, list_seconds=0.0, plan_seconds=0.0)
-    found = predict(fast, on_gpus(10**9, 1, cores_per_gpu=1000, deaths_per_node_hour=0))
+    case = on_gpus(10**9, 1, cores_per_gpu=1000, deaths_per_node_hour=0)
+    found = predict(fast, case)
     assert found.limit == "GPU"
-    assert found.seconds["counting"] == pytest.approx(10**9 / 2000, rel=1e-3)
+    passed = Model(fast, case).passed
+    assert 10**9 < passed < 1.03 * 10**9
+    assert found.seconds["counting"] == pytest.approx(passed / 2000, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +160,9 @@ def test_all_that_a_gpu_takes_is_what_a_large_build_takes_if_nothing_else_limits
 def test_what_limits_a_build_is_named(
     limit: str, images: int, gpus: int, stated: dict[str, Any]
 ) -> None:
-    assert predict(PARTS, on_gpus(images, gpus, **stated)).limit == limit
+    """Whatever else ran on the machine where the parts were measured."""
+    parts = replace(PARTS, get_seconds=0.001, compose_seconds=1.0)
+    assert predict(parts, on_gpus(images, gpus, **stated)).limit == limit
 
 
 def test_nodes_that_die_cost_their_shards_and_the_time_without_them() -> None:
@@ -153,6 +174,118 @@ def test_nodes_that_die_cost_their_shards_and_the_time_without_them() -> None:
     assert often.counting == pytest.approx(calm.counting + lost)
     with pytest.raises(ValueError, match=r"deaths_per_node_hour is 1000\b.*never gets on"):
         predict(PARTS, replace(case, deaths_per_node_hour=1000.0))
+
+
+# What tasks plan
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    images=st.integers(MANY, 10**9), gpus=GPUS, more=st.integers(0, 600), inventory=st.booleans()
+)
+def test_more_tasks_never_list_or_plan_slower(
+    images: int, gpus: int, more: int, inventory: bool
+) -> None:
+    few, many = (
+        predict(PARTS, on_gpus(images, n, inventory=inventory)) for n in (gpus, gpus + more)
+    )
+    for stage in ("listing", "planning"):
+        assert many.seconds[stage] <= few.seconds[stage]
+
+
+@pytest.mark.parametrize("inventory", [False, True])
+def test_tasks_plan_large_sources_and_the_driver_all_others(inventory: bool) -> None:
+    """The driver's disk has the hashes of images alone, if tasks plan."""
+    cases = [
+        on_gpus(MANY - 1, 64, inventory=inventory),
+        on_gpus(MANY, 64, inventory=inventory, driver_plans=True),
+        on_gpus(MANY, 64, inventory=inventory),
+    ]
+    small, alone, tasks = (predict(PARTS, case) for case in cases)
+    for found in (small, alone):
+        images = found.case.images
+        assert found.seconds["planning"] == images * PARTS.plan_seconds
+        assert found.disk_bytes == images * PARTS.disk_bytes
+        assert not inventory or found.seconds["listing"] == images * PARTS.inventory_seconds
+    assert tasks.seconds["planning"] < alone.seconds["planning"]
+    assert tasks.disk_bytes == MANY * 2 * HASH_ROW.itemsize
+    assert tasks.driver_bytes["planning"] < alone.driver_bytes["planning"]
+
+
+def test_no_more_tasks_list_and_plan_than_the_product_starts() -> None:
+    some, many = (predict(PARTS, on_gpus(10**9, n)) for n in (8, 512))
+    assert many.seconds["planning"] == some.seconds["planning"]
+    assert many.seconds["listing"] == some.seconds["listing"]
+
+
+def test_tasks_read_more_of_a_report_than_of_a_prefix() -> None:
+    """The parts of a report have names of all blocks; decisions/0017 states 2.5 times as many."""
+    prefix, report = (Model(PARTS, on_gpus(10**8, 8, inventory=i)) for i in (False, True))
+    assert 1 < prefix.reads_of_a_block < 1.1
+    assert report.reads_of_a_block == pytest.approx(2.5, rel=0.05)
+    parts = 10**8 / REPORT_PART_ENTRIES
+    assert report.requests["build"]["PUT"] - report.shards * 3 > parts
+    assert report.requests["build"]["GET"] - 10**8 - report.shards * 2 > 2 * parts
+
+
+# Empty images, and hashes
+
+
+def test_a_shard_of_one_image_costs_a_micro_batch() -> None:
+    alone = Model(PARTS, Case(112, gpus=0, shard_images=1))
+    whole = Model(PARTS, Case(112, gpus=0, shard_images=8))
+    size = MICRO_BATCH["cpu"]
+    assert (alone.micro_batch, alone.shards, alone.passed) == (size, 112, 112 * size)
+    full = Model(replace(PARTS, forward_seconds=0.0), alone.case)
+    more = alone.work_of_a_shard(1)["cores"] - full.work_of_a_shard(1)["cores"]
+    assert more == pytest.approx((size - 1) * PARTS.forward_seconds)
+    assert whole.passed_of(size) == size
+    on_gpu = Model(PARTS, on_gpus(112, 1, shard_images=1, gpu_images_per_second=100.0))
+    assert on_gpu.work_of_a_shard(1)["GPU"] == on_gpu.micro_batch / 100
+
+
+def test_a_gpu_s_memory_chooses_the_micro_batch() -> None:
+    sizes = [Model(PARTS, on_gpus(10**6, 1, gpu_bytes=b)).micro_batch for b in (2e9, 8e9, 80e9)]
+    assert sizes == [16, 64, 128]
+
+
+@given(
+    images=st.integers(1, 5000), cell=st.sampled_from([128, 256, 4096]), size=st.integers(1, 128)
+)
+def test_each_cell_of_a_shard_ends_a_micro_batch(images: int, cell: int, size: int) -> None:
+    passed = passed_of_a_shard(images, cell, size)
+    cells = new_cells(np.zeros(images, np.int32), cell) or (images,)
+    assert passed % size == 0
+    assert images <= passed < images + size * len(cells)
+    assert passed <= passed_of_a_shard(images + 1, cell, size)
+
+
+@pytest.mark.parametrize(("images", "size"), [(112, 1), (5000, 64), (100_000, 24)])
+def test_a_network_sees_as_many_images_as_the_planned_shards_make(images: int, size: int) -> None:
+    manifest = plan(entries("a", images), shard_images=size)
+    seen = sum(passed_of_a_shard(head.candidates, 128, 8) for head in manifest.heads)
+    assert passed_images(images, size, 128, 8) == pytest.approx(seen, rel=0.02)
+
+
+def test_blocks_of_a_large_source_are_padded_as_their_shards() -> None:
+    """A block has folds of any size, cut into shards of nearly one size."""
+    rng = np.random.default_rng(0)
+    seen = total = 0
+    for fold in np.ceil(rng.exponential(BLOCK_IMAGES / FOLDS, 2000)).astype(int).tolist():
+        pieces = even_pieces(pa.table({"": pa.nulls(fold)}), 4096)
+        seen += sum(passed_of_a_shard(piece.num_rows, 128, 128) for piece in pieces)
+        total += fold
+    assert passed_images(10**8, 4096, 128, 128) / 10**8 == pytest.approx(seen / total, rel=2e-3)
+
+
+def test_hashes_of_images_are_kept_up_to_the_product_s_limit() -> None:
+    kept, left = (Model(PARTS, on_gpus(n, 8)) for n in (MOST_HASHED, MOST_HASHED + 1))
+    assert kept.hash_bytes == MOST_HASHED * HASH_ROW.itemsize
+    assert kept.version_bytes - left.version_bytes == pytest.approx(kept.hash_bytes, rel=1e-3)
+    assert kept.size_of(4096) - left.size_of(4096) == 4096 * HASH_ROW.itemsize
+    assert left.hash_bytes == left.disk_bytes == 0
+    assert kept.disk_bytes > 2 * kept.hash_bytes
+    assert not Model(PARTS, on_gpus(HASHED_IN_MEMORY, 8)).summed_on_disk
 
 
 # The product's own plan
@@ -348,7 +481,13 @@ def test_every_part_matters() -> None:
     """A part that changes nothing would be measured for nothing."""
     stated = asdict(PARTS)
     slow = {"cores_per_gpu": 1.0, "shard_images": 64}
-    cases = [on_gpus(10**8, 64), on_gpus(10**8, 512, **slow, inventory=True), Case(10**6, gpus=0)]
+    cases = [
+        on_gpus(10**8, 64),
+        on_gpus(10**8, 512, **slow, inventory=True),
+        on_gpus(10**6, 64, inventory=True),
+        Case(10**6, gpus=0),
+        Case(112, gpus=0, shard_images=1),
+    ]
     expected = [predict(PARTS, case) for case in cases]
     for each in fields(Parts):
         value = stated[each.name]
@@ -363,7 +502,9 @@ def test_every_part_matters() -> None:
 
 
 def test_a_report_of_the_inventory_takes_the_place_of_pages() -> None:
-    listed, reported = (predict(PARTS, on_gpus(10**8, 8, inventory=i)) for i in (False, True))
+    listed, reported = (
+        predict(PARTS, on_gpus(10**8, 8, inventory=i, driver_plans=True)) for i in (False, True)
+    )
     assert reported.seconds["listing"] == 10**8 * PARTS.inventory_seconds
     pages = listed.requests["build"]["LIST"] - reported.requests["build"]["LIST"]
     assert pages >= 10**8 / 1000
