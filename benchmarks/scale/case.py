@@ -105,7 +105,7 @@ class Case:
         replace_seconds: Until another one works in its place.
         shard_images: Images of a shard; None for the product's choice.
         inventory: Whether a report of S3 Inventory, in Parquet, takes the place of a listing.
-        driver_plans: Whether tasks cannot plan the source: it has groups, parts or a limit.
+        driver_plans: Whether tasks cannot plan the source: it has parts or a limit.
         speed_known: Whether an earlier build has noted how fast the network is.
     """
 

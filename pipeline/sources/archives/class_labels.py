@@ -68,11 +68,10 @@ def label_arrays(table: pa.RecordBatch | pa.Table, labels: Sequence[str]) -> lis
     known = class_names(table.schema)
 
     def texts(name: str) -> pa.Array:
-        if pa.types.is_string(table.schema.field(name).type):
-            return table[name]
-        return pa.array(
-            [label_text(v, known.get(name)) for v in table[name].to_pylist()], pa.string()
-        )
+        column = table[name]
+        if pa.types.is_string(column.type):  # no class has texts
+            return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        return pa.array([label_text(v, known.get(name)) for v in column.to_pylist()], pa.string())
 
     return list(map(texts, labels))
 
