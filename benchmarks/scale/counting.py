@@ -22,7 +22,7 @@ PASSES = 1 + measure.part_of(30)
 """How often the network sees a micro-batch of empty images."""
 
 ROUNDS = 1 + measure.part_of(20)
-"""How often a partial is added and encoded."""
+"""How often a partial is added and encoded, and a small shard is counted."""
 
 DRAWN = (4096, 2**16, 2**20, 2**25, 2**30)
 """Images of partials that are drawn from the distributions of the largest of these shards."""
@@ -103,13 +103,22 @@ def counting(folder: str) -> dict[str, Any]:
         job = ShardJob(recipe, f"{root}/manifest", f"{root}/work", f"{root}/entries")
         worker = Worker()
         worker.run(replace(job, work_uri=f"{root}/warm"), 0)  # loads the network
-        spent = []
-        for index in range(len(SHARDS)):
-            before = cpu()
-            receipt = worker.run(job, index)
-            spent.append(cpu() - before)
-            if receipt.error:
-                raise ValueError(receipt.error)
+
+        def seconds(index: int, rounds: int) -> float:
+            """What a shard takes, of which the least of some rounds counts."""
+            places = iter([job.work_uri, *(f"{root}/again-{at}" for at in range(1, rounds))])
+
+            def count() -> None:
+                receipt = worker.run(replace(job, work_uri=next(places)), index)
+                if receipt.error:
+                    raise ValueError(receipt.error)
+
+            return least(count, rounds)
+
+        spent = [
+            seconds(index, ROUNDS if number <= MICRO_BATCH["cpu"] else 1)
+            for index, number in enumerate(SHARDS)
+        ]
         worker.close()
         forward = forward_seconds(network, backend)
         files = [
