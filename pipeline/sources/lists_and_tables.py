@@ -34,7 +34,7 @@ from pipeline.sources.coco import COCO_COLUMNS, coco_folder
 from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.rules import Rules
 from pipeline.sources.stated_images import stated_images
-from pipeline.sources.table_file import TableFile, rows_of
+from pipeline.sources.table_file import TableFile, as_table, rows_of
 from pipeline.storage import Stored
 from pipeline.wording import option
 
@@ -269,10 +269,11 @@ class SourceTable:
             return
         first = 1
         for batch in self.file.batches():
-            images, taken = stated_images(batch, self.name, self.group, self.labels, place_of)
-            left = np.flatnonzero(~taken)
-            others = rows_of(batch.take(pa.array(left)))
-            numbered = zip((left + first).tolist(), others, strict=True)
+            with as_table(self.uri):
+                images, taken = stated_images(batch, self.name, self.group, self.labels, place_of)
+                left = np.flatnonzero(~taken)
+                others = batch.take(pa.array(left)) if taken.any() else batch
+                numbered = zip((left + first).tolist(), rows_of(others), strict=True)
             yield batch.num_rows, images, self._look_up(numbered, place_of)
             first += batch.num_rows
 

@@ -543,8 +543,8 @@ class ShardPlanner:
     def _shards_of_blocks(self, ends: Sequence[str]) -> Iterator[tuple[int, pa.Table, int, int]]:
         """Cuts candidates into shards block by block; see `_fresh_shards`.
 
-        The fold of each candidate is taken from the hash of its name. Folds of many candidates are
-        of nearly equal size anyway. Nothing depends on other blocks.
+        The fold of each candidate is taken from the hash of its name, or of its group's. Folds of
+        many candidates are of nearly equal size anyway. Nothing depends on other blocks.
 
         Args:
             ends: The uris that end blocks, in their order.

@@ -252,7 +252,8 @@ class SourceLister:
     @property
     def is_single(self) -> bool:
         """Whether it has single images alone so far, without labels; groups are of folders."""
-        return not (self.rules.by or self._archive_labels or self._archives)
+        rules = self.rules
+        return not (rules.by or rules.group_column or self._archive_labels or self._archives)
 
     @property
     def is_grouped(self) -> bool:

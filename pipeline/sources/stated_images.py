@@ -22,8 +22,8 @@ from pipeline.sources.cell_cuts import folders_of
 from pipeline.sources.listing import label_columns
 from pipeline.sources.plain_images import IMAGE_SUFFIX
 
-PLAIN_FILE = rf"(?:^|/)[A-Za-z0-9_][A-Za-z0-9_.+-]*{IMAGE_SUFFIX}"
-"""The end of a name whose file is an image, and has the same name in every store. No secret can be
+PLAIN_FILE = rf"(?:^|/)[A-Za-z0-9_][A-Za-z0-9_.-]*{IMAGE_SUFFIX}"
+"""The end of a name whose file is an image, and has the same name in every uri. No secret can begin
 in it, but one that `SECRET` finds."""
 
 SECRET = "hf_"
@@ -31,8 +31,9 @@ SECRET = "hf_"
 
 _NUMBER = "^[0-9]{1,18}$"
 
-_FILE = "a.jpg"
-"""Stands for any file of a folder, as its name says nothing of where it lies."""
+_FILE = "a_plain_name.jpg"
+"""Stands for any file of a folder, as its name says nothing of where it lies. It is long enough for
+every pattern of a secret that begins in the folder."""
 
 
 def stated_images(
@@ -41,7 +42,7 @@ def stated_images(
     group: str | None,
     labels: Sequence[str],
     place_of: Callable[[str], str],
-) -> tuple[pa.Table, NDArray[np.bool_]]:
+) -> tuple[pa.Table | None, NDArray[np.bool_]]:
     """Takes the rows that state a plain name, a size and an identity.
 
     Args:
@@ -52,8 +53,11 @@ def stated_images(
         place_of: Returns the canonical uri of what a row names, or raises an error.
 
     Returns:
-        The images as `ListingWriter.add_objects` takes them, and (N,) which rows they are.
+        The images as `ListingWriter.add_objects` takes them, and (N,) which rows they are. None if
+        there are none.
     """
+    if any(map(_cannot_be_cut, batch.schema.types)):
+        return None, np.zeros(batch.num_rows, np.bool_)
     names, identities = _texts(batch, name), _texts(batch, "identity")
     sizes, members = _sizes(batch), _texts(batch, "member")
     tests = (
@@ -80,6 +84,12 @@ def stated_images(
     return pa.table(columns), are_stated
 
 
+def _cannot_be_cut(kind: pa.DataType) -> bool:
+    """Tells whether Arrow can take no rows out of a column of this type."""
+    tests = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_run_end_encoded)
+    return any(test(kind) for test in tests)
+
+
 def _is_true(test: pa.BooleanArray) -> NDArray[np.bool_]:
     """Returns where a test holds; not where it has no answer."""
     answers: NDArray[np.bool_] = pc.fill_null(test, False).to_numpy(zero_copy_only=False)
@@ -101,7 +111,13 @@ def _sizes(batch: pa.RecordBatch) -> pa.Int64Array:
     if "size" not in batch.schema.names:
         return pa.nulls(batch.num_rows, pa.int64())
     sizes = batch["size"]
-    if pa.types.is_integer(sizes.type) and sizes.type != pa.uint64():
+    if pa.types.is_floating(sizes.type):  # pandas has no integers beside gaps
+        sizes = sizes.cast(pa.float64())
+        is_size = pc.and_(pc.equal(pc.floor(sizes), sizes), pc.less(sizes, 2.0**53))
+        sizes = pc.if_else(is_size, sizes, None).cast(pa.int64())
+    if pa.types.is_uint64(sizes.type):
+        sizes = pc.if_else(pc.less(sizes, pa.scalar(2**63, pa.uint64())), sizes, None)
+    if pa.types.is_integer(sizes.type):
         sizes = sizes.cast(pa.int64())
         return pc.if_else(pc.greater_equal(sizes, 0), sizes, None)
     texts = _texts(batch, "size")

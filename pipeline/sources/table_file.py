@@ -77,7 +77,7 @@ class TableFile:
         embedded: frozenset[str] = frozenset()
         text: frozenset[str] | None = None
         held: Sequence[Mapping[str, Any]] = ()
-        with _as_table(uri):
+        with as_table(uri):
             if extension in DELIMITERS:
                 with storage.open_random(uri) as file:
                     columns = tuple(_open_delimited(file, extension).schema.names)
@@ -100,7 +100,7 @@ class TableFile:
         Yields:
             The value of each column. Classes of Hugging Face's `datasets` have their names.
         """
-        with _as_table(self.uri):
+        with as_table(self.uri):
             if _extension(self.uri) == ".json":
                 yield from self.held
             elif _extension(self.uri) in JSON_LINES:
@@ -122,11 +122,13 @@ class TableFile:
             Some rows, with all columns.
         """
         extension = _extension(self.uri)
-        with _as_table(self.uri), storage.open_random(self.uri) as file:
+        with as_table(self.uri), storage.open_random(self.uri) as file:
             if extension in DELIMITERS:
                 yield from _open_delimited(file, extension, self.columns)
             else:
-                yield from pq.ParquetFile(file).iter_batches(batch_size=4096)
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
+                    batch.validate(full=True)  # that texts are UTF-8, which readers do not ask
+                    yield batch
 
     def head(self) -> str:
         """Shows the first rows, for the end of an error's message."""
@@ -135,11 +137,13 @@ class TableFile:
         return first_rows(list(islice(self.rows(), SHOWN_ROWS)))
 
 
-def rows_of(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows of a batch, as `TableFile.rows` does."""
+def rows_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
+    """Returns the rows of a batch, as `TableFile.rows` yields them."""
     classes = class_names(batch.schema)
-    for row in batch.to_pylist():
-        yield row | {name: label_text(row[name], classes[name]) for name in classes}
+    return [
+        row | {name: label_text(row[name], classes[name]) for name in classes}
+        for row in batch.to_pylist()
+    ]
 
 
 def _extension(uri: str) -> str:
@@ -190,7 +194,18 @@ def _json_lines(uri: str) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _as_table(uri: str) -> Iterator[None]:
+def as_table(uri: str) -> Iterator[None]:
+    """Says of an error of Arrow that the table cannot be read.
+
+    Args:
+        uri: The table.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SourceError: Arrow has raised an error.
+    """
     try:
         yield
     # Arrow raises OSError for much damage. What storage raises is a VdnaError, and stays one.

@@ -13,11 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StorageError
-from pipeline.sources import Manifest, NewShardSizes, Rules, plan
+from pipeline.sources import (
+    Manifest,
+    NewShardSizes,
+    PlanAhead,
+    Rules,
+    list_changed,
+    list_source,
+    plan,
+)
 from pipeline.sources.block_plan import NameBlock
 from pipeline.sources.named_members import NamedMembers
 from pipeline.sources.sharding import ShardPlanner
 from pipeline.spec import FOLDS
+from tests.sources.test_change_list import write_changes
 from tests.sources.test_change_planning import (
     SIZES,
     Contents,
@@ -236,6 +245,30 @@ def test_a_list_that_leaves_few_groups_is_applied_by_one_process(
     assert any(isinstance(task, NamedMembers) for task in place.tasks.items)
     assert (found.planned or place.planned(found, before)).digest == whole.digest
     assert told == counts
+
+
+def test_a_list_of_a_table_whose_column_names_groups_is_applied_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks know groups of folders alone. No image was in a group before."""
+    small_plans(monkeypatch)
+    rules, table, place = Rules(group_by="group"), tmp_path / "table.csv", Lists(tmp_path)
+    first = first_days(4, 60)
+    rows = [row | {"group": ""} for row in rows_of(first, first)]
+    for row in rows:
+        del row["change"]
+    write_changes(table, rows)
+    before = plan(list_source(table, rules), entries=place.entries)
+    new = content_of(day(50, 9))
+    rows = [row | {"group": "s3://b/video"} for row in rows_of(new, new)]
+    changes = write_changes(tmp_path / "changes.csv", rows)
+    ahead = PlanAhead(lambda: SIZES, place.entries, never, lambda: before)
+    folder = (tmp_path / "parts").as_uri()
+    found, _ = list_changed(
+        str(table), changes, before, rules, mapper=place.tasks, ahead=ahead, folder=folder
+    )
+    assert found.planned is None
+    assert len(folds_of(plan(found, previous=before))["s3://b/video"]) == 1
 
 
 @pytest.mark.parametrize(

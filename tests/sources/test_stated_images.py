@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,8 @@ from pipeline import storage
 from pipeline.errors import QUERY_VARIABLE, SourceError, UsageError, VdnaError
 from pipeline.sources import Rules, list_source, lists_and_tables, plan
 from pipeline.sources.lists_and_tables import SourceTable
-from pipeline.sources.table_file import TableFile
+from pipeline.sources.stated_images import stated_images
+from pipeline.sources.table_file import TableFile, rows_of
 from pipeline.storage import Stored
 
 PLACES = [
@@ -46,7 +48,7 @@ PLACES = [
 
 ODD = """a.jpg B_1.PNG -a.jpg .a.jpg \u00fc.jpg a.jpg?v=1 a#1.jpg a.tar a.txt a%20.jpg a.jpg/
 thumbs.db
-README a.parquet a=1.webp a;b.jpg a,token=b.jpg ~.jpg hf_0123456789abcdefghij.jpg
+README a.parquet a=1.webp a;b.jpg a,token=b.jpg ~.jpg a+b.jpg hf_0123456789abcdefghij.jpg
 HF_0123456789abcdefghij.jpg"""
 
 FILES = st.sampled_from([*ODD.split(), "a b.jpg", "a.jpg\n"])
@@ -201,6 +203,7 @@ def test_a_row_that_is_out_of_place_is_named_by_its_number(
         ("s3://b/drive0/hf_0123456789abcdefghij.jpg", "carries a user name, a token"),
         ("s3://user:word@b/drive0/000007.jpg", "carries a user name, a token"),
         ("https://h/?/000007.jpg", "has a query or a fragment"),
+        ("s3://b/Basic 1/000007.jpg", "carries a user name, a token"),
     ],
 )
 def test_a_row_that_states_what_must_not_be_kept_is_refused(
@@ -210,6 +213,45 @@ def test_a_row_that_states_what_must_not_be_kept_is_refused(
     write(tmp_path / "table.parquet", 300, uri=[*names[:7], name, *names[8:]])
     with pytest.raises(UsageError, match=f"row 8: .*{message}"):
         list_source(tmp_path / "table.parquet")
+
+
+@pytest.mark.parametrize("column", ["uri", "identity", "weather"])
+@pytest.mark.parametrize("row", [7, 5_000])
+def test_a_table_of_texts_that_are_not_utf_8_is_refused(
+    tmp_path: Path, column: str, row: int
+) -> None:
+    """Whether its row would be looked at or not."""
+    path = tmp_path / "table.parquet"
+    write(path, 6_000, weather=["rain"] * 6_000)
+    table = pq.read_table(path)
+    values = [value.encode() for value in table[column].to_pylist()]
+    values[row] = b"s3://b/d\xe9/a.jpg"
+    damaged = pa.array(values, pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index(column), column, damaged), path)
+    with pytest.raises(SourceError, match=r"table\.parquet cannot be read as a table: .*UTF"):
+        list_source(path)
+
+
+def test_columns_that_arrow_cannot_cut_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "table.parquet", 30)
+    table = pq.read_table(tmp_path / "table.parquet")
+    for kind in (pa.string_view(), pa.run_end_encoded(pa.int32(), pa.string())):
+        label = pa.array(["rain"] * 30)
+        label = label.cast(kind) if kind == pa.string_view() else pc.run_end_encode(label)
+        (batch,) = table.append_column("weather", label).to_batches()
+        images, taken = stated_images(batch, "uri", None, ["weather"], str)
+        assert images is None
+        assert not taken.any()
+        assert [row["weather"] for row in rows_of(batch)] == ["rain"] * 30
+
+
+@pytest.mark.parametrize("size", [7, 7.0, "7"])
+def test_sizes_of_any_kind_are_taken(tmp_path: Path, looked_at: list[str], size: Any) -> None:
+    """Those of pandas are no integers beside gaps."""
+    write(tmp_path / "table.parquet", 30, size=[size] * 29 + [None])
+    found = list(list_source(tmp_path / "table.parquet").entries)
+    assert looked_at == ["s3://b/drive0/000029.jpg"]
+    assert sorted(entry.size for entry in found)[:29] == [7] * 29
 
 
 @pytest.mark.parametrize("kind", [pa.uint64(), pa.string()])

@@ -545,8 +545,8 @@ def lose_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the plan of each block lack its first shard."""
     real = block_plan.plan_block
 
-    def lose(*arguments: Any) -> Manifest:
-        made = real(*arguments)
+    def lose(*arguments: Any, **options: Any) -> Manifest:
+        made = real(*arguments, **options)
         return replace(made, heads=made.heads[1:])
 
     monkeypatch.setattr(block_plan, "plan_block", lose)
