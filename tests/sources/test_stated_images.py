@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.errors import QUERY_VARIABLE, SourceError, UsageError, VdnaError
 from pipeline.sources import Rules, list_source, lists_and_tables, plan
 from pipeline.sources.lists_and_tables import SourceTable
+from pipeline.sources.source_lister import SourceLister
 from pipeline.sources.stated_images import stated_images
 from pipeline.sources.table_file import TableFile, rows_of
 from pipeline.storage import Stored
@@ -46,14 +47,21 @@ PLACES = [
     "//",
 ]
 
+REFUSED = ("s3://user:word@b/", "s3://b/authorization=1/", "s3://b/x?token=abc/", "https://h/?/")
+"""Places of which every image may carry a secret."""
+
 ODD = """a.jpg B_1.PNG -a.jpg .a.jpg \u00fc.jpg a.jpg?v=1 a#1.jpg a.tar a.txt a%20.jpg a.jpg/
 thumbs.db
 README a.parquet a=1.webp a;b.jpg a,token=b.jpg ~.jpg a+b.jpg hf_0123456789abcdefghij.jpg
 HF_0123456789abcdefghij.jpg"""
 
-FILES = st.sampled_from([*ODD.split(), "a b.jpg", "a.jpg\n"])
+FILES = [*ODD.split(), "a b.jpg", "a.jpg\n"]
 
-NAMES = st.none() | st.just("") | st.builds("".join, st.tuples(st.sampled_from(PLACES), FILES))
+NAMES = (
+    st.none()
+    | st.just("")
+    | st.builds("".join, st.tuples(st.sampled_from(PLACES), st.sampled_from(FILES)))
+)
 NAMES |= st.builds("{}{:03}.jpg".format, st.sampled_from(PLACES), st.integers(0, 30))
 
 SIZES = {
@@ -103,13 +111,14 @@ def tables(draw: st.DrawFn) -> pa.Table:
 
 @pytest.fixture(autouse=True)
 def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Says of every object that is looked up what its name says, so that nothing is asked."""
+    """Says of every object what its name says, and looks into no archive: nothing is asked."""
     real = storage.info
 
     def info(uri: str) -> Stored:
         return real(uri) if "/table." in uri else Stored(uri, len(uri), f"looked up {uri}", None)
 
     monkeypatch.setattr(storage, "info", info)
+    monkeypatch.setattr(SourceLister, "list_archives", lambda *_: None)
 
 
 def outcome(path: Path, rules: Rules) -> Any:
@@ -148,6 +157,28 @@ def test_rows_are_listed_together_as_they_are_one_by_one(
         assert isinstance(found[0], type)
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_image_of_any_name_is_listed_as_it_is_alone(tmp_path: Path, place: str) -> None:
+    path, found = tmp_path / "table.parquet", 0
+    for file in FILES:
+        row = {"uri": [f"{place}{file}"], "size": [7], "identity": ["e"]}
+        pq.write_table(pa.table(row), path)
+        expected = one_by_one(path, Rules())
+        assert outcome(path, Rules()) == expected, file
+        found += not isinstance(expected[0], type)
+    assert bool(found) == (place not in REFUSED)
+
+
+SIZES_OF_PANDAS = [0.0, 7.0, 7.5, -1.0, 2.0**53 - 1, 2.0**53, 2.0**62, 2.0**70, 1e300, float("inf")]
+
+
+@pytest.mark.parametrize("size", SIZES_OF_PANDAS)
+def test_a_size_that_is_no_integer_is_listed_as_it_is_alone(tmp_path: Path, size: float) -> None:
+    path = tmp_path / "table.parquet"
+    write(path, 2, size=[7.0, size])
+    assert outcome(path, Rules()) == one_by_one(path, Rules())
 
 
 def write(path: Path, rows: int, **columns: Any) -> None:
