@@ -259,7 +259,8 @@ class SourceTable:
             rules: What the query of a url may have, and which files count.
 
         Yields:
-            How many rows they are, those images, and the other rows.
+            How many rows they are, those images (None if rows are not taken together), and the
+            other rows.
         """
         place_of = partial(absolute_uri, parent=parent, rules=rules)
         if not self._may_state or not self.file.has_batches or rules.include or rules.exclude:

@@ -3,7 +3,7 @@
     >>> images, are_stated = stated_images(batch, "path", None, (), place_of)     # doctest: +SKIP
 
 A table of many million images mostly has plain names, each with a size and an identity. A row takes
-a hundred microseconds if it is looked at alone. Here each folder is looked at, and of the files'
+some hundred microseconds if it is looked at alone. Here each folder is looked at, and of the files'
 names only what characters they have. All other rows are left to the caller.
 """
 
@@ -53,8 +53,8 @@ def stated_images(
         place_of: Returns the canonical uri of what a row names, or raises an error.
 
     Returns:
-        The images as `ListingWriter.add_objects` takes them, and (N,) which rows they are. None if
-        there are none.
+        The images as `ListingWriter.add_objects` takes them, and (N,) which rows they are. None and
+        no row if a column has a type of which Arrow can take no rows out.
     """
     if any(map(_cannot_be_cut, batch.schema.types)):
         return None, np.zeros(batch.num_rows, np.bool_)
