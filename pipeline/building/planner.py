@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -260,9 +260,8 @@ class Planner:
             return DatasetPlan(
                 request, manifest, job, base, parts, head, up_to_date=True, changes=changes
             )
-        versions = head.datasets.get(request.name, {}).values()
-        former = _newest(version for version in versions if not version.imported)
-        if former is not None and not former.imported:
+        former = _former(head, request.name)
+        if former is not None:
             _require_meant(request, former, manifest)
         stored = store_manifest(uri, manifest)
         backend = self._backend(request, network, spec.digest, base)
@@ -347,8 +346,7 @@ class Planner:
     ) -> tuple[_FoundPlan, Mapping[str, Sequence[int]]]:
         """Returns the plan of the source, and the indices of each part's shards by its value."""
         kept = kept_plan(self.catalogue, request.name, recipe.spec.digest, base)
-        versions = head.datasets.get(request.name, {}).values()
-        former = _newest(version for version in versions if not version.imported)
+        former = _former(head, request.name)
         pair_by, before = paired_as(self.catalogue, request, kept, base, former)
         asked = replace(request, by=_effective_by(request, base), pair_by=pair_by)
         try:
@@ -438,14 +436,22 @@ class Planner:
         """Returns how tasks plan a source that turns out to be very large.
 
         The network's backend is chosen and noted before anything is counted, so that a build that
-        goes on after a crash takes the same.
+        goes on after a crash takes the same. What was noted of an earlier plan stays, as this one
+        keeps its shards. Nothing is counted of a source that is refused once it is planned.
         """
         catalogue, name, spec = self.catalogue, request.name, recipe.spec.digest
+        former = _former(self.shared.head(), name)
 
         def planned(some: Manifest) -> None:
+            if former is not None and not request.replace and _is_another(former, some):
+                return
             backend = self._backend(request, recipe.network, spec, base)
             if catalogue.planned_backend(name, spec) != backend:
-                catalogue.note_plan(name, spec, "", recipe.products, backend)
+                digest, _ = catalogue.noted_plan(name, spec) or ("", ())
+                selection, began_with = catalogue.planned_selection(name, spec) or ({}, "")
+                catalogue.note_plan(
+                    *(name, spec, digest, recipe.products, backend, selection, began_with)
+                )
             ahead.add(name, partial(job_of, replace(recipe, backend=backend)), some)
 
         def job_of(its: Recipe, some: Manifest) -> ShardJob:
@@ -518,9 +524,15 @@ class Planner:
         )
 
 
-def _newest(versions: Iterable[Version]) -> Version | None:
-    """Returns the newest version of a dataset, of whatever spec."""
+def _former(head: Commit, name: str) -> Version | None:
+    """Returns the newest version of a dataset that was built here, of whatever spec."""
+    versions = (each for each in head.datasets.get(name, {}).values() if not each.imported)
     return max(versions, key=lambda version: version.built, default=None)
+
+
+def _is_another(former: Version, manifest: Manifest) -> bool:
+    """Tells whether a manifest is of another source than a version."""
+    return former.source != storage.readable(manifest.source)
 
 
 def _require_meant(request: Request, base: Version, manifest: Manifest) -> None:
@@ -535,7 +547,7 @@ def _require_meant(request: Request, base: Version, manifest: Manifest) -> None:
     if request.replace:
         return
     source, had = storage.readable(manifest.source), base.images + base.failed
-    if base.source != source:
+    if _is_another(base, manifest):
         what = f"its source was {base.source}, and is {source} now"
     elif manifest.candidates < (1 - MOST_LOST) * had:
         what = f"it had {count_of(had, 'image')} of {source}, and has {manifest.candidates:,} now"

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources import blocks
-from pipeline.sources.blocks import even_pieces, mean_bytes
+from pipeline.sources.blocks import Bounds, even_pieces, mean_bytes
 from pipeline.sources.cell_cuts import folder_numbers, new_cells
 from pipeline.sources.entries_file import (
     ENTRY_SCHEMA,
@@ -34,9 +34,6 @@ from pipeline.sources.shard_sizes import NewShardSizes
 from pipeline.sources.sorted_rows import each_once, rows_within, sort_pages
 from pipeline.sources.stretches import read_stored
 from pipeline.spec import FOLDS
-
-Bounds = tuple[str, str | None]
-"""The uri that ends the block before, empty if there is none, and the one that ends the block."""
 
 
 def plan_block(

@@ -1,6 +1,6 @@
 """Plans a very large source that was planned before, from what has changed in it.
 
-    >>> changes = compare_with_plan(parts, before, source, folder, engine)   # doctest: +SKIP
+    >>> changes = comparison.changes(parts)                                  # doctest: +SKIP
     >>> plan_changes(listing, changes, before, entries, sizes, engine)       # doctest: +SKIP
 
 The plan is the one that `plan` makes of the whole listing. Tasks write the shards that have
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from types import MappingProxyType
 
 import duckdb
 import numpy as np
@@ -21,7 +21,8 @@ import pyarrow as pa
 from pipeline.errors import ConservationError
 from pipeline.mapper import Mapper
 from pipeline.sources import blocks
-from pipeline.sources.block_plan import NameBlock
+from pipeline.sources.block_plan import NameBlock, PlannedBlock
+from pipeline.sources.blocks import Bounds, bounds_of_blocks
 from pipeline.sources.changed_shards import ChangedShards
 from pipeline.sources.database import quoted_text
 from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
@@ -43,6 +44,7 @@ def plan_changes(
     entries: Entries,
     sizes: NewShardSizes,
     mapper: Mapper,
+    planned: Mapping[Bounds, PlannedBlock] = MappingProxyType({}),
     *,
     grouped: bool = False,
 ) -> Manifest:
@@ -55,6 +57,7 @@ def plan_changes(
         entries: Where its candidates are, and where those of new shards are stored.
         sizes: How large new shards and cells are.
         mapper: Where tasks plan new candidates, if these are very many.
+        planned: Blocks of new candidates that tasks have planned already.
         grouped: Whether candidates are in groups, which all have the folds that their names say.
 
     Returns:
@@ -76,7 +79,9 @@ def plan_changes(
         planner.load(changed, size, cell)
         made = planner.write(entries)
     if many:
-        made = _with_blocks(made, changes.added, former_cell, sizes, mapper, grouped=grouped)
+        made = _with_blocks(
+            *(made, changes.added, former_cell, sizes, mapper, planned), grouped=grouped
+        )
     if made.candidates != totals.candidates:
         raise ConservationError(
             f"{listing.source}: {totals.candidates:,} candidates were listed, and "
@@ -138,6 +143,7 @@ def _with_blocks(
     former_cell: int,
     sizes: NewShardSizes,
     mapper: Mapper,
+    planned: Mapping[Bounds, PlannedBlock],
     *,
     grouped: bool,
 ) -> Manifest:
@@ -146,18 +152,18 @@ def _with_blocks(
     its, pairing = parts_of_blocks(ends, added), made.pairing or Pairing()
     tasks = [
         NameBlock(
-            *((after or "", until), tuple(its[at]), sizes, made.entries, pairing, former_cell),
-            grouped=grouped,
+            *(bounds, tuple(its[at]), sizes, made.entries, pairing, former_cell), grouped=grouped
         )
-        for at, (after, until) in enumerate(pairwise(["", *ends, None]))
-        if at in its
+        for at, bounds in enumerate(bounds_of_blocks(ends))
+        if at in its and bounds not in planned
     ]
-    planned = sorted(mapper.map(run_in_task, tasks), key=lambda block: block.bounds[0])
-    heads = [*made.heads, *(head for block in planned for head in block.heads)]
+    of_blocks = [*planned.values(), *mapper.map(run_in_task, tasks)]
+    of_blocks.sort(key=lambda block: block.bounds[0])
+    heads = [*made.heads, *(head for block in of_blocks for head in block.heads)]
     return replace(
         made,
         heads=tuple(replace(head, index=at) for at, head in enumerate(heads)),
-        shard_images=max(block.shard_images for block in planned),
+        shard_images=max(block.shard_images for block in of_blocks),
     )
 
 

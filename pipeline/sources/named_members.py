@@ -113,7 +113,7 @@ class NamedMembers:
         return MatchedMembers(
             tuple(head.index for head in self.heads),
             tuple(parts) if len(matched) else (),
-            ComparedNames(totals_of(left), left.num_rows, frozenset(), (), (), ()),
+            ComparedNames(("", None), totals_of(left), left.num_rows, frozenset(), (), (), ()),
             removed,
             tuple(folders),
             tuple(pc.unique(left["group"]).to_pylist()[:HASHED_GROUPS]) if self.groups else (),

@@ -1,12 +1,16 @@
 """Compares the listing of a very large source with an earlier plan, by tasks.
 
-    >>> changes = compare_with_plan(parts, before, source, folder, engine)      # doctest: +SKIP
-    >>> changes.totals.candidates, changes.rows_added                           # doctest: +SKIP
-    (100000000, 20000)
+    >>> comparison = PlanComparison(before, source, folder)                     # doctest: +SKIP
+    >>> while tasks := comparison.tasks(parts, unlisted, most=64):              # doctest: +SKIP
+    ...     for done in engine.map(run_in_task, tasks):
+    ...         comparison.take(done)
+    >>> comparison.changes(parts).rows_added                                    # doctest: +SKIP
+    20000
 
-Both are cut into ranges of names, and a task compares what is in one range. The listing is stored
-in the order of names already. The members of the earlier shards are not: shards of small builds
-have names from everywhere. So tasks sort these first, a million at a time.
+Both are cut into ranges of names, and a task compares what is in one range, once all of its names
+are listed. The listing is stored in the order of names already. The members of the earlier shards
+are not: shards of small builds have names from everywhere. So tasks sort these first, a million at
+a time.
 
 The process that builds gets counters, the numbers of the shards that have changed, and where the
 candidates are that were added. It holds no others.
@@ -17,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from operator import add
 from typing import TypeVar
 
@@ -29,6 +33,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConservationError
 from pipeline.mapper import Mapper
 from pipeline.sources import blocks, stretches
+from pipeline.sources.blocks import Bounds, OpenNames, bounds_of_blocks
 from pipeline.sources.changed_shards import MEMBER_SCHEMA, member_schema
 from pipeline.sources.entries_file import OBJECTS_SCHEMA, Entries, object_schema
 from pipeline.sources.entry import ShardHead
@@ -70,6 +75,7 @@ class ComparedNames:
     """What a task has found in a range of names.
 
     Attributes:
+        bounds: The range.
         totals: Of the listed names.
         members: How many members the earlier plan has.
         touched: The numbers of shards that have changed in this range.
@@ -79,6 +85,7 @@ class ComparedNames:
         regrouped: Whether a candidate is in another group than before.
     """
 
+    bounds: Bounds
     totals: ListedTotals
     members: int
     touched: frozenset[int]
@@ -183,16 +190,14 @@ class NameRange:
     """A range of names for one task to compare.
 
     Attributes:
-        after: The uri that ends the range before; empty for the first range.
-        until: The uri that ends the range. None for the last one.
+        bounds: The range.
         listed: The parts that have its candidates, and others.
         former: The parts that have its members of the earlier plan, and others.
         folder: Where the added, changed and removed rows go.
         grouped: Whether candidates and members are in groups.
     """
 
-    after: str
-    until: str | None
+    bounds: Bounds
     listed: tuple[StoredPart, ...]
     former: tuple[StoredPart, ...]
     folder: str
@@ -215,6 +220,7 @@ class NameRange:
         changed = changed.filter(pa.array(is_changed))
         moved = self.grouped and pc.any(pc.not_equal(now["group"], its["group"])).as_py()
         return ComparedNames(
+            self.bounds,
             totals_of(now, rows.num_rows - now.num_rows),
             before.num_rows,
             frozenset(n for of in (changed, gone) for n in of["shard"].unique().to_pylist()),
@@ -230,7 +236,7 @@ class NameRange:
             pq.ParquetFile(pa.BufferReader(data)).read(columns=schema.names, use_threads=False)
             for data in read_stored(parts)
         )
-        found = [rows_within(table, self.after, self.until).cast(schema) for table in tables]
+        found = [rows_within(table, *self.bounds).cast(schema) for table in tables]
         return sort_pages(pa.concat_tables([schema.empty_table(), *found]))
 
     def _stored(self, rows: pa.Table) -> tuple[StoredPart, ...]:
@@ -254,48 +260,110 @@ def totals_of(rows: pa.Table, duplicates: int = 0) -> ListedTotals:
     return ListedTotals(rows.num_rows, duplicates, len(sized), sized_bytes, sum(texts))
 
 
-def compare_with_plan(
-    listed: Sequence[StoredPart],
-    previous: Manifest,
-    source: str,
-    folder: str,
-    mapper: Mapper,
-    say: Callable[[str], None],
-    groups: Pairing | None = None,
-) -> PlanChanges | None:
-    """Compares a listing of single images with an earlier plan.
+class PlanComparison:
+    """Compares a listing of single images with an earlier plan, while it is listed.
 
     Args:
-        listed: The candidates.
         previous: The plan.
-        source: What was listed.
+        source: What is listed.
         folder: Where tasks put what they have found.
-        mapper: Where tasks run.
-        say: Is told how far they are.
         groups: See `single_members`. Each candidate is in a group, too, if this is not None.
 
-    Returns:
-        How they differ. None if `single_members` does not take all of the plan, or a candidate is
-        in another group than before.
-
     Raises:
-        ConservationError: Tasks have lost a candidate or a member.
-        CorruptFile: Entries of the plan are damaged.
-        SourceError: Entries of the plan are missing.
+        CorruptFile: The plan's first entries are damaged.
+        SourceError: They are missing.
     """
-    of_tasks = shards_for_tasks(previous, groups)
-    if of_tasks is None:
-        return None
-    tasks = [FormerShards(heads, previous.entries, folder, groups) for heads in of_tasks]
-    runs = list(told(mapper.map(run_in_task, tasks), len(tasks), "of the plan before sorted", say))
-    if not all(members.is_single for members in runs):
-        return None
-    former = [part for members in runs for part in members.parts]
-    found = compare_ranges(listed, former, folder, mapper, say, grouped=groups is not None)
-    if any(each.regrouped for each in found):
-        return None
-    rows = sum(part.rows for part in listed)
-    return joined_changes(found, [members.shards for members in runs], rows, previous, source)
+
+    def __init__(
+        self, previous: Manifest, source: str, folder: str, groups: Pairing | None = None
+    ) -> None:
+        self._previous, self._source, self._folder = previous, source, folder
+        self._is_grouped = groups is not None
+        of_tasks = shards_for_tasks(previous, groups)
+        self._can_compare = of_tasks is not None
+        entries = previous.entries
+        self._to_sort = [FormerShards(its, entries, folder, groups) for its in of_tasks or ()]
+        self._sorted: list[SortedMembers] = []
+        self._found: dict[Bounds, ComparedNames] = {}
+        self._pending: list[Bounds] = []
+
+    @property
+    def can_compare(self) -> bool:
+        """Whether tasks can compare the plan and the listing, as far as is known."""
+        return self._can_compare
+
+    @property
+    def rows_added(self) -> int:
+        """How many candidates are known that are not in the plan."""
+        return sum(part.rows for part in self.added)
+
+    @property
+    def added(self) -> list[StoredPart]:
+        """Where the candidates are that are known and not in the plan."""
+        return [part for each in self._found.values() for part in each.added]
+
+    def tasks(
+        self, listed: Sequence[StoredPart], unlisted: Sequence[Bounds], most: int
+    ) -> list[FormerShards | NameRange]:
+        """Returns what tasks can do now.
+
+        All tasks that were returned before must have ended, and `take` must have what they found.
+
+        Args:
+            listed: The candidates that are listed by now.
+            unlisted: Ranges of names that are not listed yet.
+            most: How many tasks to return at most.
+
+        Returns:
+            The tasks. None are left once all names are listed and compared.
+        """
+        if not self._can_compare:
+            return []
+        if self._to_sort:
+            some, self._to_sort = self._to_sort[:most], self._to_sort[most:]
+            return [*some]
+        former = [part for members in self._sorted for part in members.parts]
+        ranges = _ranges(listed, former, self._folder, grouped=self._is_grouped)
+        left = [each for each in ranges if each.bounds not in self._found]
+        self._pending, names = [each.bounds for each in left], OpenNames(unlisted)
+        return [*islice((each for each in left if not names.overlap(each.bounds)), most)]
+
+    def take(self, done: SortedMembers | ComparedNames) -> None:
+        """Takes what a task has found."""
+        if isinstance(done, SortedMembers):
+            self._sorted.append(done)
+            self._can_compare &= done.is_single
+        else:
+            self._found[done.bounds] = done
+            self._can_compare &= not done.regrouped
+
+    @property
+    def pending(self) -> list[Bounds]:
+        """The ranges of names that were not compared when `tasks` was asked last.
+
+        Only those that had names by then, in the listing or in the plan.
+        """
+        return self._pending
+
+    def changes(self, listed: Sequence[StoredPart]) -> PlanChanges | None:
+        """Tells how the candidates differ from the plan, after the last task.
+
+        Args:
+            listed: The candidates.
+
+        Returns:
+            How they differ. None if `single_members` does not take all of the plan, or a candidate
+            is in another group than before.
+
+        Raises:
+            ConservationError: Tasks have lost a candidate or a member.
+        """
+        if not self._can_compare:
+            return None
+        found = sorted(self._found.values(), key=lambda each: each.bounds[0])
+        shards = [members.shards for members in self._sorted]
+        rows = sum(part.rows for part in listed)
+        return joined_changes(found, shards, rows, self._previous, self._source)
 
 
 def compare_ranges(
@@ -459,6 +527,6 @@ def _ranges(
     """
     ends = sorted({end for part in (*listed, *former) for end in part.ends})
     now, before = parts_of_blocks(ends, listed), parts_of_blocks(ends, former)
-    for at in sorted(now.keys() | before.keys()):
-        after, until = ends[at - 1] if at else "", ends[at] if at < len(ends) else None
-        yield NameRange(after, until, tuple(now[at]), tuple(before[at]), folder, grouped)
+    for at, bounds in enumerate(bounds_of_blocks(ends)):
+        if at in now or at in before:
+            yield NameRange(bounds, tuple(now[at]), tuple(before[at]), folder, grouped)

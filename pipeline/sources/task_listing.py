@@ -11,15 +11,17 @@ their names only those that end blocks.
 A large report of S3 Inventory is read by such tasks, too, each with some of its files. A file may
 have any names, so all blocks are complete when all files are read. Then tasks plan them.
 
-If the source has an earlier plan, no block is planned while it is listed. Tasks compare the whole
-listing with that plan (see `plan_comparison`).
+If the source has an earlier plan, tasks compare the listing with it, a range of names as soon as it
+is listed (see `plan_comparison`). Once `MANY` candidates are known to be new, these have blocks of
+their own, which are planned and counted in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby, islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,8 +30,8 @@ from pipeline import storage
 from pipeline.errors import ConservationError
 from pipeline.mapper import Mapper
 from pipeline.sources import blocks
-from pipeline.sources.block_plan import Bounds, NameBlock, PlannedBlock
-from pipeline.sources.blocks import BLOCK_IMAGES
+from pipeline.sources.block_plan import NameBlock, PlannedBlock
+from pipeline.sources.blocks import BLOCK_IMAGES, Bounds, OpenNames, bounds_of_blocks
 from pipeline.sources.change_planning import plan_changes
 from pipeline.sources.entries_file import Entries
 from pipeline.sources.inventory import Inventory
@@ -38,8 +40,16 @@ from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.manifest_difference import KnownDifference
 from pipeline.sources.parallel_listing import KeyRange, midpoint
-from pipeline.sources.plan_comparison import compare_with_plan
+from pipeline.sources.plan_comparison import (
+    ComparedNames,
+    FormerShards,
+    NameRange,
+    PlanComparison,
+    SortedMembers,
+    told,
+)
 from pipeline.sources.shard_sizes import NewShardSizes
+from pipeline.sources.sharding import largest_cell
 from pipeline.sources.source_lister import SourceLister
 from pipeline.sources.stretches import (
     STRETCH_KEYS,
@@ -52,7 +62,6 @@ from pipeline.sources.stretches import (
     run_in_task,
     store_sorted,
 )
-from pipeline.wording import count_of
 
 MOST_TASKS = 64
 """How many tasks list at a time. Each asks for 28 pages a second, and S3 answers some thousands."""
@@ -61,10 +70,22 @@ TASK_BYTES = 2**26
 """How many bytes of a report a task reads, if its files are not larger: a million rows or more."""
 
 WAVES = 4
-"""How many tasks for each worker a round has that reads a report. A round ends with its slowest."""
+"""How many tasks for each worker a round has that reads a report, or compares a listing beside it. A
+round ends with its slowest."""
 
 OWN_FILES = 8
 """How many of its files this process holds at a time, to sort them."""
+
+
+_Task = Stretch | ReportFiles | FormerShards | NameRange | NameBlock
+
+_Done = FoundStretch | SortedMembers | ComparedNames | PlannedBlock
+
+_WHAT_IS_LEFT = {
+    FormerShards: "of the plan before sorted",
+    NameRange: "of the names compared",
+    NameBlock: "of the blocks planned",
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +95,8 @@ class PlanAhead:
     Attributes:
         sizes: Returns how large shards and cells are.
         entries: Where the candidates are stored.
-        planned: Is called with a plan of each block, as soon as it is made; never if there is an
-            earlier plan.
+        planned: Is called with a plan of each block, as soon as it is made. If there is an earlier
+            plan, it is called for blocks of candidates that are new, if these are very many.
         previous: Returns the earlier plan, without shards whose entries are missing. None if there
             is none.
     """
@@ -129,6 +150,7 @@ class TaskListing:
         self._ahead = ahead
         self._own: list[StoredPart] = []
         self._planned: dict[Bounds, PlannedBlock] = {}
+        self._comparison: PlanComparison | None = None
         self.difference: KnownDifference | None = None
 
     def run(self) -> Manifest | None:
@@ -148,54 +170,41 @@ class TaskListing:
             self._own = [part for rows in self._own_rows() for part in self._stored(rows)]
         while tasks := self._tasks():
             listed: list[FoundStretch] = []
-            for done in self._mapper.map(_run, tasks):
-                if isinstance(done, FoundStretch):
-                    listed.append(done)
-                else:
-                    self._take_block(done)
+            done = self._mapper.map(_run, tasks)
+            if (what := _WHAT_IS_LEFT.get(type(tasks[0]))) is not None:
+                done = told(done, len(tasks), what, self._lister.say)
+            for each in done:
+                if isinstance(each, FoundStretch):
+                    listed.append(each)
+                elif isinstance(each, PlannedBlock):
+                    self._take_block(each)
+                elif self._comparison is not None:
+                    self._comparison.take(each)
             if listed:
                 self._end_round(listed)
             self._lister.say()
         if self._ahead is None or not self._is_planned_by_blocks:
             return None
         if self._ahead.previous is not None:
-            return self._changed_plan(self._ahead, self._ahead.previous)
+            return self._changed_plan(self._ahead, self._ahead.previous())
         return self._manifest(self._ahead)
 
-    def _changed_plan(self, ahead: PlanAhead, previous: Callable[[], Manifest]) -> Manifest | None:
+    def _changed_plan(self, ahead: PlanAhead, before: Manifest) -> Manifest | None:
         """Plans what was listed, keeping the shards of an earlier plan.
 
         Returns:
-            The plan. None if this process has to make it: images are paired by other names than
-            their paths, the earlier plan has labels or archives, or is stored elsewhere, its groups
-            have been others or have not the folds that their names say, or too many candidates were
-            listed twice.
+            The plan. None if this process has to make it, because tasks cannot compare the listing
+            with the earlier plan, or too many candidates were listed twice.
         """
-        pairing, grouped = self._lister.pairing, self._lister.is_grouped
-        if pairing.by is not None:
-            return None
-        before = previous()
-        if before.labels or not ahead.entries.holds_those_of(before.entries):
-            return None
-        self._lister.tell(
-            f"comparing {count_of(self._found.total, 'candidate')} with "
-            f"{before.candidates:,} of the plan before"
-        )
-        changes = compare_with_plan(
-            [*self._own, *self._found.stored],
-            before,
-            self._lister.source,
-            self._folder,
-            self._mapper,
-            self._lister.say,
-            pairing if grouped else None,
-        )
+        listed = self._listed
+        changes = None if self._comparison is None else self._comparison.changes(listed)
         if changes is None or changes.totals.candidates < blocks.MANY:
             return None
-        listing = Listing(self._lister.source, (), dict(self._found.ignored), pairing=pairing)
+        lister = self._lister
+        listing = Listing(lister.source, (), dict(self._found.ignored), pairing=lister.pairing)
         made = plan_changes(
-            *(listing, changes, before, ahead.entries, ahead.sizes(), self._mapper),
-            grouped=grouped,
+            *(listing, changes, before, ahead.entries, ahead.sizes(), self._mapper, self._planned),
+            grouped=lister.is_grouped,
         )
         self.difference = changes.difference
         return self._complete(made)
@@ -217,10 +226,54 @@ class TaskListing:
         cuts |= {part.first for part in self._found.stored}
         return store_sorted(rows, self._folder, BLOCK_IMAGES, sorted(cuts))
 
-    def _tasks(self) -> list[Stretch | ReportFiles | NameBlock]:
+    def _tasks(self) -> list[_Task]:
         report = self._lister.inventory
         listing = self._stretches() if report is None else self._report_files(report)
-        return [*listing, *self._blocks()]
+        ahead = self._ahead
+        if ahead is None or not self._is_planned_by_blocks:
+            return [*listing]
+        if ahead.previous is None:
+            return [*listing, *self._blocks(ahead, self._listed, self._unlisted)]
+        most = WAVES * self._mapper.workers if listing else sys.maxsize
+        return [*listing, *self._comparing(ahead, ahead.previous(), most)]
+
+    def _comparing(self, ahead: PlanAhead, before: Manifest, most: int) -> list[_Task]:
+        """Returns what tasks can do now to compare the listing, and to plan what is new.
+
+        Args:
+            ahead: How the source is planned.
+            before: The earlier plan.
+            most: How many tasks may compare at a time.
+
+        Returns:
+            The tasks. There are none if tasks cannot compare both: images are paired by other names
+            than their paths, or the earlier plan has labels or archives, or is stored elsewhere, or
+            groups are others than before or have not the folds that their names say.
+        """
+        lister = self._lister
+        is_here = ahead.entries.holds_those_of(before.entries)
+        if before.labels or lister.pairing.by is not None or not is_here:
+            return []
+        if self._comparison is None:
+            lister.tell(f"comparing the listing with {before.candidates:,} of the plan before")
+            groups = lister.pairing if lister.is_grouped else None
+            self._comparison = PlanComparison(before, lister.source, self._folder, groups)
+        comparison = self._comparison
+        tasks: list[_Task] = [*comparison.tasks(self._listed, self._unlisted, most)]
+        if comparison.can_compare and comparison.rows_added >= blocks.MANY:
+            not_known = [*self._unlisted, *comparison.pending]
+            former_cell = largest_cell(before)
+            tasks += self._blocks(ahead, comparison.added, not_known, former_cell)
+        return tasks
+
+    @property
+    def _listed(self) -> list[StoredPart]:
+        return [*self._own, *self._found.stored]
+
+    @property
+    def _unlisted(self) -> list[Bounds]:
+        """The ranges of names that are not listed yet."""
+        return [(self._uri(r.after), r.until and self._uri(r.until)) for r in self._left]
 
     @property
     def _left(self) -> list[KeyRange]:
@@ -293,35 +346,39 @@ class TaskListing:
             ranges[0] = KeyRange("", done=True)
         self._found.end_round([part for found in listed for part in found.parts])
 
-    def _blocks(self) -> list[NameBlock]:
-        """Returns blocks whose candidates are all listed and that are not planned yet.
+    def _blocks(
+        self,
+        ahead: PlanAhead,
+        parts: Sequence[StoredPart],
+        not_known: Sequence[Bounds],
+        former_cell: int = 0,
+    ) -> list[NameBlock]:
+        """Returns blocks whose candidates are all known and that are not planned yet.
 
         They are one for each worker at most. The shards of the first ones may take all CPUs, and
         the next round then runs beside them.
-        """
-        ahead = self._ahead
-        if ahead is None or ahead.previous is not None or not self._is_planned_by_blocks:
-            return []
-        parts = [*self._own, *self._found.stored]
-        ends = sorted({end for part in parts for end in part.ends})
-        its = parts_of_blocks(ends, parts)
-        left = [(self._uri(r.after), r.until and self._uri(r.until)) for r in self._left]
-        ready: list[NameBlock] = []
-        for at, (after, until) in enumerate(pairwise(["", *ends, None])):
-            if len(ready) == self._mapper.workers:
-                break
-            block = after or "", until
-            if block in self._planned or any(_have_names_in_common(block, each) for each in left):
-                continue
-            if at in its:
-                ready.append(self._block(ahead, block, its[at]))
-        return ready
 
-    def _block(self, ahead: PlanAhead, bounds: Bounds, parts: Iterable[StoredPart]) -> NameBlock:
-        return NameBlock(
-            *(bounds, tuple(parts), ahead.sizes(), ahead.entries, self._lister.pairing),
-            grouped=self._lister.is_grouped,
+        Args:
+            ahead: How the source is planned.
+            parts: Where the candidates are.
+            not_known: The ranges of names of which some candidates may not be known.
+            former_cell: The size of the largest cells of an earlier plan; 0 if there is none.
+        """
+        ends = sorted({end for part in parts for end in part.ends})
+        its, names = parts_of_blocks(ends, parts), OpenNames(not_known)
+        ready = (
+            (bounds, tuple(its[at]))
+            for at, bounds in enumerate(bounds_of_blocks(ends))
+            if at in its and bounds not in self._planned and not names.overlap(bounds)
         )
+        sizes, entries, pairing = ahead.sizes(), ahead.entries, self._lister.pairing
+        return [
+            NameBlock(
+                *(bounds, some, sizes, entries, pairing, former_cell),
+                grouped=self._lister.is_grouped,
+            )
+            for bounds, some in islice(ready, self._mapper.workers)
+        ]
 
     def _uri(self, key: str) -> str:
         return storage.join(self._lister.source, key)
@@ -375,7 +432,7 @@ class TaskListing:
         return made
 
 
-def _run(task: Task[FoundStretch | PlannedBlock]) -> FoundStretch | PlannedBlock:
+def _run(task: Task[_Done]) -> _Done:
     return run_in_task(task)
 
 
@@ -385,9 +442,3 @@ def _halves(of_range: KeyRange) -> list[KeyRange]:
     if middle is None:
         return [of_range]
     return [KeyRange(of_range.after, middle), KeyRange(middle, of_range.until)]
-
-
-def _have_names_in_common(one: Bounds, other: Bounds) -> bool:
-    """Tells whether a name may be in both: above the first bound of each, up to its last."""
-    lasts = [last for _, last in (one, other) if last is not None]
-    return not lasts or max(one[0], other[0]) < min(lasts)

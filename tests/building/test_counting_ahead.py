@@ -29,11 +29,13 @@ from pipeline.errors import (
     SourceError,
     StorageError,
     TransientError,
+    UsageError,
 )
 from pipeline.events import Event, Said, Started, StepDone, StepFailed
 from pipeline.mapper import SerialMapper
 from pipeline.sources import (
     ChangeCounts,
+    Entries,
     Entry,
     ImageChanges,
     Manifest,
@@ -253,6 +255,122 @@ def test_a_refresh_lists_by_tasks_and_counts_what_is_new(root: str, images: str)
     assert again.read == 1  # whatever small shards are put together
 
 
+def grown(source: str) -> Iterator[None]:
+    """Makes a source, and then doubles it, in its folders and in new ones."""
+    for i in range(IMAGES):
+        put(f"{source}/day{i % 5}/{i:03}.jpg", jpeg(i, 24, 16))
+    yield
+    for i in range(IMAGES, 2 * IMAGES):
+        put(f"{source}/day{i % 9}/{i:03}.jpg", jpeg(i, 24, 16))
+    put(f"{source}/day3/003.jpg", jpeg(998, 24, 16))
+    yield
+
+
+def images_of_stages(events: Sequence[Event]) -> list[int]:
+    """Returns how many images each stage of counting was to count."""
+    return [each.total for each in events if isinstance(each, Started) and each.unit == "images"]
+
+
+def die_while_listing(root: str, source: str) -> int:
+    """Has a build end for want of the store, once it has counted something.
+
+    Returns:
+        How many shards it has counted.
+    """
+    real, runs, before = task_listing.Stretch.run, list[int](), len(partials(root))
+
+    def run(stretch: task_listing.Stretch) -> Any:
+        runs.append(1)
+        if len(runs) == 20:
+            for _ in range(1000):
+                if len(partials(root)) > before:
+                    break
+                sleep(0.01)
+            raise StorageError("out of power")
+        return real(stretch)
+
+    with pytest.MonkeyPatch.context() as patch, TaskEngine() as engine:
+        patch.setattr(task_listing.Stretch, "run", run)
+        patch.setattr(task_listing, "WAVES", 4)
+        with pytest.raises(StorageError, match="out of power"):
+            build(root, source, engine)
+    return len(partials(root)) - before
+
+
+def test_a_later_build_counts_new_images_while_it_lists(root: str) -> None:
+    """If it dies meanwhile, none of them is counted again."""
+    source, events = f"{root}-source", list[Event]()
+    made = grown(source)
+    next(made)
+    for name, engine_of in {"alone": InProcess, "tasks": TaskEngine}.items():
+        with engine_of() as engine:
+            build(f"{root}/{name}", source, engine)
+    next(made)
+    alone = build(f"{root}/alone", source, InProcess())
+    counted = die_while_listing(f"{root}/tasks", source)
+    assert 0 < counted < alone.counted_shards
+    with TaskEngine() as engine:
+        spread = build(f"{root}/tasks", source, engine, events.append)
+    assert spread.version.manifest == alone.version.manifest
+    assert spread.version.dna == alone.version.dna
+    assert spread.image_changes == alone.image_changes == ImageChanges(60, 0, 1, 59)
+    assert spread.counted_shards == alone.counted_shards - counted
+    assert len(images_of_stages(events)) > 1
+    assert images_of_stages(events)[-1] < IMAGES / 2  # shards that have changed, and small ones
+    assert [finding for finding in verify(Catalogue(f"{root}/tasks")) if not finding.ok] == []
+
+
+def test_images_are_erased_from_what_a_later_build_has_counted_that_died(root: str) -> None:
+    """Only lists name them, and no plan that is noted has these."""
+    source = f"{root}-source"
+    made = grown(source)
+    next(made)
+    with TaskEngine() as engine:
+        build(root, source, engine)
+    next(made)
+    place, known = Catalogue(root), set(partials(root))
+    assert die_while_listing(root, source) > 0
+    version = place.find("photos")
+    work, held = place.work_uri("photos", version.spec), {}
+    for item in storage.walk(f"{root}/manifests"):
+        some = Manifest.decode(storage.read(item.uri), item.uri, Entries(place.entries_uri))
+        for head, key in zip(some.heads, some.keys(version.spec, version.products), strict=True):
+            held[partial_uri(work, key)] = some.entries.read_shard(head)["uri"].to_pylist()
+    new = set(partials(root)) - known
+    assert new <= held.keys()
+    image = held[min(new)][0]
+    options = EraseOptions(reason="asked for", source_keeps=True)
+    with InProcess() as engine:
+        erase_images(place, [image], options, engine)
+    assert [uri for uri in partials(root) if image in held[uri]] == []
+    assert [finding for finding in verify(place) if not finding.ok] == []
+    with TaskEngine() as engine:
+        result = build(root, source, engine)
+    assert result.version.images == 2 * IMAGES
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+def test_nothing_is_counted_early_of_another_source(root: str) -> None:
+    """It is refused in the end, unless it is asked for."""
+    source, other = f"{root}-source", f"{root}-other"
+    for folder in (source, other):
+        made = grown(folder)
+        next(made)
+    with TaskEngine() as engine:
+        build(root, source, engine)
+    next(made)
+    before, events = partials(root), list[Event]()
+    with TaskEngine() as engine, pytest.raises(UsageError, match=f"its source was {source}, and"):
+        build(root, other, engine, events.append)
+    assert images_of_stages(events) == []
+    assert partials(root) == before
+    request = Request("photos", other, replace=True, **COUNTING)
+    with TaskEngine() as engine:
+        (result,) = build_datasets(Catalogue(root), [request], engine, RESOURCES, events.append)
+    assert result.version.images == 2 * IMAGES
+    assert len(images_of_stages(events)) > 1
+
+
 def changed_twice(source: str) -> Iterator[None]:
     """Makes a source, and changes it: images are new, gone and other ones, and then none is."""
     for i in range(IMAGES):
@@ -298,7 +416,7 @@ def test_refreshes_by_tasks_have_the_plans_and_counts_of_one_process(
         differ.append(spread.image_changes)
     assert differ == [None, ImageChanges(1, 12, 1, 47), None]
     said = [event.message for event in events if isinstance(event, Said)]
-    assert "comparing 49 candidates with 49 of the plan before" in said
+    assert "comparing the listing with 49 of the plan before" in said
     assert read[0] == IMAGES > read[1] > 0 == read[2]
     assert [finding for finding in verify(Catalogue(f"{root}/tasks")) if not finding.ok] == []
 
@@ -379,7 +497,7 @@ def test_ray_lists_plans_and_counts_at_once(root: str, monkeypatch: pytest.Monke
             present.append(stages[-1].present if stages else 0)
             said += [event.message for event in events if isinstance(event, Said)]
     assert present[0] > 0
-    assert "comparing 49 candidates with 60 of the plan before" in said
+    assert "comparing the listing with 60 of the plan before" in said
     assert [finding for finding in verify(place) if not finding.ok] == []
 
 

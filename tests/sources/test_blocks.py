@@ -55,6 +55,27 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_sizes, "default_shard_images", lambda _: 30)
 
 
+RANGES = st.tuples(st.text("abc", max_size=2), st.none() | st.text("abc", max_size=2)).filter(
+    lambda bounds: bounds[1] is None or bounds[0] < bounds[1]
+)
+
+
+@given(st.lists(RANGES, max_size=6), RANGES, st.text("abc", min_size=1, max_size=3))
+def test_a_range_is_open_if_one_of_its_names_is(
+    ranges: list[blocks.Bounds], bounds: blocks.Bounds, name: str
+) -> None:
+    def has(of: blocks.Bounds) -> bool:
+        return of[0] < name and (of[1] is None or name <= of[1])
+
+    is_open = blocks.OpenNames(ranges).overlap(bounds)
+    assert is_open == any(
+        max(bounds[0], after) < min(last for last in (bounds[1], until, "d") if last is not None)
+        for after, until in ranges
+    )
+    if has(bounds) and any(map(has, ranges)):
+        assert is_open
+
+
 def ends_of(uris: list[str]) -> list[str]:
     return block_ends(pa.array(sorted(uris)), BLOCK)
 

@@ -119,6 +119,8 @@ class Place:
         self.options = options
         self.tasks = Tasks()
         self.said: list[str] = []
+        self.blocks: list[Manifest] = []
+        self.listed_at: list[int] = []
 
     def alone(self, store: FakeStore, previous: Manifest | None = None) -> Manifest:
         with stored(store):
@@ -127,8 +129,14 @@ class Place:
 
     def by_tasks(self, store: FakeStore, previous: Manifest) -> Listing:
         self.tasks = Tasks(len(store.keys))
+        self.blocks, self.listed_at = [], []
         kept = ListingCheckpoint((self.folder / "kept").as_uri(), datetime.now(UTC))
-        ahead = PlanAhead(lambda: self.sizes, self.entries, never, lambda: previous)
+
+        def planned(some: Manifest) -> None:
+            self.blocks.append(some)
+            self.listed_at.append(len(store.answered))
+
+        ahead = PlanAhead(lambda: self.sizes, self.entries, planned, lambda: previous)
         with stored(store):
             found = list_source(
                 ROOT,
@@ -147,7 +155,7 @@ class Place:
 
 
 def never(*_: Any) -> None:
-    raise AssertionError("a source with an earlier plan is planned as a whole, by tasks")
+    raise AssertionError("the process that builds reads the members of the plan before")
 
 
 def content_of(names: list[str]) -> Content:
@@ -216,6 +224,23 @@ def require_difference(found: Listing, before: Manifest, whole: Manifest) -> Non
         assert found.difference == KnownDifference(before.digest, join.counts)
 
 
+def require_counted_early(place: Place, before: Manifest, whole: Manifest) -> None:
+    """Requires that the shards that were counted early are those of new images in the plan.
+
+    All of them are, if so many images are new that tasks plan them.
+    """
+    known = {head.content for head in before.heads}
+    early = [head for some in place.blocks for head in some.heads]
+    content = [head.content for head in early]
+    assert len(set(content)) == len(content)
+    fresh = [head.content for head in whole.heads[len(whole.heads) - len(early) :]]
+    assert sorted(content) == sorted(fresh)
+    assert known.isdisjoint(content)
+    there = {entry.uri for shard in all_shards(before) for entry in shard.members}
+    new = sum(entry.uri not in there for shard in all_shards(whole) for entry in shard.members)
+    assert sum(head.candidates for head in early) == (new if new >= blocks.MANY else 0)
+
+
 def _stated(head: ShardHead) -> tuple[Any, ...]:
     """Returns all that a plan states of a shard but the file, with what `==` leaves out."""
     return astuple(replace(head, address=NOWHERE))
@@ -248,6 +273,7 @@ def test_tasks_make_the_later_plans_of_one_process(tmp_path: Path, seed: int) ->
         found = place.by_tasks(store, before)
         require_same(found, whole)
         require_difference(found, before, whole)
+        require_counted_early(place, before, whole)
         before = whole
 
 
@@ -276,7 +302,7 @@ def test_only_shards_that_have_changed_are_written(
     assert len(written) <= most
     assert bool(written) == (what in ("a day", "one image"))
     assert len([task for task in place.tasks.items if isinstance(task, NameRange)]) > 2
-    assert f"comparing {len(left)} candidates with 400 of the plan before" in place.said
+    assert "comparing the listing with 400 of the plan before" in place.said
 
 
 def _written(task: Any) -> tuple[ShardHead, ...]:
@@ -302,6 +328,38 @@ def test_no_task_has_much_of_a_source_that_has_become_another(
     members = [sum(head.candidates for head in task.heads) for task in sorts]
     assert len(members) > 1
     assert max(members) < 2 * 100
+
+
+@pytest.mark.parametrize("lists", [1, 6])
+def test_many_new_images_are_planned_while_the_listing_runs(tmp_path: Path, lists: int) -> None:
+    """Also those of ranges in which the earlier plan has none, or the listing has none any more."""
+    place, content = Place(tmp_path), first_days(8)
+    before = place.alone(Contents(content))
+    left = {name: its for name, its in content.items() if name[:6] not in ("day000", "day007")}
+    left |= content_of([name for number in range(20) for name in day(2 * number, 60 + number)])
+    left |= content_of(day(100, 300))
+    store = Contents(left, page=30 // lists)
+    whole = place.alone(Contents(left), before)
+    found = place.by_tasks(store, before)
+    require_same(found, whole)
+    require_difference(found, before, whole)
+    require_counted_early(place, before, whole)
+    assert place.listed_at[0] < len(left) * 0.75
+    assert len([at for at in place.listed_at if at < len(left)]) > len(place.listed_at) / 4
+
+
+def test_nothing_is_planned_early_while_few_new_images_are_known(tmp_path: Path) -> None:
+    place, content = Place(tmp_path), first_days(12)
+    before = place.alone(Contents(content))
+    left = content | content_of(day(500, blocks.MANY - 1))
+    whole = place.alone(Contents(left), before)
+    require_same(place.by_tasks(Contents(left), before), whole)
+    assert place.blocks == []
+    left |= content_of(day(501, 1))
+    whole = place.alone(Contents(left), before)
+    require_same(place.by_tasks(Contents(left), before), whole)
+    require_counted_early(place, before, whole)
+    assert place.blocks != []
 
 
 def test_a_task_holds_changes_of_its_own_shards_alone(
