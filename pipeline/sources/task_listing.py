@@ -70,8 +70,8 @@ TASK_BYTES = 2**26
 """How many bytes of a report a task reads, if its files are not larger: a million rows or more."""
 
 WAVES = 4
-"""How many tasks for each worker a round has that reads a report, or compares a listing beside it. A
-round ends with its slowest."""
+"""How many tasks for each worker a round has that reads a report, or that compares names beside a
+listing. A round ends with its slowest."""
 
 OWN_FILES = 8
 """How many of its files this process holds at a time, to sort them."""
