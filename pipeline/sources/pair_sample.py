@@ -127,12 +127,14 @@ def _sample(some: _SampledShards) -> dict[int, int]:
 def _pieces(manifest: Manifest, label: str | None) -> Iterator[pa.Table]:
     """Yields the images of a manifest with their folds and a label, many at a time."""
     held: list[pa.Table] = []
+    count = 0
     for head, rows in manifest.tables():
         folds = np.full(rows.num_rows, head.fold, np.int32)
         labels = pa.nulls(rows.num_rows, pa.string()) if label is None else rows[label]
         held.append(pa.table([rows["uri"], rows["member"], labels, folds], schema=_SCHEMA))
-        if sum(piece.num_rows for piece in held) >= PIECE_ROWS:
+        count += rows.num_rows  # shards may be of a few images, and very many
+        if count >= PIECE_ROWS:
             yield pa.concat_tables(held)
-            held = []
+            held, count = [], 0
     if held:
         yield pa.concat_tables(held)

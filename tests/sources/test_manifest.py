@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from cProfile import Profile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -296,6 +297,17 @@ def test_the_versions_of_a_dataset_have_the_images_that_they_share_in_one_fold()
     assert one.shared(other) == (1, 0.8)
     parts = [pairs_of(later.select(range(at, len(later.heads), 2))) for at in (0, 1)]
     assert sum(len(part.numbers) for part in parts if part) == len(other.numbers)
+
+
+def test_sampling_names_takes_no_longer_for_each_of_more_shards() -> None:
+    def calls(shards: int) -> int:
+        manifest = plan(entries(shards), shard_images=1)
+        with Profile() as profile:
+            pairs_of(manifest)
+        return sum(each.callcount for each in profile.getstats())
+
+    calls(1)  # imports
+    assert calls(400) < 4.4 * calls(100)
 
 
 def test_a_suffix_that_may_be_a_number_names_another_image() -> None:
