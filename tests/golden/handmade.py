@@ -89,11 +89,14 @@ def commit_dataset(
     catalogue: Catalogue,
     name: str,
     manifest: Manifest,
-    partials: Sequence[Partial],
+    partials: Sequence[Partial] = (),
     spec: Spec = SPEC,
     ranges: Ranges = RANGES,
 ) -> Version:
-    """Stores a dataset version as a build does, from partials made by hand."""
+    """Stores a dataset version as a build does, from partials made by hand.
+
+    Partials and sums that are stored already are taken as they are.
+    """
     work = catalogue.work_uri(name, spec.digest)
     put_partials(work, partials)
     composed = reduce_all(manifest, work, name, spec)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import suite
+from benchmarks.collecting import DictStore, made
+from pipeline.catalogue import Catalogue, verify
+from pipeline.counting import load_partial, partial_uri
+from pipeline.storage import objects
+from tests.golden.handmade import SPEC, commit_dataset
 from tests.support.builders import write_photos
 
 
@@ -186,6 +192,28 @@ def test_the_benchmark_of_the_kept_matrix_reads_what_was_written() -> None:
     assert result["write"]["mb"] > numbers / 1e6
     assert result["read"]["cpu_seconds"] > 0
     assert result["ratio"] > 0
+
+
+@pytest.mark.soak
+def test_a_catalogue_of_many_shards_is_made_as_a_build_makes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = DictStore()
+    monkeypatch.setitem(objects._STORES, "s3", store)
+    place, other = made("s3://many/dnas", 300), Catalogue("s3://built/dnas")
+    version = place.head().datasets["fleet"][SPEC.digest]
+    manifest = place.manifest("fleet", version)
+    work = place.work_uri("fleet", SPEC.digest)
+    uris = [partial_uri(work, key) for key in manifest.keys(SPEC.digest)]
+    partials = [load_partial(uri) for uri in uris]
+    assert commit_dataset(other, "fleet", manifest, partials) == version
+    built = {u: data for u, data in store.objects.items() if u.startswith(f"{other.root}/_work/")}
+    assert len(built) > 300 + 16
+    assert all(store.objects[place.root + u.removeprefix(other.root)] == built[u] for u in built)
+    assert all(finding.ok for finding in verify(place))
+    wrong = replace(partials[1], shards=partials[0].shards)
+    store.objects[uris[0]] = wrong.encode()
+    assert [finding.check for finding in verify(place) if not finding.ok] == ["partials"]
 
 
 @pytest.mark.soak
