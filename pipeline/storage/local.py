@@ -10,16 +10,15 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import fsspec
+from typing import TYPE_CHECKING
 
 from pipeline.buffers import Data, pieces
 from pipeline.errors import SourceError, StorageError
+from pipeline.storage.name_patterns import NamePattern
 from pipeline.storage.retry import attempt
 from pipeline.storage.store import Answer, Stored, require_identity
 from pipeline.storage.uris import local_path
@@ -141,44 +140,34 @@ class LocalStore:
             return
         if not os.path.isdir(root):
             raise SourceError(_no_file(uri) if os.path.exists(root) else f"{uri} does not exist")
-        try:
-            before = _number_of(root)
-        except OSError as error:
-            raise StorageError(_not_listed(error)) from error
-
-        def require_removed(error: OSError) -> None:
-            is_below = error.errno == errno.ENOENT and error.filename != root
-            try:
-                if is_below and _number_of(root) == before:
-                    return
-            except OSError as of_root:
-                raise StorageError(_not_listed(of_root)) from error
-            raise StorageError(_not_listed(error)) from error
-
-        seen: set[tuple[int, int]] = set()
-        for folder, folders, names in os.walk(root, followlinks=True, onerror=require_removed):
-            try:
-                number = _number_of(folder)
-            except OSError as error:
-                require_removed(error)
-                folders.clear()
-                continue
-            if number in seen:
-                folders.clear()
-                continue
-            seen.add(number)
-            folders.sort()  # the order does not depend on the disk, nor does what is a repeat
-            for name in sorted(names):
+        for folder, names in _folders(root):
+            for name in names:
                 entry = entry_of(os.path.join(folder, name))
                 if entry is not None:
                     yield entry
 
     def glob(self, pattern: str) -> Iterator[Stored]:
-        """Yields the files that match, in order."""
+        """Yields the files that match, in order.
+
+        Only folders that may hold some are looked into, as `walk` does.
+
+        Raises:
+            StorageError: One of these cannot be listed.
+            UsageError: It is no pattern.
+        """
         root = Path(local_path(pattern) if "://" in pattern else pattern).expanduser()
-        fs: Any = fsspec.filesystem("file")
-        names = sorted(fs.glob(os.path.abspath(root)))
-        yield from (entry for n in names if (entry := entry_of(n)) is not None)
+        wanted = NamePattern(os.path.abspath(root))
+        folder = wanted.folder or "/"
+        if not os.path.isdir(folder):
+            return
+        paths = (
+            os.path.join(below, name)
+            for below, names in _folders(folder, wanted.parts_before)
+            for name in names
+        )
+        for path in sorted(filter(wanted.matches, paths)):
+            if (entry := entry_of(path)) is not None:
+                yield entry
 
 
 class LocalFile(io.FileIO):
@@ -216,6 +205,51 @@ class LocalFile(io.FileIO):
 
     def _check(self) -> None:
         require_identity(self._uri, self._expected, _identity(os.fstat(self.fileno())))
+
+
+def _folders(
+    root: str, place_of: Callable[[str], int | None] = lambda _: 0
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields a folder and those below it, each once, with the sorted names of what is no folder.
+
+    Args:
+        root: The uppermost folder.
+        place_of: Called with the path of a folder. None leaves it out. If symbolic links lead to a
+            folder from several places, it is entered once for each number.
+
+    Raises:
+        StorageError: A folder cannot be listed, or the uppermost one is gone or is another now.
+    """
+    try:
+        before = _number_of(root)
+    except OSError as error:
+        raise StorageError(_not_listed(error)) from error
+
+    def require_removed(error: OSError) -> None:
+        is_below = error.errno == errno.ENOENT and error.filename != root
+        try:
+            if is_below and _number_of(root) == before:
+                return
+        except OSError as of_root:
+            raise StorageError(_not_listed(of_root)) from error
+        raise StorageError(_not_listed(error)) from error
+
+    seen: set[tuple[tuple[int, int], int | None]] = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=require_removed):
+        try:
+            number = _number_of(folder), place_of(folder)
+        except OSError as error:
+            require_removed(error)
+            folders.clear()
+            continue
+        if number in seen:
+            folders.clear()
+            continue
+        seen.add(number)
+        # The order does not depend on the disk, nor does what is a repeat.
+        inner = (name for name in folders if place_of(os.path.join(folder, name)) is not None)
+        folders[:] = sorted(inner)
+        yield folder, sorted(names)
 
 
 def temporary_files(uri: str) -> Iterator[Stored]:

@@ -7,19 +7,18 @@ s3fs makes the connection and signs. Its functions for files are not used for co
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any, cast
 from weakref import WeakSet
 
 from fsspec.asyn import sync
-from fsspec.utils import glob_translate
 
 from pipeline.buffers import Data, Mapped, size_of
 from pipeline.errors import StorageError
 from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
 from pipeline.storage.listing_pages import BEFORE_PARSE, take_objects
+from pipeline.storage.name_patterns import NamePattern
 from pipeline.storage.other import Details, FsspecStore, identity_of, is_folder_marker, nothing
 from pipeline.storage.request_count import count_requests
 from pipeline.storage.retry import RetrySettings, attempt, status_of
@@ -186,17 +185,13 @@ class S3Store(FsspecStore):
     def glob(self, pattern: str) -> Iterator[Stored]:
         """Lists what begins like the pattern, and yields the objects that match."""
         _, path = self.open(pattern)
-        stem = re.split(r"[*?\[]", path, maxsplit=1)[0]
-        bucket, slash, prefix = stem.partition("/")
+        wanted = NamePattern(path)
+        bucket, slash, prefix = wanted.stem.partition("/")
         if not slash:
             raise StorageError(f"{pattern}: a bucket must be named without wildcards")
-        try:
-            matches = re.compile(glob_translate(path)).match
-        except ValueError as error:
-            raise StorageError(f"{pattern}: {error}") from error
-        deeper = "/" in path[len(stem) :] or "**" in path
+        deeper = "/" in path[len(wanted.stem) :] or "**" in path
         for item in self._keys(pattern, bucket, prefix, "" if deeper else "/"):
-            if matches(item.uri.removeprefix("s3://")) and not is_folder_marker(item):
+            if wanted.matches(item.uri.removeprefix("s3://")) and not is_folder_marker(item):
                 yield item
 
     def _keys(self, uri: str, bucket: str, prefix: str, delimiter: str = "") -> Iterator[Stored]:

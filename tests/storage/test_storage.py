@@ -670,6 +670,60 @@ def test_a_walk_fails_if_its_own_folder_goes_or_is_another_now(again: bool, tmp_
         next(walk)
 
 
+def globbed(folder: Path, pattern: str) -> list[str]:
+    found = storage.glob(f"{folder}/{pattern}")
+    return [item.uri.removeprefix(f"{folder.as_uri()}/") for item in found]
+
+
+def test_a_glob_follows_symbolic_links_to_folders(tmp_path: Path) -> None:
+    for name in ("day-1/a.jpg", "other/b.jpg", "other/c/d.jpg", "day-3/e.txt"):
+        storage.create((tmp_path / name).as_uri(), b"1")
+    (tmp_path / "day-2").symlink_to(tmp_path / "other", target_is_directory=True)
+    (tmp_path / "day-1" / "again").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "day-3" / "link").symlink_to(tmp_path / "other", target_is_directory=True)
+    assert globbed(tmp_path, "day-*/*.jpg") == ["day-1/a.jpg", "day-2/b.jpg"]
+    assert globbed(tmp_path, "day-1/**/a.jpg") == ["day-1/a.jpg"]
+    assert globbed(tmp_path, "*/*/d.jpg") == ["day-2/c/d.jpg"]
+    assert globbed(tmp_path, "nowhere/*/d.jpg") == []
+
+
+def test_a_folder_is_looked_into_for_each_part_of_a_pattern_that_leads_there(
+    tmp_path: Path,
+) -> None:
+    storage.create((tmp_path / "r/s/x.jpg").as_uri(), b"1")
+    storage.create((tmp_path / "p/y.jpg").as_uri(), b"1")
+    (tmp_path / "p" / "q").symlink_to(tmp_path / "r", target_is_directory=True)
+    assert globbed(tmp_path, "*/*/x.jpg") == ["r/s/x.jpg"]
+    assert globbed(tmp_path, "*/s/**") == ["r/s/x.jpg"]
+
+
+def test_a_glob_fails_if_a_folder_that_may_have_matches_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leaves out would be missing in the counts, and nobody would know."""
+    for name in ("a/day-1/x.jpg", "a/day-2/x.jpg", "lost/day-1/x.jpg"):
+        storage.create((tmp_path / name).as_uri(), b"1")
+    scandir = os.scandir
+
+    def denied(path: str) -> Any:
+        if str(path).endswith(("day-2", "lost")):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert globbed(tmp_path, "a/day-[13]/*.jpg") == ["a/day-1/x.jpg"]
+    assert globbed(tmp_path, "a*/*1/*.jpg") == ["a/day-1/x.jpg"]
+    for pattern, folder in (("a/*/*.jpg", "a/day-2"), ("*/day-1/x.jpg", "lost"), ("**", "day-2")):
+        with pytest.raises(StorageError, match=f"{folder}' cannot be listed: Permission denied"):
+            globbed(tmp_path, pattern)
+
+
+def test_a_pattern_with_two_stars_in_a_name_is_refused(tmp_path: Path, bucket: str) -> None:
+    for place in (f"{tmp_path}", bucket):
+        with pytest.raises(UsageError, match=r"set\*\*/x.jpg: \*\* stands for whole folders"):
+            list(storage.glob(f"{place}/set**/x.jpg"))
+
+
 class Flat(fsspec.AbstractFileSystem):
     """A store of keys, in which an object and a folder may have one name."""
 
