@@ -47,12 +47,13 @@ class LocalStore:
 
     def exists(self, uri: str) -> bool:
         """Tells whether there is a file."""
-        path = local_path(uri)
-        return os.path.exists(path) and not os.path.isdir(path)
+        status = _status_of(local_path(uri))
+        return status is not None and not stat.S_ISDIR(status.st_mode)
 
     def is_folder(self, uri: str) -> bool:
         """Tells whether there is a folder."""
-        return os.path.isdir(local_path(uri))
+        status = _status_of(local_path(uri))
+        return status is not None and stat.S_ISDIR(status.st_mode)
 
     def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads bytes, and looks at the file before and after, in case it is being written."""
@@ -129,17 +130,20 @@ class LocalStore:
 
         Raises:
             SourceError: There is nothing of that name.
-            StorageError: A folder cannot be listed, or the uppermost one is gone or is another now,
-                as when a disk is unmounted.
+            StorageError: A folder cannot be listed or looked at, or the uppermost one is gone or is
+                another now, as when a disk is unmounted.
         """
         root = local_path(uri)
-        if os.path.isfile(root):
+        status = attempt(uri, partial(_status_of, root))
+        if status is None:
+            raise SourceError(f"{uri} does not exist")
+        if stat.S_ISREG(status.st_mode):
             entry = entry_of(root)
             if entry is not None:
                 yield entry
             return
-        if not os.path.isdir(root):
-            raise SourceError(_no_file(uri) if os.path.exists(root) else f"{uri} does not exist")
+        if not stat.S_ISDIR(status.st_mode):
+            raise SourceError(_no_file(uri))
         for folder, names in _folders(root):
             for name in names:
                 entry = entry_of(os.path.join(folder, name))
@@ -158,7 +162,7 @@ class LocalStore:
         root = Path(local_path(pattern) if "://" in pattern else pattern).expanduser()
         wanted = NamePattern(os.path.abspath(root))
         folder = wanted.folder or "/"
-        if not os.path.isdir(folder):
+        if not attempt(Path(folder).as_uri(), partial(self.is_folder, Path(folder).as_uri())):
             return
         paths = (
             os.path.join(below, name)
@@ -273,14 +277,36 @@ def entry_of(path: str) -> Stored | None:
     if _TEMPORARY.match(os.path.basename(path)):
         return None
     try:
-        status = os.stat(path)
+        status = _status_of(path)
+    except OSError as error:
+        raise StorageError(f"{path!r} cannot be read: {error.strerror}") from error
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None
+    return _stored(path, status)
+
+
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+"""The errors that say that there is nothing of a name, and not that it cannot be known."""
+
+
+def _status_of(path: str) -> os.stat_result | None:
+    """Looks at what a path leads to.
+
+    Returns:
+        What the system says of it; None if there is nothing.
+
+    Raises:
+        OSError: Whether there is something cannot be known: it is not allowed, or the disk, which
+            may be one of a network, does not answer.
+    """
+    try:
+        return os.stat(path)
     except ValueError:  # a NUL in the name
         return None
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        if error.errno in _ABSENT:
             return None
-        raise StorageError(f"{path!r} cannot be read: {error.strerror}") from error
-    return _stored(path, status) if stat.S_ISREG(status.st_mode) else None
+        raise
 
 
 _KINDS = {

@@ -670,6 +670,41 @@ def test_a_walk_fails_if_its_own_folder_goes_or_is_another_now(again: bool, tmp_
         next(walk)
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.EACCES, StorageError, "access denied.*Permission denied"),
+        (errno.ESTALE, TransientError, "no answer after 2 tries: .*Stale file handle"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_not_taken_for_missing(
+    number: int,
+    kind: type[StorageError],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else an unreachable disk would look as if a version's files had been removed."""
+    uri = (tmp_path / "a").as_uri()
+    storage.create(uri, b"a")
+    look = os.stat
+
+    def refused(path: Any, **how: Any) -> os.stat_result:
+        if str(path) == str(tmp_path / "a"):
+            raise OSError(number, os.strerror(number), path)
+        return look(path, **how)
+
+    monkeypatch.setattr(os, "stat", refused)
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "2")
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.01")
+    actions = (storage.exists, storage.is_folder, lambda uri: list(storage.walk(uri)))
+    for action in (*actions, lambda uri: list(storage.glob(f"{uri}/*.jpg"))):
+        with pytest.raises(kind, match=f"{uri}: {message}"):
+            action(uri)
+    assert not storage.exists(f"{tmp_path.as_uri()}/b")
+    assert not storage.exists(f"{tmp_path.as_uri()}/%00")
+
+
 def globbed(folder: Path, pattern: str) -> list[str]:
     found = storage.glob(f"{folder}/{pattern}")
     return [item.uri.removeprefix(f"{folder.as_uri()}/") for item in found]
