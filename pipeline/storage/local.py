@@ -57,7 +57,7 @@ class LocalStore:
 
     def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads bytes, and looks at the file before and after, in case it is being written."""
-        with open(local_path(uri), "rb", opener=_open_at_once) as file:
+        with open(_path_to_open(uri), "rb", opener=_open_at_once) as file:
             before = os.fstat(file.fileno())
             if length is None and most is not None and before.st_size > most:
                 return Answer(b"", _identity(before), before.st_size, is_too_long=True)
@@ -186,7 +186,7 @@ class LocalFile(io.FileIO):
     """
 
     def __init__(self, uri: str, identity: str | None) -> None:
-        super().__init__(local_path(uri), "rb", opener=_open_at_once)
+        super().__init__(_path_to_open(uri), "rb", opener=_open_at_once)
         self._uri = uri
         self._expected = identity or _identity(os.fstat(self.fileno()))
         try:
@@ -319,6 +319,14 @@ _KINDS = {
 """What a name may lead to that is no regular file."""
 
 
+def _path_to_open(uri: str) -> str:
+    """Returns the path of a file. One with a NUL, as a damaged table may have it, leads nowhere."""
+    path = local_path(uri)
+    if "\0" in path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return path
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """Opens a regular file.
 
@@ -356,7 +364,9 @@ def _no_file(uri: str) -> str:
 
 
 def _stored(path: str, status: os.stat_result) -> Stored:
-    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+    modified = None
+    with contextlib.suppress(OverflowError, ValueError):  # of no year that Python knows
+        modified = datetime.fromtimestamp(status.st_mtime, UTC)
     return Stored(Path(path).as_uri(), status.st_size, _identity(status), modified)
 
 

@@ -406,6 +406,30 @@ def test_symbolic_link_loops_end(tmp_path: Path) -> None:
     assert len(list(storage.walk(tmp_path.as_uri()))) == 1
 
 
+def test_a_file_of_a_year_without_dates_is_listed_without_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some archives unpack with such times, and not every disk keeps them."""
+    (tmp_path / "a").touch()
+    look = os.stat
+
+    def far(path: Any, **how: Any) -> os.stat_result:
+        found = list(look(path, **how))
+        return os.stat_result([*found[:8], 10**14, *found[9:]])
+
+    monkeypatch.setattr(os, "stat", far)
+    assert [item.modified for item in storage.walk(tmp_path.as_uri())] == [None]
+
+
+def test_a_name_with_a_nul_is_of_no_file(tmp_path: Path) -> None:
+    """A damaged table may have such names."""
+    uri = f"{tmp_path.as_uri()}/a%00.jpg"
+    assert not storage.exists(uri)
+    for action in (storage.info, storage.read, read_at_random, storage.read_on_disk):
+        with pytest.raises(SourceError, match=r"a%00.jpg.* does not exist, or is not a file"):
+            action(uri)
+
+
 # Parts of objects, and the identity of their object.
 
 
