@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.buffers import Data, pieces
 from pipeline.errors import SourceError, StorageError
@@ -377,12 +377,14 @@ def _identity(status: os.stat_result) -> str:
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
+_FOLDER_TRIES = 10
+
+
 def _write_temporary(path: Path, data: Data) -> str:
     """Writes the bytes to disk beside `path`, under a name that listings leave out."""
     temporary = str(path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with _new_file(temporary) as file:
             for piece in pieces(data):
                 file.write(piece)
             file.flush()
@@ -391,6 +393,22 @@ def _write_temporary(path: Path, data: Data) -> str:
         _remove_quietly(temporary)
         raise StorageError(_not_written(path, error)) from error
     return temporary
+
+
+def _new_file(path: str) -> BinaryIO:
+    """Opens a new file, and makes the folders that it lies in.
+
+    While these are empty, another process may remove them (see `LocalStore.delete_tree`). Then they
+    are made again.
+
+    Returns:
+        The file, open for writing.
+    """
+    for _ in range(_FOLDER_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return open(path, "xb")
+    return open(path, "xb")
 
 
 def _link(temporary: str, path: str) -> bool:

@@ -1045,6 +1045,24 @@ def test_a_link_whose_answer_is_lost_is_known_as_our_own(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_folder_that_another_process_removes_before_it_has_a_file_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `delete_tree` does with the folder above, where other builds put theirs."""
+    make, gone = os.mkdir, []
+
+    def made_and_gone(path: Any, *how: Any) -> None:
+        make(path, *how)
+        if len(gone) < 3:
+            gone.append(path)
+            os.rmdir(path)
+
+    monkeypatch.setattr(os, "mkdir", made_and_gone)
+    uri = (tmp_path / "a" / "b" / "c").as_uri()
+    assert storage.create(uri, b"c")
+    assert (storage.read(uri), len(gone)) == (b"c", 3)
+
+
 DIES = """
 import os, sys
 from pipeline import storage
