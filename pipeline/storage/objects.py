@@ -328,8 +328,11 @@ def replace(uri: str, data: Data) -> None:
 
 
 def _require_single_put(uri: str, data: Data) -> None:
-    if size_of(data) > MAX_SINGLE_PUT:
-        raise StorageError(f"{uri}: {size_of(data)} bytes are too many for one PUT request")
+    if size_of(data) > MAX_SINGLE_PUT and not store_of(uri).is_local:
+        raise StorageError(
+            f"{uri}: {size_of(data)} bytes are too many for one PUT request; write it to a local "
+            "path, and copy it from there"
+        )
 
 
 def _holds(uri: str, data: Data) -> bool:

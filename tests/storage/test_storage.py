@@ -1063,6 +1063,17 @@ def test_a_folder_that_another_process_removes_before_it_has_a_file_is_made_agai
     assert (storage.read(uri), len(gone)) == (b"c", 3)
 
 
+def test_a_file_may_be_larger_than_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "MAX_SINGLE_PUT", 2)
+    for write in (storage.create, storage.replace):
+        write((tmp_path / "a").as_uri(), b"123")
+        with pytest.raises(StorageError, match="3 bytes are too many for one PUT request"):
+            write("s3://bucket/a", b"123")
+    assert (tmp_path / "a").read_bytes() == b"123"
+
+
 DIES = """
 import os, sys
 from pipeline import storage
