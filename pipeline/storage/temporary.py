@@ -10,9 +10,11 @@ b'\x00\x00\x00\x00\x00\x00\x00end'
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -28,6 +30,13 @@ SCRATCH = "vdna-scratch-"
 
 ABANDONED_SECONDS = 3600
 """Younger folders are left alone: their processes may be about to lock them."""
+
+
+OPEN_FILES = 2**16
+"""How many files a process may have open from its first mapped file on, if the system permits so
+many. macOS may permit no more than `FEWER_FILES`."""
+
+FEWER_FILES = 10_240
 
 
 def on_disk(data: bytes | mmap) -> bytes | mmap:
@@ -67,8 +76,7 @@ def sparse(size: int, pieces: Iterable[tuple[int, bytes]]) -> bytes | mmap:
                 file.seek(start)
                 file.write(piece)
         with _room_for(size):
-            file.flush()
-            return mmap(file.fileno(), 0, access=ACCESS_READ)
+            return _mapped(file)
 
 
 def written(size: int, write: Callable[[IO[bytes]], None]) -> mmap:
@@ -86,8 +94,30 @@ def written(size: int, write: Callable[[IO[bytes]], None]) -> mmap:
     """
     with _room_for(size), tempfile.TemporaryFile() as file:
         write(file)
-        file.flush()
-        return mmap(file.fileno(), 0, access=ACCESS_READ)
+        return _mapped(file)
+
+
+def _mapped(file: IO[bytes]) -> mmap:
+    file.flush()
+    _allow_open_files()
+    return mmap(file.fileno(), 0, access=ACCESS_READ)
+
+
+@functools.cache
+def _allow_open_files() -> None:
+    """Lets this process have more files open, as far as the system permits it.
+
+    A map holds its file open, and a comparison of hundreds of DNAs maps one or two of each. Unless
+    a process asks for more, many systems permit 1,024, and macOS 256.
+    """
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for files in (OPEN_FILES, FEWER_FILES):
+        wanted = files if most == resource.RLIM_INFINITY else min(files, most)
+        if now == resource.RLIM_INFINITY or now >= wanted:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            return
 
 
 @contextlib.contextmanager
@@ -96,6 +126,11 @@ def _room_for(size: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise StorageError(
+                f"{size} bytes do not go to a file in {tempfile.gettempdir()}: {error}; allow more "
+                f"open files, as by ulimit -n {OPEN_FILES}"
+            ) from error
         raise StorageError(
             f"{size} bytes do not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk "
             "with more room"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ from pipeline.dna import FileKind, Lens, SealedFile, sealed
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
 from pipeline.reporting.progress import Lines
 from pipeline.spec import Tap
+from pipeline.storage import temporary
 from tests.comparing.test_matrix import computed, stored
 from tests.golden.handmade import (
     SPEC,
@@ -1090,6 +1092,26 @@ def test_threads_and_device_reach_the_kernels(
     of_job = {"error_bars": error_bars, "threads": 3, "device": "cuda:1"}
     tile_sums.compute(whole_tile(place, [0], [1], **of_job))
     assert asked == [{"threads": 3, "device": "cuda:1"}] * 2
+
+
+def test_more_dnas_are_compared_than_a_process_may_have_files_open_at_first(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each DNA of a tile is an open file, and many systems permit 1,024 unless asked for more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 4
+    temporary._allow_open_files.cache_clear()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        assert np.isfinite(compare(place).of()).all()
+        with monkeypatch.context() as patched:
+            patched.setattr(temporary, "_allow_open_files", lambda: None)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+            with pytest.raises(StorageError, match=r"Too many open files; allow more open files"):
+                compare(without_kept(place))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        temporary._allow_open_files.cache_clear()
 
 
 def test_an_unknown_mean_leaves_the_distance_of_gaussians_out(
