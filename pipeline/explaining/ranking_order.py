@@ -98,16 +98,15 @@ class RankingOrder:
         self._layers = layers
         self._distances = [f"d{i}" for i in range(len(self._layers))]
         self._keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
-        self._folder = tempfile.TemporaryDirectory(prefix="vdna-rank-")
         self._stack = contextlib.ExitStack()
-        self._db: DuckDBPyConnection = self._stack.enter_context(connect(self._folder.name))
+        folder = self._stack.enter_context(storage.ScratchFolder("rank"))
+        self._db: DuckDBPyConnection = self._stack.enter_context(connect(folder))
 
     def __enter__(self) -> RankingOrder:
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._stack.__exit__(*raised)
-        self._folder.cleanup()
 
     def load(self) -> None:
         """Loads what is committed of every shard.

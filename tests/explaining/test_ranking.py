@@ -12,12 +12,13 @@ import re
 import shutil
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -55,12 +56,14 @@ from pipeline.explaining.image_distances import BACKGROUND_SHARE
 from pipeline.explaining.image_emd import LayerEmd
 from pipeline.explaining.measured_dataset import MIXED_TOTAL, MeasuredDataset, background_of
 from pipeline.explaining.rank_shard import Ranks
+from pipeline.explaining.ranking_order import RankingOrder
 from pipeline.explaining.reactions import Reaction
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import HtmlPage, ranking_lines
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery
 from pipeline.reporting.html.ranking_gallery import gallery_of
 from pipeline.spec import Resources
+from pipeline.storage.temporary import SCRATCH
 from pipeline.wording import options_as_flags
 from tests.support import tiny_network as tiny
 from tests.support.builders import with_row_groups
@@ -1032,6 +1035,19 @@ def test_no_ranking_of_another_kind_is_kept_as_outliers(
         options = {"source": str(own_built / "images")}
     assert own_ranked(own, place, **options).ranked == 7
     assert find_outliers(own, own.find(OWN)) is None
+
+
+def test_what_a_killed_ranking_leaves_on_disk_is_removed_by_a_later_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is one of those that are looked for; see tests/storage/test_scratch_folders.py."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    manifest, recipe = (SimpleNamespace(keys=lambda *_: []), SimpleNamespace())
+    recipe.spec, recipe.products = SimpleNamespace(digest=""), ()
+    with RankingOrder(cast(Any, manifest), cast(Any, SimpleNamespace(recipe=recipe)), ()):
+        (folder,) = tmp_path.iterdir()
+        assert folder.name.startswith(SCRATCH)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_kept_outliers_belong_to_one_version(
