@@ -148,9 +148,9 @@ def _text(of_object: ElementTree.Element, tag: str) -> str:
     """Returns the text of a field.
 
     Raises:
-        ValueError: The object has no such field.
+        ValueError: The object has no such field, or several.
     """
-    text = of_object.findtext(tag)
-    if text is None:
-        raise ValueError(f"an object without {tag}")
-    return text
+    found = of_object.findall(tag)
+    if len(found) != 1:
+        raise ValueError(f"an object with {len(found)} of {tag}")
+    return found[0].text or ""

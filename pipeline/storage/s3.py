@@ -219,7 +219,7 @@ class S3Store(FsspecStore):
         found = listing.get("Contents", ())
         keys = [item["Key"] for item in found]
         for before, key in pairwise([last, *keys]):
-            if key <= before:
+            if not isinstance(key, str) or key <= before:  # botocore makes a list of several keys
                 raise StorageError(
                     f"{uri}: the store lists {key!r} after {before!r}; only the order of the keys "
                     "shows that a listing is whole, so this store cannot be listed"

@@ -140,6 +140,8 @@ TWO = listed("a", 1, "e") + listed("b", 2, "f")
         ("<x><!--", "<x>--></x>"),
         ("<![CDATA[", "]]>"),
         ("<Contents/>", ""),
+        (listed("0", 1, "e").replace("<Key>", "<Key>b</Key><Key>"), ""),
+        (listed("0", 1, "e").replace("<ETag>", "<ETag>b</ETag><ETag>"), ""),
         ("", "<Contents>c</Contents>"),
         ("</ListBucketResult><ListBucketResult>", ""),
         ("", "</ListBucketResult><ListBucketResult>"),
@@ -171,9 +173,12 @@ def test_botocore_looks_for_errors_in_what_is_left_of_a_page() -> None:
 
 def read_or_refused(read: Any, body: str) -> Any:
     try:
-        return without_what_nobody_asks_for(read(body.encode()))
+        found = without_what_nobody_asks_for(read(body.encode()))
     except (botocore.parsers.ResponseParserError, ValueError, TypeError, KeyError):
         return "refused"
+    # Of a field that an object has twice, botocore makes a list of elements. `S3Store` refuses it.
+    fields = [value for item in found.get("Contents", ()) for value in item.values()]
+    return "refused" if any(isinstance(value, list) for value in fields) else found
 
 
 @pytest.mark.parametrize(

@@ -914,6 +914,14 @@ def test_a_listing_that_goes_round_in_circles_ends(
         list(storage.walk(bucket))
 
 
+def test_an_object_with_two_keys_is_refused(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore makes a list of them."""
+    contents = [{"Key": ["a", "b"], "Size": 1, "ETag": "x"}]
+    monkeypatch.setattr(s3, "_call", lambda *_, **__: {"Contents": contents})
+    with pytest.raises(StorageError, match=r"the store lists \['a', 'b'\] after ''"):
+        list(storage.walk(bucket))
+
+
 def test_markers_of_folders_are_not_listed(bucket: str) -> None:
     """Consoles make them. A marker that has bytes is an object with an odd name."""
     root = f"{bucket}/{uuid.uuid4().hex}"
