@@ -649,10 +649,12 @@ def _chunks(manifest: Manifest) -> Iterator[pa.Table]:
     """Yields the rows of a manifest, those of many shards at a time."""
     names = [*ENTRY_SCHEMA.names, *manifest.labels]
     held: list[pa.Table] = []
+    count = 0
     for _, table in manifest.tables():
         held.append(table.select(names))
-        if sum(rows.num_rows for rows in held) >= CHUNK_ROWS:
+        count += table.num_rows  # shards may be of a few images, and very many
+        if count >= CHUNK_ROWS:
             yield pa.concat_tables(held)
-            held = []
+            held, count = [], 0
     if held:
         yield pa.concat_tables(held)
