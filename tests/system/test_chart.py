@@ -118,6 +118,7 @@ JOB = "jobs.a.command=build a s3://b,jobs.a.threads=4"
         ([f"{JOB},jobs.a.pools.gpu.cpu=15,image.digest={DIGEST}"], "cudaDigest is not"),
         (["refresh.enabled=true"], "refresh.datasets is empty"),
         (["refresh.enabled=true", "refresh.datasets=catalogue: s3://x"], "catalogue s3://x, and"),
+        (["refresh.enabled=true", "refresh.datasets=- a"], "refresh.datasets is no file of"),
         (["weightsCache.claim=a", "weightsCache.size=1Gi"], "give one"),
         (["weightsCache.networks={vgg16}"], "there is no volume"),
         (["monitoring.rules=a: b"], "it has no groups"),
@@ -132,6 +133,29 @@ def test_values_that_do_not_go_together_are_refused(
     code, text = said([*words, *(word for value in settings for word in ("--set", value))])
     assert code != 0
     assert message in text
+
+
+def test_whatever_changes_the_job_of_the_weights_makes_another_one(helm: str) -> None:
+    """Kubernetes refuses to change a Job, and so `helm upgrade` would fail."""
+
+    def job(**settings: str) -> Document:
+        values = {"weightsCache.size": "1Gi", "weightsCache.networks": "{vgg16}", **settings}
+        words = [word for of in values.items() for word in ("--set", "=".join(of))]
+        code, text = said([helm, "template", "vdna", str(CHART), *words])
+        assert code == 0, text
+        [found] = of_kind("Job", [document for document in yaml.safe_load_all(text) if document])
+        return found
+
+    jobs = [
+        job(),
+        job(catalogue="s3://other/vdna"),
+        job(**{"env.A": "b"}),
+        job(**{"secrets": "{store}"}),
+        job(**{"image.tag": "0.2.0"}),
+        job(**{"weightsCache.size": "", "weightsCache.claim": "mine"}),
+    ]
+    assert len({each["metadata"]["name"] for each in jobs}) == len(jobs)
+    assert job() == jobs[0] == job(**{"head.cpu": "3"})
 
 
 def test_rules_and_dashboard_become_objects(helm: str) -> None:

@@ -351,3 +351,34 @@ kueue.x-k8s.io/priority-class: {{ .queuePriority }}
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{- /* The spec of the Job that fetches weights. Takes the root. */ -}}
+{{- define "vdna.weightsJobSpec" -}}
+backoffLimit: 3
+template:
+  metadata:
+    labels:
+      {{- include "vdna.labels" . | nindent 6 }}
+      app.kubernetes.io/component: weights
+  spec:
+    {{- with include "vdna.pullSecrets" . }}{{ . | nindent 4 }}{{ end }}
+    automountServiceAccountToken: false
+    restartPolicy: Never
+    securityContext:
+      {{- include "vdna.podSecurity" . | nindent 6 }}
+    containers:
+      - name: weights
+        image: {{ include "vdna.image" (list . false) }}
+        imagePullPolicy: {{ .Values.image.pullPolicy }}
+        args: {{ concat (list "weights" "pull") .Values.weightsCache.networks | toJson }}
+        securityContext:
+          {{- include "vdna.containerSecurity" . | nindent 10 }}
+        {{- include "vdna.env" . | nindent 8 }}
+        resources:
+          requests: {cpu: "1", memory: 4Gi}
+          limits: {cpu: "1", memory: 4Gi}
+        volumeMounts:
+          - {name: weights, mountPath: /var/cache/weights}
+    volumes:
+      {{- include "vdna.weightsVolume" . | nindent 6 }}
+{{- end -}}
