@@ -78,7 +78,8 @@ def report(
         progress=progress,
         **vars(options),
     )
-    matrix, where = made.matrices[0], out or f"{str(site).rstrip('/')}/{SITE_INDEX}"
+    index = f"{str(site).rstrip('/')}/{SITE_INDEX}"
+    matrix, where = made.matrices[0], out or index
     size = storage.info(storage.canonical(where)).size
     for note in made.notes:
         say(f"note: {note}", to=sys.stderr if as_json else None)
@@ -97,6 +98,7 @@ def report(
         ]
         *most, last = [count_of(*of) for of in counts if of[0]]
         beside = f", with pages of {', '.join(most)}{' and ' * bool(most)}{last} beside it"
+        beside = f"; it is also in {index}{beside}" if out else beside
     page = f"The page of {count_of(len(matrix.names), 'dataset')} is in {where}"
     say(f"{page} ({size / 1e6:.1f} MB){beside}")
 

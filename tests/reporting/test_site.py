@@ -19,7 +19,7 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, Commit, Version
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError, UsageError
-from pipeline.explaining import RankRequest, rank
+from pipeline.explaining import RankRequest, rank, read_ranking
 from pipeline.reporting.html import site as sites
 from pipeline.reporting.html.site import chosen_pairs
 from pipeline.spec import Resources
@@ -243,6 +243,10 @@ def test_the_command_writes_a_site_and_no_other_page(
     assert done.output.endswith("MB), with pages of 3 datasets and 1 pair beside it\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here"]
     assert len(list((tmp_path / "here/pairs").iterdir())) == 1
+    done = CliRunner().invoke(app, [*words, "--out", "one.html"])
+    where = "; it is also in here/index.html, with pages of 3 datasets and 1 pair beside it\n"
+    assert "is in one.html (" in done.output
+    assert done.output.endswith(f" MB){where}")
 
 
 # Rankings.
@@ -285,6 +289,25 @@ def test_a_site_has_the_rankings_that_are_named_and_all_pages_link_to_each_other
         assert why["links"][0][0] == "All datasets"  # type: ignore[index]
     api.report(built, site=str(site), samples=0, explained=0)
     assert [path.name for path in site.glob("*/*.html") if path.parent.name != "datasets"] == []
+
+
+def test_rankings_of_one_title_have_a_page_each_and_say_in_what_they_differ(
+    built: Catalogue, ranked: str, tmp_path: Path
+) -> None:
+    plain = replace(read_ranking(built, ranked), background={})
+    background = {NAMES[1]: "1" * 32, NAMES[2]: "2" * 32}
+    scored = [replace(plain, background=background, ranked=n) for n in (1, 2)]
+    api.report(built, site=str(tmp_path), samples=0, explained=0, rankings=[plain, *scored])
+    links = data_of(tmp_path / "index.html")["rankings"]
+    title = links[0]["text"].partition(", by the ")[0]  # type: ignore[index]
+    score = f"{title}, by the score against {NAMES[1]} and {NAMES[2]}"
+    assert [link["text"] for link in links] == [  # type: ignore[attr-defined]
+        f"{title}, by the distance alone",
+        *(score, score),
+    ]
+    pages = [(tmp_path / link["href"]).read_text() for link in links]  # type: ignore[attr-defined]
+    assert [len(list((tmp_path / "rankings").iterdir())), len(set(pages))] == [3, 3]
+    assert ["less three quarters" in page for page in pages] == [False, True, True]
 
 
 def test_a_ranking_that_cannot_be_shown_is_refused_before_anything_is_computed(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
@@ -14,6 +15,7 @@ from pipeline.catalogue import Version
 from pipeline.dna import UNIFORM
 from pipeline.explaining import Ranking
 from pipeline.reporting.html.page_data import Link, RankingLink
+from pipeline.wording import some_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,29 @@ def ranking_title(ranking: Ranking) -> str:
     """Names a ranking: what was ranked, by the distance to what."""
     through = "" if ranking.lens == UNIFORM else f" through lens {ranking.lens}"
     return f"Images of {ranking.source} by distance to {ranking.name}{through}"
+
+
+def titles_told_apart(rankings: Sequence[Ranking]) -> list[str]:
+    """Names the rankings of a report. Those of one title say what their order is, too.
+
+    Args:
+        rankings: The rankings.
+
+    Returns:
+        A title for each.
+    """
+    titles = [ranking_title(ranking) for ranking in rankings]
+    times = Counter(titles)
+    return [
+        title if times[title] == 1 else f"{title}, {_order_told(ranking)}"
+        for title, ranking in zip(titles, rankings, strict=True)
+    ]
+
+
+def _order_told(ranking: Ranking) -> str:
+    if not ranking.background:
+        return "by the distance alone"
+    return f"by the score against {some_of(list(ranking.background))}"
 
 
 def from_pair(up: str, a: str, b: str, rankings: Iterable[RankingLink]) -> list[Link]:

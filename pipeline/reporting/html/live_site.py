@@ -35,7 +35,7 @@ from pipeline.reporting.html.links import (
     Addresses,
     from_pair,
     from_ranking,
-    ranking_title,
+    titles_told_apart,
 )
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import RankingLink
@@ -318,8 +318,9 @@ class LiveSite:
         return render_gallery(gallery_of(self._catalogue, ranking, links))
 
     def _ranking_links(self, number: int, up: str) -> list[RankingLink]:
+        titles = titles_told_apart(self._rankings)
         return [
-            RankingLink(of.name, ranking_title(of), f"{up}rankings/{number}/{k}.html")
+            RankingLink(of.name, titles[k], f"{up}rankings/{number}/{k}.html")
             for k, of in enumerate(self._rankings)
         ]
 

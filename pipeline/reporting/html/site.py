@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -41,6 +42,7 @@ from pipeline.reporting.html.links import (
     from_pair,
     from_ranking,
     ranking_title,
+    titles_told_apart,
 )
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import Page, RankingLink
@@ -113,7 +115,7 @@ def write_site(
         explained.
     """
     matrix, root = page.matrices[0], storage.canonical(folder)
-    ranked = [_ranking_link(ranking) for ranking in rankings]
+    ranked = _links_to(rankings)
     commit = catalogue.at(at)
     versions = catalogue.find_all(matrix.names, commit.number, matrix.spec_digest)
     for ranking, of in zip(rankings, ranked, strict=True):
@@ -206,9 +208,16 @@ def _page_of(folder: str, *named: str) -> str:
     return f"{folder}/{sha256(repr(named).encode()).hexdigest()[:16]}.html"
 
 
-def _ranking_link(ranking: Ranking) -> RankingLink:
-    title = ranking_title(ranking)
-    return RankingLink(ranking.name, title, _page_of("rankings", title, ranking.version.dna))
+def _links_to(rankings: Sequence[Ranking]) -> list[RankingLink]:
+    """Gives each ranking a page of its own, those too that have the same title."""
+    links: list[RankingLink] = []
+    times: Counter[tuple[str, ...]] = Counter()
+    for ranking, text in zip(rankings, titles_told_apart(rankings), strict=True):
+        named = ranking_title(ranking), ranking.version.dna
+        again = [str(times[named])] if times[named] else []
+        times[named] += 1
+        links.append(RankingLink(ranking.name, text, _page_of("rankings", *named, *again)))
+    return links
 
 
 def _links_of(index: str) -> Iterator[str]:
