@@ -42,7 +42,7 @@ def summary_markdown(outcome: Mapping[str, Any]) -> bytes:
     shown = rows if len(rows) <= SHOWN_UNCHANGED else [row for row in rows if row["changed"]]
     lines += _table(columns, map(_dataset_cells, shown))
     lines += [f"- **{_plain(of['name'])}** was not built: {_plain(of['message'])}" for of in failed]
-    lines += [_plain(outcome["error"])] if state == "failed" else []
+    lines += [_plain(outcome["error"])] if state.startswith("failed") else []
     return ("\n".join(lines).rstrip() + "\n").encode()
 
 

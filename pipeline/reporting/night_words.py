@@ -28,10 +28,11 @@ def state_of(outcome: Mapping[str, Any]) -> str:
     wrong = [(counts["broken"], "broken"), (counts["not judged"], "not judged")]
     wrong.append((len(outcome["failed"]), "not built"))
     told = [f"{count} {what}" for count, what in wrong if count]
-    otherwise = "failed" if outcome["error"] else "all is well"
+    if outcome["error"] and not told:
+        told = ["failed"]
     if outcome["undelivered"]:
-        told, otherwise = [*told, "not delivered"], ""
-    return ", ".join(told) or otherwise
+        told.append("not delivered")
+    return ", ".join(told) or "all is well"
 
 
 def night_sentence(outcome: Mapping[str, Any]) -> str:

@@ -238,6 +238,10 @@ def test_the_summary_has_tables_and_the_reasons() -> None:
     assert "| 1,200 | ✅ holds | none |" in summary_markdown(outcome(counted)).decode()
     assert summary_markdown(outcome()).decode().startswith("## Refresh: all is well\n")
     assert "no space left" in summary_markdown(outcome(error="no space left")).decode()
+    untold = outcome(error="no space left", undelivered="the webhook does not answer")
+    text = summary_markdown(untold).decode()
+    assert text.startswith("## Refresh: failed, not delivered\n")
+    assert text.endswith("\nno space left\n")
 
 
 def test_a_long_summary_lists_what_has_changed_alone() -> None:
