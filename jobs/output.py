@@ -14,7 +14,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -119,8 +119,18 @@ class _Output:
 
 @contextmanager
 def checked_output() -> Iterator[None]:
-    """Lets the block print to an `_Output`."""
-    with redirect_stdout(cast(TextIO, _Output(sys.stdout))):
+    """Lets the block print to an `_Output`.
+
+    Where a shell has closed a stream, as `2>&-` does, Python has None in its place, for which
+    `print` takes stdout. What would go there is dropped instead.
+    """
+    with ExitStack() as stack:
+        out, errors = (
+            stream or stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            for stream in (sys.stdout, sys.stderr)
+        )
+        stack.enter_context(redirect_stderr(errors))
+        stack.enter_context(redirect_stdout(cast(TextIO, _Output(out))))
         yield
 
 

@@ -126,6 +126,26 @@ def test_a_reader_that_is_done_ends_a_command_quietly(catalogue: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("name", ["c", "none"])
+def test_what_would_go_to_a_closed_stderr_is_not_in_the_json(catalogue: Path, name: str) -> None:
+    """With `2>&-` Python has no stderr, and `print` would take stdout for it."""
+    words = ["compare", "--no-error-bars", "-c", catalogue.parent / name, "--json"]
+    done = with_closed_stream("2>&-", *words)
+    assert done.returncode == (name == "none")
+    assert (name == "none") == ("error" in json.loads(done.stdout))
+    done = with_closed_stream(">&-", *words)
+    assert done.returncode == (name == "none")
+    assert "unexpected" not in done.stderr
+
+
+def with_closed_stream(stream: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Runs a command from a shell that has closed one of its streams."""
+    line = ["sh", "-c", f'exec "$@" {stream}', "sh", sys.executable, "-m", "jobs.app"]
+    return subprocess.run(
+        [*line, *map(str, words)], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+
+
 def test_a_terminal_without_unicode_gets_escapes(catalogue: Path, tmp_path: Path) -> None:
     with open(tmp_path / "out", "wb") as out:
         done = vdna("ls", "-c", catalogue, stdout=out.fileno(), PYTHONIOENCODING="ascii")
