@@ -51,7 +51,7 @@ def erase(
     from pipeline.reporting import erased_lines, preview_lines
 
     place = Catalogue(catalogue)
-    wanted = [*(names or ()), *(_lines(from_file) if from_file else ())]
+    wanted = [*(names or ()), *(_lines(from_file) if from_file is not None else ())]
     if dry_run:
         preview = api.preview_erasure(place, wanted, progress=progress)
         if as_json:
@@ -76,7 +76,7 @@ def _lines(uri: str) -> list[str]:
     from pipeline.errors import UsageError
 
     try:
-        text = storage.read(storage.canonical(uri)).decode()
+        text = storage.read(storage.canonical(uri)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{uri} is not text: {error}; give a name in each line") from error
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]

@@ -1562,7 +1562,7 @@ def test_the_command_tells_what_it_would_do_and_what_it_did(home: Home, tmp_path
     tag_version(home.catalogue, "x", "t")  # a later commit that holds x@1
     names = tmp_path / "names.txt"
     image = str(home.images / "0/03.png")
-    names.write_text(f"{image}\n\n/no/such.png\n")
+    names.write_text(f"{image}\n\n/no/such.png\n", "utf-8-sig")  # as editors of Windows do
     words = ["erase", "-c", home.catalogue.root, "--from", str(names)]
     told = CliRunner().invoke(app, [*words, "--dry-run"])
     assert told.stdout.startswith(
