@@ -100,13 +100,13 @@ def compare(
     )
 
     layers = options.layers or [ALL]
-    if figure and len(layers) > 1:
+    if figure is not None and len(layers) > 1:
         raise UsageError(f"--figure draws one layer, not {some_of(layers)}; give one --layer")
-    if out:
+    if out is not None:
         what = "the matrix is" if neighbours.top is None else "the table of neighbours is"
         storage.parquet_uri(out, what)
-    kind = kind_of(figure) if figure else None
-    if html:
+    kind = kind_of(figure) if figure is not None else None
+    if html is not None:
         require_html(html)
     place = Catalogue(catalogue)
     options = pinned(place, options)

@@ -44,7 +44,7 @@ def drift(
         require_html,
     )
 
-    if html:
+    if html is not None:
         require_html(html)
     place = Catalogue(catalogue)
     found = api.drift(place, name, progress=progress, **vars(options))

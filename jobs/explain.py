@@ -51,9 +51,9 @@ def explain(
     from pipeline.catalogue import Catalogue
     from pipeline.reporting import group_rows, require_html
 
-    if out:
+    if out is not None:
         storage.parquet_uri(out, "the neurons are")
-    if html:
+    if html is not None:
         require_html(html)
     place = Catalogue(catalogue)
     options = pinned(place, options)

@@ -51,7 +51,7 @@ def rank(
     from pipeline.catalogue import Catalogue
     from pipeline.reporting import ranking_json, ranking_lines, require_html
 
-    if html:
+    if html is not None:
         require_html(html)
         storage.canonical(html)  # a wrong url is refused before the work begins
     place = Catalogue(catalogue)

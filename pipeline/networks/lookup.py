@@ -58,7 +58,7 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
         StorageError: If the weights cannot be read.
         TransientError: If the weights cannot be fetched now.
     """
-    uri = storage.canonical(weights) if weights else None
+    uri = storage.canonical(weights) if weights is not None else None
     known = architecture(name)
     if uri is None and isinstance(known.source, File):
         uri = known.source.uri

@@ -39,10 +39,13 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
         `file:///abs/path`, percent-encoded, for a local path; `scheme://path` for anything else.
 
     Raises:
-        UsageError: The url may carry a secret: a user name or a password, or a query or a fragment
-            that `queries` does not allow.
+        UsageError: It is empty, as of a shell's variable that is not set. Or the url may carry a
+            secret: a user name or a password, or a query or a fragment that `queries` does not
+            allow.
     """
     text = os.fspath(url)
+    if not text:
+        raise UsageError("a path or url is empty; name the place, such as . for this folder")
     protocol = protocol_of(text)
     if protocol != "file":
         _require_no_secret(text, protocol, queries)

@@ -1640,6 +1640,38 @@ def test_weights_are_pulled_to_a_place_that_a_build_takes(
     refused(vdna("weights", "pull", "vgg61", exits=2), "vgg61")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("compare", "--html", ""), "the name '' must end in .html"),
+        (("compare", "--out", ""), "out is ''"),
+        (("compare", "--figure", ""), "figure is ''"),
+        (("explain", "a", "b", "--html", ""), "the name '' must end in .html"),
+        (("explain", "a", "b", "--out", ""), "out is ''"),
+        (("drift", "a", "--html", ""), "the name '' must end in .html"),
+        (("rank", "--to", "a", "--html", ""), "the name '' must end in .html"),
+    ],
+)
+def test_an_empty_name_of_an_output_is_refused(
+    place: Path, words: tuple[str, ...], message: str
+) -> None:
+    """As a script gives it whose variable is not set: it must not look as if all was written."""
+    refused(vdna(*words, "-c", place, exits=2), message)
+
+
+def test_an_empty_path_is_neither_this_folder_nor_left_out(
+    photos: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    empty = "a path or url is empty"
+    done = build("a", photos, tmp_path / "c", "--weights", "", exits=2)
+    assert f"error: a: {empty}" in done.stderr  # and not the network's own weights
+    refused(vdna("weights", "pull", "efficientnet_lite0", "--to", "", exits=2), empty)
+    refused(vdna("export-tables", "", "-c", place, exits=2), empty)
+    refused(vdna("erase", "-c", place, "--from", "", "--reason", "why", exits=2), empty)
+    assert {path.name for path in tmp_path.iterdir()} <= {"c"}
+
+
 def test_an_empty_name_of_a_catalogue_is_refused(tmp_path: Path) -> None:
     write_photos(tmp_path, 1)
     refused(vdna("build", "a", tmp_path, "-c", "", exits=2), "the --catalogue is empty")
