@@ -22,26 +22,28 @@ if TYPE_CHECKING:
 def demo(
     resources: Resources,
     progress: Listener,
-    out: Annotated[Path, typer.Option(help="Where to write the result: a folder.")] = Path(
-        "vdna-demo"
-    ),
+    out: Annotated[str, typer.Option(help="Where to write the result: a folder.")] = "vdna-demo",
     ray_address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build the DNAs of eleven small datasets of real images and compare all pairs."""
-    from pipeline import api
+    from pipeline import api, storage
     from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
+    from pipeline.errors import UsageError
     from pipeline.sources import DATASETS, write_datasets
 
-    folders = write_datasets(out / "images")
-    catalogue = Catalogue(str(out / "catalogue"))
+    if storage.protocol_of(out) != "file":
+        raise UsageError(f"out is {out!r}; the demo writes to this machine, so name a folder")
+    place = Path(storage.local_path(out) if "://" in out else out)
+    folders = write_datasets(place / "images")
+    catalogue = Catalogue(str(place / "catalogue"))
     requests = [Request(name, str(folder), replace=True) for name, folder in folders.items()]
     with engine_for(resources, ray_address, progress) as engine:
         results = build_datasets(catalogue, requests, engine, resources, progress)
     commit = catalogue.head().number
     matrix = api.compare(catalogue, list(folders), at=commit, progress=progress)
-    table, page = out / "matrix.parquet", out / "report.html"
+    table, page = place / "matrix.parquet", place / "report.html"
     matrix.save(str(table))
     api.html_page(catalogue, matrix, at=commit, progress=progress).save(str(page))
     if as_json:
@@ -51,7 +53,7 @@ def demo(
 
     from pipeline.reporting import bounds_note, draw, headline, matrix_sentences, print_matrix
 
-    (out / "matrix.svg").write_bytes(draw(matrix, "svg"))
+    (place / "matrix.svg").write_bytes(draw(matrix, "svg"))
     width = max(len(name) for name in DATASETS)
     for result in results:
         say(f"{result.name:{width}}  {result.version.images:>3} images: {DATASETS[result.name]}")
@@ -61,9 +63,9 @@ def demo(
     say(*matrix_sentences(matrix))
     say("", *_of_photos(matrix))
     say("", f"Open {page} in a browser: the matrix, its pairs, and the datasets.")
-    say(f"The matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")
+    say(f"The matrix is in {table} and {place / 'matrix.svg'}; the catalogue in {catalogue.root}")
     vdna = "vdna" if shutil.which("vdna") else Path(sys.executable).with_name("vdna")
-    say(f"Next: {vdna} compare -c {out / 'catalogue'} --layer blocks.3.1")
+    say(f"Next: {vdna} compare -c {place / 'catalogue'} --layer blocks.3.1")
 
 
 def _of_photos(matrix: Matrix) -> list[str]:

@@ -1672,6 +1672,12 @@ def test_an_empty_path_is_neither_this_folder_nor_left_out(
     assert {path.name for path in tmp_path.iterdir()} <= {"c"}
 
 
+def test_the_demo_refuses_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(vdna("demo", "--out", "s3://b/demo", exits=2), "out is 's3://b/demo'", "name a folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_name_of_a_catalogue_is_refused(tmp_path: Path) -> None:
     write_photos(tmp_path, 1)
     refused(vdna("build", "a", tmp_path, "-c", "", exits=2), "the --catalogue is empty")
