@@ -40,6 +40,8 @@ def log(
     """
     from pipeline.catalogue import Catalogue
 
+    if name is None:
+        _require_no_spec(options.spec)
     place = Catalogue(catalogue)
     place.at()  # says so if there is no catalogue
     if name is not None:
@@ -77,6 +79,18 @@ def log(
         say(f"{c.number:>6}  {c.time[:19]}  {c.action}  ({c.software})")
         if c.receipt is not None:
             say(f"        by {c.receipt.by}: {c.receipt.reason}")
+
+
+def _require_no_spec(spec: str | None) -> None:
+    """Refuses a spec, which would choose nothing where the commits are printed."""
+    from pipeline.errors import UsageError
+    from pipeline.wording import option
+
+    if spec is not None:
+        raise UsageError(
+            f"{option('spec', spec)} chooses versions of a dataset, and none is named; name one, "
+            "or leave it out to print the commits"
+        )
 
 
 if __name__ == "__main__":

@@ -1678,6 +1678,11 @@ def test_the_demo_refuses_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_spec_without_a_dataset_is_refused_by_log(place: Path) -> None:
+    done = vdna("log", "-c", place, "--spec", "0", exits=2)
+    refused(done, "--spec 0 chooses versions of a dataset, and none is named")
+
+
 def test_an_empty_name_of_a_catalogue_is_refused(tmp_path: Path) -> None:
     write_photos(tmp_path, 1)
     refused(vdna("build", "a", tmp_path, "-c", "", exits=2), "the --catalogue is empty")
