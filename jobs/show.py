@@ -37,7 +37,7 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
     catalogue: CatalogueOption,
     progress: Listener,
-    failures: Annotated[int, typer.Option(help="Number of failures to list.")] = 10,
+    failures: Annotated[int, typer.Option(help="Number of failures to list.", min=0)] = 10,
     repeats: Annotated[
         int | None,
         typer.Option(

@@ -1683,6 +1683,11 @@ def test_a_spec_without_a_dataset_is_refused_by_log(place: Path) -> None:
     refused(done, "--spec 0 chooses versions of a dataset, and none is named")
 
 
+def test_fewer_failures_than_none_cannot_be_listed(place: Path) -> None:
+    done = vdna("show", "a", "-c", place, "--failures", "-1", exits=2)
+    assert "equal to 0" in done.stderr
+
+
 def test_an_empty_name_of_a_catalogue_is_refused(tmp_path: Path) -> None:
     write_photos(tmp_path, 1)
     refused(vdna("build", "a", tmp_path, "-c", "", exits=2), "the --catalogue is empty")
