@@ -124,6 +124,11 @@ def checked_words(
             f"give --ray-address before {name}, where it names the cluster to submit to; the "
             "command uses the cluster that it runs in"
         )
+    if (device := given.get("device", "cpu")) != "cpu":
+        raise UsageError(
+            f"device is {device!r}, but the command uses Ray's workers there, which compare on the "
+            "CPU only; leave --device out"
+        )
     if working_dir is not None:
         _require_no_secret(working_dir, "")
     for place in (name for name in (*OUTPUTS, *INPUTS) if name in given):

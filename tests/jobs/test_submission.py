@@ -106,6 +106,7 @@ def test_the_words_after_the_command_s_name_are_its_own(server: MemoryJobs) -> N
         (("compare", "-c", "s3://c", "--lens", "l.parquet"), "lens is 'l.parquet', a path of"),
         (("refresh",), "config is 'datasets.yaml', a path of this machine"),
         (("calibrate", "s3://b", "photos", "--out", "/mnt/r.parquet"), "sources is 'photos'"),
+        (("compare", "-c", "s3://c", "--device", "cuda"), "device is 'cuda', but the command"),
         (("compare", "-c", "s3://c", "--html", "a.html"), "html is 'a.html', which the cluster"),
         (("build", "a", "s3://u:planted@h/b", "-c", "s3://c"), "carries a user name"),
         (("build", "a", "https://h/x?sig=planted", "-c", "s3://c"), "has a query"),
