@@ -30,6 +30,7 @@ from pipeline.catalogue import (
     Outliers,
     keep_outliers,
     outliers_identity,
+    tag_version,
 )
 from pipeline.comparing import Effort, all_pairs, compare
 from pipeline.engine import InProcess
@@ -307,6 +308,18 @@ def test_the_pages_that_were_asked_for_longest_ago_make_room(
     assert site.page("/rankings/2/0.html")
     # The report always stays: its distances may take long.
     assert set(site._pages) == {"/2", "/rankings/2/0.html"}
+
+
+def test_the_distances_of_few_former_commits_are_held(built: Catalogue, tmp_path: Path) -> None:
+    """Somebody may go through the pages of all commits, and each may have gigabytes of them."""
+    shutil.copytree(storage.local_path(built.root), tmp_path / "catalogue")
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    for number in range(4):
+        tag_version(catalogue, "b", f"t{number}")
+    site, newest = LiveSite(catalogue, samples=0), catalogue.head().number
+    for number in range(newest, 1, -1):
+        assert site.page(f"/datasets/{number}/0.html")
+    assert set(site._distances) == {newest, 3, 2}
 
 
 def test_a_page_that_is_kept_is_answered_while_another_is_made(

@@ -47,6 +47,9 @@ HELD_PAGES = 64
 """How many pages are kept. The ones that were asked for longest ago are made again, but the report
 is always kept, since its distances may take long."""
 
+HELD_FORMER = 2
+"""How many commits before the newest one have their distances held, which may be large."""
+
 _PAIR = re.compile(r"/pairs/([0-9]{1,18})/([0-9]{1,6})-([0-9]{1,6})\.html")
 _DATASET = re.compile(r"/datasets/([0-9]{1,18})/([0-9]{1,6})\.html")
 _RANKING = re.compile(r"/rankings/([0-9]{1,18})/([0-9]{1,6})\.html")
@@ -245,7 +248,11 @@ class LiveSite:
         """Computes the distances of a commit, and holds those that pages of datasets show."""
         effort = replace(self._effort, progress=progress)
         matrix = compare(self._catalogue, at=number, spec=self._spec, effort=effort)
-        self._distances[number] = only_last_plane(matrix)
+        held = self._distances
+        held[number] = only_last_plane(matrix)
+        former = [of for of in held if of != self._newest]
+        for of in former[:-HELD_FORMER]:
+            del held[of]
         return matrix
 
     def _distances_of(self, number: int, progress: Listener) -> Matrix:
