@@ -62,7 +62,6 @@ from pipeline.sources import (
     PlanAhead,
     list_changed,
     list_source,
-    may_be_compared,
     same_plan,
 )
 from pipeline.sources import plan as plan_shards
@@ -199,6 +198,7 @@ class Planner:
                 with about(dataset=request.name), phase(self.progress, request.name, "planning"):
                     return self._plan(request, ahead)
             except Exception as error:
+                ahead.drop(request.name)  # what it would count would be of no use
                 return error
 
         def note(request: Request, found: DatasetPlan | Exception) -> None:
@@ -380,7 +380,7 @@ class Planner:
         previous = None if before is None else cache(partial(without_lost, before))
         spec = recipe.spec.digest
         planning = None
-        compares = before is not None and not request.pair_by and may_be_compared(before)
+        compares = before is not None and not request.pair_by and not before.labels
         if request.limit is None and (before is None or compares):
             planning = self._plan_ahead(request, recipe, base, sizes, previous, ahead)
         if request.changes is not None:
@@ -437,21 +437,26 @@ class Planner:
 
         The network's backend is chosen and noted before anything is counted, so that a build that
         goes on after a crash takes the same. What was noted of an earlier plan stays, as this one
-        keeps its shards. Nothing is counted of a source that is refused once it is planned.
+        keeps its shards. Nothing is counted ahead of another source than before, as that is refused
+        once it is planned.
         """
         catalogue, name, spec = self.catalogue, request.name, recipe.spec.digest
         former = _former(self.shared.head(), name)
 
+        @cache
+        def noted() -> Backend:
+            backend = self._backend(request, recipe.network, spec, base)
+            digest, _ = catalogue.noted_plan(name, spec) or ("", ())
+            selection, began_with = catalogue.planned_selection(name, spec) or ({}, "")
+            catalogue.note_plan(
+                *(name, spec, digest, recipe.products, backend, selection, began_with), ahead=True
+            )
+            return backend
+
         def planned(some: Manifest) -> None:
             if former is not None and not request.replace and _is_another(former, some):
                 return
-            backend = self._backend(request, recipe.network, spec, base)
-            if catalogue.planned_backend(name, spec) != backend:
-                digest, _ = catalogue.noted_plan(name, spec) or ("", ())
-                selection, began_with = catalogue.planned_selection(name, spec) or ({}, "")
-                catalogue.note_plan(
-                    *(name, spec, digest, recipe.products, backend, selection, began_with)
-                )
+            backend = noted()
             ahead.add(name, partial(job_of, replace(recipe, backend=backend)), some)
 
         def job_of(its: Recipe, some: Manifest) -> ShardJob:

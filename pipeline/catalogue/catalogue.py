@@ -124,6 +124,8 @@ class Catalogue(VersionLookup):
         backend: Backend,
         selection: Mapping[str, str | int] | None = None,
         base: str = "",
+        *,
+        ahead: bool = False,
     ) -> None:
         """Notes the plan of a build that begins, for `planned`.
 
@@ -135,6 +137,8 @@ class Catalogue(VersionLookup):
             backend: What runs the network.
             selection: The options that chose the images, and those that grouped them.
             base: Digest of the manifest of the version that the build began with, if there is one.
+            ahead: Whether the build counts images by plans of some shards meanwhile, and still
+                lists. The manifest is that of the plan before then; empty if there is none.
         """
         plan = {
             "manifest": manifest,
@@ -142,8 +146,24 @@ class Catalogue(VersionLookup):
             "backend": backend,
             "selection": dict(selection or {}),
             "base": base,
+            "ahead": ahead,
         }
         storage.replace(self.plan_uri(dataset, spec), canonical_json(plan))
+
+    def counts_ahead(self, dataset: str, spec: str) -> bool:
+        """Tells whether a build counts images and still lists, beside the plan that is noted.
+
+        Args:
+            dataset: The dataset.
+            spec: Digest of the spec.
+
+        Returns:
+            Whether the note says so (see `note_plan`).
+        """
+        try:
+            return bool(json.loads(storage.read(self.plan_uri(dataset, spec)))["ahead"])
+        except (SourceError, ValueError, TypeError, KeyError):
+            return False
 
     def planned_backend(self, dataset: str, spec: str) -> Backend | None:
         """Reads what ran the network in the build of a dataset that began last.

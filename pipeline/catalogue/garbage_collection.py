@@ -315,8 +315,10 @@ class NotedPlan:
         uri: Where the note is.
         dataset: The dataset.
         spec: The digest of its spec.
-        manifest: The manifest; None if it is gone, or if the source is still listed.
+        manifest: The manifest; None if it is gone. While a build lists its source and counts it,
+            that is the plan before, and None if there is none.
         products: What the build keeps beside the histograms.
+        ahead: Whether the build counts by plans of some shards, and still lists.
     """
 
     uri: str
@@ -324,6 +326,7 @@ class NotedPlan:
     spec: str
     manifest: Manifest | None
     products: tuple[str, ...]
+    ahead: bool = False
 
     def needed(self, catalogue: Catalogue) -> Iterator[str]:
         """Yields the urls of what the build has stored so far, and of what it will store."""
@@ -339,8 +342,8 @@ class NotedPlan:
     def counted_ahead(self, catalogue: Catalogue) -> Iterator[tuple[str, Manifest]]:
         """Finds the shards that a build has counted while it listed its source, or is about to.
 
-        Such a build has noted that it began, and no manifest yet. It stores a manifest of some
-        shards before it counts them.
+        Such a build has noted that it counts ahead. It stores a manifest of some shards before it
+        counts them. Manifests of versions lie beside these, and are not told apart.
 
         Args:
             catalogue: Where the build is.
@@ -348,12 +351,15 @@ class NotedPlan:
         Yields:
             The url of each such manifest, and the manifest. None if the whole plan is noted.
         """
-        if self.manifest is not None:
+        if not self.ahead:
             return
-        folder = catalogue.uri("manifests", self.spec, self.dataset, "").rpartition("/")[0]
+        noted = "" if self.manifest is None else self.manifest.digest
+        whole = catalogue.uri("manifests", self.spec, self.dataset, noted)
+        folder = whole.rpartition("/")[0]
         with contextlib.suppress(SourceError):  # there is no such folder
             for item in storage.walk(folder):
-                if item.uri.rpartition("/")[0] == folder:  # else of a dataset below it
+                # Others are of a dataset below it.
+                if item.uri.rpartition("/")[0] == folder and item.uri != whole:
                     entries = Entries(catalogue.entries_uri)
                     with contextlib.suppress(CorruptFile, SourceError):  # it was just removed
                         data = storage.read(item.uri)
@@ -377,9 +383,12 @@ def noted_plans(catalogue: Catalogue, work_uris: Iterable[str]) -> Iterator[Note
         if uri.endswith("/_plan"):
             work = uri.removesuffix("/_plan")
             dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
-            begun = None, catalogue.planned_products(dataset, spec) or ()
-            manifest, products = catalogue.planned(dataset, spec) or begun
-            yield NotedPlan(uri, dataset, spec, manifest, products)
+            if (planned := catalogue.planned(dataset, spec)) is not None:
+                ahead = catalogue.counts_ahead(dataset, spec)
+                yield NotedPlan(uri, dataset, spec, *planned, ahead)
+            else:
+                products = catalogue.planned_products(dataset, spec) or ()
+                yield NotedPlan(uri, dataset, spec, None, products, ahead=True)
 
 
 def _needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Iterator[Stored]:

@@ -172,7 +172,8 @@ class _Purge:
         known = set(items)
         named, broken = self._searched(items)
         self._look()
-        self._remove(uri for uri in self._with_listings(named, items) if self._may_remove(uri))
+        self._remove(self._cut_listings(named, items))  # before their parts
+        self._remove(uri for uri in named if self._may_remove(uri))
         left = self._listed()
         later, also_broken = self._searched([item for item in left if item not in known])
         self._require_unharmed()
@@ -382,26 +383,25 @@ class _Purge:
             for folder, noted in self._planned.items()
         )
 
-    def _with_listings(self, named: Iterable[str], items: Iterable[Stored]) -> set[str]:
-        """Adds what is kept of interrupted listings, if a part of such a listing goes.
+    def _cut_listings(self, named: Iterable[str], items: Iterable[Stored]) -> list[str]:
+        """Finds what is kept of interrupted listings of which a part is to go.
 
-        Else the next build would go on with the listing, and end for want of the part.
+        Else the next build would go on with such a listing, and end for want of the part.
 
         Args:
             named: What is to go.
             items: All objects.
 
         Returns:
-            The urls of all that is to go.
+            The urls of what tells how far these listings have come.
         """
         folder = self._catalogue.listing_uri("").rstrip("/") + "/"
 
         def listing_of(uri: str) -> str:
-            name = uri.removeprefix(folder).partition("/")[0] if uri.startswith(folder) else ""
-            return name.removesuffix("-parts")
+            return uri.removeprefix(folder).partition("/")[0] if uri.startswith(folder) else ""
 
-        cut = {listing_of(uri) for uri in named} - {""}
-        return {*named, *(item.uri for item in items if listing_of(item.uri) in cut)}
+        cut = {listing_of(uri).removesuffix("-parts") for uri in named} - {""}
+        return [item.uri for item in items if listing_of(item.uri) in cut]
 
     def _may_remove(self, uri: str) -> bool:
         kind = uri.removeprefix(f"{self._catalogue.root}/").partition("/")[0]

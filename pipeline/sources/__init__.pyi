@@ -42,5 +42,4 @@ from .shard_sizes import NewShardSizes as NewShardSizes
 from .sharding import plan as plan
 from .source import list_source as list_source
 from .task_listing import PlanAhead as PlanAhead
-from .task_listing import may_be_compared as may_be_compared
 from .unchanged_source import same_plan as same_plan

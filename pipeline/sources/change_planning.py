@@ -85,7 +85,7 @@ def plan_changes(
     if made.candidates != totals.candidates:
         raise ConservationError(
             f"{listing.source}: {totals.candidates:,} candidates were listed, and "
-            f"{made.candidates:,} are in the plan; nothing was counted. Please report this"
+            f"{made.candidates:,} are in the plan; nothing was committed. Please report this"
         )
     return made
 
@@ -131,8 +131,8 @@ def _changed_shards(
     if applied != found:
         raise ConservationError(
             f"of the plan before, {found[0]:,} images are gone and {found[1]:,} have changed; the "
-            f"new plan leaves out {applied[0]:,} and changes {applied[1]:,}; nothing was counted. "
-            "Please report this"
+            f"new plan leaves out {applied[0]:,} and changes {applied[1]:,}; nothing was "
+            "committed. Please report this"
         )
     return written
 

@@ -334,7 +334,7 @@ class ListingWriter:
             if rows != self.total:
                 raise ConservationError(
                     f"{source}: {self.total:,} candidates were listed, and {rows:,} are in the "
-                    "files of the listing; nothing was counted. Please report this"
+                    "files of the listing; nothing was committed. Please report this"
                 )
         return Listing(
             source,

@@ -286,6 +286,7 @@ class PlanComparison:
         self._sorted: list[SortedMembers] = []
         self._found: dict[Bounds, ComparedNames] = {}
         self._pending: list[Bounds] = []
+        self._is_complete = False
 
     @property
     def can_compare(self) -> bool:
@@ -317,7 +318,7 @@ class PlanComparison:
         Returns:
             The tasks. None are left once all names are listed and compared.
         """
-        if not self._can_compare:
+        if not self._can_compare or self._is_complete:
             return []
         if self._to_sort:
             some, self._to_sort = self._to_sort[:most], self._to_sort[most:]
@@ -326,6 +327,7 @@ class PlanComparison:
         ranges = _ranges(listed, former, self._folder, grouped=self._is_grouped)
         left = [each for each in ranges if each.bounds not in self._found]
         self._pending, names = [each.bounds for each in left], OpenNames(unlisted)
+        self._is_complete = not left and not unlisted
         return [*islice((each for each in left if not names.overlap(each.bounds)), most)]
 
     def take(self, done: SortedMembers | ComparedNames) -> None:
@@ -426,7 +428,7 @@ def joined_changes(
     if compared != rows:
         raise ConservationError(
             f"{source}: {rows[0]:,} candidates were listed and {rows[1]:,} planned before; tasks "
-            f"have compared {compared[0]:,} and {compared[1]:,}; nothing was counted. Please "
+            f"have compared {compared[0]:,} and {compared[1]:,}; nothing was committed. Please "
             "report this"
         )
     return changes

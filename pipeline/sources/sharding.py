@@ -439,7 +439,7 @@ class ShardPlanner:
         if made.candidates != self._to_write:
             raise ConservationError(
                 f"{listing.source}: {self._to_write:,} candidates were to be planned, and "
-                f"{made.candidates:,} are in the plan; nothing was counted. Please report this"
+                f"{made.candidates:,} are in the plan; nothing was committed. Please report this"
             )
         return replace(made, pairing=self._pairing)
 

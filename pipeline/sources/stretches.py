@@ -123,7 +123,7 @@ class _Keeper:
         if rows != found.total:
             raise ConservationError(
                 f"{self.lister.source}: {found.total:,} candidates were listed by a task, and "
-                f"{rows:,} were stored; nothing was counted. Please report this"
+                f"{rows:,} were stored; nothing was committed. Please report this"
             )
         return FoundStretch(
             tuple(self.parts),

@@ -21,6 +21,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, groupby, islice
 
 import pyarrow as pa
@@ -82,10 +83,10 @@ _Task = Stretch | ReportFiles | FormerShards | NameRange | NameBlock
 _Done = FoundStretch | SortedMembers | ComparedNames | PlannedBlock
 
 _WHAT_IS_LEFT = {
-    FormerShards: "of the plan before sorted",
-    NameRange: "of the names compared",
-    NameBlock: "of the blocks planned",
+    FormerShards: "of the rest of the plan before sorted",
+    NameRange: "of the rest of the names compared",
 }
+"""What tasks do when all is listed. A round has all that is left of it."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,6 @@ class PlanAhead:
     entries: Entries
     planned: Callable[[Manifest], None]
     previous: Callable[[], Manifest] | None = None
-
-
-def may_be_compared(before: Manifest) -> bool:
-    """Tells whether tasks may have to compare a source with its earlier plan.
-
-    Args:
-        before: The plan.
-
-    Returns:
-        Whether the plan is large enough, and has no labels. If not, this process plans the source,
-        however much it has grown. Tasks would cost small sources time.
-    """
-    return 2 * before.candidates >= blocks.MANY and not before.labels
 
 
 class TaskListing:
@@ -148,7 +136,6 @@ class TaskListing:
         self._folder = checkpoint.parts_folder
         self._mapper = mapper
         self._ahead = ahead
-        self._own: list[StoredPart] = []
         self._planned: dict[Bounds, PlannedBlock] = {}
         self._comparison: PlanComparison | None = None
         self.difference: KnownDifference | None = None
@@ -166,8 +153,6 @@ class TaskListing:
         if not self._left and not self._found.stored:
             return None  # the source is small
         self._found.end_part()
-        if self._ahead is not None:
-            self._own = [part for rows in self._own_rows() for part in self._stored(rows)]
         while tasks := self._tasks():
             listed: list[FoundStretch] = []
             done = self._mapper.map(_run, tasks)
@@ -208,6 +193,11 @@ class TaskListing:
         )
         self.difference = changes.difference
         return self._complete(made)
+
+    @cached_property
+    def _own(self) -> list[StoredPart]:
+        """What this process has listed, stored as tasks do. Small sources do not need it."""
+        return [part for rows in self._own_rows() for part in self._stored(rows)]
 
     def _own_rows(self) -> Iterator[pa.Table]:
         """Yields what this process has listed, some files at a time.
@@ -427,7 +417,7 @@ class TaskListing:
         if planned != self._found.total:
             raise ConservationError(
                 f"{self._lister.source}: {self._found.total:,} candidates were listed, and "
-                f"{planned:,} are in the plan; nothing was counted. Please report this"
+                f"{planned:,} are in the plan; nothing was committed. Please report this"
             )
         return made
 

@@ -256,12 +256,12 @@ def test_a_refresh_lists_by_tasks_and_counts_what_is_new(root: str, images: str)
     assert again.read == 1  # whatever small shards are put together
 
 
-def grown(source: str) -> Iterator[None]:
+def grown(source: str, images: int = GROWN) -> Iterator[None]:
     """Makes a source, and then more than doubles it, in its folders and in new ones."""
     for i in range(IMAGES):
         put(f"{source}/day{i % 5}/{i:03}.jpg", jpeg(i, 24, 16))
     yield
-    for i in range(IMAGES, GROWN):
+    for i in range(IMAGES, images):
         put(f"{source}/day{i % 9}/{i:03}.jpg", jpeg(i, 24, 16))
     put(f"{source}/day3/003.jpg", jpeg(998, 24, 16))
     yield
@@ -272,8 +272,8 @@ def images_of_stages(events: Sequence[Event]) -> list[int]:
     return [each.total for each in events if isinstance(each, Started) and each.unit == "images"]
 
 
-def die_while_listing(root: str, source: str) -> int:
-    """Has a build die once it has planned a block of new images and counted it.
+def die_while_listing(root: str, source: str, most: int = 1) -> int:
+    """Has a build die once it has planned some blocks of new images and counted them.
 
     Returns:
         How many shards it has counted.
@@ -281,8 +281,8 @@ def die_while_listing(root: str, source: str) -> int:
     real, planned, before = task_listing._run, list[int](), len(partials(root))
 
     def run(task: Any) -> Any:
-        if planned:
-            while len(partials(root)) < before + planned[0]:
+        if len(planned) == most:
+            while len(partials(root)) < before + sum(planned):
                 sleep(0.01)
             raise StorageError("out of power")
         done = real(task)
@@ -325,13 +325,13 @@ def test_a_later_build_counts_new_images_while_it_lists(root: str) -> None:
 def test_images_are_erased_from_what_a_later_build_has_counted_that_died(root: str) -> None:
     """Only lists name them, and no plan that is noted has these."""
     source = f"{root}-source"
-    made = grown(source)
+    made = grown(source, 200)
     next(made)
     with TaskEngine() as engine:
         build(root, source, engine)
     next(made)
     place, known = Catalogue(root), set(partials(root))
-    assert die_while_listing(root, source) > 0
+    assert die_while_listing(root, source, 2) > 0
     version = place.find("photos")
     work, held = place.work_uri("photos", version.spec), {}
     for item in storage.walk(f"{root}/manifests"):
@@ -342,13 +342,17 @@ def test_images_are_erased_from_what_a_later_build_has_counted_that_died(root: s
     assert new <= held.keys()
     image = held[min(new)][0]
     options = EraseOptions(reason="asked for", source_keeps=True)
-    with InProcess() as engine:
-        erase_images(place, [image], options, engine)
+    lease = claim(work, "0" * 32, "a job that still runs")
+    assert isinstance(lease, Lease)
+    with InProcess() as engine, lease.renewed(60):
+        done = erase_images(place, [image], options, engine)
+    assert done.running == ("photos",)
     assert [uri for uri in partials(root) if image in held[uri]] == []
+    assert new & set(partials(root))  # those of the other list
     assert [finding for finding in verify(place) if not finding.ok] == []
     with TaskEngine() as engine:
         result = build(root, source, engine)
-    assert result.version.images == GROWN
+    assert result.version.images == 200
     assert [finding for finding in verify(place) if not finding.ok] == []
 
 
@@ -372,6 +376,22 @@ def test_nothing_is_counted_early_of_another_source(root: str) -> None:
         (result,) = build_datasets(Catalogue(root), [request], engine, RESOURCES, events.append)
     assert result.version.images == GROWN
     assert len(images_of_stages(events)) > 1
+
+
+def test_the_first_whole_build_after_a_trial_counts_while_it_lists(
+    root: str, images: str, alone: Any
+) -> None:
+    request, place = Request("photos", images, limit=8, **COUNTING), Catalogue(root)
+    (trial,) = build_datasets(place, [request], InProcess(), RESOURCES)
+    assert trial.version.images == 8
+    events: list[Event] = []
+    with TaskEngine() as engine:
+        result = build(root, images, engine, events.append)
+    assert (result.version.images, result.version.failed) == (IMAGES - 1, 1)
+    assert same_counts_and_failures(place.load("photos"), alone[0].load("photos"))
+    assert len(images_of_stages(events)) > 1
+    assert sum(event.units for event in events if isinstance(event, StepDone)) == IMAGES - 8
+    assert [finding for finding in verify(place) if not finding.ok] == []
 
 
 def changed_twice(source: str) -> Iterator[None]:

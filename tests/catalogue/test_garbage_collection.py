@@ -479,7 +479,7 @@ def test_a_manifest_that_goes_while_others_are_read_hides_none(
         return real(uri)
 
     monkeypatch.setattr(storage, "read", read)
-    begun = NotedPlan(catalogue.plan_uri("a", SPEC.digest), "a", SPEC.digest, None, ())
+    begun = NotedPlan(catalogue.plan_uri("a", SPEC.digest), "a", SPEC.digest, None, (), True)
     assert [uri for uri, _ in begun.counted_ahead(catalogue)] == others
 
 
