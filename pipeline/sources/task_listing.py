@@ -78,9 +78,9 @@ OWN_FILES = 8
 """How many of its files this process holds at a time, to sort them."""
 
 
-_Task = Stretch | ReportFiles | FormerShards | NameRange | NameBlock
+_AnyTask = Stretch | ReportFiles | FormerShards | NameRange | NameBlock
 
-_Done = FoundStretch | SortedMembers | ComparedNames | PlannedBlock
+_AnyResult = FoundStretch | SortedMembers | ComparedNames | PlannedBlock
 
 _WHAT_IS_LEFT = {
     FormerShards: "of the rest of the plan before sorted",
@@ -216,7 +216,7 @@ class TaskListing:
         cuts |= {part.first for part in self._found.stored}
         return store_sorted(rows, self._folder, BLOCK_IMAGES, sorted(cuts))
 
-    def _tasks(self) -> list[_Task]:
+    def _tasks(self) -> list[_AnyTask]:
         report = self._lister.inventory
         listing = self._stretches() if report is None else self._report_files(report)
         ahead = self._ahead
@@ -227,7 +227,7 @@ class TaskListing:
         most = WAVES * self._mapper.workers if listing else sys.maxsize
         return [*listing, *self._comparing(ahead, ahead.previous(), most)]
 
-    def _comparing(self, ahead: PlanAhead, before: Manifest, most: int) -> list[_Task]:
+    def _comparing(self, ahead: PlanAhead, before: Manifest, most: int) -> list[_AnyTask]:
         """Returns what tasks can do now to compare the listing, and to plan what is new.
 
         Args:
@@ -249,7 +249,7 @@ class TaskListing:
             groups = lister.pairing if lister.is_grouped else None
             self._comparison = PlanComparison(before, lister.source, self._folder, groups)
         comparison = self._comparison
-        tasks: list[_Task] = [*comparison.tasks(self._listed, self._unlisted, most)]
+        tasks: list[_AnyTask] = [*comparison.tasks(self._listed, self._unlisted, most)]
         if comparison.can_compare and comparison.rows_added >= blocks.MANY:
             not_known = [*self._unlisted, *comparison.pending]
             former_cell = largest_cell(before)
@@ -422,7 +422,7 @@ class TaskListing:
         return made
 
 
-def _run(task: Task[_Done]) -> _Done:
+def _run(task: Task[_AnyResult]) -> _AnyResult:
     return run_in_task(task)
 
 
