@@ -86,6 +86,7 @@ from pipeline.events import ClusterJoined, Listener, Said, Warned, ignore
 from pipeline.mapper import Mapper
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import RequestMeter, count_requests, retry
+from pipeline.wording import count_of
 
 T = TypeVar("T")
 
@@ -115,6 +116,9 @@ If decoded images may, it has the size that Ray takes by default, nearly a third
 
 TASK_LOOK_SECONDS = 2.0
 """How often it is looked whether tasks wait for a node, while none ends."""
+
+ROOM_LOOK_SECONDS = 30.0
+"""How often it is looked whether nodes have come that hold more workers than there may be."""
 
 
 class RayEngine:
@@ -148,6 +152,7 @@ class RayEngine:
         self._broken = BrokenNodes()
         self._messages, self._watch = ExitStack(), ExitStack()
         self._ours = self._lost = False
+        self._looked = 0.0
         self._local = self._starts_here
 
     def __enter__(self) -> RayEngine:
@@ -228,22 +233,71 @@ class RayEngine:
         """
         left = {(job.manifest_uri, index): (job, index) for job, index in work}
         while left:
-            begun = (OVERLAP + 1) * self.shard_workers
-            with closing(self._pool(list(left.values()))) as rows:
-                for row in rows:
-                    receipt = receipt_of(row)
-                    count_requests(row["requests"])
-                    del left[receipt.manifest_uri, receipt.index]
-                    self._warnings.died(receipt.died)
-                    for notice in json.loads(row["notices"]):
-                        self._warnings.tell(notice)
-                    leaves_out = self._leaves_out(row, receipt)
-                    yield receipt
-                    if leaves_out:  # a running pool cannot give up a node
-                        # Workers finish what they had begun. It goes last, when most is stored.
-                        for each in [*left][:begun]:
-                            left[each] = left.pop(each)
-                        break
+            with self._known_errors():
+                room = self._room()
+            self._looked = monotonic()
+            try:
+                with closing(self._pool(list(left.values()), room)) as rows:
+                    for row in rows:
+                        receipt = receipt_of(row)
+                        count_requests(row["requests"])
+                        del left[receipt.manifest_uri, receipt.index]
+                        self._warnings.died(receipt.died)
+                        for notice in json.loads(row["notices"]):
+                            self._warnings.tell(notice)
+                        leaves_out = self._leaves_out(row, receipt)
+                        yield receipt
+                        # A running pool can neither give up a node nor get more workers.
+                        if leaves_out or self._has_outgrown(room, len(left)):
+                            break
+            except TransientError as error:
+                if not self._goes_on_without(error, room):
+                    raise
+            # Workers finish what they had begun. It goes last, when most is stored.
+            for each in [*left][: (OVERLAP + 1) * room.now]:
+                left[each] = left.pop(each)
+
+    def _has_outgrown(self, room: Room, left: int) -> bool:
+        """Tells whether nodes have come that hold more workers than a pool may ever have.
+
+        Where nobody says how many nodes may come, a pool is made for some times as many as there
+        are. If there are none yet, that is for few and small workers.
+
+        Args:
+            room: The room that the pool was made for.
+            left: How many shards are left. A few are not worth another pool.
+
+        Returns:
+            Whether there is room for more.
+        """
+        workers, now = self.resources.workers, monotonic()
+        if workers or self._local or left <= room.most or now - self._looked < ROOM_LOOK_SECONDS:
+            return False
+        self._looked = now
+        room_now = self._room()
+        if room_now.has_outgrown(room):
+            fit = count_of(room_now.now, "worker")
+            self._progress(Said(f"more nodes have come: there is room for {fit}, which start anew"))
+        return room_now.has_outgrown(room)
+
+    def _goes_on_without(self, error: TransientError, room: Room) -> bool:
+        """Leaves out a node on which Ray could not start a worker again that was lost elsewhere.
+
+        Args:
+            error: What ended the pool.
+            room: The room that the pool was made for.
+
+        Returns:
+            Whether another pool may do better without the node. False if it was another error.
+        """
+        cause = error.__cause__
+        if not isinstance(cause, RayError) or not cannot_start(cause):
+            return False
+        try:
+            self._place(cause, 0, cpus=room.threads, at_once=room.now)
+        except RayError:
+            return False
+        return True
 
     def _leaves_out(self, row: Mapping[str, Any], receipt: ShardReceipt) -> bool:
         """Takes note of what a node's device did; returns whether the node is now left out."""
@@ -255,8 +309,14 @@ class RayEngine:
         self._progress(Warned(left_out_words(row["node"], receipt.error)))
         return True
 
-    def _pool(self, work: Sequence[tuple[ShardJob, int]]) -> Generator[dict[str, Any], None, None]:
+    def _pool(
+        self, work: Sequence[tuple[ShardJob, int]], room: Room
+    ) -> Generator[dict[str, Any], None, None]:
         """Runs shards on a new pool of actors, on all nodes but those that are left out.
+
+        Args:
+            work: The shards, with their jobs.
+            room: How many workers there may be.
 
         Yields:
             What the actors return.
@@ -264,7 +324,6 @@ class RayEngine:
         Raises:
             TransientError: See `run_shards`.
         """
-        room = self._room()
         resources = replace(self.resources, threads=room.threads, workers=room.most)
         recipes: dict[Recipe, int] = {}
         for job, _ in work:

@@ -126,6 +126,10 @@ class Room:
     most: int
     spare: float = 0.0
 
+    def has_outgrown(self, former: Room) -> bool:
+        """Tells whether workers take more CPUs now than all that there may be in another room."""
+        return self.now * self.threads > former.most * former.threads
+
 
 def room_of(resources: Resources, local: bool) -> Room:
     """Finds out how many workers a cluster has room for.

@@ -24,9 +24,10 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import Extractor, worker
 from pipeline.dna import DNA
 from pipeline.engine import InProcess, RayEngine, broken_nodes, ray_engine
+from pipeline.engine.ray_nodes import GROWTH, Room
 from pipeline.engine.ray_start import start_with_retries
 from pipeline.errors import TransientError
-from pipeline.events import Event, PoolChanged, StepFailed, Warned
+from pipeline.events import Event, PoolChanged, Said, StepDone, StepFailed, Warned
 from pipeline.spec import Resources
 from tests.engine.test_ray_engine import clean, same_bits
 from tests.support.faulty_start import FAILS, LACKS_A_MODULE, WAITS, StartsElsewhere
@@ -291,6 +292,71 @@ def test_nodes_that_start_no_worker_are_left_out_and_the_others_count_all(
         words = of_node[node.node_id]
         assert words.startswith(f"{NO_START}{addresses[node.node_id]}, which gets no more workers")
         assert error in words
+    same_bits(tmp_path / "c", clean, truth)
+
+
+@pytest.mark.soak
+def test_a_worker_that_is_started_again_where_none_can_start_ends_no_build(
+    nodes: Nodes,
+    small: Small,
+    folder: Path,
+    truth: DNA,
+    clean: dict[str, object],
+    tmp_path: Path,
+) -> None:
+    """Its node was lost. Ray starts it again on another one, and tells its shards of the error."""
+    nodes.add(num_cpus=1)  # for what is no worker
+    _, lost = nodes.add(num_cpus=2), nodes.add(num_cpus=2)
+    nodes.hold()
+    build = tmp_path / "c"
+    options = ("--ray-address", nodes.address, "--threads", "2")
+    process = small.start(folder, build, *options, workers=2)
+    with ended(process):
+        until(process, lambda: len(running(build)) >= 2)
+        nodes.add(num_cpus=2, env_vars=LACKS_A_MODULE)
+        nodes.lose(lost)
+        nodes.let_go()
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert err.count(NO_START) == 1
+    same_bits(build, clean, truth)
+
+
+@pytest.mark.soak
+def test_a_pool_that_was_made_before_its_nodes_came_makes_way_for_a_larger_one(
+    nodes: Nodes,
+    small: Small,
+    folder: Path,
+    truth: DNA,
+    clean: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody says how many will come."""
+    events: list[Event] = []
+    real = ray_engine.room_of
+
+    def room_of(*given: Any) -> Room:
+        began = any(isinstance(event, StepDone) and event.units for event in events)
+        return real(*given) if began else Room(threads=1, now=1, most=1)
+
+    rooms: list[Room] = []
+    run_pool = RayEngine._pool
+    monkeypatch.setattr(RayEngine, "_pool", lambda *of: rooms.append(of[-1]) or run_pool(*of))
+    monkeypatch.setattr(ray_engine, "room_of", room_of)
+    monkeypatch.setattr(ray_engine, "ROOM_LOOK_SECONDS", 0.0)
+    nodes.add(num_cpus=10)
+    options = {"max_failures": 2, "shard_images": 2, **small.place.options}
+    request = Request("photos", str(folder), **options)  # type: ignore[arg-type]  # by name
+    try:
+        with RayEngine(Resources(), nodes.address, events.append) as engine:
+            place = Catalogue(str(tmp_path / "c"))
+            build_datasets(place, [request], engine, Resources(), progress=events.append)
+    finally:
+        ray.shutdown()
+    said = [event.message for event in events if isinstance(event, Said)]
+    assert said.count("more nodes have come: there is room for 2 workers, which start anew") == 1
+    assert [(room.now, room.most) for room in rooms] == [(1, 1), (2, 2 * GROWTH)]
     same_bits(tmp_path / "c", clean, truth)
 
 
