@@ -56,7 +56,10 @@ def renamed_between(before: Commit, after: Commit) -> Iterator[tuple[str, str]]:
     """
     came = after.datasets.keys() - before.datasets.keys()
     new_names = {
-        (v.spec, v.dna, v.by): name for name in came for v in after.datasets[name].values()
+        (v.spec, v.dna, v.by): name
+        for name in came
+        for v in after.datasets[name].values()
+        if not v.part_of  # an only part has the DNA of its dataset
     }
     for name in before.datasets.keys() - after.datasets.keys():
         for v in before.datasets[name].values():

@@ -247,6 +247,22 @@ def test_images_are_erased_from_what_a_build_has_counted_that_died_while_it_list
     assert [finding for finding in verify(place) if not finding.ok] == []
 
 
+def test_the_first_whole_build_after_a_trial_counts_while_it_lists(
+    root: str, images: str, alone: Any
+) -> None:
+    request, place = Request("photos", images, limit=8, **COUNTING), Catalogue(root)
+    (trial,) = build_datasets(place, [request], InProcess(), RESOURCES)
+    assert trial.version.images == 8
+    events: list[Event] = []
+    with TaskEngine() as engine:
+        result = build(root, images, engine, events.append)
+    assert (result.version.images, result.version.failed) == (IMAGES - 1, 1)
+    assert same_counts_and_failures(place.load("photos"), alone[0].load("photos"))
+    assert len(images_of_stages(events)) > 1
+    assert sum(event.units for event in events if isinstance(event, StepDone)) == IMAGES - 8
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
 def test_a_refresh_lists_by_tasks_and_counts_what_is_new(root: str, images: str) -> None:
     with TaskEngine() as engine:
         build(root, images, engine)
@@ -376,22 +392,6 @@ def test_nothing_is_counted_early_of_another_source(root: str) -> None:
         (result,) = build_datasets(Catalogue(root), [request], engine, RESOURCES, events.append)
     assert result.version.images == GROWN
     assert len(images_of_stages(events)) > 1
-
-
-def test_the_first_whole_build_after_a_trial_counts_while_it_lists(
-    root: str, images: str, alone: Any
-) -> None:
-    request, place = Request("photos", images, limit=8, **COUNTING), Catalogue(root)
-    (trial,) = build_datasets(place, [request], InProcess(), RESOURCES)
-    assert trial.version.images == 8
-    events: list[Event] = []
-    with TaskEngine() as engine:
-        result = build(root, images, engine, events.append)
-    assert (result.version.images, result.version.failed) == (IMAGES - 1, 1)
-    assert same_counts_and_failures(place.load("photos"), alone[0].load("photos"))
-    assert len(images_of_stages(events)) > 1
-    assert sum(event.units for event in events if isinstance(event, StepDone)) == IMAGES - 8
-    assert [finding for finding in verify(place) if not finding.ok] == []
 
 
 def changed_twice(source: str) -> Iterator[None]:

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -1094,19 +1095,24 @@ def test_threads_and_device_reach_the_kernels(
     assert asked == [{"threads": 3, "device": "cuda:1"}] * 2
 
 
+def limit_of_four_more() -> int:
+    """Returns the limit under which this process can open four more files: it is one of numbers."""
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    return next(islice((number for number in count() if number not in taken), 4, None))
+
+
 def test_more_dnas_are_compared_than_a_process_may_have_files_open_at_first(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each DNA of a tile is an open file, and many systems permit 1,024 unless asked for more."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = len(os.listdir("/proc/self/fd")) + 4
     temporary._allow_open_files.cache_clear()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit_of_four_more(), before[1]))
     try:
         assert np.isfinite(compare(place).of()).all()
         with monkeypatch.context() as patched:
             patched.setattr(temporary, "_allow_open_files", lambda: None)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit_of_four_more(), before[1]))
             with pytest.raises(StorageError, match=r"Too many open files; allow more open files"):
                 compare(without_kept(place))
     finally:

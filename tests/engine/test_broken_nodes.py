@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +19,11 @@ from pipeline.counting.faults import is_of_device
 from pipeline.engine import RayEngine, ray_engine, ray_nodes, ray_watch
 from pipeline.engine.broken_nodes import MOST_ERRORS, MOST_IDLE_NODES, BrokenNodes
 from pipeline.engine.pool_watch import Limits, PoolWatch
-from pipeline.engine.ray_nodes import able_nodes, node_of_actor, without
+from pipeline.engine.ray_nodes import Room, able_nodes, node_of_actor, without
 from pipeline.engine.ray_watch import PoolCallback, RayWarnings, watched
 from pipeline.engine.shard_actor import row_of
 from pipeline.errors import UnexpectedError, known_error
-from pipeline.events import Event, Warned, ignore
+from pipeline.events import Event, Said, Warned, ignore
 from pipeline.spec import Resources
 
 STORIES = st.lists(
@@ -268,7 +269,7 @@ def test_what_a_worker_tells_is_told_though_the_job_takes_no_other_receipt(
     row |= {"node": "a", "device_failed": True, "notices": '["it decodes slowly"]', "requests": 0}
     events: list[Event] = []
     engine = RayEngine(progress=events.append)
-    monkeypatch.setattr(engine, "_pool", lambda work: (row for _ in work))
+    monkeypatch.setattr(engine, "_pool", lambda work, room: (row for _ in work))
     monkeypatch.setattr(ray_engine, "alive_nodes", lambda: {"a", "b"})
     monkeypatch.setattr(ray_nodes, "list_nodes", list)
     engine._broken.counted("b")
@@ -280,3 +281,31 @@ def test_what_a_worker_tells_is_told_though_the_job_takes_no_other_receipt(
     told = [event.message for event in events if isinstance(event, Warned)]
     for words in ("process 7 of a", "it decodes slowly", "launch failure"):
         assert [words in message for message in told].count(True) == 1, (words, told)
+
+
+@pytest.mark.parametrize(("shards", "pools"), [(9, 2), (4, 1)])
+def test_a_pool_makes_way_for_a_larger_one_if_that_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch, shards: int, pools: int
+) -> None:
+    """Each shard has one receipt, whichever pool counts it."""
+    events: list[Event] = []
+    engine = RayEngine(progress=events.append)
+    rooms: list[Room] = []
+
+    def run_pool(work: Sequence[tuple[Any, int]], room: Room) -> Iterator[dict[str, Any]]:
+        rooms.append(room)
+        for _, index in work:
+            receipt = ShardReceipt("m", index, images=3)
+            row = {name: value[0] for name, value in row_of(receipt).items()}
+            yield row | {"node": "a", "device_failed": False, "notices": "[]", "requests": 0}
+
+    monkeypatch.setattr(engine, "_local", False)
+    monkeypatch.setattr(engine, "_pool", run_pool)
+    monkeypatch.setattr(engine, "_room", lambda: Room(4, 2, 8) if rooms else Room(1, 1, 4))
+    monkeypatch.setattr(ray_engine, "ROOM_LOOK_SECONDS", 0.0)
+    job: Any = SimpleNamespace(manifest_uri="m")
+    receipts = list(engine.run_shards([(job, index) for index in range(shards)]))
+    assert sorted(receipt.index for receipt in receipts) == list(range(shards))
+    assert rooms == [Room(1, 1, 4), Room(4, 2, 8)][:pools]
+    said = [event.message for event in events if isinstance(event, Said)]
+    assert len(said) == pools - 1
