@@ -274,11 +274,13 @@ class RayEngine:
         if workers or self._local or left <= room.most or now - self._looked < ROOM_LOOK_SECONDS:
             return False
         self._looked = now
-        room_now = self._room()
-        if room_now.has_outgrown(room):
-            fit = count_of(room_now.now, "worker")
-            self._progress(Said(f"more nodes have come: there is room for {fit}, which start anew"))
-        return room_now.has_outgrown(room)
+        with self._known_errors():
+            room_now = self._room()
+        if not room_now.has_outgrown(room):
+            return False
+        fit = count_of(room_now.now, "worker")
+        self._progress(Said(f"more nodes have come: there is room for {fit}, which start anew"))
+        return True
 
     def _goes_on_without(self, error: TransientError, room: Room) -> bool:
         """Leaves out a node on which Ray could not start a worker again that was lost elsewhere.
