@@ -277,7 +277,7 @@ def _count_by_triton(
         means.stride(0),
         GROUP=group,
         BINS=bins,
-        BLOCK=min(MAX_BLOCK, _power_of_two(positions)),
+        BLOCK=_lanes(positions),
         WINDOW=window,
         **options,
     )
@@ -297,7 +297,7 @@ def _count_by_torch(
     maximum: torch.Tensor,
     means: torch.Tensor,
 ) -> None:
-    """Does what `_count_by_triton` does. Means may differ by the order of float64 additions."""
+    """Does what `_count_by_triton` does, to the last bit of the means."""
     import torch
 
     images, positions, neurons = x.shape
@@ -307,7 +307,7 @@ def _count_by_torch(
     for start in range(0, images, step):
         part = x[start : start + step].float()
         wide = part.double()
-        means[start : start + step] = wide.mean(dim=1)
+        means[start : start + step] = _means_by_lanes(wide)
         finite = part.isfinite()
         for extreme, nothing, pick in (
             (minimum, torch.inf, torch.minimum),
@@ -326,6 +326,31 @@ def _count_by_torch(
             at += (image * neurons * columns)[:, None, None]
         at = at.flatten()
         table.view(-1).scatter_add_(0, at, torch.ones_like(at))
+
+
+def _means_by_lanes(x: torch.Tensor) -> torch.Tensor:
+    """Adds positions in the order that `count_activations` states, whatever device this is.
+
+    Args:
+        x: Activations, float64 (images, positions, neurons).
+
+    Returns:
+        The means, float64 (images, neurons).
+    """
+    images, positions, neurons = x.shape
+    lanes = _lanes(positions)
+    total = x.new_zeros((images, lanes, neurons))
+    for start in range(0, positions, lanes):
+        part = x[:, start : start + lanes]
+        total[:, : part.shape[1]] += part
+    while total.shape[1] > 1:
+        total = total[:, 0::2] + total[:, 1::2]
+    return total[:, 0] / positions
+
+
+def _lanes(positions: int) -> int:
+    """Returns how many positions are added beside each other; see `count_activations`."""
+    return min(MAX_BLOCK, _power_of_two(positions))
 
 
 KERNELS: Mapping[Kernel, Callable[..., None]] = {
