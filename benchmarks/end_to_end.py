@@ -1,6 +1,7 @@
 """One folder of images to one DNA: the product beside the reference, and whether they agree.
 
     python -m benchmarks.end_to_end FOLDER [--ranges FILE] [--precision bf16] [--threads 2]
+                                           [--micro-batch 8]
     python -m benchmarks.end_to_end FOLDER --extractor timm:vit_base_patch16_224
 
 Another network than the embedded one has random weights, unless `--weights` names a folder of
@@ -12,6 +13,8 @@ ranges, bins and resizing, each in a fresh process. Rows:
     forward_openvino, make_dna_openvino
                 the same two with OpenVINO in place of torch, in float32
     build       the whole command `vdna build` on Ray, by torch, from start to exit, with catalogue
+    build_openvino
+                the same with OpenVINO, in float32
     reference   vdna 0.1.1's make_vdna, after one image to warm up; without building the network,
                 under glibc's default allocator and under a tuned one
 """
@@ -32,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure, reference
-from benchmarks.forward_only import forward_only
+from benchmarks.forward_only import MICRO_BATCH, forward_only
 
 EXTRACTOR = "efficientnet_lite0"
 
@@ -49,6 +52,7 @@ def _product(
     precision: str,
     histograms: str,
     backend: str,
+    micro_batch: int,
     network: dict[str, Any],
 ) -> dict[str, Any]:
     """The product's in-process build. The only place that knows its interface."""
@@ -62,6 +66,7 @@ def _product(
             precision=precision,
             limit=limit,
             backend=backend,
+            micro_batch=micro_batch,
             **network,
         )
 
@@ -89,6 +94,7 @@ def run_product(
     precision: str = "fp32",
     backend: str = "torch",
     network: Mapping[str, Any] | None = None,
+    micro_batch: int = MICRO_BATCH,
 ) -> dict[str, Any]:
     """One DNA of a folder, in process, in a fresh one; see `reference.run_reference`.
 
@@ -101,6 +107,7 @@ def run_product(
         "precision": precision,
         "histograms": str(histograms.resolve()),
         "backend": backend,
+        "micro_batch": micro_batch,
         "network": dict(network or {}),
     }
     return measure.run("benchmarks.end_to_end", settings, tuned_malloc=False)
@@ -112,10 +119,13 @@ def run_build(
     catalogue: Path,
     precision: str,
     network: Mapping[str, Any] | None = None,
+    backend: str = "torch",
+    micro_batch: int = MICRO_BATCH,
 ) -> dict[str, Any]:
     """The command, timed from start to exit."""
     command = [sys.executable, "-m", "jobs.build", "images", str(folder), "-c", str(catalogue)]
-    command += ["--ranges", str(ranges), "--precision", precision, "--json", "--backend", "torch"]
+    command += ["--ranges", str(ranges), "--precision", precision, "--json", "--backend", backend]
+    command += ["--micro-batch", str(micro_batch)]
     command += [word for name, value in (network or {}).items() for word in (f"--{name}", value)]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=True)
@@ -171,7 +181,9 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has vdna")
     parser.add_argument("--extractor", default=EXTRACTOR)
     parser.add_argument("--weights", type=Path, help="a folder with files of safetensors")
+    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH)
     arguments = parser.parse_args()
+    many = arguments.micro_batch
     folder, ranges = arguments.folder.resolve(strict=True), arguments.ranges
     threads, precision, seconds = arguments.threads, arguments.precision, arguments.seconds
     rows: dict[str, dict[str, Any]] = {}
@@ -183,26 +195,29 @@ def main() -> None:
             network, tapped, ranges = other_network(
                 arguments.extractor, arguments.weights, Path(scratch), files
             )
-        ours, theirs = Path(scratch, "product.npz"), Path(scratch, "reference.npz")
+        ours = {name: Path(scratch, f"{name}.npz") for name in ("torch", "openvino")}
+        theirs = Path(scratch, "reference.npz")
         for turn in range(arguments.rounds):
             place = Path(scratch, f"catalogue-{turn}")
-            found = {
-                "forward": forward_only(threads, seconds, precision, **network),
-                "make_dna": run_product(folder, ranges, ours, threads, precision, network=network),
-                "build": run_build(folder, ranges, place, precision, network),
-            }
-            if precision == "fp32":
-                found["forward_openvino"] = forward_only(
-                    threads, seconds, backend="openvino", **network
-                )
-                found["make_dna_openvino"] = run_product(
-                    folder,
-                    ranges,
-                    Path(scratch, "openvino.npz"),
-                    threads,
-                    backend="openvino",
-                    network=network,
-                )
+            found: dict[str, dict[str, Any]] = {}
+            for backend, end in (("torch", ""), ("openvino", "_openvino")):
+                if backend == "openvino" and precision != "fp32":
+                    continue
+                found |= {
+                    f"forward{end}": forward_only(
+                        threads, seconds, precision, backend=backend, micro_batch=many, **network
+                    ),
+                    f"make_dna{end}": run_product(
+                        *(folder, ranges, ours[backend], threads, precision, backend),
+                        network=network,
+                        micro_batch=many,
+                    ),
+                    f"build{end}": run_build(
+                        *(folder, ranges, place / backend, precision, network),
+                        backend=backend,
+                        micro_batch=many,
+                    ),
+                }
             for name, tuned in (("reference", False), ("reference_tuned_malloc", True)):
                 found[name] = reference.run_reference(
                     folder,
@@ -215,15 +230,15 @@ def main() -> None:
                 )
             for name, row in found.items():
                 rows[name] = max(rows.get(name, row), row, key=lambda e: e["images_per_second"])
-        with np.load(ours) as a, np.load(theirs) as b:
+        with np.load(ours["torch"]) as a, np.load(theirs) as b:
             agreement = reference.agreement(a, b)
             if precision == "fp32":
-                with np.load(Path(scratch, "openvino.npz")) as other:
+                with np.load(ours["openvino"]) as other:
                     rows["make_dna_openvino"]["agreement"] = reference.agreement(other, a)
     rates = {name: row["images_per_second"] for name, row in rows.items()}
     ratios = {
         f"{mine}/{other}": round(rates[mine] / rates[other], 2)
-        for mine in ("build", "make_dna", "make_dna_openvino")
+        for mine in ("build", "build_openvino", "make_dna", "make_dna_openvino")
         for other in ("forward", "reference", "reference_tuned_malloc")
         if mine in rates
     }

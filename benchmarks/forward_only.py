@@ -1,9 +1,9 @@
 """The forward pass alone, on random pixels: a build cannot be faster than this.
 
-    python -m benchmarks.forward_only [--threads 2] [--seconds 10]
+    python -m benchmarks.forward_only [--threads 2] [--seconds 10] [--micro-batch 8]
 
 There are four rows, three of them in bf16. The first is the product's extractor: T threads pass
-micro-batches of 8, each with one intra-op thread, under the tuned allocator that its workers run
+micro-batches, each with one intra-op thread, under the tuned allocator that its workers run
 with. The second is the same under glibc's default allocator. The third is what one would write
 without the product: timm's network, batch 32, T intra-op threads, default allocator. The last, in
 float32, is the product's by OpenVINO (`--backend openvino` of a build).
@@ -30,15 +30,22 @@ Forward = Callable[[], object]
 
 
 def _product(
-    precision: str, backend: str, threads: int, extractor: str, weights: str | None
+    precision: str,
+    backend: str,
+    threads: int,
+    extractor: str,
+    weights: str | None,
+    micro_batch: int,
 ) -> Forward:
     """One micro-batch through the product's extractor. The only place that knows its interface."""
     from pipeline.counting import Extractor
     from pipeline.networks import describe
 
     network = describe(extractor, weights)
-    loaded = Extractor(network, precision, backend=backend, threads=threads)
-    shape = (MICRO_BATCH, network.height, network.width, 3)
+    loaded = Extractor(
+        network, precision, backend=backend, threads=threads, micro_batch=micro_batch
+    )
+    shape = (micro_batch, network.height, network.width, 3)
     pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
     return lambda: loaded.observe(pixels, lambda index, activations: None)
 
@@ -99,11 +106,12 @@ def _child(
     backend: str = "torch",
     extractor: str = "efficientnet_lite0",
     weights: str | None = None,
+    micro_batch: int = MICRO_BATCH,
 ) -> dict[str, Any]:
     if which == "plain":
         return _rate(_plain(threads), PLAIN_BATCH, 1, seconds)
-    forward = _product(precision, backend, threads, extractor, weights)
-    return _rate(forward, MICRO_BATCH, threads, seconds)
+    forward = _product(precision, backend, threads, extractor, weights, micro_batch)
+    return _rate(forward, micro_batch, threads, seconds)
 
 
 def forward_only(
@@ -114,10 +122,12 @@ def forward_only(
     backend: str = "torch",
     extractor: str = "efficientnet_lite0",
     weights: str | None = None,
+    micro_batch: int = MICRO_BATCH,
 ) -> dict[str, Any]:
     """The product's forward pass in a fresh process: images_per_second, peak_mb, ..."""
     settings = {"which": "product", "threads": threads, "seconds": seconds, "precision": precision}
     settings |= {"backend": backend, "extractor": extractor, "weights": weights}
+    settings |= {"micro_batch": micro_batch}
     return measure.run("benchmarks.forward_only", settings, tuned_malloc=tuned_malloc)
 
 
@@ -134,15 +144,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH)
     arguments = parser.parse_args()
     threads, seconds, precision = arguments.threads, arguments.seconds, arguments.precision
+    many = arguments.micro_batch
     rows = {
-        "product": forward_only(threads, seconds, precision),
-        "product_default_malloc": forward_only(threads, seconds, precision, tuned_malloc=False),
+        "product": forward_only(threads, seconds, precision, micro_batch=many),
+        "product_default_malloc": forward_only(
+            threads, seconds, precision, tuned_malloc=False, micro_batch=many
+        ),
         "plain_timm": plain_timm(threads, seconds),
     }
     if precision == "fp32":
-        rows["product_openvino"] = forward_only(threads, seconds, backend="openvino")
+        rows["product_openvino"] = forward_only(
+            threads, seconds, backend="openvino", micro_batch=many
+        )
     rates = {name: row["images_per_second"] for name, row in rows.items()}
     ratios = {
         name: round(rate / rates["plain_timm"], 2)

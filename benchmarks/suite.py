@@ -1,4 +1,4 @@
-"""Runs benchmarks of builds, pairs and rankings, and says what moved since the ratios are kept.
+"""Runs benchmarks of builds, memory, pairs and rankings, and says what moved since the ratios are kept.
 
     python -m benchmarks.suite [--folder JPEGS] [--only NAME...] [--keep]           # make bench
 
@@ -41,6 +41,10 @@ def runs(folder: str, few: str) -> dict[str, list[str]]:
         "emd_reference": ["emd_reference"],
         "all_pairs": ["all_pairs", "kernel"],
         "ranking": ["ranking", folder],
+        "one_pass": ["one_pass", folder],
+        "start_up": ["start_up", folder, "--rounds", "1"],
+        "memory": ["memory", "--images", "1000", "100000", "--planned", "100000"],
+        "backends": ["backends", folder, "--networks", "efficientnet_lite0", "--limit", "128"],
     }
 
 
