@@ -1,4 +1,4 @@
-"""Runs benchmarks of builds, memory, pairs and rankings, and says what moved since the ratios are kept.
+"""Runs benchmarks of all parts, and says what moved since the ratios are kept.
 
     python -m benchmarks.suite [--folder JPEGS] [--only NAME...] [--keep]           # make bench
 
