@@ -20,6 +20,10 @@ MAX_SHARD_IMAGES = 4096
 
 MIN_SHARD_IMAGES = 64
 
+SMALL_SHARD_IMAGES = 128
+"""The size of a small dataset's shards, unless these would take too long. So a fold of up to so
+many images is one shard: each shard costs requests, and tables of counts that are added."""
+
 SHARD_MULTIPLE = 8
 """New shards are multiples of this: whole micro-batches of a CPU."""
 
@@ -102,12 +106,12 @@ class NewShardSizes:
         """Returns how many neighbours of an archive have one fold, at most.
 
         Neither a speed nor the bytes of the images change it. So a set and its altered copy have
-        the same folds.
+        the same folds, whichever release planned them.
 
         Args:
             candidates: How many candidates the whole source has.
         """
-        return self.shard_images or default_shard_images(candidates)
+        return self.shard_images or two_shards_a_fold(candidates)
 
     @property
     def makes_cells(self) -> bool:
@@ -158,10 +162,19 @@ def images_in(most: float, each: float) -> int:
 
 
 def default_shard_images(candidates: int) -> int:
-    """Returns the size of shards for a number of candidates: two shards a fold, within bounds.
+    """Returns the size of shards for a number of candidates: two shards a fold, if it is not small.
 
     Small shards waste work on half-empty micro-batches; large ones lose much work when a worker
-    dies. With fewer than 1,000 candidates the 16 folds make shards smaller still.
+    dies. With fewer than 2,000 candidates the 16 folds make shards smaller still.
+    """
+    return max(SMALL_SHARD_IMAGES, two_shards_a_fold(candidates))
+
+
+def two_shards_a_fold(candidates: int) -> int:
+    """Returns half the size of a fold, in whole micro-batches and within the bounds of sizes.
+
+    Args:
+        candidates: How many candidates the whole source has.
     """
     even = -(-candidates // (2 * FOLDS * SHARD_MULTIPLE)) * SHARD_MULTIPLE
     return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
