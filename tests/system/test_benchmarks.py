@@ -157,15 +157,27 @@ def test_the_benchmark_of_forecasts_builds_what_it_forecasts(tmp_path: Path) -> 
 @pytest.mark.soak  # it starts Ray
 def test_the_benchmark_of_the_start_accounts_for_all_seconds(tmp_path: Path) -> None:
     write_photos(tmp_path, 4)
-    result = result_of("benchmarks.start_up", str(tmp_path), "--limit", "4", "--rounds", "1")
-    for seconds in result["seconds"].values():
-        stages = sum(value for name, value in seconds.items() if name != "whole")
-        assert stages == pytest.approx(seconds["whole"], abs=0.1)
-        assert min(seconds.values()) >= 0
-    assert result["ratio"] > 0
+    few = ("--limit", "2", "4", "--rounds", "1")
+    results = result_of("benchmarks.start_up", str(tmp_path), *few)
+    assert [result["images"] for result in results] == [2, 4]
+    for result in results:
+        assert result["ratio"] > 0
+        for engine, seconds in result["seconds"].items():
+            stages = sum(value for name, value in seconds.items() if name != "whole")
+            assert stages == pytest.approx(seconds["whole"], abs=0.1)
+            assert min(seconds.values()) >= 0
+            for stage, parts in result["parts"][engine].items():
+                assert sum(parts.values()) == pytest.approx(seconds[stage], abs=0.1)
+                assert min(parts.values()) >= 0
+
+
+@pytest.mark.soak  # it starts Ray twice
+def test_the_benchmark_of_the_start_has_a_bare_ray_beside_the_first_image(tmp_path: Path) -> None:
+    write_photos(tmp_path, 1)
     spent = result_of("benchmarks.start_up", str(tmp_path), "--timeline")
-    assert list(spent) == ["command", "Ray", "worker", "pipeline", "torch", "network"]
-    assert min(spent.values()) > 0
+    assert [*spent["first image"]][:4] == ["command", "Ray", "worker", "pipeline"]
+    assert [*spent["bare Ray"]] == ["command", "Ray", "worker", "end"]
+    assert all(min(seconds.values()) > 0 for seconds in spent.values())
 
 
 @pytest.mark.soak  # it starts two clusters
