@@ -8,6 +8,8 @@ oldest node is killed every `--between` seconds. A new node takes its place at o
 
 `ratio` is the shards per second of the disturbed build by those of the other, each from its first
 shard to its last. `twice` is how many shards were begun more than once, as whoever had them died.
+Both depend on what else the machine does. `tests/engine/test_kills.py` asserts how much work is
+left, by a clock that waits for the machine.
 """
 
 from __future__ import annotations

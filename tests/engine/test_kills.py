@@ -1,20 +1,28 @@
-"""Tests builds on Ray whose workers and drivers are killed at random, until one is done."""
+"""Tests builds on Ray whose workers and drivers are killed at random, until one is done.
+
+And one whose nodes die every minute: how much of its work is left.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
 import subprocess
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from pipeline.dna import DNA
+from tests.support.builders import write_photos
+from tests.support.gpu_clock import START_SECONDS, GpuClock
+from tests.support.gpu_nodes import GpuNodes
 from tests.support.ray_commands import (
     SHARDS,
     Small,
@@ -26,9 +34,27 @@ from tests.support.ray_commands import (
     running,
     small,
     truth,
+    until,
 )
 
 __all__ = ["folder", "small", "truth"]  # fixtures
+
+GOODPUT = 0.8
+"""How much of the undisturbed work is done in a time in which a node dies every minute."""
+
+NODES, DEATHS = 3, 3
+
+MINUTE = 60.0
+"""The time from one death to the next, in seconds of the clock of the GPUs."""
+
+GPU_SECONDS = 10.0
+"""How long a GPU works for a shard."""
+
+FIRST_DEATH = 2 * GPU_SECONDS - 1
+"""A second later the GPU of that node would have ended its shard: nearly all of it is lost."""
+
+UNSEEN_SECONDS = 10.0
+"""How long Ray takes to find out that a node is lost. The other nodes have to go on meanwhile."""
 
 
 @pytest.mark.soak
@@ -65,3 +91,41 @@ def at_work(process: subprocess.Popen[str], catalogue: Path) -> list[int]:
     """Returns the workers of a driver that have shards under way."""
     own = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
     return sorted(own.intersection(running(catalogue)))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)  # it takes a minute or two; a wait that ends in vain takes four
+def test_four_fifths_of_the_work_are_done_while_a_node_dies_every_minute(
+    small: Small, tmp_path: Path
+) -> None:
+    """The time is that of a clock that waits for the machine, so it measures work alone.
+
+    The clock stands still until each GPU works that should: a shard must be at hand for it. A node
+    that takes the place of a lost one has to work once Ray knows of the loss; its process then
+    takes some time of the clock to start, as does any that is started anew. Each death is that of
+    the oldest node.
+    """
+    source, build, clock = tmp_path / "source", tmp_path / "c", GpuClock(tmp_path / "clock")
+    undisturbed = int(NODES * DEATHS * MINUTE / GPU_SECONDS)
+    shards = undisturbed + 3 * NODES  # at the end of the time some are under way
+    write_photos(source, shards)
+    clock.set(-START_SECONDS)  # the first workers are ready at 0
+    environment = small.environment() | {"GPU_CLOCK": str(clock.place)}
+    with GpuNodes(GPU_SECONDS, environment) as nodes:
+        due = {nodes.add().node_id: clock.now for _ in range(NODES)}
+        options = ("--gpus-per-worker", "1", "--decode", "here", "--ray-address", nodes.address)
+        process = small.start(source, build, *options, patch="", workers=NODES, shard_images=1)
+        with ended(process):
+            how = due, partial(until, process)
+            for death in (FIRST_DEATH + MINUTE * at for at in range(DEATHS)):
+                clock.go_on(death, *how)
+                oldest = nodes.alive[0]
+                del due[oldest.node_id]
+                due[nodes.replace(oldest).node_id] = death + UNSEEN_SECONDS
+            clock.go_on(DEATHS * MINUTE, *how)
+            done = committed(build)
+            clock.set(math.inf)
+            finish(process)
+    print(f"goodput {done / undisturbed:.2f}: {done} of {undisturbed} shards, {DEATHS} deaths")
+    assert committed(build) == shards
+    assert done >= GOODPUT * undisturbed, f"{done} shards of {undisturbed}"

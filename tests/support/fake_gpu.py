@@ -25,24 +25,35 @@ def install() -> None:
     from pipeline.counting.extractor import Extractor
     from pipeline.counting.faults import NO_GPU
     from pipeline.counting.shard import Counter
+    from pipeline.engine.ray_nodes import RayHome
     from pipeline.errors import UsageError
     from tests.support import tiny_network
+    from tests.support.gpu_clock import GpuClock
 
     def broken(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     real, make = Extractor.observe, Counter.make
     has_shard = threading.Event()
+    place = os.environ.get("GPU_CLOCK")  # of a test that says how the time passes
+    clock = GpuClock(Path(place)) if place else None
+
+    def wait(began: float) -> None:
+        while time.monotonic() - began < seconds():
+            time.sleep(0.05)
 
     def slow(*given: Any) -> None:
-        began = time.monotonic()
         # A worker that loads its network shows it an empty image first: that takes a GPU no time.
-        while has_shard.is_set() and time.monotonic() - began < seconds():
-            time.sleep(0.05)
+        if has_shard.is_set() and clock:
+            clock.work(RayHome("").node, seconds())
+        elif has_shard.is_set():
+            wait(time.monotonic())
         real(*given)
 
     def noted(counter: Counter, shard: Any, key: str, **how: Any) -> Any:
         has_shard.set()
+        if clock:
+            clock.begin(RayHome("").node)
         if log := os.environ.get("SHARD_LOG"):
             with open(log, "a") as begun:  # which shards a worker begins
                 begun.write(f"{key}\n")

@@ -11,8 +11,10 @@ autoscaler brings them; `autoscaled_cluster` has one.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+import psutil
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
@@ -105,9 +107,15 @@ class GpuNodes:
         return [node for node in self.alive if not _runs(node)]
 
     def lose(self, node: Any) -> None:
-        """Kills all processes of a node."""
+        """Kills all processes of a node, and at once those that Ray lets end by themselves."""
         del self._kinds[node]
+        workers: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # the node was dead
+            workers = psutil.Process(_raylet(node).pid).children(recursive=True)
         self._cluster.remove_node(node, allow_graceful=False)
+        for each in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
 
     def lose_all(self) -> None:
         """Kills the head and all nodes."""
@@ -118,5 +126,9 @@ class GpuNodes:
 
 
 def _runs(node: Any) -> bool:
+    return _raylet(node).poll() is None
+
+
+def _raylet(node: Any) -> Any:
     (raylet,) = node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
-    return raylet.process.poll() is None
+    return raylet.process
