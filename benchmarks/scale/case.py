@@ -39,9 +39,7 @@ class Parts:
     dispatch_seconds: Annotated[float, "driver and Ray on its machine, for each shard handed out"]
     dispatch_bytes: Annotated[float, "driver's memory for each shard that is handed out"]
     start_seconds: Annotated[float, "from the command to the listing"]
-    load_seconds: Annotated[
-        float, "from the plan to the first shard's end, Ray's start included"
-    ]
+    load_seconds: Annotated[float, "from the plan to the first shard's end, Ray's start included"]
     end_seconds: Annotated[float, "from the last shard to the end of the command, small dataset"]
     get_seconds: Annotated[float, "client, for each image that is an object of S3"]
     network_seconds: Annotated[float, "CPU worker, for each image: forward, count, and the rest"]
