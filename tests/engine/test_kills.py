@@ -42,12 +42,12 @@ __all__ = ["folder", "small", "truth"]  # fixtures
 GOODPUT = 0.8
 """How much of the undisturbed work is done in a time in which a node dies every minute."""
 
-NODES, DEATHS = 3, 3
+NODES, DEATHS = 3, 2
 
 MINUTE = 60.0
 """The time from one death to the next, in seconds of the clock of the GPUs."""
 
-GPU_SECONDS = 10.0
+GPU_SECONDS = 5.0
 """How long a GPU works for a shard."""
 
 FIRST_DEATH = 2 * GPU_SECONDS - 1
