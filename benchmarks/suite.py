@@ -43,7 +43,7 @@ def runs(folder: str, few: str) -> dict[str, list[str]]:
         "ranking": ["ranking", folder],
         "one_pass": ["one_pass", folder],
         "start_up": ["start_up", folder, "--rounds", "1"],
-        "memory": ["memory", "--images", "1000", "100000", "--planned", "100000"],
+        "memory": ["memory", "--images", "1000", "100000", "--planned", "100000", "1000000"],
         "backends": ["backends", folder, "--networks", "efficientnet_lite0", "--limit", "128"],
     }
 

@@ -345,7 +345,8 @@ def _means_by_lanes(x: torch.Tensor) -> torch.Tensor:
         total[:, : part.shape[1]] += part
     while total.shape[1] > 1:
         total = total[:, 0::2] + total[:, 1::2]
-    return total[:, 0] / positions
+    # CUDA would multiply by the reciprocal of a number that it is given by the host.
+    return total[:, 0] / x.new_full((), positions)
 
 
 def _lanes(positions: int) -> int:

@@ -21,8 +21,8 @@ MAX_SHARD_IMAGES = 4096
 MIN_SHARD_IMAGES = 64
 
 SMALL_SHARD_IMAGES = 128
-"""The size of a small dataset's shards, unless these would take too long. So a fold of up to so
-many images is one shard: each shard costs requests, and tables of counts that are added."""
+"""The size of shards where a fold has up to so many images, unless these would take too long. So it
+is one shard: each shard costs requests, and tables of counts that are added."""
 
 SHARD_MULTIPLE = 8
 """New shards are multiples of this: whole micro-batches of a CPU."""
@@ -165,9 +165,11 @@ def default_shard_images(candidates: int) -> int:
     """Returns the size of shards for a number of candidates: two shards a fold, if it is not small.
 
     Small shards waste work on half-empty micro-batches; large ones lose much work when a worker
-    dies. With fewer than 2,000 candidates the 16 folds make shards smaller still.
+    dies. Of up to 2,048 candidates, each of the 16 folds is one shard.
     """
-    return max(SMALL_SHARD_IMAGES, two_shards_a_fold(candidates))
+    if candidates <= FOLDS * SMALL_SHARD_IMAGES:
+        return SMALL_SHARD_IMAGES
+    return two_shards_a_fold(candidates)
 
 
 def two_shards_a_fold(candidates: int) -> int:

@@ -643,9 +643,9 @@ class ShardPlanner:
         """Returns SQL: candidates, each with the name of what is not to be split.
 
         That is its group, itself, or its run of neighbours in an archive. (If images are not paired
-        by their paths, it is a member of an archive alone.) A run is as long as a shard, or shorter
-        if some folds would get none. Each value has runs of its own. `key` is the
-        same name as a path below the source.
+        by their paths, it is a member of an archive alone.) A run is as long as
+        `NewShardSizes.archive_run` says, or shorter if some folds would get none. Each value has
+        runs of its own. `key` is the same name as a path below the source.
 
         Args:
             table: The table of the candidates.

@@ -129,6 +129,16 @@ def test_time_in_which_threads_waited_goes_by_images() -> None:
     assert found == ImageSeconds(3.8, 20 / 10**6, 10**4)
 
 
+@pytest.mark.parametrize(
+    ("count", "shard", "run"), [(1, 128, 64), (2048, 128, 64), (2049, 72, 72), (10_000, 320, 320)]
+)
+def test_a_small_fold_is_one_shard_and_archives_keep_their_folds(
+    count: int, shard: int, run: int
+) -> None:
+    sizes = NewShardSizes()
+    assert (sizes.shard(count, 0), sizes.archive_run(count)) == (shard, run)
+
+
 def test_reads_that_wait_together_weigh_little() -> None:
     found = in_parts(100, 100.0, 10**6, {"fetch": 160.0, "network": 90.0})
     assert found.each == pytest.approx(0.9)

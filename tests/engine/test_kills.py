@@ -12,8 +12,8 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -116,13 +116,20 @@ def test_four_fifths_of_the_work_are_done_while_a_node_dies_every_minute(
         options = ("--gpus-per-worker", "1", "--decode", "here", "--ray-address", nodes.address)
         process = small.start(source, build, *options, patch="", workers=NODES, shard_images=1)
         with ended(process):
-            how = due, partial(until, process)
+
+            def wait(true: Callable[[], object]) -> None:
+                def seen() -> object:
+                    assert not nodes.dead(), "a node ended by itself"
+                    return true()
+
+                until(process, seen)
+
             for death in (FIRST_DEATH + MINUTE * at for at in range(DEATHS)):
-                clock.go_on(death, *how)
+                clock.go_on(death, due, wait)
                 oldest = nodes.alive[0]
                 del due[oldest.node_id]
                 due[nodes.replace(oldest).node_id] = death + UNSEEN_SECONDS
-            clock.go_on(DEATHS * MINUTE, *how)
+            clock.go_on(DEATHS * MINUTE, due, wait)
             done = committed(build)
             clock.set(math.inf)
             finish(process)
