@@ -376,7 +376,10 @@ class VersionLookup(VersionFiles):
             never = f"{last} of {self.root} have no" if last else f"{self.root} never had a"
             return NotFound(f"there is no {name}: {never} dataset {dataset!r}")
         among = f" among {last}" if last else ""
-        return NotFound(f"there is no {name}; {tags}its versions{among} are {some_of(there)}")
+        counts = "; @-1 is the one before the newest" if "@-" in name else ""
+        return NotFound(
+            f"there is no {name}; {tags}its versions{among} are {some_of(there)}{counts}"
+        )
 
 
 def _distinct(versions: Iterable[PastVersion]) -> Iterator[PastVersion]:

@@ -78,7 +78,8 @@ def fit_lens(
     focus = how.focus
     if (focus is None) == (not how.ignore):
         raise UsageError(
-            f"give either focus, or ignore and keep; such as {option('ignore', _EXAMPLE)}"
+            f"give either {option('focus')}, or {option('ignore')} and {option('keep')}; such as "
+            f"{option('ignore', _EXAMPLE)}"
         )
     if focus is not None:
         if how.keep or how.non_negative or how.by_layer:

@@ -680,7 +680,7 @@ def test_fit_lens_fits_both_kinds(place: Catalogue, signed: FittedLens) -> None:
 def test_fit_lens_refuses_options_of_the_other_kind(place: Catalogue) -> None:
     fog, dark = attribute("fog"), attribute("dark")
     for wrong in ({}, {"focus": fog, "ignore": [dark]}):
-        with pytest.raises(UsageError, match="give either focus, or ignore and keep"):
+        with pytest.raises(UsageError, match="give either `focus`, or `ignore` and `keep`"):
             fit_lens(place, "x", **wrong)
     for option in ({"keep": [dark]}, {"non_negative": True}, {"by_layer": True}):
         with pytest.raises(UsageError, match="are for a lens that ignores"):

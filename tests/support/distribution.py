@@ -8,7 +8,7 @@ from pathlib import Path
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-CLUSTERS = {"nodes": ("elastic", "autoscaler", "chaos", "ray_decoding")}
+CLUSTERS = {"nodes": ("elastic", "autoscaler", "chaos", "kills", "ray_decoding")}
 """Files whose long tests start clusters of many nodes: those of a group run one after another, so
 that no more than one such cluster runs at a time."""
 
