@@ -42,7 +42,7 @@ __all__ = ["folder", "small", "truth"]  # fixtures
 GOODPUT = 0.8
 """How much of the undisturbed work is done in a time in which a node dies every minute."""
 
-NODES, DEATHS = 3, 2
+NODES, DEATHS = 3, 3
 
 MINUTE = 60.0
 """The time from one death to the next, in seconds of the clock of the GPUs."""
