@@ -94,9 +94,23 @@ def test_any_number_of_images_positions_and_neurons_is_counted(
 ) -> None:
     x = activations(3, *shape)
     low, high = np.full(shape[2], -2.0), np.full(shape[2], 3.0)
-    counts, means = counted(torch.from_numpy(x), low, high, 20, kernel)
+    counts, _ = counted(torch.from_numpy(x), low, high, 20, kernel)
     assert np.array_equal(counts.read()[0], oracle(x, low, high, 20))
+
+
+@EVERY_KERNEL
+@pytest.mark.parametrize("positions", [1, 3, 49, 196, 1025, 2500])
+def test_means_are_added_in_the_order_that_the_kernels_state(
+    kernel: Kernel, positions: int
+) -> None:
+    x = activations(5, 3, positions, 4)
+    # So far apart that float64 rounds their sums, and another order rounds them otherwise.
+    scale = np.random.default_rng(positions).integers(-50, 50, x.shape)
+    x = np.ldexp(x, scale).astype(np.float32)
+    _, means = counted(torch.from_numpy(x), np.full(4, -1.0), np.ones(4), 20, kernel)
     assert means.tobytes() == mean_by_lanes(x).tobytes()
+    if positions >= 49:
+        assert means.tobytes() != x.astype(np.float64).mean(axis=1).tobytes()
 
 
 @EVERY_KERNEL
