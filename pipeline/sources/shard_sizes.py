@@ -21,8 +21,8 @@ MAX_SHARD_IMAGES = 4096
 MIN_SHARD_IMAGES = 64
 
 SMALL_SHARD_IMAGES = 128
-"""The size of shards where a fold has up to so many images, unless these would take too long. So it
-is one shard: each shard costs requests, and tables of counts that are added."""
+"""The size of shards if folds have up to so many images, unless such a shard takes too long. So a
+fold is one shard: each shard costs requests, and tables of counts that are added."""
 
 SHARD_MULTIPLE = 8
 """New shards are multiples of this: whole micro-batches of a CPU."""
@@ -162,10 +162,14 @@ def images_in(most: float, each: float) -> int:
 
 
 def default_shard_images(candidates: int) -> int:
-    """Returns the size of shards for a number of candidates: two shards a fold, if it is not small.
+    """Returns the size of shards: two shards a fold, or one where the dataset is small.
 
     Small shards waste work on half-empty micro-batches; large ones lose much work when a worker
-    dies. Of up to 2,048 candidates, each of the 16 folds is one shard.
+    dies. Of up to 2,048 candidates, each of the 16 folds is one shard, unless large groups make a
+    fold larger than others.
+
+    Args:
+        candidates: How many candidates the whole source has.
     """
     if candidates <= FOLDS * SMALL_SHARD_IMAGES:
         return SMALL_SHARD_IMAGES

@@ -94,7 +94,7 @@ def at_work(process: subprocess.Popen[str], catalogue: Path) -> list[int]:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)  # it takes a minute or two; a wait that ends in vain takes four
+@pytest.mark.timeout(900)  # it takes two to three minutes; a wait that ends in vain takes four
 def test_four_fifths_of_the_work_are_done_while_a_node_dies_every_minute(
     small: Small, tmp_path: Path
 ) -> None:
