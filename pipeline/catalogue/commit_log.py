@@ -44,8 +44,10 @@ _COMMIT_NAME = re.compile(r"\d{20}\.json")
 READ_AT_ONCE = 64
 """The most commits that `CommitLog.log` reads at a time."""
 
-KEPT_BASES = 8
-"""How many commits that others build upon a process keeps in memory."""
+KEPT_BASES = 64
+"""How many commits that others build upon a process keeps in memory. To name the version that a
+build replaces, some twenty commits of a long log are looked at (`commit_that_made`). A refresh does
+that for each dataset that changed, and would read most of these commits again each time."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -330,6 +331,32 @@ def test_another_catalogue_in_the_same_place_is_not_read_from_what_is_kept() -> 
         storage.replace(place.root + path, data)
     for found in (place.head(), place.commit(115), place.head()):
         assert len(found.datasets) == 40
+
+
+def test_commits_that_others_build_upon_are_read_once_for_the_versions_of_many_datasets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = new_place()
+    names = [f"d{number}" for number in range(5)]
+    for name in names:
+        append(place, setting(name, "s", "first"))
+    while place.head().number < 800:
+        append(place, setting("busy", "s", uuid.uuid4().hex))
+    commit_log._kept_base.cache_clear()
+    real, read = storage.read, list[str]()
+
+    def noted(uri: str) -> bytes:
+        read.append(uri)
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read", noted)
+    head = place.head()
+    for made, name in enumerate(names, 1):
+        assert place.commit_that_made(name, head.datasets[name]["s"], 799) == made
+    built_upon = Counter(uri for uri in read if uri.endswith("00.json"))
+    del built_upon[place.log_uri(800)]  # the newest commit, which each search looks for
+    assert len(built_upon) > 3
+    assert set(built_upon.values()) == {1}
 
 
 @pytest.mark.parametrize("number", [100, 120])

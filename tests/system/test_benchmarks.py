@@ -194,6 +194,7 @@ def test_the_benchmark_of_commits_finds_that_changes_are_smaller_than_all() -> N
     result = result_of("benchmarks.commit_log", "--datasets", "40")
     assert result["ratio"] > 2
     assert result["nights"][0]["PUT"] == 2
+    assert result["search"]["GET"] > 0
     assert result["reader"]["first"]["GET"] == 5
     assert result["reader"]["again"]["GET"] == 3
 
