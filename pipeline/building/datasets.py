@@ -125,13 +125,23 @@ def build_datasets(
             results[name] = replace(finished, requests=requests, seconds=seconds)
             done(results[name])
 
-    with Finishers(engine, finish) as finishers:
-        counted = _plan_and_count(planner, requests, finishers.begin, fail)
-        left = [counted[name] for name in names if name in counted.keys() - finishers.begun]
-        finishers.finish([of for of in left if of.plan.request.name not in problems], progress)
-    error = joined_errors([problems[name] for name in names if name in problems])
-    if error is not None:
-        raise error
+    def told() -> list[VdnaError]:
+        return [problems[name] for name in names if name in problems]
+
+    try:
+        with Finishers(engine, finish) as finishers:
+            counted = _plan_and_count(planner, requests, finishers.begin, fail)
+            left = [counted[name] for name in names if name in counted.keys() - finishers.begun]
+            finishers.finish([of for of in left if of.plan.request.name not in problems], progress)
+    except Exception as error:  # of the engine, above all; it does not hide those of datasets
+        first = known_error(error)
+        joined = joined_errors([first, *told()]) if problems else None
+        if joined is None:
+            raise
+        raise joined from first
+    failure = joined_errors(told())
+    if failure is not None:
+        raise failure
     return [results[name] for name in names]
 
 

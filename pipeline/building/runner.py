@@ -489,7 +489,8 @@ class _ShardRun:
             self._seconds[at] += receipt.seconds
             self._image_bytes[at] += receipt.counted_bytes
             self._spent[at] = spent_together(self._spent[at], receipt.spent)
-        if (at, index) in self._cut_off and not receipt.counted:  # a worker had it at the cut
+        ours = receipt.had_before or (at, index) in self._cut_off  # a worker had it at a cut
+        if ours and not receipt.counted:
             self._read[at] += self._sizes[at][index]
         else:
             self._by_others += not receipt.counted

@@ -125,13 +125,11 @@ class SharedShards:
             if seen is not None and seen.sign == sign:
                 continue
             if seen is not None:
-                self._watched[item.uri] = _Watched(sign, seen.holder, now, 0.0)
+                # Another process may have claimed the shard anew, under the same number.
+                holder = _holder_of(item.uri) if seen.holder.is_gone else seen.holder
+                self._watched[item.uri] = _Watched(sign, holder, now, 0.0)
                 continue
-            try:
-                holder = Holder.of(read_note(item.uri))
-            except SourceError:  # it was removed meanwhile, and the next look will not find it
-                holder = Holder("")
-            age = 0.0
+            holder, age = _holder_of(item.uri), 0.0
             if first and item.modified is not None:
                 clock = clock or storage.clock(work_uri)
                 age = min(max(0.0, age_of(item.modified, clock)), EXPIRY_SECONDS + MARGIN_SECONDS)
@@ -147,3 +145,11 @@ class SharedShards:
         refused = leases and self._tried.get(key) == leases
         self._tried[key] = leases
         return not refused and all(item.modified is not None for item in leases)
+
+
+def _holder_of(uri: str) -> Holder:
+    """Reads who holds a lease; nobody if it was removed, and the next look will not find it."""
+    try:
+        return Holder.of(read_note(uri))
+    except SourceError:
+        return Holder("")

@@ -10,6 +10,7 @@ from .cells import cells_uri as cells_uri
 from .cells import expected_bytes as expected_bytes
 from .cells import runs_to_count as runs_to_count
 from .deaths import Note as Note
+from .deaths import has_ended_here as has_ended_here
 from .decode_ahead import RUN_BYTES as RUN_BYTES
 from .decode_ahead import Ahead as Ahead
 from .decode_ahead import DecodedRun as DecodedRun

@@ -58,10 +58,15 @@ class ThisMachine:
 
     def saw_crash(self, note: Note) -> bool:
         """Tells whether the process of a note ran on this machine since its boot, and is gone."""
-        pid = note.get("pid")
-        if (note.get("host"), note.get("machine")) != this_machine() or not isinstance(pid, int):
-            return False
-        return has_ended(pid, str(note.get("began")))
+        return has_ended_here(note) is True
+
+
+def has_ended_here(note: Note) -> bool | None:
+    """Tells whether the process of a note is gone; None if it was not of this machine's boot."""
+    pid = note.get("pid")
+    if (note.get("host"), note.get("machine")) != this_machine() or not isinstance(pid, int):
+        return None
+    return has_ended(pid, str(note.get("began")))
 
 
 def crashed(notes: Iterable[Note], home: Home) -> list[Note]:

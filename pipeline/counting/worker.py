@@ -160,6 +160,8 @@ class ShardReceipt:
             receipt of a shard that it made (see `stage_clock`). So those of a shard that failed are
             in the receipt of the next one.
         counted_bytes: Bytes of the images that were counted now, as they were read.
+        had_before: Whether workers of this job had the shard before, and its receipt was lost when
+            the engine ended them. If it is stored, they may have stored it.
     """
 
     manifest_uri: str
@@ -181,6 +183,7 @@ class ShardReceipt:
     reasons: Mapping[str, int] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
     counted_bytes: int = 0
+    had_before: bool = False
 
     @property
     def work(self) -> ShardWork | None:

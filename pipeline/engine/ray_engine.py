@@ -232,6 +232,7 @@ class RayEngine:
                 store has no room for the images that are to be decoded ahead.
         """
         left = {(job.manifest_uri, index): (job, index) for job, index in work}
+        had_before: set[tuple[str, int]] = set()
         while left:
             with self._known_errors():
                 room = self._room()
@@ -241,18 +242,20 @@ class RayEngine:
                     for row in rows:
                         receipt = receipt_of(row)
                         count_requests(row["requests"])
-                        del left[receipt.manifest_uri, receipt.index]
+                        key = receipt.manifest_uri, receipt.index
+                        del left[key]
                         self._warnings.died(receipt.died)
                         for notice in json.loads(row["notices"]):
                             self._warnings.tell(notice)
                         leaves_out = self._leaves_out(row, receipt)
-                        yield receipt
+                        yield replace(receipt, had_before=key in had_before)
                         # A running pool can neither give up a node nor get more workers.
                         if leaves_out or self._has_outgrown(room, len(left)):
                             break
             except TransientError as error:
                 if not self._goes_on_without(error, room):
                     raise
+            had_before |= left.keys()
             # Workers finish what they had begun. It goes last, when most is stored.
             for each in [*left][: (OVERLAP + 1) * room.now]:
                 left[each] = left.pop(each)

@@ -12,7 +12,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state
 
-from pipeline.counting import Note
+from pipeline.counting import Note, has_ended_here
 from pipeline.engine.broken_nodes import MOST_ERRORS
 from pipeline.spec import Resources
 from pipeline.wording import count_of, in_units, option
@@ -104,8 +104,10 @@ class RayHome:
         return {"node": self.node, "pool": self._pool}
 
     def saw_crash(self, note: Note) -> bool:
-        """Tells whether the process of a note was of this pool, and its node lives on."""
-        if note.get("pool") != self._pool:
+        """Tells whether a process of this pool has ended, and its node has not."""
+        # Ray gives a shard to its actor again if the connection to it was lost, though the actor
+        # still counts it. Of another machine, nobody can tell that here.
+        if note.get("pool") != self._pool or has_ended_here(note) is False:
             return False
         return note.get("node") in alive_nodes()
 

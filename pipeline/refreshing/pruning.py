@@ -35,13 +35,16 @@ def unlisted_datasets(head: Commit, config: Config) -> list[str]:
     )
 
 
-def unlisted_note(config: Config, names: Sequence[str], commit: int | None) -> str:
+def unlisted_note(
+    config: Config, names: Sequence[str], commit: int | None, *, all_built: bool
+) -> str:
     """Says which datasets a configuration does not name, and what became of them.
 
     Args:
         config: The configuration.
         names: The datasets.
         commit: Number of the commit that took them out; None if they stay.
+        all_built: Whether all datasets that it names could be built.
 
     Returns:
         The sentence; empty if there are none.
@@ -53,9 +56,8 @@ def unlisted_note(config: Config, names: Sequence[str], commit: int | None) -> s
             f"taken out of the catalogue by commit {commit}, as {config.path} does not name them: "
             f"{some_of(names)}; `vdna rollback NAME --to {commit - 1}` brings one back"
         )
-    why = (
-        "they stay, because not all datasets could be built"
-        if config.prune
-        else "`vdna rm` takes them out, or `prune: true` in that file"
-    )
+    why = "`vdna rm` takes them out, or `prune: true` in that file"
+    if config.prune:
+        why = "they stay, because "
+        why += "of the error that is told" if all_built else "not all datasets could be built"
     return f"in the catalogue, and not in {config.path}: {some_of(names)}; {why}"

@@ -226,9 +226,13 @@ def refresh(
     except Exception as error:  # also of the engine, as it opens or closes
         problems.append(known_error(error))
     names = [request.name for request in requests]
-    # What ended the whole build kept each dataset that has no error of its own from being built.
-    unbuilt = [name for name in names if name in failed or (problems and name not in found)]
-    failed = {name: failed.get(name) or problems[0] for name in unbuilt}
+    if problems:
+        # What ended the whole build kept each dataset that has no error of its own from being
+        # built. If others have, it is the cause of the error that has all messages.
+        cause = problems[0].__cause__
+        ended_by = cause if failed and isinstance(cause, VdnaError) else problems[0]
+        unbuilt = [name for name in names if name in failed or name not in found]
+        failed = {name: failed.get(name, ended_by) for name in unbuilt}
     built = [found[name] for name in names if name in found]
     results, moves = with_movements(place, built, effort)
     try:
@@ -261,7 +265,7 @@ def refresh(
         failed,
         unlisted,
         pruned,
-        unlisted_note(config, unlisted, pruned),
+        unlisted_note(config, unlisted, pruned, all_built=not failed),
         config.path,
         storage.requests_sent() - sent,
         monotonic() - began,

@@ -310,6 +310,24 @@ def test_two_broken_datasets_end_and_a_sound_one_is_counted_once(tmp_path: Path)
         assert (found.shards, len(found.errors), found.untried) == (0, 8, MANY - 8)
 
 
+def test_a_shard_that_a_worker_of_an_earlier_pool_stored_is_no_other_process_own(
+    tmp_path: Path,
+) -> None:
+    """The engine itself has ended that pool, and its receipt was lost."""
+
+    class Renewed(Scripted):
+        def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+            for receipt in super().run_shards(work):
+                yield replace(receipt, images=0, had_before=receipt.index % 2 == 0)
+
+    events: list[Event] = []
+    (found,) = ran(tmp_path, Renewed(lambda name, at, tries: ""), "a", told=events.append)
+    assert (found.shards, found.read) == (0, MANY // 2)
+    (said,) = [event.message for event in events if isinstance(event, Said)]
+    assert "another process" in said
+    assert f"{MANY // 2} shards" in said
+
+
 def test_a_shard_that_a_worker_finished_after_the_cut_is_no_other_process_own(
     tmp_path: Path,
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import uuid
 from collections.abc import Set
 from dataclasses import asdict
@@ -13,6 +15,7 @@ from pipeline import storage
 from pipeline.building.waiting import MARGIN_SECONDS, Found, SharedShards
 from pipeline.counting import EXPIRY_SECONDS, Holder
 from pipeline.counting.leases import lease_uri
+from pipeline.counting.processes import beginning_of, this_machine
 
 OVER = EXPIRY_SECONDS + 2 * MARGIN_SECONDS
 
@@ -23,8 +26,11 @@ def work() -> str:
 
 
 def put(work: str, number: int, job: str) -> None:
-    holder = Holder(job, "elsewhere", "another machine", 1, "2", "3")
-    storage.create(lease_uri(work, "key", number), json.dumps(asdict(holder)).encode())
+    write(work, number, Holder(job, "elsewhere", "another machine", 1, "2", "3"))
+
+
+def write(work: str, number: int, holder: Holder) -> None:
+    storage.replace(lease_uri(work, "key", number), json.dumps(asdict(holder)).encode())
 
 
 def none() -> Set[str]:
@@ -59,6 +65,26 @@ def test_a_shard_that_another_job_had_meanwhile_was_refused_by_nobody(work: str)
     assert looks(shared, work, OVER + 1) == Found()
     storage.delete(lease_uri(work, "key", 2))  # it failed
     assert looks(shared, work, OVER + 2) == Found(free=((0, 0),))
+
+
+def test_a_lease_that_another_process_holds_by_now_is_not_over_with_the_first_one(
+    work: str,
+) -> None:
+    """Both are of this machine. The first one gave the shard up between two looks, and ended."""
+    process = subprocess.Popen(["sleep", "60"])
+    first = Holder("theirs", *this_machine(), process.pid, beginning_of(process.pid), "a")
+    write(work, 1, first)
+    shared = SharedShards("mine")
+    shared.hold(work, "key", (0, 0))
+    assert looks(shared, work, 0.0) == Found()
+    process.kill()
+    process.wait()
+    parent = os.getppid()
+    write(work, 1, Holder("theirs", *this_machine(), parent, beginning_of(parent), "b"))
+    assert looks(shared, work, 1.0) == Found()
+    write(work, 1, first)
+    assert looks(shared, work, 2.0) == Found(), "the new holder is alive, and is not asked again"
+    assert looks(shared, work, 2.0 + OVER) == Found(free=((0, 0),))
 
 
 def test_a_shard_that_is_stored_is_not_handed_out(work: str) -> None:

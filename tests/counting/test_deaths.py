@@ -119,4 +119,8 @@ def test_an_actor_of_the_same_pool_crashed_only_if_its_node_lives_on(
     assert not home.saw_crash({"pool": "mine", "node": "b"}), "its node was lost"
     assert not home.saw_crash({"pool": "mine", "node": "c"}), "nobody knows the node"
     assert not home.saw_crash({"pool": "other", "node": "a"}), "its pool may have ended it"
+    note = note_of(os.getpid()) | {"pool": "mine", "node": "a"}
+    assert not home.saw_crash(note), "Ray gave the shard to a process again that has it"
+    assert home.saw_crash(note | {"began": "earlier"}), "another process has its number"
+    assert home.saw_crash(note | {"machine": "another boot"}), "nobody can tell here"
     assert not home.saw_crash({})

@@ -306,6 +306,8 @@ def test_a_pool_makes_way_for_a_larger_one_if_that_is_worth_it(
     job: Any = SimpleNamespace(manifest_uri="m")
     receipts = list(engine.run_shards([(job, index) for index in range(shards)]))
     assert sorted(receipt.index for receipt in receipts) == list(range(shards))
+    # Workers of the first pool may have stored what it had not told of.
+    assert [receipt.had_before for receipt in receipts] == [False] + [pools > 1] * (shards - 1)
     assert rooms == [Room(1, 1, 4), Room(4, 2, 8)][:pools]
     said = [event.message for event in events if isinstance(event, Said)]
     assert len(said) == pools - 1

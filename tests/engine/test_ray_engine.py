@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,7 @@ from pipeline.engine.ray_start import (
     session_folder,
     start_with_retries,
 )
-from pipeline.engine.shard_actor import ShardActor, receipt_of
+from pipeline.engine.shard_actor import ShardActor, _Notices, receipt_of
 from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
 from pipeline.events import Event, Said, StepDone, Warned, about
 from pipeline.explaining import RankRequest, rank
@@ -538,6 +539,19 @@ def test_an_actor_returns_what_is_warned_of_while_it_counts(
         counts.handlers[:] = before
     of_shard = [f"photos, shard 3: of {module}" for module in ("cells", "leases", "makers")]
     assert notices == [[*of_shard, "of merged_shards"]] * 2
+
+
+def test_shards_that_end_together_share_what_was_warned_of() -> None:
+    class Emptied(deque[str]):
+        """Another thread has taken the last notice, after this one has looked how many are left."""
+
+        def __len__(self) -> int:
+            return super().__len__() + 1
+
+    notices = _Notices()
+    notices._kept = Emptied(["slow"])
+    assert notices.drained() == ["slow"]
+    assert notices.drained() == []
 
 
 @pytest.mark.soak

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.catalogue import Catalogue, collect, roll_back
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.refreshing import load_config, refresh
 from pipeline.refreshing.config import Config
 from pipeline.refreshing.pruning import unlisted_datasets
@@ -80,6 +81,20 @@ def test_nothing_is_taken_out_if_a_dataset_could_not_be_built(tmp_path: Path) ->
     assert (done.unlisted, done.pruned) == (("c",), None)
     assert done.unlisted_note.endswith("c; they stay, because not all datasets could be built")
     assert sorted(done.catalogue.names()) == ["a", "b", "c"]
+
+
+def test_datasets_that_cannot_be_taken_out_stay_because_of_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh(file_of(tmp_path, "abc"), resources=RESOURCES).require_ok()
+
+    def refused(*_: object) -> NoReturn:
+        raise StorageError("the store refuses")
+
+    monkeypatch.setattr("pipeline.refreshing.steps.remove", refused)
+    done = refresh(file_of(tmp_path, "ab", "prune: true"), resources=RESOURCES)
+    assert str(done.error) == "the store refuses"
+    assert done.unlisted_note.endswith("c; they stay, because of the error that is told")
 
 
 def test_nothing_is_taken_out_if_the_file_names_no_datasets(tmp_path: Path) -> None:

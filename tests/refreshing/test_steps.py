@@ -85,6 +85,21 @@ def test_an_engine_that_breaks_ends_no_refresh(tmp_path: Path, at_once: bool) ->
         refresh(file, engine=broken.broken_at_once() if at_once else broken, resources=RESOURCES)
 
 
+def test_an_engine_that_breaks_hides_no_error_of_another_dataset(tmp_path: Path) -> None:
+    file = parted(tmp_path, {"day": 100, "night": 100}, PARTS)
+    (tmp_path / "night").rename(tmp_path / "away")
+    engine = Broken(RuntimeError("Ray is of another version"))
+    done = refresh(str(file), engine=engine, resources=RESOURCES)
+    assert isinstance(done.error, UnexpectedError)
+    ended, missing = str(done.error).splitlines()
+    assert "unexpected RuntimeError: Ray is of another version" in ended
+    assert "night does not exist" in missing
+    assert {name: str(error) for name, error in done.failed.items()} == {
+        "day": ended,
+        "night": missing,
+    }
+
+
 def test_a_refresh_needs_a_catalogue(tmp_path: Path) -> None:
     file = write(tmp_path, one())
     with pytest.raises(UsageError, match=f"{file} names no catalogue"):
