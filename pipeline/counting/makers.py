@@ -78,6 +78,7 @@ class Makers(Generic[W]):
         self._batch_of = batch_of
         self._loaded: dict[W, _InUse] = {}
         self._batches: dict[W, int] = {}
+        self._ending: set[W] = set()  # a smaller one may be loaded when it has ended
         self._times_freed = 0
         self._changed = threading.Condition()
 
@@ -137,6 +138,7 @@ class Makers(Generic[W]):
 
     def _take(self, recipe: W) -> _InUse:
         with self._changed:
+            self._changed.wait_for(lambda: recipe not in self._ending)
             loaded = self._loaded.pop(recipe, None)
             if loaded is None:
                 self._end_idle(recipe, MOST_IDLE)
@@ -204,19 +206,30 @@ class Makers(Generic[W]):
                     f"memory{fewer}. {why}"
                 )
             self._batches[recipe] = batch // 2
+            self._ending.add(recipe)
+        try:
             if loaded is not None:
-                if self._loaded.get(recipe) is loaded:
-                    del self._loaded[recipe]
-                while loaded.users:
-                    self._changed.wait()
-                loaded.maker.close()
-        del loaded
-        _free_memory()
+                self._end(recipe, loaded)
+            _free_memory()
+        finally:
+            with self._changed:
+                self._ending.discard(recipe)
+                self._changed.notify_all()
         logger.warning(
             "on %s a device's memory was too small for %s; from now on it takes %d there, as the "
             "numerics of the dataset state",
             *(socket.gethostname(), images, batch // 2),
         )
+
+    def _end(self, recipe: W, loaded: _InUse) -> None:
+        """Ends a network that is too large, when no shard uses it, and leaves nothing of it."""
+        with self._changed:
+            if self._loaded.get(recipe) is loaded:
+                del self._loaded[recipe]
+            while loaded.users:
+                self._changed.wait()
+            loaded.maker.close()
+            del loaded.maker  # those that used it still hold `loaded`
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,40 @@ def test_two_shards_at_once_halve_it_once_and_one_is_not_cut_off() -> None:
         return made[-1]
 
     makers = Makers(load, lambda recipe: (64, True))
+    assert made_at_once(makers) == [32, 32]
+    assert [(maker.batch, maker.closed) for maker in made] == [(64, True), (32, False)]
+
+
+def test_no_thread_loads_it_again_before_its_memory_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A shard runs out of memory, and then another, while the first waits to end the network."""
+    made: list[FakeMaker] = []
+    both, second_fails = threading.Barrier(2, timeout=10), threading.Event()
+
+    def meet() -> None:
+        if both.wait():
+            second_fails.wait(10)
+
+    def load(recipe: str, batch: int) -> FakeMaker:
+        if not all(maker.closed for maker in made):
+            raise ValueError("no room") from torch.OutOfMemoryError("CUDA out of memory")
+        made.append(FakeMaker(batch, 32, meet if batch == 64 else lambda: None))
+        return made[-1]
+
+    class Quick(threading.Condition):
+        """The thread that waits for the other is the last to go on."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            second_fails.set()
+            woken = super().wait(timeout)
+            self.release()
+            time.sleep(0.2)
+            self.acquire()
+            return woken
+
+    makers = Makers(load, lambda recipe: (64, True))
+    monkeypatch.setattr(makers, "_changed", Quick())
     assert made_at_once(makers) == [32, 32]
     assert [(maker.batch, maker.closed) for maker in made] == [(64, True), (32, False)]
 
