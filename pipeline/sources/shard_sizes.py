@@ -144,7 +144,7 @@ class NewShardSizes:
             image_bytes = self.image_seconds.bytes_of(image_bytes)
         if image_bytes <= 0 and former:
             return former
-        return default_cell_images(self.cell_bytes, image_bytes)
+        return default_cell_images(self.cell_bytes, image_bytes, shard)
 
 
 def images_in(most: float, each: float) -> int:
@@ -186,14 +186,16 @@ def two_shards_a_fold(candidates: int) -> int:
     return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
 
 
-def default_cell_images(cell_bytes: int, image_bytes: float) -> int:
+def default_cell_images(cell_bytes: int, image_bytes: float, shard: int = MAX_SHARD_IMAGES) -> int:
     """Returns the size of cells whose sums take at most `CELL_SHARE` of their images' bytes.
 
     Args:
         cell_bytes: About how many bytes the sums of a cell take, however many images it has.
         image_bytes: The size of an image in bytes, on average; 0 if it is not known.
+        shard: The size of the shards, which a user may choose larger than the planner does. A
+            shard of one cell has no sums beside its own.
     """
-    images = USUAL_CELL_IMAGES
-    while images < MAX_SHARD_IMAGES and cell_bytes > CELL_SHARE * images * image_bytes:
+    images, most = USUAL_CELL_IMAGES, max(shard if image_bytes else 0, MAX_SHARD_IMAGES)
+    while images < most and cell_bytes > CELL_SHARE * images * image_bytes:
         images *= 2
     return images

@@ -18,6 +18,7 @@ from pipeline.sources.shard_sizes import (
     CELL_SHARE,
     MAX_SHARD_IMAGES,
     USUAL_CELL_IMAGES,
+    NewShardSizes,
     default_cell_images,
 )
 from tests.support.builders import all_shards
@@ -103,6 +104,14 @@ def test_the_sums_of_cells_take_a_share_of_the_images_bytes(cell: int, size: flo
         assert cell <= CELL_SHARE * images * size
     if images > USUAL_CELL_IMAGES:
         assert cell > CELL_SHARE * (images // 2) * size
+
+
+@given(st.integers(1, 2**34), st.floats(1, 1e9), st.integers(1, 2**20))
+def test_the_cells_of_a_shard_of_any_size_take_a_share_of_the_images_bytes(
+    cell: int, size: float, shard: int
+) -> None:
+    images = NewShardSizes(shard, cell_bytes=cell).cell(shard, size)
+    assert images >= shard or cell <= CELL_SHARE * images * size
 
 
 def test_images_whose_size_is_not_known_have_no_cells() -> None:
