@@ -132,6 +132,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def as_one_line(text: str) -> str:
+    """Returns a message of several lines in one, for places that hold no more; see `printable`."""
+    return printable(" ".join(line.strip() for line in text.split("\n")))
+
+
 _WANTED = {
     "bool_type": "it must be true or false",
     "dataclass_type": "it must have fields with names",

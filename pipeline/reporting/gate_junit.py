@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from pipeline.errors import printable
+from pipeline.errors import as_one_line, printable
 from pipeline.reporting.gate_words import reason_lines
 
 
@@ -81,7 +81,7 @@ def _case(
     """Returns a test case, with the element that says how it ended badly, if it did."""
     case = ElementTree.Element("testcase", {"classname": where, "name": printable(name)})
     if element:
-        told = {"message": printable(message)} | ({"type": kind} if kind else {})
+        told = {"message": as_one_line(message)} | ({"type": kind} if kind else {})
         text = "\n".join(map(printable, (*message.split("\n"), *more)))
         ElementTree.SubElement(case, element, told).text = text
     return case

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import printable
+from pipeline.errors import as_one_line
 from pipeline.reporting.gate_words import measured_words, reason_lines
 from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
 
@@ -72,4 +72,4 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _plain(text: str) -> str:
     """Returns the text in one line, with what Markdown and HTML would read as theirs escaped."""
-    return re.sub(r"([\\`*_\[\]<>|~#&!])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*_\[\]<>|~#&!])", r"\\\1", as_one_line(text))

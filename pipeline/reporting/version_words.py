@@ -75,7 +75,7 @@ def difference_lines(found: VersionDifference) -> list[str]:
         lines += [f"  {_SIGNS[change]} {storage.spelled(*image)}" for image in images]
         if left := total - len(images):
             lines.append(f"  {_SIGNS[change]} … and {left:,} more ({change})")
-    lines += _failure_lines("cannot be read any more", found.failing)
+    lines += _failure_lines("cannot be read now", found.failing)
     lines += _failure_lines("can be read now", found.mended)
     if found.explanation is None:
         lines.append("Both have the same DNA: nothing has moved")

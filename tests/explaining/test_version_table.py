@@ -151,7 +151,7 @@ def test_a_difference_names_images_failures_and_neurons(place: Catalogue, tmp_pa
     lines = difference_lines(found)
     assert lines[0] == "From x@1 to x@3: +3 -2 ~1 =2 images"
     assert "  + … and 1 more (added)" in lines
-    assert "1 image cannot be read any more:" in lines
+    assert "1 image cannot be read now:" in lines
     told = difference_json(found, 3)
     assert len(told["neurons"]) == 3
     assert told["changes"] == {"added": 3, "removed": 2, "changed": 1, "equal": 2}

@@ -244,6 +244,17 @@ def test_the_summary_has_tables_and_the_reasons() -> None:
     assert text.endswith("\nno space left\n")
 
 
+def test_a_message_of_several_lines_is_told_in_one_where_there_is_room_for_no_more() -> None:
+    message = "2 of 9 images could not be read. First:\n  file:///a.jpg: it is torn"
+    told = outcome(failed=[{"name": "a", "error": "GateError", "message": message}])
+    for text in (summary_markdown(told).decode(), render_night(told).decode()):
+        assert "First: file:///a.jpg" in text
+        assert "\\n" not in text
+    (error,) = ElementTree.fromstring(junit_xml(told)).iter("error")
+    assert error.get("message") == message.replace("\n  ", " ")
+    assert error.text == message
+
+
 def test_a_long_summary_lists_what_has_changed_alone() -> None:
     rows = [CHANGED, *(UNCHANGED | {"dataset": f"u{at}"} for at in range(100))]
     text = summary_markdown(outcome() | {"datasets": rows}).decode()

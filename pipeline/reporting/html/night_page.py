@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import printable
+from pipeline.errors import as_one_line
 from pipeline.reporting.gate_words import measured_words, reason_lines
 from pipeline.reporting.html.frame import asset, document, shown_text
 from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
@@ -134,4 +134,4 @@ def _folded(title: str, content: str) -> str:
 
 def _shown(text: str) -> str:
     """Makes a text fit to stand in markup; a name may hold what no file can."""
-    return shown_text(printable(text))
+    return shown_text(as_one_line(text))
