@@ -340,7 +340,7 @@ def test_commits_that_others_build_upon_are_read_once_for_the_versions_of_many_d
     names = [f"d{number}" for number in range(5)]
     for name in names:
         append(place, setting(name, "s", "first"))
-    while place.head().number < 800:
+    while place.head().number < 500:
         append(place, setting("busy", "s", uuid.uuid4().hex))
     commit_log._kept_base.cache_clear()
     real, read = storage.read, list[str]()
@@ -352,9 +352,9 @@ def test_commits_that_others_build_upon_are_read_once_for_the_versions_of_many_d
     monkeypatch.setattr(storage, "read", noted)
     head = place.head()
     for made, name in enumerate(names, 1):
-        assert place.commit_that_made(name, head.datasets[name]["s"], 799) == made
+        assert place.commit_that_made(name, head.datasets[name]["s"], 499) == made
     built_upon = Counter(uri for uri in read if uri.endswith("00.json"))
-    del built_upon[place.log_uri(800)]  # the newest commit, which each search looks for
+    del built_upon[place.log_uri(500)]  # the newest commit, which each search looks for
     assert len(built_upon) > 3
     assert set(built_upon.values()) == {1}
 
