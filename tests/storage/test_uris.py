@@ -30,6 +30,11 @@ def test_a_url_has_one_canonical_form(url: str, expected: str) -> None:
     assert storage.canonical(expected) == expected
 
 
+def test_an_empty_place_is_refused_as_a_variable_that_is_not_set_gives_one() -> None:
+    with pytest.raises(UsageError, match="a path or url is empty; name the place"):
+        storage.canonical("")
+
+
 def test_a_place_lies_in_a_folder_by_its_name_or_by_links(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a")
