@@ -24,8 +24,6 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
-from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.counting import (
@@ -66,6 +64,8 @@ from pipeline.engine.ray_nodes import (
     without,
 )
 from pipeline.engine.ray_start import (
+    environment,
+    importing,
     is_worth_logs,
     kept_sigterm,
     remove_session,
@@ -77,7 +77,6 @@ from pipeline.engine.ray_start import (
 from pipeline.engine.ray_watch import (
     RayWarnings,
     reading_messages,
-    watched,
     watched_cluster,
 )
 from pipeline.engine.shard_actor import ShardActor, receipt_of
@@ -185,7 +184,8 @@ class RayEngine:
             return
         self._progress(Said("starting Ray on this machine"))
         # One CPU more than there is: a pool that takes all CPUs exactly can stall.
-        with _environ(_environment()):
+        # Meanwhile what takes longest of Ray Data, which imports nothing of Ray.
+        with environment(_environment()), importing("pandas"):
             start_with_retries(
                 lambda: ray.init(
                     address="local",
@@ -329,6 +329,12 @@ class RayEngine:
         Raises:
             TransientError: See `run_shards`.
         """
+        # Not at the top: it takes half a second, and Ray need not wait for it.
+        from ray.data import ActorPoolStrategy, DataContext, from_items
+        from ray.data.exceptions import ExecutionTimeoutError
+
+        from pipeline.engine.ray_pool import watched
+
         resources = replace(self.resources, threads=room.threads, workers=room.most)
         recipes: dict[Recipe, int] = {}
         for job, _ in work:
@@ -367,7 +373,7 @@ class RayEngine:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         place = partial(self._place, cpus=room.threads + spare, at_once=now)
         with watched(pool, watch, self._warnings, context, place):
-            dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
+            dataset = from_items(todo, override_num_blocks=len(todo)).map_batches(
                 ShardActor,
                 fn_constructor_kwargs={
                     "recipes": shipped,
@@ -396,6 +402,8 @@ class RayEngine:
                         watch.ended()
                         with watch.paused():  # the job may now commit a dataset, which takes long
                             yield row
+            except ExecutionTimeoutError as error:  # by the watch
+                raise TransientError(str(error)) from error
             finally:  # no other shard begins; while Ray shuts down it would be too late
                 with without_stderr():  # Ray tells there that it will run them again
                     rows.close()  # type: ignore[attr-defined]  # a generator
@@ -509,8 +517,7 @@ class RayEngine:
             Nothing.
 
         Raises:
-            TransientError: Workers were lost for good, or none could start, or the watch ended the
-                block.
+            TransientError: Workers were lost for good, or none could start.
             BaseException: A worker raised it.
         """
         try:
@@ -518,8 +525,6 @@ class RayEngine:
         except RayTaskError as error:
             cause = cause_of(error)
             raise cause from error
-        except ExecutionTimeoutError as error:  # by the watch
-            raise TransientError(str(error)) from error
         except RayError as error:
             self._lost |= not cannot_start(error)
             raise TransientError(loss_words(error)) from error
@@ -659,18 +664,3 @@ def _free() -> dict[str, float]:
 
 def _environment() -> dict[str, str]:
     return WORKER_ENVIRONMENT | {k: os.environ[k] for k in FORWARDED if k in os.environ}
-
-
-@contextmanager
-def _environ(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables, and sets them back at the end."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

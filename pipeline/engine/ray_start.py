@@ -11,14 +11,16 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ray._private import worker
+from ray._private import services, worker
 from ray._private.node import Node
+from ray._private.state import GlobalState
 
 from pipeline.errors import TransientError, UnexpectedError, UsageError, VdnaError
 from pipeline.wording import option
@@ -31,6 +33,19 @@ CONNECT_SECONDS = 10.0
 
 SESSION_SECONDS = 5.0
 """How long a session's folder is removed again if processes that end still write to it."""
+
+LOOK_SECONDS = 0.05
+"""How often it is looked whether a node that starts is there. Ray looks once a second."""
+
+QUICK_SECONDS = 10.0
+"""How long it is looked that often."""
+
+START_ENVIRONMENT = {
+    "RAY_raylet_client_connect_timeout_milliseconds": "50",
+    "RAY_raylet_client_num_connect_attempts": "200",
+}
+"""How often, and how many times, a node's processes try to reach its object store. Ray tries every
+second, ten times, and the first time often comes too early."""
 
 MAX_STARTS = 3
 """How often Ray is started on this machine before the job gives up."""
@@ -57,7 +72,7 @@ def start_with_retries(start: Callable[[], T]) -> T:
     while True:
         attempt += 1
         try:
-            with without_stderr():
+            with without_stderr(), environment(START_ENVIRONMENT), looking_often():
                 return start()
         except KeyboardInterrupt as error:
             if node := _node_of(error):
@@ -76,6 +91,52 @@ def start_with_retries(start: Callable[[], T]) -> T:
                     f"is less busy, or with {option('workers', 0)}, without Ray"
                 ) from error
             logger.warning("%s; starting it again", problem)
+
+
+@contextlib.contextmanager
+def looking_often() -> Iterator[None]:
+    """Has a node that Ray starts in the block seen when it is there, and not up to a second later.
+
+    Ray asks its head for the node, and sleeps for a second if it is not there. A node takes about a
+    second to start.
+
+    Yields:
+        Nothing.
+    """
+    ask = services.get_node
+    end = monotonic() + QUICK_SECONDS
+
+    def look(gcs_address: str, node_id: str) -> Any:
+        state: Any = GlobalState()  # type: ignore[no-untyped-call]  # Ray's
+        options = services._get_gcs_client_options(gcs_address)  # type: ignore[no-untyped-call]
+        state._initialize_global_state(options)
+        while monotonic() < end and all(node["NodeID"] != node_id for node in state.node_table()):
+            sleep(LOOK_SECONDS)
+        return ask(gcs_address, node_id)  # type: ignore[no-untyped-call]  # Ray's
+
+    services.get_node = look
+    try:
+        yield
+    finally:
+        services.get_node = ask
+
+
+@contextlib.contextmanager
+def importing(module: str) -> Iterator[None]:
+    """Imports a module while the block waits for other processes.
+
+    Args:
+        module: Its name. Neither it nor what it imports may import what the block imports.
+
+    Yields:
+        Nothing.
+    """
+    thread = threading.Thread(target=import_module, args=(module,), name=f"import {module}")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def require_answer(address: str) -> None:
@@ -146,6 +207,28 @@ def _node_of(error: BaseException) -> Any:
         if isinstance(node, Node) and getattr(node, "all_processes", None):
             return node
     return None
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables, and sets them back at the end.
+
+    Args:
+        variables: Their names and values.
+
+    Yields:
+        Nothing.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

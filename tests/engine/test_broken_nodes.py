@@ -20,7 +20,8 @@ from pipeline.engine import RayEngine, ray_engine, ray_nodes, ray_watch
 from pipeline.engine.broken_nodes import MOST_ERRORS, MOST_IDLE_NODES, BrokenNodes
 from pipeline.engine.pool_watch import Limits, PoolWatch
 from pipeline.engine.ray_nodes import Room, able_nodes, node_of_actor, without
-from pipeline.engine.ray_watch import PoolCallback, RayWarnings, watched
+from pipeline.engine.ray_pool import PoolCallback, watched
+from pipeline.engine.ray_watch import RayWarnings
 from pipeline.engine.shard_actor import row_of
 from pipeline.errors import UnexpectedError, known_error
 from pipeline.events import Event, Said, Warned, ignore

@@ -28,7 +28,8 @@ from pipeline.engine.ray_nodes import (
     wants,
     workers_held,
 )
-from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched, watched_cluster
+from pipeline.engine.ray_pool import watched
+from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched_cluster
 from pipeline.errors import TransientError
 from pipeline.events import Event, PoolChanged, PoolFilled, Warned
 from pipeline.spec import Resources

@@ -36,7 +36,7 @@ from pipeline.counting.allocator import NEW_OBJECTS
 from pipeline.counting.faults import ENDS_PROCESSES, NO_GPU, Fault
 from pipeline.counting.leases import RENEW_SECONDS
 from pipeline.dna import DNA, Partial
-from pipeline.engine import InProcess, ray_engine, ray_nodes, ray_start, ray_watch, shard_actor
+from pipeline.engine import InProcess, ray_engine, ray_nodes, ray_pool, ray_start, shard_actor
 from pipeline.engine.ray_decoding import loss_words
 from pipeline.engine.ray_nodes import RayHome
 from pipeline.engine.ray_start import (
@@ -350,13 +350,13 @@ def test_a_job_that_takes_hours_over_a_shard_has_not_stalled(
     resources = Resources(workers=1, threads=1)
     jumps = 0
     limit = resources.stall_seconds + resources.capacity_seconds
-    monkeypatch.setattr(ray_watch, "monotonic", lambda: time.monotonic() + jumps * limit)
+    monkeypatch.setattr(ray_pool, "monotonic", lambda: time.monotonic() + jumps * limit)
 
     def listen(event: Event) -> None:
         nonlocal jumps
         if isinstance(event, StepDone) and jumps < 2:
             jumps += 1
-            time.sleep(3 * ray_watch.POOL_SECONDS)
+            time.sleep(3 * ray_pool.POOL_SECONDS)
 
     for name, value in small.environment().items():
         monkeypatch.setenv(name, value)

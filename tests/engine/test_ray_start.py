@@ -1,0 +1,106 @@
+"""Ray starts without waiting for its own looks, and what takes long is imported meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray._private import services
+
+from pipeline.engine import RayEngine, ray_start
+from pipeline.engine.ray_start import LOOK_SECONDS, START_ENVIRONMENT, importing, looking_often
+from pipeline.spec import Resources
+
+
+class Head:
+    """A head that knows a node after some looks."""
+
+    looks_before = 3
+    looks = 0
+
+    def _initialize_global_state(self, options: object) -> None:
+        assert options is not None
+
+    def node_table(self) -> list[dict[str, str]]:
+        Head.looks += 1
+        return [{"NodeID": "other"}, {"NodeID": "ours"}][: 1 + (Head.looks > Head.looks_before)]
+
+
+@pytest.mark.parametrize(
+    ("patience", "looks"), [(60.0, 4), (0.0, 0)], ids=["it comes", "it takes long"]
+)
+def test_a_node_is_seen_when_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, patience: float, looks: int
+) -> None:
+    """If it takes long, Ray goes on by itself, and says what is wrong."""
+    slept: list[float] = []
+    asked: list[tuple[str, str, int]] = []
+
+    def ask(gcs_address: str, node_id: str) -> dict[str, Any]:
+        asked.append((gcs_address, node_id, Head.looks))
+        return {"node_id": node_id}
+
+    monkeypatch.setattr(services, "get_node", ask)
+    monkeypatch.setattr(services, "_get_gcs_client_options", lambda address: address)
+    monkeypatch.setattr(ray_start, "GlobalState", Head)
+    monkeypatch.setattr(Head, "looks", 0)
+    monkeypatch.setattr(ray_start, "sleep", slept.append)
+    monkeypatch.setattr(ray_start, "QUICK_SECONDS", patience)
+    with looking_often():
+        assert services.get_node("host:1", "ours") == {"node_id": "ours"}
+    assert asked == [("host:1", "ours", looks)]
+    assert slept == [LOOK_SECONDS] * max(0, looks - 1)
+    assert services.get_node is ask
+
+
+def test_a_real_start_looks_by_itself_and_its_node_has_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both rest on names inside Ray, which may be others in its next version."""
+    heads: list[Any] = []
+    real = ray_start.GlobalState
+
+    def made() -> Any:
+        heads.append(real())
+        return heads[-1]
+
+    monkeypatch.setattr(ray_start, "GlobalState", made)
+    with RayEngine(Resources(workers=1)) as engine:
+        assert list(engine.map(_square, [3])) == [9]
+        (raylet,) = (
+            each
+            for each in psutil.Process().children(recursive=True)
+            if Path(each.exe()).name == "raylet"
+        )
+        assert START_ENVIRONMENT.items() <= raylet.environ().items()
+        names = Path(raylet.exe()).read_bytes()
+    assert heads
+    for name in START_ENVIRONMENT:
+        assert name.encode() in names
+
+
+def _square(number: int) -> int:
+    return number * number
+
+
+def test_ray_starts_before_ray_data_and_pandas_are_imported() -> None:
+    code = (
+        "import sys, pipeline.engine.ray_engine\n"
+        "print([name for name in ('ray', 'ray.data', 'pandas') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "['ray']"
+
+
+def test_a_module_is_imported_when_the_block_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "takes_long.py").write_text("import time\ntime.sleep(0.2)\nvalue = 7\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ZeroDivisionError), importing("takes_long"):
+        _ = 1 / 0
+    assert sys.modules.pop("takes_long").value == 7
