@@ -30,7 +30,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 STOP_SECONDS = 5.0
-"""How long a build that ends waits for its thread, which stops at the next shard that ends."""
+"""How long a build that ends waits for its thread. It stops when the next shard ends, or at the
+next look at shards that another job counts."""
 
 
 class _Stopped(Exception):
@@ -67,7 +68,7 @@ class CountingAhead:
         self._waiting: dict[str, list[Manifest]] = {}
         self._job_of: dict[str, Callable[[Manifest], ShardJob]] = {}
         self._counted: dict[str, CountedAhead] = {}
-        self._complete = self._stopped = False
+        self._complete = self._stopped = self._failed = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> CountingAhead:
@@ -114,9 +115,11 @@ class CountingAhead:
             name: The dataset that they belong to.
             job_of: Stores a plan of some shards, and returns what workers need to count them. It is
                 called in the thread.
-            manifest: The shards.
+            manifest: The shards. After an error they are left for later in the build.
         """
         with self._changed:
+            if self._failed:
+                return
             self._job_of[name] = job_of
             self._waiting.setdefault(name, []).append(manifest)
             self._changed.notify()
@@ -149,13 +152,18 @@ class CountingAhead:
         except _Stopped:
             pass
         except Exception as error:  # the build counts what is left, and meets it again if it lasts
+            with self._changed:
+                self._failed = True
+                self._waiting.clear()
             self._progress(Said(f"nothing more is counted ahead: {known_error(error)}"))
 
     def _count(self, plans: dict[str, Manifest]) -> None:
         work = [(self._job_of[name](plan), plan) for name, plan in plans.items()]
         counted = [self._counted.setdefault(name, CountedAhead()) for name in plans]
         failed = [its.failed for its in counted]
-        ran = run_missing(work, self._engine, self._tell, failed=failed)
+        ran = run_missing(
+            work, self._engine, self._tell, failed=failed, waits=self._raise_if_stopped
+        )
         for its, more in zip(counted, ran, strict=True):
             its.ran = its.ran.with_more(more)
 
@@ -168,6 +176,9 @@ class CountingAhead:
             return {} if self._stopped else waiting
 
     def _tell(self, event: Event) -> None:
+        self._raise_if_stopped()
+        self._progress(event)
+
+    def _raise_if_stopped(self) -> None:
         if self._stopped:
             raise _Stopped
-        self._progress(event)

@@ -171,12 +171,14 @@ def run_missing(
     failed: Sequence[dict[str, FailedShard]] | None = None,
     unlisted: Callable[[int, Exception], None] | None = None,
     final: Callable[[ShardReceipt], str] = lambda receipt: "",
+    waits: Callable[[], None] = lambda: None,
 ) -> list[Ran]:
     """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
 
     A shard is tried `TRIES` times, those of earlier runs of the build among them. A shard whose
     counts do not add up is not tried again in the same build, so that nobody overlooks what may be
-    a broken machine. Shards that another process counts are waited for.
+    a broken machine. Shards that another process counts are waited for. If the store does not tell
+    what becomes of those of one dataset, they fail, and the other datasets go on.
 
     Where no shard of a job is stored and the first ones fail alike, these are tried again before
     the others. If all of them fail for good, the others are not tried (see `common_error.py`). The
@@ -196,6 +198,8 @@ def run_missing(
             why. No shard of it is run. None raises the error.
         final: Says of a shard that failed why no other try can do better, in place of its error; or
             nothing, so that it is tried again.
+        waits: Is called again and again while shards of other processes are waited for. What it
+            raises ends the run.
 
     Returns:
         What became of each job's shards, in the order of the jobs.
@@ -204,7 +208,7 @@ def run_missing(
         ValueError: Two jobs have their manifests at the same url.
     """
     failed = [{} for _ in work] if failed is None else failed
-    return _ShardRun(work, engine, progress, landed, begins, failed, unlisted, final).run()
+    return _ShardRun(work, engine, progress, landed, begins, failed, unlisted, final, waits).run()
 
 
 class _ShardRun:
@@ -220,6 +224,7 @@ class _ShardRun:
         failed: Sequence[dict[str, FailedShard]],
         unlisted: Callable[[int, Exception], None] | None,
         final: Callable[[ShardReceipt], str],
+        waits: Callable[[], None],
     ) -> None:
         claimant = secrets.token_hex(8)
         self._jobs = [replace(job, claimant=claimant) for job, _ in work]
@@ -228,6 +233,7 @@ class _ShardRun:
         self._landed = landed
         self._begins = begins
         self._final = final
+        self._waits = waits
         self._sizes = [{h.index: h.candidates for h in plan.heads} for _, plan in work]
         self._plans = [plan for _, plan in work]
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
@@ -278,7 +284,8 @@ class _ShardRun:
         for _ in map_in_order(lambda at: self._begins(at, sorted(self._left[at])), with_shards):
             pass
         total = sum(self._sizes[self._numbers[job.manifest_uri]][index] for job, index in todo)
-        present = sum(map(len, self._sizes)) - sum(map(len, self._left))
+        listed = [at for at in range(len(self._jobs)) if at not in self._unlisted]
+        present = sum(len(self._sizes[at]) - len(self._left[at]) for at in listed)
         with stage(self._progress, Started(total, len(todo), present)):
             for at, left in enumerate(self._left):
                 if not left and todo and at not in self._unlisted:
@@ -344,17 +351,7 @@ class _ShardRun:
                     last = why or receipt.fault == "crash"
                     times = TRIES if last else self._times(at, index) + 1
                     self._failed[at][self._content(at, index)] = FailedShard(times, receipt)
-                    name = f"shard {index}"
-                    failed = StepFailed(
-                        name,
-                        why or receipt.error,
-                        receipt.transient and not why,
-                        self._jobs[at].dataset,
-                        index,
-                        receipt.seconds,
-                        receipt.fault,
-                    )
-                    self._progress(failed)
+                    self._tell_failed(at, receipt, why)
                     given_up = self._is_given_up(at, index)
                     if not given_up:
                         again.append((at, index))
@@ -379,6 +376,19 @@ class _ShardRun:
         failed_once = [(self._jobs[at], index) for at, index in again]
         following = [*failed_once, *waiting[begun:], *waiting[:begun]]
         return following + self._released({at for at, _ in (*again, *rest)})
+
+    def _tell_failed(self, at: int, receipt: ShardReceipt, why: str = "") -> None:
+        """Tells of a shard that failed; and why no other try can do better, if that is known."""
+        failed = StepFailed(
+            f"shard {receipt.index}",
+            why or receipt.error,
+            receipt.transient and not why,
+            self._jobs[at].dataset,
+            receipt.index,
+            receipt.seconds,
+            receipt.fault,
+        )
+        self._progress(failed)
 
     def _is_suspected_after(self, at: int, receipt: ShardReceipt, given_up: bool) -> bool:
         content = self._content(at, receipt.index)
@@ -454,10 +464,15 @@ class _ShardRun:
         todo: list[tuple[ShardJob, int]] = []
         while self._others.held and not todo:
             sleep(pause)
+            self._waits()
             pause = min(pause * PAUSE_FACTOR, LONGEST_PAUSE)
             for work_uri in [*self._others.held]:  # of which several jobs may have shards
                 present = partial(_stored_keys, work_uri)
-                found = self._others.look(work_uri, present, monotonic())
+                try:
+                    found = self._others.look(work_uri, present, monotonic())
+                except VdnaError as error:  # of the store, which was asked several times
+                    self._lose_sight_of(work_uri, error)
+                    continue
                 for at, index in found.stored:
                     receipt = ShardReceipt(self._jobs[at].manifest_uri, index)
                     self._is_stored(at, index, receipt)
@@ -471,6 +486,21 @@ class _ShardRun:
             self._progress(TakenOver(len(todo)))
         self._progress(Held(0))
         return todo + self._released({self._numbers[job.manifest_uri] for job, _ in todo})
+
+    def _lose_sight_of(self, work_uri: str, error: VdnaError) -> None:
+        """Gives up a dataset's shards that other jobs hold, as the store does not tell of them."""
+        kind = type(error).__name__
+        transient = isinstance(error, TransientError | SourceError)
+        for at, index in self._others.forget(work_uri):
+            receipt = ShardReceipt(
+                self._jobs[at].manifest_uri,
+                index,
+                error=f"{kind}: {error}",
+                kind=kind,
+                transient=transient,
+            )
+            self._errors[at, index] = receipt
+            self._tell_failed(at, receipt)
 
     def _is_stored(self, at: int, index: int, receipt: ShardReceipt) -> None:
         """Takes note of a shard that is stored, and tells of it."""

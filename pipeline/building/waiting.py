@@ -79,6 +79,10 @@ class SharedShards:
         """Takes note of a shard that another job holds."""
         self.held.setdefault(work_uri, {}).setdefault(key, []).append(place)
 
+    def forget(self, work_uri: str) -> list[Place]:
+        """Returns the places of a dataset's held shards. They are held no longer."""
+        return sorted(place for places in self.held.pop(work_uri).values() for place in places)
+
     def look(self, work_uri: str, present: Callable[[], Set[str]], now: float) -> Found:
         """Looks at the held shards of a dataset once.
 

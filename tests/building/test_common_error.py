@@ -20,8 +20,14 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import Counter, ShardJob, ShardReceipt, partial_uri
 from pipeline.dna import Failure, Partial
 from pipeline.engine import InProcess
-from pipeline.errors import ConservationError, NotFound, UnexpectedError, VdnaError
-from pipeline.events import Event, Held, Said, StepFailed
+from pipeline.errors import (
+    ConservationError,
+    NotFound,
+    TransientError,
+    UnexpectedError,
+    VdnaError,
+)
+from pipeline.events import Event, Held, Said, Started, StepFailed
 from pipeline.mapper import SerialMapper
 from pipeline.sources import Entry, Manifest, Shard
 from pipeline.spec import Resources
@@ -477,3 +483,55 @@ def test_a_shard_given_up_before_counts_among_those_that_failed(tmp_path: Path) 
     (found,) = run_missing([(job, plan)], engine, lambda event: None, failed=[failed])
     assert len(engine.tries) == 1
     assert (len(found.errors), found.untried) == (FIRST_SHARDS, MANY - FIRST_SHARDS)
+
+
+def test_a_store_that_does_not_tell_of_held_shards_fails_their_dataset_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job holds a shard of each dataset. That of `b` ends; of `a` nothing is known."""
+    monkeypatch.setattr("pipeline.building.runner.sleep", lambda seconds: None)
+
+    class Beside(Scripted):
+        def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+            for receipt in super().run_shards(work):
+                name = receipt.manifest_uri.removeprefix("m-")
+                first = receipt.index == 7 and self.tries[name, 7] == 1
+                yield (
+                    ShardReceipt(receipt.manifest_uri, 7, held_by="another") if first else receipt
+                )
+
+    def leases(work_uri: str) -> dict[str, list[Any]]:
+        if work_uri.endswith("/a"):
+            raise TransientError("GET s3://b/_work/a: 503")
+        return {}
+
+    monkeypatch.setattr("pipeline.building.waiting.list_leases", leases)
+    engine = Beside(lambda name, at, tries: "")
+    events: list[Event] = []
+    a, b = ran(tmp_path, engine, "a", "b", told=events.append)
+    assert (b.shards, b.errors) == (MANY, ())
+    assert (a.shards, [receipt.index for receipt in a.errors]) == (MANY - 1, [7])
+    with pytest.raises(TransientError, match=r"1 of 60 shards could not be counted .*503"):
+        require_counted("a", MANY, a.errors, a.untried)
+    (failed,) = [event for event in events if isinstance(event, StepFailed)]
+    assert (failed.dataset, failed.index, failed.transient) == ("a", 7, True)
+
+
+def test_shards_that_cannot_be_listed_are_not_said_to_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stored(work_uri: str) -> set[str]:
+        if work_uri.endswith("/a"):
+            raise TransientError("LIST s3://b/_work/a: 503")
+        return set()
+
+    monkeypatch.setattr("pipeline.building.runner._stored_keys", stored)
+    events: list[Event] = []
+    run_missing(
+        work_of(tmp_path, "a", "b"),
+        Scripted(lambda name, at, tries: ""),  # type: ignore[arg-type]  # in its place
+        events.append,
+        unlisted=lambda at, error: None,
+    )
+    (started,) = [event for event in events if isinstance(event, Started)]
+    assert (started.present, started.steps) == (0, MANY)

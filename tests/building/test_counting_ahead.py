@@ -17,6 +17,7 @@ from pipeline.building import Erased, EraseOptions, Request, build_datasets, dat
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.plan_counting import count_shards
 from pipeline.building.runner import require_counted
+from pipeline.building.waiting import Found
 from pipeline.catalogue import Catalogue, verify
 from pipeline.catalogue.garbage_collection import noted_plans
 from pipeline.counting import Counter, ShardJob, ShardReceipt, partial_uri
@@ -599,6 +600,45 @@ def test_an_error_ends_what_is_counted_ahead_and_is_told(tmp_path: Path) -> None
         ahead.add("a", job_in(tmp_path, "a"), shards(0, 2))
         assert ahead.finish()["a"].ran.shards == 0
     assert Said("nothing more is counted ahead: no node came") in told
+
+
+def test_after_an_error_nothing_more_is_kept_for_the_thread_that_has_ended(tmp_path: Path) -> None:
+    engine: Any = Shards(TransientError("no node came"))
+    engine.may_go.set()
+    ended = Signal()
+
+    def told(event: Event) -> None:
+        if isinstance(event, Said):
+            ended.set()
+
+    with CountingAhead(engine, told) as ahead:
+        ahead.add("a", job_in(tmp_path, "a"), shards(0, 2))
+        assert ended.wait(10)
+        ahead.add("a", job_in(tmp_path, "a"), shards(2, 2))
+        assert not ahead._waiting
+        ahead.finish()
+    assert len(engine.asked) == 1
+
+
+def test_a_build_that_ends_does_not_wait_for_shards_of_another_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = count()
+
+    def look(*given: object) -> Found:
+        next(looks)
+        return Found()
+
+    monkeypatch.setattr("pipeline.building.waiting.SharedShards.look", look)
+    engine: Any = Shards(receipt={"held_by": "another"})
+    engine.may_go.set()
+    with CountingAhead(engine, lambda event: None) as ahead:
+        ahead.add("a", job_in(tmp_path, "a"), shards(0, 2))
+        while next(looks) < 3:
+            sleep(0.01)
+        thread = ahead._thread
+    assert thread is not None
+    assert not thread.is_alive()
 
 
 def test_shards_of_a_plan_that_was_given_up_are_not_begun(tmp_path: Path) -> None:
