@@ -227,9 +227,13 @@ def _is_long(value: object) -> bool:
 
 
 class VdnaError(Exception):
-    """Root of the tree. `exit_code` is what the command line exits with."""
+    """Root of the tree. `exit_code` is what the command line exits with.
+
+    `parts` are the errors that this one was made of (see `joined_errors`); none of most errors.
+    """
 
     exit_code = 1
+    parts: tuple[VdnaError, ...] = ()
 
     def __init__(self, message: str = "") -> None:
         super().__init__(redact(message))
@@ -353,11 +357,12 @@ def joined_errors(problems: Sequence[VdnaError]) -> VdnaError | None:
 
     Returns:
         An error with all messages, of the first kind that is not a gate's, if there is such a kind.
-        None if nothing went wrong.
+        The errors are its `parts`. None if nothing went wrong.
     """
     if len(problems) < 2:
         return problems[0] if problems else None
     worst = next((each for each in problems if not isinstance(each, GateError)), problems[0])
     joined = reworded(worst, "\n".join(map(str, problems)))
     joined.__cause__ = worst
+    joined.parts = tuple(problems)
     return joined

@@ -15,12 +15,12 @@ from pipeline.catalogue.commit import Commit
 
 @dataclass(frozen=True)
 class Rename:
-    """A dataset's change of name.
+    """A dataset's change of name, or its first one.
 
     Attributes:
-        old: The name that it had.
+        old: The name that it had; empty if it was new.
         new: The name that it got.
-        commit: Number of the commit that renamed it.
+        commit: Number of the commit that gave it.
     """
 
     old: str
@@ -29,17 +29,21 @@ class Rename:
 
 
 def renames(commits: Iterable[Commit]) -> Iterator[Rename]:
-    """Finds all renames in a log. Parts follow their datasets, and are left out.
+    """Finds all renames in a log, and where names were new. Parts follow their datasets.
 
     Args:
         commits: The commits, the newest first.
 
     Yields:
-        The renames, the newest first.
+        The renames, and the first names of new datasets, the newest first. Parts are new.
     """
     for after, before in pairwise(commits):
+        came = after.datasets.keys() - before.datasets.keys()
         for old, new in renamed_between(before, after):
+            came.discard(new)
             yield Rename(old, new, after.number)
+        for new in sorted(came):
+            yield Rename("", new, after.number)
 
 
 def renamed_between(before: Commit, after: Commit) -> Iterator[tuple[str, str]]:
@@ -75,11 +79,14 @@ def former_names(found: Iterable[Rename], dataset: str) -> list[Rename]:
         dataset: The name that the dataset has now.
 
     Returns:
-        The renames that it went through, the newest first.
+        The renames that it went through, the newest first. Another dataset that once had its name,
+        and was removed, is not it.
     """
     name, passed = dataset, dict[int, Rename]()
     for each in found:
         if each.new == name and each.commit not in passed:
+            if not each.old:
+                break
             passed[each.commit] = each
             name = each.old
     return [*passed.values()]

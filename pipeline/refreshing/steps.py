@@ -48,6 +48,8 @@ class Refreshed:
         verdicts: What the gate says of each bound.
         error: What went wrong, in one error (see `joined_errors`); None if all is well. Broken
             bounds are in it only if nothing else went wrong; `verdicts` have them in any case.
+        other_error: What of that is neither of a dataset in `failed` nor of a bound, in one error;
+            None if there is nothing else.
         failed: Why a dataset could not be built, by its name.
         unlisted: The datasets that were in the catalogue, and that the configuration does not name.
         pruned: Number of the commit that took them out; None if they stay.
@@ -64,6 +66,7 @@ class Refreshed:
     matrices: tuple[Matrix, ...]
     verdicts: tuple[AnyVerdict, ...]
     error: VdnaError | None = None
+    other_error: VdnaError | None = None
     failed: Mapping[str, VdnaError] = field(default_factory=dict)
     unlisted: tuple[str, ...] = ()
     pruned: int | None = None
@@ -136,6 +139,7 @@ class Refreshed:
             "config": self.config,
             "catalogue": self.catalogue.root,
             "error": str(self.error) if self.error else None,
+            "other_error": str(self.other_error) if self.other_error else None,
             "gate": [verdict.row for verdict in self.verdicts],
             "summary": sum_up(rows, self.failed, self.unlisted, cost),
             "datasets": rows,
@@ -208,6 +212,8 @@ def refresh(
     matrices: list[Matrix] = []
     verdicts: list[AnyVerdict] = []
     problems: list[VdnaError] = []
+    ended: list[VdnaError] = []
+    others: list[VdnaError] = []
     failed: dict[str, VdnaError] = {}
     unlisted: tuple[str, ...] = ()
     pruned: int | None = None
@@ -228,11 +234,14 @@ def refresh(
     names = [request.name for request in requests]
     if problems:
         # What ended the whole build kept each dataset that has no error of its own from being
-        # built. If others have, it is the cause of the error that has all messages.
-        cause = problems[0].__cause__
-        ended_by = cause if failed and isinstance(cause, VdnaError) else problems[0]
+        # built.
+        own = list(failed.values())
+        parts = problems[0].parts or (problems[0],)
+        ended = [each for each in parts if not any(each is error for error in own)]
         unbuilt = [name for name in names if name in failed or name not in found]
-        failed = {name: failed.get(name, ended_by) for name in unbuilt}
+        failed = {name: failed.get(name, (ended or problems)[0]) for name in unbuilt}
+        if len(unbuilt) == len(own):
+            others += ended
     built = [found[name] for name in names if name in found]
     results, moves = with_movements(place, built, effort)
     try:
@@ -240,28 +249,33 @@ def refresh(
         if unlisted and config.prune and not problems:
             pruned = remove(place, unlisted).number
     except Exception as error:
-        problems.append(known_error(error))
+        others.append(known_error(error))
     # One matrix for each spec, as datasets of different specs cannot be compared.
     for spec in sorted({result.version.spec for result in results}):
         try:
             if len(place.names(spec=spec)) > 1:
                 matrices.append(compare(place, spec=spec, effort=effort))
         except Exception as error:
-            problems.append(known_error(error))
+            others.append(known_error(error))
     try:
         verdicts = judge(
             place, config.gate, requests, results, matrices, effort, moves=moves, since=since
         )
-        if not problems:
-            require_kept(verdicts, config.path)
     except Exception as error:
-        problems.append(known_error(error))
+        others.append(known_error(error))
+    problems += [each for each in others if each not in ended]  # which the build's error has
+    if not problems:
+        try:
+            require_kept(verdicts, config.path)
+        except Exception as error:
+            problems.append(known_error(error))
     done = Refreshed(
         place,
         tuple(results),
         tuple(matrices),
         tuple(verdicts),
         joined_errors(problems),
+        joined_errors(others),
         failed,
         unlisted,
         pruned,

@@ -1,6 +1,6 @@
 """Writes what a refresh found as JUnit XML, which CI systems show as tests.
 
->>> junit_xml({"gate": [], "datasets": [], "failed": [], "error": None})[:38]
+>>> junit_xml({"gate": [], "datasets": [], "failed": [], "error": None, "other_error": None})[:38]
 b"<?xml version='1.0' encoding='utf-8'?>"
 """
 
@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from pipeline.errors import as_one_line, printable
 from pipeline.reporting.gate_words import reason_lines
+from pipeline.reporting.night_words import untold_error
 
 
 def junit_xml(outcome: Mapping[str, Any]) -> bytes:
@@ -35,9 +36,8 @@ def junit_xml(outcome: Mapping[str, Any]) -> bytes:
         for row in outcome["failed"]
     ]
     suites = [_suite("gate", gate), _suite("datasets", built)]
-    told = [case for case in gate + built if case.find("skipped") is None and len(case)]
-    if outcome["error"] and not told:
-        suites.append(_suite("refresh", [_case("refresh", "refresh", "error", outcome["error"])]))
+    if error := untold_error(outcome):
+        suites.append(_suite("refresh", [_case("refresh", "refresh", "error", error)]))
     root = ElementTree.Element("testsuites", {"name": "vdna refresh"})
     for name in _COUNTED:
         root.set(name, str(sum(int(suite.get(name, "0")) for suite in suites)))

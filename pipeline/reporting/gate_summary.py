@@ -12,7 +12,13 @@ from typing import Any
 
 from pipeline.errors import as_one_line
 from pipeline.reporting.gate_words import measured_words, reason_lines
-from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
+from pipeline.reporting.night_words import (
+    changes_told,
+    moved_told,
+    night_sentence,
+    state_of,
+    untold_error,
+)
 
 SHOWN_UNCHANGED = 100
 """If there are more datasets, only those that changed are listed: a CI job has a short page."""
@@ -42,7 +48,7 @@ def summary_markdown(outcome: Mapping[str, Any]) -> bytes:
     shown = rows if len(rows) <= SHOWN_UNCHANGED else [row for row in rows if row["changed"]]
     lines += _table(columns, map(_dataset_cells, shown))
     lines += [f"- **{_plain(of['name'])}** was not built: {_plain(of['message'])}" for of in failed]
-    lines += [_plain(outcome["error"])] if state.startswith("failed") else []
+    lines += ["", _plain(error)] if (error := untold_error(outcome)) else []
     return ("\n".join(lines).rstrip() + "\n").encode()
 
 

@@ -24,15 +24,26 @@ def state_of(outcome: Mapping[str, Any]) -> str:
     Returns:
         The words.
     """
-    counts = Counter(row["outcome"] for row in outcome["gate"])
-    wrong = [(counts["broken"], "broken"), (counts["not judged"], "not judged")]
-    wrong.append((len(outcome["failed"]), "not built"))
-    told = [f"{count} {what}" for count, what in wrong if count]
-    if outcome["error"] and not told:
-        told = ["failed"]
+    told = _wrong(outcome)
+    if untold_error(outcome):
+        told.append("failed")
     if outcome["undelivered"]:
         told.append("not delivered")
     return ", ".join(told) or "all is well"
+
+
+def untold_error(outcome: Mapping[str, Any]) -> str:
+    """Returns what went wrong, but for datasets that were not built and for bounds; or nothing."""
+    if outcome["other_error"]:
+        return str(outcome["other_error"])
+    return str(outcome["error"]) if outcome["error"] and not _wrong(outcome) else ""
+
+
+def _wrong(outcome: Mapping[str, Any]) -> list[str]:
+    counts = Counter(row["outcome"] for row in outcome["gate"])
+    wrong = [(counts["broken"], "broken"), (counts["not judged"], "not judged")]
+    wrong.append((len(outcome["failed"]), "not built"))
+    return [f"{count} {what}" for count, what in wrong if count]
 
 
 def night_sentence(outcome: Mapping[str, Any]) -> str:

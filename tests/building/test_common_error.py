@@ -514,7 +514,7 @@ def test_a_store_that_does_not_tell_of_held_shards_fails_their_dataset_alone(
     with pytest.raises(TransientError, match=r"1 of 60 shards could not be counted .*503"):
         require_counted("a", MANY, a.errors, a.untried)
     (failed,) = [event for event in events if isinstance(event, StepFailed)]
-    assert (failed.dataset, failed.index, failed.transient) == ("a", 7, True)
+    assert (failed.dataset, failed.shard, failed.transient) == ("a", 7, True)
 
 
 def test_shards_that_cannot_be_listed_are_not_said_to_be_stored(

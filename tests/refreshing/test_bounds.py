@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.building import Request, rename_dataset
-from pipeline.catalogue import Catalogue, tag_version
+from pipeline.catalogue import Catalogue, former_names, remove, renames, tag_version
 from pipeline.comparing import CONFIDENCE, compare
 from pipeline.errors import GateError, NotFound, UsageError
 from pipeline.refreshing import Refreshed, load_config
@@ -191,6 +191,29 @@ def test_a_renamed_dataset_says_under_which_name_its_past_is(
     (judged,) = judge(renamed, [advised])
     assert isinstance(judged, Verdict)
     assert (judged.error, judged.emd > 0) == (None, True)
+
+
+def test_a_new_dataset_has_no_past_under_the_old_names_of_one_that_had_its_name(
+    tmp_path: Path,
+) -> None:
+    catalogue = Catalogue(str(tmp_path))
+    put(catalogue, "old", 24, {})
+    rename_dataset(catalogue, "old", "photos")
+    assert [each.old for each in former_names(renames(catalogue.log()), "photos")] == ["old"]
+    remove(catalogue, ["photos"])
+    put(catalogue, "photos", 32, MOVED)
+    assert former_names(renames(catalogue.log()), "photos") == []
+    rename_dataset(catalogue, "photos", "new")
+    assert [each.old for each in former_names(renames(catalogue.log()), "new")] == ["photos"]
+    found = moved(catalogue, dataset="new", against="@-1", max_move=0.001)
+    assert "commit 5 renamed photos to new" in str(found)
+    catalogue = Catalogue(str(tmp_path / "other"))
+    put(catalogue, "old", 24, {})
+    rename_dataset(catalogue, "old", "photos")
+    remove(catalogue, ["photos"])
+    put(catalogue, "photos", 32, MOVED)
+    found = moved(catalogue, dataset="photos", against="@-1", max_move=0.001)
+    assert "old" not in str(found)
 
 
 def test_a_name_that_no_dataset_had_is_refused_although_it_was_renamed(

@@ -127,6 +127,7 @@ def outcome(*gate: dict[str, Any], **more: Any) -> dict[str, Any]:
         "config": "x.yaml",
         "catalogue": "file:///c",
         "error": None,
+        "other_error": None,
         "failed": [],
         "pruned": None,
         "undelivered": None,
@@ -201,6 +202,19 @@ def test_an_error_of_no_bound_and_no_dataset_is_not_green() -> None:
         assert root.get("errors") == "1"
         assert [suite.get("name") for suite in root] == ["gate", "datasets", "refresh"]
     assert len(ElementTree.fromstring(junit_xml(outcome(verdict())))) == 2
+
+
+def test_another_error_is_told_beside_bounds_and_datasets_that_went_wrong_too() -> None:
+    """`error` joins them all, or leaves the bounds out: it cannot tell which of them are told."""
+    failed = [{"name": "c", "error": "SourceError", "message": "c does not exist"}]
+    for gate, more in (((BROKEN,), {}), ((), {"failed": failed}), ((BROKEN,), {"failed": failed})):
+        found = outcome(*gate, error="…", other_error="the matrix is torn", **more)
+        suites = ElementTree.fromstring(junit_xml(found))
+        assert [child.get("message") for child in suites[-1][0]] == ["the matrix is torn"]
+        text = summary_markdown(found).decode()
+        assert text.splitlines()[0].endswith(", failed")
+        assert text.endswith("\n\nthe matrix is torn\n")
+        assert "<li>the matrix is torn</li>" in render_night(found).decode()
 
 
 def test_no_text_makes_the_xml_invalid() -> None:

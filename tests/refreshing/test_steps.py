@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.engine import Engine, InProcess
-from pipeline.errors import GateError, SourceError, UnexpectedError, UsageError
+from pipeline.errors import CorruptFile, GateError, SourceError, UnexpectedError, UsageError
 from pipeline.refreshing import load_config, refresh
 from pipeline.spec import Resources
 from tests.refreshing.test_config import one, write
@@ -98,6 +98,38 @@ def test_an_engine_that_breaks_hides_no_error_of_another_dataset(tmp_path: Path)
         "day": ended,
         "night": missing,
     }
+    assert done.other_error is None
+
+
+def test_an_engine_that_breaks_as_it_closes_is_told_beside_what_was_built(tmp_path: Path) -> None:
+    @contextmanager
+    def closing() -> Iterator[Engine]:
+        yield InProcess()
+        raise RuntimeError("a worker does not end")
+
+    file = parted(tmp_path, {"day": 100}, PARTS)
+    done = refresh(str(file), engine=closing(), resources=RESOURCES)
+    assert ([result.name for result in done.datasets], done.failed) == (["day"], {})
+    assert done.other_error is done.error
+    assert "a worker does not end" in done.outcome["other_error"]
+
+
+def test_a_matrix_that_cannot_be_computed_is_told_beside_a_broken_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(*_: object, **__: object) -> NoReturn:
+        raise CorruptFile("a.parquet is torn")
+
+    monkeypatch.setattr("pipeline.refreshing.steps.compare", torn)
+    limit = "{dataset: day, min_images: 1000}"
+    done = refresh(str(parted(tmp_path, {"day": 100}, limit)), resources=RESOURCES)
+    assert [verdict.outcome for verdict in done.verdicts] == ["broken"]
+    assert str(done.error) == str(done.other_error) == "a.parquet is torn"
+    (tmp_path / "night").rename(tmp_path / "away")
+    two = refresh(str(parted(tmp_path, {"day": 100, "night": 100}, limit)), resources=RESOURCES)
+    assert list(two.failed) == ["night"]
+    assert str(two.other_error) == "a.parquet is torn"
+    assert str(two.error).splitlines()[-1] == "a.parquet is torn"
 
 
 def test_a_refresh_needs_a_catalogue(tmp_path: Path) -> None:

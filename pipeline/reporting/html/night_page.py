@@ -14,7 +14,13 @@ from typing import Any
 from pipeline.errors import as_one_line
 from pipeline.reporting.gate_words import measured_words, reason_lines
 from pipeline.reporting.html.frame import asset, document, shown_text
-from pipeline.reporting.night_words import changes_told, moved_told, night_sentence, state_of
+from pipeline.reporting.night_words import (
+    changes_told,
+    moved_told,
+    night_sentence,
+    state_of,
+    untold_error,
+)
 from pipeline.wording import in_bins, in_units
 
 REFRESHED = ("images", "failed", "change", "moved (bins)", "read", "bytes")
@@ -51,7 +57,7 @@ def render_night(outcome: Mapping[str, Any]) -> bytes:
         _folded(f"Unchanged: {len(unchanged):,}", _names(row["dataset"] for row in unchanged)),
     ]
     notes = [f"{row['dataset']} has drifted: {moved_told(row)}" for row in alarmed]
-    notes += [str(outcome["error"])] if outcome["error"] and not failed else []
+    notes += [error] if (error := untold_error(outcome)) else []
     parts = {
         "headline": _shown(f"{night_sentence(outcome)}."),
         "notes": "".join(f"<li>{_shown(note)}</li>" for note in notes),
