@@ -34,7 +34,7 @@ CONNECT_SECONDS = 10.0
 SESSION_SECONDS = 5.0
 """How long a session's folder is removed again if processes that end still write to it."""
 
-LOOK_SECONDS = 0.05
+NODE_LOOK_SECONDS = 0.05
 """How often it is looked whether a node that starts is there. Ray looks once a second."""
 
 QUICK_SECONDS = 10.0
@@ -111,7 +111,7 @@ def looking_often() -> Iterator[None]:
         options = services._get_gcs_client_options(gcs_address)  # type: ignore[no-untyped-call]
         state._initialize_global_state(options)
         while monotonic() < end and all(node["NodeID"] != node_id for node in state.node_table()):
-            sleep(LOOK_SECONDS)
+            sleep(NODE_LOOK_SECONDS)
         return ask(gcs_address, node_id)  # type: ignore[no-untyped-call]  # Ray's
 
     services.get_node = look

@@ -12,7 +12,7 @@ import pytest
 from ray._private import services
 
 from pipeline.engine import RayEngine, ray_start
-from pipeline.engine.ray_start import LOOK_SECONDS, START_ENVIRONMENT, importing, looking_often
+from pipeline.engine.ray_start import NODE_LOOK_SECONDS, START_ENVIRONMENT, importing, looking_often
 from pipeline.spec import Resources
 
 
@@ -53,7 +53,7 @@ def test_a_node_is_seen_when_it_is_there(
     with looking_often():
         assert services.get_node("host:1", "ours") == {"node_id": "ours"}
     assert asked == [("host:1", "ours", looks)]
-    assert slept == [LOOK_SECONDS] * max(0, looks - 1)
+    assert slept == [NODE_LOOK_SECONDS] * max(0, looks - 1)
     assert services.get_node is ask
 
 
