@@ -419,6 +419,7 @@ class Result:
             `build` and `refresh` of `pipeline` measure it, and `build_datasets` does not.
         unmeasured: Why `moved`, or its interval, is not known of a version that was committed now;
             else empty.
+        untested: Why that distance cannot raise a drift alarm, however large it is; else empty.
     """
 
     name: str
@@ -442,6 +443,7 @@ class Result:
     commit: int | None = None
     moved: Movement | None = None
     unmeasured: str = ""
+    untested: str = ""
 
     def __repr__(self) -> str:
         version = self.version
@@ -475,6 +477,8 @@ class Result:
             rows.append((f"moved since {before}", self.moved))
         if self.unmeasured:
             rows.append(("how far it moved", self.unmeasured))
+        if self.untested:
+            rows.append(("drift alarm", self.untested))
         if self.changes is not None:
             rows += [(what, f"{number:,}") for what, number in asdict(self.changes).items()]
         if self.replaced is not None:

@@ -53,6 +53,7 @@ from .selection import with_near as with_near
 from .significance import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE
 from .significance import LEAST_FOLDS as LEAST_FOLDS
 from .significance import adjusted as adjusted
+from .version_movement import folds_with_images as folds_with_images
 from .version_movement import movement_between as movement_between
 from .version_movement import with_movement as with_movement
 from .version_movement import with_movements as with_movements

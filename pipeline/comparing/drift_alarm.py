@@ -43,8 +43,11 @@ STEP_LIMIT = 0.9 * FALSE_ALARM_RATE / (RATED_VERSIONS - 1)
 REFERENCE_LIMIT = 0.1 * FALSE_ALARM_RATE / (RATED_VERSIONS - 1)
 """A version whose p against the reference is no more than this raises an alarm."""
 
+LEAST_STEPPED = 11
+"""With fewer folds p cannot be as small as `STEP_LIMIT`: it is never below 1 / 2^(folds - 1)."""
+
 LEAST_ALARMED = 14
-"""With fewer folds p cannot be as small as both limits: it is never below 1 / 2^(folds - 1)."""
+"""With fewer folds p cannot be as small as both limits."""
 
 
 class Alarms(NamedTuple):

@@ -13,8 +13,9 @@ from math import isfinite
 from typing import Any, cast
 
 from pipeline.building import Movement, Result
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.all_pairs import Effort, compare
+from pipeline.comparing.drift_alarm import LEAST_STEPPED
 from pipeline.comparing.matrix import ALL, Matrix
 from pipeline.errors import known_error
 from pipeline.events import Started, StepDone, ignore, stage
@@ -69,11 +70,13 @@ def _measured(
     try:
         matrix = compare(catalogue, names, spec=spec, effort=quiet)
         moved = movement_between(matrix, names[0], names[1])
+        untested = _too_few_folds(catalogue, result) if moved.p is not None else ""
     except Exception as error:
         return replace(result, unmeasured=str(known_error(error))), None
     if moved.emd is None:
         return replace(result, unmeasured="their distance is not defined"), matrix
-    return replace(result, moved=moved, unmeasured=_without_interval(moved)), matrix
+    unmeasured = _without_interval(moved)
+    return replace(result, moved=moved, unmeasured=unmeasured, untested=untested), matrix
 
 
 def with_movements(
@@ -113,6 +116,23 @@ def with_movements(
                 why = f"a refresh measures the first {MOVES_MEASURED} new versions; see vdna drift"
                 found.append(replace(result, unmeasured=why))
     return found, matrices
+
+
+def folds_with_images(catalogue: Catalogue, name: str, version: Version) -> int:
+    """Counts the folds of a version that have images. Only the footer of their file is read."""
+    if "folds" not in version.sha256:
+        return 0
+    file = catalogue.open_file("folds", name, version, layers=())
+    return sum(int(fold["images"]) > 0 for fold in file.metadata["folds"].values())
+
+
+def _too_few_folds(catalogue: Catalogue, result: Result) -> str:
+    """Says that no distance between these versions can raise an alarm; empty if one can."""
+    versions = [each for each in (result.replaced, result.version) if each is not None]
+    folds = min(folds_with_images(catalogue, result.name, each) for each in versions)
+    if folds >= LEAST_STEPPED:
+        return ""
+    return f"a drift alarm takes {LEAST_STEPPED} groups of images, and there are {folds}"
 
 
 def _without_interval(moved: Movement) -> str:

@@ -18,8 +18,8 @@ from typing import Unpack
 import numpy as np
 
 from pipeline.building import Movement
-from pipeline.catalogue import Catalogue, Version
-from pipeline.comparing import Effort, alarms, compare, movement_between
+from pipeline.catalogue import Catalogue
+from pipeline.comparing import Effort, alarms, compare, folds_with_images, movement_between
 from pipeline.events import Started, StepDone, ignore, stage
 from pipeline.explaining.drift_path import REFERENCE, STEP, Drift, DriftRow
 from pipeline.explaining.explain_options import DriftKeywords, DriftOptions, ExplainKeywords
@@ -144,20 +144,12 @@ def _row(
         version.dna,
         version.images,
         version.failed,
-        _folds(catalogue, of.name, version),
+        folds_with_images(catalogue, of.name, version),
         (),
         changes,
         moved(origin),
         moved(before),
     )
-
-
-def _folds(catalogue: Catalogue, name: str, version: Version) -> int:
-    """Counts the folds that have images. Only the footer of their file is read."""
-    if "folds" not in version.sha256:
-        return 0
-    file = catalogue.open_file("folds", name, version, layers=())
-    return sum(int(fold["images"]) > 0 for fold in file.metadata["folds"].values())
 
 
 def _with_alarms(path: Sequence[DriftRow]) -> tuple[DriftRow, ...]:

@@ -28,7 +28,7 @@ def dataset_row(result: Result) -> dict[str, Any]:
     Returns:
         Its numbers. `image_changes` and `moved` are None if they are not known, as they are of a
         dataset that has not changed. `alarm` tells whether the version raises a drift alarm against
-        the one before; None if that was not tested.
+        the one before; None if that was not tested, or no distance could raise one.
     """
     version, changes, moved = result.version, result.image_changes, result.moved
     return {
@@ -42,7 +42,7 @@ def dataset_row(result: Result) -> dict[str, Any]:
         "image_changes": asdict(changes) if changes else None,
         "moved": {**asdict(moved), "from": _before(result)} if moved else None,
         "unmeasured": result.unmeasured or None,
-        "alarm": _raises_alarm(moved),
+        "alarm": None if result.untested else _raises_alarm(moved),
         "read": result.read,
         "read_bytes": result.read_bytes,
         "reused": result.reused,

@@ -45,6 +45,7 @@ def build_json(result: Result) -> dict[str, object]:
         "commit": result.commit,
         "moved": {"from": _before(result), **asdict(result.moved)} if result.moved else None,
         "unmeasured": result.unmeasured or None,
+        "untested": result.untested or None,
         **asdict(result.version),
     }
 
@@ -81,6 +82,7 @@ def _movement_lines(result: Result) -> list[str]:
     moved, why = result.moved, result.unmeasured
     if moved is None:
         return [f"  how far it moved is not known: {why}"] if why else []
+    why = "; ".join(filter(None, (why, result.untested)))
     return [f"  moved from {_before(result)} by {moved}{f' ({why})' if why else ''}"]
 
 

@@ -22,6 +22,7 @@ from pipeline.counting import Recipe, ShardJob, cells_uri, partial_uri
 from pipeline.counting.cells import cell_key, encode_cells
 from pipeline.events import Event, Listener, Said, StepDone, ignore
 from pipeline.mapper import SerialMapper
+from pipeline.refreshing.night_outcome import dataset_row, sum_up
 from pipeline.reporting import build_json, build_lines, work_lines
 from pipeline.sources import MERGED, Entry, ImageChanges, Manifest, Shard, plan
 from pipeline.spec import Resources
@@ -211,6 +212,24 @@ def test_only_some_versions_of_a_large_refresh_are_measured(
     assert found[1] == results[1]  # it has not changed
     assert found[3].unmeasured == "a refresh measures the first 2 new versions; see vdna drift"
     assert [of.name for of in events if isinstance(of, StepDone)] == ["a", "c"]
+
+
+def test_a_version_of_few_groups_is_not_said_to_be_tested(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever changed, its p is never small enough for an alarm."""
+    put_photos(place, 160)
+    second = put_photos(place, 176)
+    assert (second.untested, dataset_row(second)["alarm"]) == ("", False)
+    monkeypatch.setattr("pipeline.comparing.version_movement.LEAST_STEPPED", 17)
+    third = put_photos(place, 200)
+    assert third.moved is not None
+    assert third.moved.p is not None
+    why = "a drift alarm takes 17 groups of images, and there are 16"
+    row = dataset_row(third)
+    assert (third.untested, row["alarm"], build_json(third)["untested"]) == (why, None, why)
+    assert work_lines(third)[1].endswith(f"({why})")
+    assert sum_up([row], (), (), {"requests": 1})["untested"] == 1
 
 
 def test_an_interval_that_may_not_hold_is_not_told(place: Place) -> None:

@@ -8,6 +8,7 @@ import pytest
 from pipeline.comparing.drift_alarm import (
     FALSE_ALARM_RATE,
     LEAST_ALARMED,
+    LEAST_STEPPED,
     RATED_VERSIONS,
     REFERENCE_LIMIT,
     STEP_LIMIT,
@@ -48,3 +49,4 @@ def test_what_is_not_tested_raises_no_alarm() -> None:
 def test_folds_are_enough_if_their_smallest_p_raises_both_alarms(folds: int) -> None:
     least = np.array([2.0 ** -(folds - 1)])
     assert (folds >= LEAST_ALARMED) == all(raised[0] for raised in alarms(least, least))
+    assert (folds >= LEAST_STEPPED) == alarms(least, least).step[0]
