@@ -63,7 +63,7 @@ class Overlaps:
         names = pa.array(self.names, pa.string())
         shared = self.shared[a, b]
         columns = [names.take(pa.array(a)), names.take(pa.array(b)), shared]
-        return pa.table([*columns, shared / self.images[a]], schema=OVERLAP_SCHEMA)
+        return pa.table([*columns, shared / np.maximum(1, self.images[a])], schema=OVERLAP_SCHEMA)
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns the table in pandas."""
@@ -97,7 +97,7 @@ class Overlaps:
             The number, and the share of the images of `a`.
         """
         i, j = self.names.index(a), self.names.index(b)
-        return int(self.shared[i, j]), float(self.shared[i, j] / self.images[i])
+        return int(self.shared[i, j]), float(self.shared[i, j] / max(1, self.images[i]))
 
     def in_matrix(self, names: Sequence[str]) -> pa.Table:
         """Makes the columns that these numbers are in the table of a matrix.

@@ -148,11 +148,14 @@ def suggest(
     chosen = SuggestOptions(**options)
     if target in candidates:
         raise UsageError(f"{target} is the target, and a candidate, too; leave it out of these")
+    at = chosen.at
+    if at is None:  # all that is read is of one commit, whatever comes meanwhile
+        at = catalogue.head().number or None
     names, apart, spec = [target, *candidates], list[str](), chosen.spec
     if not candidates:
-        spec = catalogue.find(target, chosen.at, chosen.spec).spec
-        names, apart = _all_others(catalogue, target, chosen.at, spec)
-    layers = spec_of(catalogue, names, at=chosen.at, spec=spec).layers
+        spec = catalogue.find(target, at, chosen.spec).spec
+        names, apart = _all_others(catalogue, target, at, spec)
+    layers = spec_of(catalogue, names, at=at, spec=spec).layers
     layer = layers[-1] if chosen.layer is None else chosen.layer
     found = nearest(
         catalogue,
@@ -160,10 +163,10 @@ def suggest(
         near=target,
         layer=None if layer == ALL else layer,
         effort=effort,
-        at=chosen.at,
+        at=at,
         spec=spec,
     )
-    versions = catalogue.find_all(found.names, chosen.at, found.spec_digest)
+    versions = catalogue.find_all(found.names, at, found.spec_digest)
     rows = found.table_of(layer).to_pylist()
     unknown = set(found.names) - {target} - {row["b"] for row in rows}
     own = VersionName.parse(target).dataset

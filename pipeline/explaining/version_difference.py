@@ -86,6 +86,8 @@ def difference(
     if a == b:
         raise UsageError(f"a difference takes two versions, and {a!r} is given twice")
     uri = None if out is None else storage.parquet_uri(out, "the images are")
+    if options.get("at") is None:  # all that is read is of one commit, whatever comes meanwhile
+        options["at"] = catalogue.head().number or None
     asked = ExplainOptions(**options)
     digest, versions = resolve_versions(catalogue, [a, b], at=asked.at, spec=asked.spec)
     before, after = (catalogue.manifest(*each) for each in versions.items())

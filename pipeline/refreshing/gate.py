@@ -360,6 +360,7 @@ def _distance(
             "they have days in common" if a.part_of == b.part_of else "one is a part of the other"
         )
         return Verdict(bound, emd, shared=what)
-    if isinstance(bound, MoveBound) and isnan(paired) and isfinite(low):
+    same = isinstance(bound, MoveBound) or first == second
+    if same and isnan(paired) and isfinite(low):
         return Verdict(bound, emd, shared="it is not known which images both versions have")
     return Verdict(bound, emd, corrected, low, high)

@@ -79,6 +79,8 @@ def test_datasets_say_what_they_have_in_common(
     assert overlap_lines(three) == ["x, y and z: no image is in two of these datasets"]
     monkeypatch.setattr(overlap_words, "LISTED_OVERLAPS", 0)
     assert overlap_lines(found)[0] == "… and 1 more pair of datasets with images in common"
+    empty = Overlaps(tuple("xy"), np.array([0, 2]), np.diag([0, 2]), ())
+    assert (empty.table["share"].to_pylist(), empty.of("x", "y")) == ([0.0, 0.0], (0, 0.0))
     nothing = Overlaps((), np.array([]), np.zeros((0, 0), int), ("x", "y"))
     assert overlap_lines(replace(nothing, unknown=())) == []
     unknown = {"a_in_b": [None] * 4, "b_in_a": [None] * 4}

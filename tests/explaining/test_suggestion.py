@@ -7,12 +7,13 @@ import re
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.catalogue import Catalogue, Version
-from pipeline.comparing import Effort, compare
+from pipeline.catalogue import Catalogue, Version, remove
+from pipeline.comparing import Effort, compare, nearest
 from pipeline.errors import NotFound, SpecMismatch, UsageError
 from pipeline.explaining import Suggestion, suggest, suggestion
 from pipeline.explaining.suggestion import MEASURED_LAYER, MEASURED_SPEC, _in_order
@@ -90,6 +91,22 @@ def test_datasets_of_other_specs_are_said_to_be_left_out(mixed: Catalogue) -> No
 def test_the_target_may_be_a_version(mixed: Catalogue) -> None:
     names = [one.name for one in suggest(mixed, "one").candidates]
     assert [one.name for one in suggest(mixed, "one@1").candidates] == names
+
+
+def test_a_suggestion_is_of_one_commit_whatever_is_removed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
+    for name, at in {"one": 0.2, "two": 0.3, "three": 0.8}.items():
+        put(catalogue, name, at)
+
+    def compared(*given: Any, **options: Any) -> Any:
+        found = nearest(*given, **options)
+        remove(catalogue, ["two"])
+        return found
+
+    monkeypatch.setattr("pipeline.explaining.suggestion.nearest", compared)
+    assert [one.name for one in suggest(catalogue, "one").candidates] == ["two", "three"]
 
 
 def test_a_candidate_that_is_the_target_is_noted(place: Catalogue) -> None:

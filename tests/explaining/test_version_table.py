@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -68,6 +69,27 @@ def test_fewer_versions_know_the_one_before_the_last(place: Catalogue) -> None:
     assert [of.commit for of in list_versions(place, "x@-1")] == [3, 1]
     with pytest.raises(NotFound, match="no dataset 'y'"):
         list_versions(place, "y")
+
+
+def test_a_difference_is_of_one_commit_whatever_comes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Catalogue(f"memory://{uuid.uuid4().hex}")
+    for images in (FIRST, SECOND):
+        put(place, images)
+    before = difference(place, "x@-1", "x")
+
+    def explained(*given: Any, **options: Any) -> Any:
+        put(place, [image("f")])
+        return explain(*given, **options)
+
+    monkeypatch.setattr("pipeline.explaining.version_difference.explain", explained)
+    found = difference(place, "x@-1", "x")
+    assert found.changes == before.changes
+    assert found.explanation is not None
+    assert before.explanation is not None
+    layers = [layer.emd for layer in found.explanation.layers]
+    assert layers == [layer.emd for layer in before.explanation.layers]
 
 
 def test_what_gc_removed_is_listed_without_distances() -> None:

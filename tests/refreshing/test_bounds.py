@@ -101,6 +101,9 @@ def test_without_known_pairs_the_plain_move_is_judged(
     assert "without an interval, as it is not known which images both versions have" in done.stdout
     (row,) = json.loads(refresh(tmp_path / "datasets.yaml", "--json").stdout)["gate"]
     assert (row["value"], row["low"], row["false_alarm_rate"]) == (row["emd"], None, None)
+    (found,) = judge(Catalogue(str(tmp_path / "c")), [Bound(a="day@-1", b="day", max=99)])
+    assert isinstance(found, Verdict)
+    assert (found.row["value"], found.row["low"]) == (row["emd"], None)
 
 
 def test_the_refresh_that_changes_nothing_judges_the_last_change_again(tmp_path: Path) -> None:
