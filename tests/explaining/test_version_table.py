@@ -88,8 +88,7 @@ def test_a_difference_is_of_one_commit_whatever_comes_meanwhile(
     assert found.changes == before.changes
     assert found.explanation is not None
     assert before.explanation is not None
-    layers = [layer.emd for layer in found.explanation.layers]
-    assert layers == [layer.emd for layer in before.explanation.layers]
+    assert found.explanation.layers.equals(before.explanation.layers)
 
 
 def test_what_gc_removed_is_listed_without_distances() -> None:
