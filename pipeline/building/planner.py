@@ -263,6 +263,7 @@ class Planner:
         former = _former(head, request.name)
         if former is not None:
             _require_meant(request, former, manifest)
+        self._note_one_group(request, manifest)
         stored = store_manifest(uri, manifest)
         backend = self._backend(request, network, spec.digest, base)
         job = replace(job, recipe=replace(recipe, backend=backend))
@@ -330,6 +331,20 @@ class Planner:
         if chosen.note:
             self._say_once(chosen.note)
         return chosen.backend
+
+    def _note_one_group(self, request: Request, manifest: Manifest) -> None:
+        """Says that a dataset will have no error bars, as all its images are in one group."""
+        folds = {head.fold for head in manifest.heads}
+        if request.group_by is None or manifest.candidates < 2 or len(folds) > 1:
+            return
+        grouping = option("group_by", request.group_by)
+        self.progress(
+            Said(
+                f"{request.name}: {grouping} puts all {manifest.candidates:,} images into one "
+                "group, so its distances will have no error bars and no tests; if that is not "
+                "meant, group by something that differs"
+            )
+        )
 
     def _say_once(self, message: str) -> None:
         if message not in self.noted:

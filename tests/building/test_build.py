@@ -49,7 +49,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.events import Event, StepDone
+from pipeline.events import Event, Said, StepDone
 from pipeline.sources import Shard
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, Place
@@ -610,6 +610,26 @@ def test_another_grouping_of_images_makes_a_new_plan(place: Catalogue, tmp_path:
     assert same_counts_and_failures(place.load("photos"), place.load("photos", at=1))
     assert plain.version.manifest != grouped.version.manifest
     holds(place, clean_pass(tmp_path / "source"))
+
+
+def test_a_grouping_that_makes_one_group_is_told(place: Catalogue, tmp_path: Path) -> None:
+    """Its distances have no error bars, and a comparison later does not say why."""
+
+    def said(**options: Any) -> list[str]:
+        events: list[Event] = []
+        request = request_of(tmp_path / "source", **options)
+        build_datasets(place, [request], ENGINE, RESOURCES, events.append)
+        messages = [event.message for event in events if isinstance(event, Said)]
+        return [message for message in messages if "one group" in message]
+
+    write_photos(tmp_path / "source" / "day0", 3)
+    assert said(group_by="1") == [
+        "photos: `group_by='1'` puts all 3 images into one group, so its distances will have no "
+        "error bars and no tests; if that is not meant, group by something that differs"
+    ]
+    assert said() == []
+    write_photos(tmp_path / "source" / "day1", 3, first_seed=10)
+    assert said(group_by="1") == []
 
 
 def test_a_catalogue_inside_its_source_is_refused(tmp_path: Path) -> None:
