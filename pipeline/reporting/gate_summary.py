@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import as_one_line
-from pipeline.reporting.gate_words import measured_words, reason_lines
+from pipeline.reporting.gate_words import measured_words, outcome_words, reason_lines
 from pipeline.reporting.night_words import (
     changes_told,
     moved_told,
@@ -23,8 +23,8 @@ from pipeline.reporting.night_words import (
 SHOWN_UNCHANGED = 100
 """If there are more datasets, only those that changed are listed: a CI job has a short page."""
 
-_SIGNS = {"holds": "✅ holds", "broken": "❌ broken"}
-"""How outcomes that need a mark are written."""
+_SIGNS = {"holds": "✅ ", "broken": "❌ "}
+"""The marks of outcomes that need one."""
 
 
 def summary_markdown(outcome: Mapping[str, Any]) -> bytes:
@@ -58,7 +58,7 @@ def _bound_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["name"],
         measured_words(row) or "unknown",
-        _SIGNS.get(row["outcome"], row["outcome"]),
+        f"{_SIGNS.get(row['outcome'], '')}{outcome_words(row)}",
         "unknown" if rate is None else chance,
     )
 

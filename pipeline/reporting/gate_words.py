@@ -33,6 +33,21 @@ def measured_words(row: Mapping[str, Any]) -> str:
     return f"{distance:.4g} [{low:.4g}, {high:.4g}] bins"
 
 
+def outcome_words(row: Mapping[str, Any]) -> str:
+    """Says what became of a bound, and if it holds only because the distance is not sure.
+
+    Args:
+        row: The row of a verdict.
+
+    Returns:
+        The words.
+    """
+    distance, outcome = row.get("emd_corrected"), str(row["outcome"])
+    if outcome == "holds" and distance is not None and distance > row["limit"]:
+        outcome += ", as it is not surely more"
+    return outcome
+
+
 def reason_lines(row: Mapping[str, Any]) -> list[str]:
     """Says why a bound is broken: by which neurons, and in which images.
 

@@ -241,6 +241,12 @@ def test_the_summary_has_tables_and_the_reasons() -> None:
     assert "| a and b, all neurons: at most 3 bins | 2.5 bins | ✅ holds | at most 2.5% |" in text
     sure = summary_markdown(outcome(verdict(emd_corrected=2.71, low=2.5, high=3.1))).decode()
     assert "| 2.71 \\[2.5, 3.1\\] bins | ✅ holds | at most 2.5% |" in sure
+    larger = outcome(verdict(emd_corrected=3.2, low=2.5, high=3.9))
+    unsure = "holds, as it is not surely more"
+    assert f"| 3.2 \\[2.5, 3.9\\] bins | ✅ {unsure} | at most 2.5% |" in (
+        summary_markdown(larger).decode()
+    )
+    assert f">{unsure}<" in render_night(larger).decode()
     assert "| 1 bin | ✅ holds |" in summary_markdown(outcome(verdict(value=1.0))).decode()
     assert "| e | unknown | no earlier version yet | unknown |" in text
     assert "\n- stem\\[5\\]: 6.25 bins, 50.0% of the distance\n- in d@-1: s3://b/old.jpg\n" in text

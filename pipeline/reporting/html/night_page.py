@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import as_one_line
-from pipeline.reporting.gate_words import measured_words, reason_lines
+from pipeline.reporting.gate_words import measured_words, outcome_words, reason_lines
 from pipeline.reporting.html.frame import asset, document, shown_text
 from pipeline.reporting.night_words import (
     changes_told,
@@ -94,7 +94,7 @@ def _gate(gate: Sequence[Mapping[str, Any]]) -> str:
 def _gate_cells(row: Mapping[str, Any]) -> list[str]:
     limit, rate = row["limit"], row["false_alarm_rate"]
     chance = "" if rate is None else f"at most {rate:.1%}" if rate else "none"
-    return [row["outcome"], measured_words(row), _number(limit), chance]
+    return [outcome_words(row), measured_words(row), _number(limit), chance]
 
 
 def _number(value: float | None) -> str:
