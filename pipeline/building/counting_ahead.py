@@ -30,8 +30,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 STOP_SECONDS = 5.0
-"""How long a build that ends waits for its thread. It stops when the next shard ends, or at the
-next look at shards that another job counts."""
+"""How long a build that ends waits for its thread, which stops at the next shard that ends."""
 
 
 class _Stopped(Exception):
@@ -161,9 +160,8 @@ class CountingAhead:
         work = [(self._job_of[name](plan), plan) for name, plan in plans.items()]
         counted = [self._counted.setdefault(name, CountedAhead()) for name in plans]
         failed = [its.failed for its in counted]
-        ran = run_missing(
-            work, self._engine, self._tell, failed=failed, waits=self._raise_if_stopped
-        )
+        # What another job counts is waited for later, while nothing else is left to count.
+        ran = run_missing(work, self._engine, self._tell, failed=failed, waits=False)
         for its, more in zip(counted, ran, strict=True):
             its.ran = its.ran.with_more(more)
 
@@ -176,9 +174,6 @@ class CountingAhead:
             return {} if self._stopped else waiting
 
     def _tell(self, event: Event) -> None:
-        self._raise_if_stopped()
-        self._progress(event)
-
-    def _raise_if_stopped(self) -> None:
         if self._stopped:
             raise _Stopped
+        self._progress(event)

@@ -171,7 +171,7 @@ def run_missing(
     failed: Sequence[dict[str, FailedShard]] | None = None,
     unlisted: Callable[[int, Exception], None] | None = None,
     final: Callable[[ShardReceipt], str] = lambda receipt: "",
-    waits: Callable[[], None] = lambda: None,
+    waits: bool = True,
 ) -> list[Ran]:
     """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
 
@@ -198,8 +198,8 @@ def run_missing(
             why. No shard of it is run. None raises the error.
         final: Says of a shard that failed why no other try can do better, in place of its error; or
             nothing, so that it is tried again.
-        waits: Is called again and again while shards of other processes are waited for. What it
-            raises ends the run.
+        waits: Whether shards that another process counts are waited for. If not, nothing is said of
+            what becomes of them.
 
     Returns:
         What became of each job's shards, in the order of the jobs.
@@ -224,7 +224,7 @@ class _ShardRun:
         failed: Sequence[dict[str, FailedShard]],
         unlisted: Callable[[int, Exception], None] | None,
         final: Callable[[ShardReceipt], str],
-        waits: Callable[[], None],
+        waits: bool,
     ) -> None:
         claimant = secrets.token_hex(8)
         self._jobs = [replace(job, claimant=claimant) for job, _ in work]
@@ -290,7 +290,7 @@ class _ShardRun:
             for at, left in enumerate(self._left):
                 if not left and todo and at not in self._unlisted:
                     self._landed(at, self._ran(at))
-            while todo or self._others.held:
+            while todo or (self._waits and self._others.held):
                 todo = self._once(todo) if todo else self._wait()
             if self._by_others:
                 shards = count_of(self._by_others, "shard")
@@ -464,7 +464,6 @@ class _ShardRun:
         todo: list[tuple[ShardJob, int]] = []
         while self._others.held and not todo:
             sleep(pause)
-            self._waits()
             pause = min(pause * PAUSE_FACTOR, LONGEST_PAUSE)
             for work_uri in [*self._others.held]:  # of which several jobs may have shards
                 present = partial(_stored_keys, work_uri)

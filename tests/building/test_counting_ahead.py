@@ -17,7 +17,6 @@ from pipeline.building import Erased, EraseOptions, Request, build_datasets, dat
 from pipeline.building.counting_ahead import CountingAhead
 from pipeline.building.plan_counting import count_shards
 from pipeline.building.runner import require_counted
-from pipeline.building.waiting import Found
 from pipeline.catalogue import Catalogue, verify
 from pipeline.catalogue.garbage_collection import noted_plans
 from pipeline.counting import Counter, ShardJob, ShardReceipt, partial_uri
@@ -620,25 +619,18 @@ def test_after_an_error_nothing_more_is_kept_for_the_thread_that_has_ended(tmp_p
     assert len(engine.asked) == 1
 
 
-def test_a_build_that_ends_does_not_wait_for_shards_of_another_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = count()
-
-    def look(*given: object) -> Found:
-        next(looks)
-        return Found()
-
-    monkeypatch.setattr("pipeline.building.waiting.SharedShards.look", look)
+def test_shards_of_another_job_are_waited_for_later(tmp_path: Path) -> None:
+    """Else its workers would be idle meanwhile, and the thread might outlive the build."""
     engine: Any = Shards(receipt={"held_by": "another"})
     engine.may_go.set()
     with CountingAhead(engine, lambda event: None) as ahead:
         ahead.add("a", job_in(tmp_path, "a"), shards(0, 2))
-        while next(looks) < 3:
-            sleep(0.01)
-        thread = ahead._thread
-    assert thread is not None
-    assert not thread.is_alive()
+        while not engine.asked:
+            pass
+        ahead.add("a", job_in(tmp_path, "a"), shards(2, 3))
+        (counted,) = ahead.finish().values()
+    assert (counted.ran.shards, counted.ran.errors, counted.failed) == (0, (), {})
+    assert sum(map(len, engine.asked)) == 5
 
 
 def test_shards_of_a_plan_that_was_given_up_are_not_begun(tmp_path: Path) -> None:
