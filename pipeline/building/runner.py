@@ -462,6 +462,7 @@ class _ShardRun:
         self._progress(Held(sum(map(len, self._others.held.values()))))
         pause = FIRST_PAUSE
         todo: list[tuple[ShardJob, int]] = []
+        unanswered: Counter[str] = Counter()
         while self._others.held and not todo:
             sleep(pause)
             pause = min(pause * PAUSE_FACTOR, LONGEST_PAUSE)
@@ -469,9 +470,12 @@ class _ShardRun:
                 present = partial(_stored_keys, work_uri)
                 try:
                     found = self._others.look(work_uri, present, monotonic())
-                except VdnaError as error:  # of the store, which was asked several times
-                    self._lose_sight_of(work_uri, error)
+                except VdnaError as error:
+                    unanswered[work_uri] += 1
+                    if not isinstance(error, TransientError) or unanswered[work_uri] == TRIES:
+                        self._lose_sight_of(work_uri, error)
                     continue
+                del unanswered[work_uri]
                 for at, index in found.stored:
                     receipt = ShardReceipt(self._jobs[at].manifest_uri, index)
                     self._is_stored(at, index, receipt)

@@ -500,9 +500,13 @@ def test_a_store_that_does_not_tell_of_held_shards_fails_their_dataset_alone(
                     ShardReceipt(receipt.manifest_uri, 7, held_by="another") if first else receipt
                 )
 
+    asked: Numbers[str] = Numbers()
+
     def leases(work_uri: str) -> dict[str, list[Any]]:
-        if work_uri.endswith("/a"):
-            raise TransientError("GET s3://b/_work/a: 503")
+        name = work_uri[-1]
+        asked[name] += 1
+        if name == "a" or asked[name] < TRIES:
+            raise TransientError(f"GET s3://b/_work/{name}: 503")
         return {}
 
     monkeypatch.setattr("pipeline.building.waiting.list_leases", leases)
@@ -513,6 +517,7 @@ def test_a_store_that_does_not_tell_of_held_shards_fails_their_dataset_alone(
     assert (a.shards, [receipt.index for receipt in a.errors]) == (MANY - 1, [7])
     with pytest.raises(TransientError, match=r"1 of 60 shards could not be counted .*503"):
         require_counted("a", MANY, a.errors, a.untried)
+    assert asked == {"a": TRIES, "b": TRIES}
     (failed,) = [event for event in events if isinstance(event, StepFailed)]
     assert (failed.dataset, failed.shard, failed.transient) == ("a", 7, True)
 
