@@ -130,7 +130,9 @@ class ListingCheckpoint:
             return False
         for folder in theirs:
             storage.create(storage.join(folder, RESUMED), b"")
-        return True
+        # Whose parts they are removes these first, and looks for the note after that. So if they
+        # are still there now, the note is found.
+        return not theirs or storage.exists(items[0].uri)
 
     def take_parts(self) -> Iterator[bytes]:
         """Yields the parts that were found, and frees each. They lie on the disk until then."""

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline import storage
 from pipeline.errors import ConservationError, CorruptFile, StorageError, TransientError
 from pipeline.events import Said
 from pipeline.mapper import SerialMapper
@@ -44,6 +45,7 @@ from pipeline.sources import (
     task_listing,
 )
 from pipeline.sources.entries_file import ENTRY_SCHEMA
+from pipeline.sources.listing_checkpoint import RESUMED
 from pipeline.sources.parallel_listing import KeyRange
 from pipeline.storage import Stored
 from tests.sources.test_listing import FakeStore, patched_storage
@@ -451,6 +453,29 @@ def test_a_job_that_goes_on_with_the_listing_of_a_running_one_disturbs_neither(
         (other,) = others
         assert end(other) == digest_alone(3_000)
         assert len(other.store.answered) < len(keys) - 500  # it went on with what was stored
+
+
+def test_a_job_does_not_go_on_with_parts_that_are_being_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other job looks for the note of this one just before it is there."""
+    keys = frames(1_000)
+    first = Run(tmp_path, FakeStore(keys, 20))
+    assert first.list().planned is not None
+    real, notes = storage.create, []
+
+    def create(uri: str, data: bytes) -> bool:
+        if uri.endswith(RESUMED) and not notes:
+            notes.append(uri)
+            first.checkpoint.remove()
+        return real(uri, data)
+
+    monkeypatch.setattr(storage, "create", create)
+    second = Run(tmp_path, FakeStore(keys, 20))
+    assert len(notes) == 1
+    planned = second.list().planned
+    assert planned is not None
+    assert planned.digest == digest_alone(1_000)
 
 
 def test_a_listing_that_was_complete_is_not_listed_again(tmp_path: Path) -> None:
