@@ -40,10 +40,12 @@ from pipeline.sources.database import connect, quoted_column
 from pipeline.sources.entries_file import ENTRY_SCHEMA, object_schema
 from pipeline.sources.listing import Listing, StoredPart, label_columns
 from pipeline.sources.lists_and_tables import (
+    CHANGE_COLUMN,
     SourceTable,
     TableRow,
     absolute_uri,
     lacks_column,
+    member_in,
     named_in_errors,
     require_nameable,
 )
@@ -62,9 +64,6 @@ from pipeline.sources.table_file import JSON_LINES, TABLE_EXTENSIONS
 from pipeline.sources.task_listing import PlanAhead
 from pipeline.storage import Stored
 from pipeline.wording import count_of, option
-
-CHANGE_COLUMN = "change"
-"""The column that says what became of an image."""
 
 IS_GONE = "removed"
 
@@ -336,7 +335,7 @@ class _ChangeLister(SourceLister):
                 raise SourceError(
                     f"{uri} has a part that is . or ..; name the image as it is listed"
                 )
-            member = str(row.get("member") or "")
+            member = member_in(row)
             if member and self._table is None:
                 raise SourceError(
                     f"it names the member {member!r} of {uri}; a source that is no table has "

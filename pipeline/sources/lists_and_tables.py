@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from math import isnan
@@ -29,6 +29,7 @@ from pipeline.errors import (
     shortened,
 )
 from pipeline.mapper import map_in_order
+from pipeline.sources.archives.class_labels import utf8_text
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.coco import COCO_COLUMNS, coco_folder
 from pipeline.sources.entries_file import ENTRY_SCHEMA
@@ -50,6 +51,9 @@ LONGEST_LINE = 2**16
 
 NAME_COLUMNS = ("uri", "path", "file_name", "image", "url")
 """Columns that may name images. `uri` does if it is there, unless the user names another."""
+
+CHANGE_COLUMN = "change"
+"""The column that says what became of an image."""
 
 TABLE_COLUMNS = ("uri", "member", "size", "identity")
 """Columns of a user's table that have a meaning; all others are labels."""
@@ -169,6 +173,9 @@ class SourceTable:
                 f"group-by is {rules.group_column!r}; {uri} has no such column; it has: "
                 f"{', '.join(map(printable, columns))}{file.head()}"
             )
+        # Bytes of images are no labels, and may be larger than the memory.
+        kept = {name, rules.group_column, CHANGE_COLUMN, *TABLE_COLUMNS}
+        file = replace(file, skipped=file.embedded - kept)
         return cls(file, name, rules.group_column)
 
     @staticmethod
@@ -230,8 +237,8 @@ class SourceTable:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the labels: all columns without a meaning of their own."""
-        own = (self.name, *TABLE_COLUMNS, *ENTRY_SCHEMA.names)
+        """The names of the labels: all columns without a meaning of their own, or bytes."""
+        own = (self.name, *TABLE_COLUMNS, *ENTRY_SCHEMA.names, *self.file.embedded)
         return tuple(column for column in self.file.columns if column not in own)
 
     def _look_up(
@@ -316,14 +323,28 @@ class SourceTable:
         """
         is_stated = row.get("identity") and not _is_missing(row.get("size"))
         if is_stated and not self.has_other_uris:
-            item = Stored(uri, _size(row["size"]), str(row["identity"]), None)
+            item = Stored(uri, _size(row["size"]), utf8_text(row["identity"]), None)
         else:
             item = storage.info(uri)
-        if row.get("member") and archive_kind(uri) is None:
+        member = member_in(row)
+        if member and archive_kind(uri) is None:
             raise SourceError(f"{uri} is not an archive, so it cannot have a member")
         group = None if self.group is None else _text(row[self.group]) or ""
         values = tuple(_text(row[label]) for label in labels)
-        return TableRow(item, str(row.get("member") or ""), group, values)
+        return TableRow(item, member, group, values)
+
+
+def member_in(row: Mapping[str, Any]) -> str:
+    """Returns the member of an archive that a row names; empty if it names the whole object.
+
+    Rows of tables have numbers for names. A column of numbers with gaps holds 3.0 for 3.
+    """
+    value = row.get("member")
+    if _is_missing(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return utf8_text(value)
 
 
 def lacks_column(file: TableFile, wanted: str) -> UsageError:
@@ -358,7 +379,7 @@ def _size(value: object) -> int:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else utf8_text(value)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.errors import SourceError, first_rows
-from pipeline.sources.archives.class_labels import SHOWN_ROWS, class_names, label_text
+from pipeline.errors import SourceError, first_rows, printable
+from pipeline.sources.archives.class_labels import SHOWN_ROWS, class_names, label_text, utf8_text
 from pipeline.sources.archives.image_column import holds_bytes
 from pipeline.sources.coco import COCO_COLUMNS, coco_rows
 
@@ -46,6 +46,7 @@ class TableFile:
         embedded: The columns that hold images themselves, not names of them.
         text: The columns that may hold names.
         held: The rows of annotations of COCO, which take long to read.
+        skipped: The columns that are not read.
     """
 
     uri: str
@@ -53,6 +54,7 @@ class TableFile:
     embedded: frozenset[str]
     text: frozenset[str]
     held: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
+    skipped: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, uri: str) -> TableFile | None:
@@ -119,14 +121,16 @@ class TableFile:
         """Reads the rows of a table that `has_batches`.
 
         Yields:
-            Some rows, with all columns.
+            Some rows, with all columns that are not skipped.
         """
         extension = _extension(self.uri)
         with as_table(self.uri), storage.open_random(self.uri) as file:
             if extension in DELIMITERS:
                 yield from _open_delimited(file, extension, self.columns)
             else:
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
+                read = [name for name in self.columns if name not in self.skipped]
+                columns = read if self.skipped else None
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=4096, columns=columns):
                     batch.validate(full=True)  # that texts are UTF-8, which readers do not ask
                     yield batch
 
@@ -141,7 +145,7 @@ def rows_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
     """Returns the rows of a batch, as `TableFile.rows` yields them."""
     classes = class_names(batch.schema)
     return [
-        row | {name: label_text(row[name], classes[name]) for name in classes}
+        row | {name: label_text(row[name], classes[name]) for name in classes if name in row}
         for row in batch.to_pylist()
     ]
 
@@ -161,7 +165,10 @@ def _open_delimited(
 ) -> pyarrow.csv.CSVStreamingReader:
     return pyarrow.csv.open_csv(
         file,
-        parse_options=pyarrow.csv.ParseOptions(delimiter=DELIMITERS[extension]),
+        read_options=pyarrow.csv.ReadOptions(block_size=LONGEST_ROW),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter=DELIMITERS[extension], newlines_in_values=True
+        ),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.string())
         ),
@@ -190,6 +197,11 @@ def _json_lines(uri: str) -> Iterator[dict[str, Any]]:
                 raise SourceError(f"{uri}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise SourceError(f"{uri}, line {number} is no JSON object with columns")
+            if wrong := [name for name in row if utf8_text(name) != name]:
+                raise SourceError(
+                    f"{uri}, line {number} has the column {printable(wrong[0])}, whose name is no "
+                    "text that can be stored"
+                )
             yield row
 
 

@@ -113,8 +113,8 @@ def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int, int]]:
             return
         metadata = file.read(length)
         (root,) = struct.unpack_from("<I", metadata)
-        kind_at, header_at, body_at = (_field(metadata, root, i) for i in (1, 2, 3))
-        body = struct.unpack_from("<q", metadata, body_at)[0] if body_at else 0
+        kind_at, header_at = (_field(metadata, root, i) for i in (1, 2))
+        body = _body_bytes(metadata)
         if body < 0 or at + 8 + length + body > end:
             raise BadImage("truncated", f"the message at byte {at} is not whole")
         header = header_at + struct.unpack_from("<I", metadata, header_at)[0]
@@ -193,14 +193,27 @@ def _batch(file: ArchiveFile, at: int, schema: pa.Schema) -> pa.RecordBatch:
         BadImage: The batch is too large.
     """
     file.seek(at)
+    _, length = struct.unpack("<Ii", file.read(8))
+    _require_small(_body_bytes(file.read(length)))  # before it is read
+    file.seek(at)
     message = pa.ipc.read_message(file)
-    size = _unpacked_bytes(message)
+    _require_small(_unpacked_bytes(message))
+    return pa.ipc.read_record_batch(message, schema)
+
+
+def _require_small(size: int) -> None:
     if size > MAX_BATCH_BYTES:
         raise BadImage(
             "too_many_bytes",
             f"a record batch of {size} bytes; write smaller ones (the limit is {MAX_BATCH_BYTES})",
         )
-    return pa.ipc.read_record_batch(message, schema)
+
+
+def _body_bytes(metadata: bytes) -> int:
+    """Returns how many bytes follow the metadata of a message."""
+    (root,) = struct.unpack_from("<I", metadata)
+    place = _field(metadata, root, 3)
+    return int(struct.unpack_from("<q", metadata, place)[0]) if place else 0
 
 
 def _unpacked_bytes(message: pa.Message) -> int:

@@ -52,7 +52,12 @@ def label_text(value: object, names: Sequence[str] | None) -> str | None:
         return None
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None if value == -1 else str(value)
-    return str(value)
+    return utf8_text(value)
+
+
+def utf8_text(value: object) -> str:
+    """Returns a value as text that can be stored. JSON may hold half of a pair of surrogates."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def label_arrays(table: pa.RecordBatch | pa.Table, labels: Sequence[str]) -> list[pa.Array]:

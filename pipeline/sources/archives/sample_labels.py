@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pyarrow as pa
 
-from pipeline.errors import SourceError, printable
-from pipeline.sources.archives.class_labels import label_text
+from pipeline.errors import BadImage, SourceError, printable
+from pipeline.sources.archives.class_labels import label_text, utf8_text
+
+MOST_SEEN = 20
+"""How many names of labels are kept for an error's message."""
 
 MAX_LABEL_BYTES = 2**20
 """The most bytes of a file of labels. A larger one is no label, and is refused."""
@@ -55,6 +58,7 @@ class SampleLabels:
         self._files: dict[str, dict[str, str | None]] = {}
         self._fields: dict[str, dict[str, str | None]] = {}
         self._seen: dict[str, None] = {}
+        self._has_more = False
 
     def offer(self, name: str, size: int, read: Callable[[], bytes]) -> None:
         """Takes a member, and reads it if it may hold a label.
@@ -66,19 +70,25 @@ class SampleLabels:
 
         Raises:
             SourceError: It should hold labels, and cannot be read as such.
+            BadImage: The archive ends within it.
         """
         sample, ending = sample_of(name)
+        if not self._labels:
+            return
         if ending and not ending.endswith("json"):
-            self._seen[ending] = None
-        if not self._labels or (ending != "json" and ending not in self._labels):
+            self._see([ending])
+        if ending != "json" and ending not in self._labels:
             return
         if size > MAX_LABEL_BYTES:
             raise SourceError(
                 f"{self._uri}::{name} has {size:,} bytes; a file of labels has {MAX_LABEL_BYTES:,} "
                 "at most"
             )
+        data = read()
+        if len(data) < size:
+            raise BadImage("truncated", f"{name} states {size} bytes, which are not there")
         try:
-            text = read().decode("utf-8-sig")
+            text = data.decode("utf-8-sig")
             if ending != "json":
                 self._files.setdefault(sample, {})[ending] = text.strip()
                 return
@@ -86,10 +96,18 @@ class SampleLabels:
         except (ValueError, RecursionError) as error:
             raise SourceError(f"{self._uri}::{name} cannot be read as labels: {error}") from error
         if isinstance(fields, dict):
-            self._seen |= dict.fromkeys(map(str, fields))
+            self._see(map(utf8_text, fields))
             self._fields[sample] = {
                 label: label_text(fields[label], None) for label in self._labels if label in fields
             }
+
+    def _see(self, names: Iterable[str]) -> None:
+        """Keeps names of labels for an error's message. There may be as many as members."""
+        for name in names:
+            if name not in self._seen and len(self._seen) == MOST_SEEN:
+                self._has_more = True
+                break
+            self._seen[name] = None
 
     def arrays(self, names: Sequence[str]) -> list[pa.Array]:
         """Returns the labels of members.
@@ -107,10 +125,12 @@ class SampleLabels:
         found = []
         for label in self._labels:
             known = (*self._files.values(), *self._fields.values())
-            if any(names) and not any(label in its for its in known):
+            # A damaged archive, whose name is that of no member, may end before the first label.
+            if names and all(names) and not any(label in its for its in known):
+                has = ", ".join([*map(printable, self._seen), *["…"] * self._has_more]) or "none"
                 raise SourceError(
                     f"{self._uri} has no label {label!r}: no file has that ending and no .json has "
-                    f"that field; it has: {', '.join(map(printable, self._seen)) or 'none'}"
+                    f"that field; it has: {has}"
                 )
             values = []
             for sample in samples:

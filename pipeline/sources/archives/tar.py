@@ -42,7 +42,9 @@ def index_tar(file: ArchiveFile, builder: IndexBuilder) -> None:
     try:
         with archive_defects(file):
             access = f"tar {packing}".rstrip()
-            _list_members(ForwardStream(file, packing), access, builder, labels)
+            stream = ForwardStream(file, packing)
+            _list_members(stream, access, builder, labels)
+            _require_end(stream, packing)
     except BadImage as bad:
         if packing and bad.reason == "corrupt":
             builder.mark_all_broken(BadImage(bad.reason, f"the archive is damaged: {bad.detail}"))
@@ -79,12 +81,23 @@ def _list_members(
             "corrupt" if len(stream.last) == tarfile.BLOCKSIZE else "truncated",
             f"the end marker is missing at byte {stream.tell()}",
         )
+
+
+def _require_end(stream: ForwardStream, packing: str) -> None:
+    """Checks that nothing follows the end marker.
+
+    Raises:
+        BadImage: More data follows. Or the checksum of a packed tar, which comes last, is wrong.
+    """
+    is_more = False
     while tail := stream.read_content(CHUNK_BYTES):
-        if tail.strip(b"\0"):
-            raise BadImage(
-                "unsupported",
-                "more data, such as a second tar, follows the end marker; it is not read",
-            )
+        is_more |= bool(tail.strip(b"\0"))
+        if is_more and not packing:
+            break
+    if is_more:
+        raise BadImage(
+            "unsupported", "more data, such as a second tar, follows the end marker; it is not read"
+        )
 
 
 def _kind(info: tarfile.TarInfo) -> str:
