@@ -20,7 +20,7 @@ from pipeline.sources.archives.sample_labels import MOST_SEEN
 from pipeline.sources.lists_and_tables import SourceTable, member_in
 from pipeline.sources.rules import Rules
 from pipeline.sources.table_file import LONGEST_ROW, TableFile
-from tests.support.archives import tar_bytes
+from tests.support.archives import tar_bytes, zip_bytes
 from tests.support.builders import all_shards, jpeg
 
 IMAGE = jpeg(1, 8, 8)
@@ -202,6 +202,12 @@ def test_the_checksum_of_a_packed_tar_counts_though_another_tar_follows(
     damaged = listed(path)
     assert damaged["a.jpg"]["access"].startswith("broken corrupt")
     assert damaged[""]["access"].startswith("broken corrupt")
+
+
+def test_a_folder_in_a_zip_of_windows_is_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "t.zip"
+    path.write_bytes(zip_bytes([("day\\", b""), ("day\\a.jpg", IMAGE), ("empty.jpg", b"")]))
+    assert sorted(listed(path)) == ["day\\a.jpg", "empty.jpg"]
 
 
 def test_few_names_of_labels_are_kept_for_a_message(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def index_zip(file: ArchiveFile, builder: IndexBuilder) -> None:
     for info in archive.filelist:
         # The decoded name as it is stored: `filename` stops at a NUL.
         name = info.orig_filename.encode("utf-8", "surrogatepass")
-        if name.endswith(b"/"):
+        of_windows = name.endswith(b"\\") and not info.file_size
+        if name.endswith(b"/") or of_windows:
             builder.ignored["folder"] += 1
         elif info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
             builder.ignored["link"] += 1
