@@ -14,6 +14,7 @@ from jobs.shell import (
     JsonOption,
     RayOption,
     asked_workers,
+    configured_catalogue,
     guarded,
     mapper_for,
     run_alone,
@@ -126,7 +127,7 @@ def _configured(
 
     settings = load_config(config)
     given = {name: value for name, value in asdict(asked).items() if value is not None}
-    return settings.catalogue_url(catalogue), replace(settings.rules(), **given)
+    return configured_catalogue(settings, catalogue), replace(settings.rules(), **given)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jobs.shell import (
     JsonOption,
     RayOption,
     RelistOption,
+    configured_catalogue,
     effort_for,
     engine_for,
     guarded,
@@ -91,7 +92,7 @@ def refresh(
     if pushgateway is not None:
         storage.require_web(pushgateway)
     settings = load_config(config)
-    root = settings.catalogue_url(catalogue)
+    root = configured_catalogue(settings, catalogue)
     with options_as_keys(config, {option.name for option in options_of(Request)}):
         done = refresh_datasets(
             settings,

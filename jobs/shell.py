@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.dna import Lens
     from pipeline.engine import Engine
     from pipeline.mapper import Mapper
+    from pipeline.refreshing import Config
     from pipeline.spec import Resources, Spec
 
 
@@ -58,12 +59,29 @@ CatalogueOption = Annotated[
         help="Folder or url of the catalogue (s3://bucket/dnas).",
     ),
 ]
+
+
+class FromEnvironment(str):
+    """A value that a variable of the environment gave, and not the command line."""
+
+    __slots__ = ()
+
+
+def _with_its_source(
+    context: typer.Context, option: typer.CallbackParam, value: str | None
+) -> str | None:
+    source = context.get_parameter_source(str(option.name))
+    given = value is not None and source is not None and source.name == "ENVIRONMENT"
+    return FromEnvironment(value) if given else value
+
+
 ConfiguredCatalogueOption = Annotated[
     str | None,
     typer.Option(
         "--catalogue",
         "-c",
         envvar="VDNA_CATALOGUE",
+        callback=_with_its_source,
         help="Folder or url of the catalogue (default: the one that the file names).",
     ),
 ]
@@ -288,6 +306,36 @@ def engine_for(
     # Ray prints on stdout that a worker died, but stdout is the command's own, and may be JSON.
     with redirect_stdout(sys.stderr), OnDemand(open_ray, resources) as opened:
         yield opened
+
+
+def configured_catalogue(settings: Config, chosen: str | None) -> str:
+    """Returns the url of the catalogue that a command with a configuration works on.
+
+    Args:
+        settings: The configuration.
+        chosen: The command's option, or None.
+
+    Returns:
+        The one that the command line names, else that of the configuration.
+
+    Raises:
+        UsageError: The environment names another one than the file: what the file says of pruning
+            and retention is meant for its own. Or none is named.
+    """
+    from pipeline import storage
+    from pipeline.errors import UsageError
+
+    url, own = settings.catalogue_url(chosen), settings.catalogue
+    if (
+        own
+        and isinstance(url, FromEnvironment)
+        and storage.canonical(url) != storage.canonical(own)
+    ):
+        raise UsageError(
+            f"VDNA_CATALOGUE is {url}, and {settings.path} names the catalogue {own}; give the one "
+            "that is meant with --catalogue, or unset VDNA_CATALOGUE"
+        )
+    return url
 
 
 def asked_workers(workers: int | None, ray_address: str | None) -> int | None:

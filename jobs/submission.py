@@ -142,6 +142,12 @@ def checked_words(
         source = context.get_parameter_source(option.name)
         if source is not None and source.name == "ENVIRONMENT" and option.envvar in os.environ:
             _require_no_secret(given[option.name], "")
+            if option.name == "catalogue" and given.get("config") is not None:
+                raise UsageError(
+                    f"VDNA_CATALOGUE is {given[option.name]}, and {given['config']} may name "
+                    f"another catalogue; give the one that is meant with --catalogue after {name}, "
+                    "or unset VDNA_CATALOGUE"
+                )
             added += [option.opts[0], given[option.name]]
     return (name, *added, *rest)
 

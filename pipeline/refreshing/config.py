@@ -123,7 +123,8 @@ class Config(BaseModel):
     """The datasets that a refresh keeps up to date, and the gate.
 
     Attributes:
-        catalogue: The url of the catalogue; `--catalogue` or VDNA_CATALOGUE come before it.
+        catalogue: The url of the catalogue; `--catalogue` comes before it. Commands refuse a
+            VDNA_CATALOGUE that is another one.
         defaults: The options of every dataset that does not say otherwise.
         datasets: The datasets.
         gate: The bounds that they must keep.

@@ -1414,6 +1414,18 @@ def test_refresh_needs_a_catalogue_and_a_sound_file(
     done = refresh(file, "-c", tmp_path / "given", "--json")
     assert json.loads(done.stdout)["matrix"] is None
     assert Catalogue(str(tmp_path / "given")).names() == ["a"]
+    own = {"catalogue": str(tmp_path / "own"), "prune": True}
+    file.write_text(json.dumps({**own, "datasets": [dataset]}))
+    given = {"VDNA_CATALOGUE": str(tmp_path / "given")}
+    number = Catalogue(str(tmp_path / "given")).head().number
+    for command in (("refresh", "--workers", "0"), ("gc", "--dry-run")):
+        done = vdna(*command, "--config", file, exits=2, env=given)
+        refused(done, "VDNA_CATALOGUE is", str(tmp_path / "given"), str(tmp_path / "own"))
+    assert Catalogue(str(tmp_path / "given")).head().number == number
+    same = {"VDNA_CATALOGUE": f"{tmp_path / 'own'}/"}
+    vdna("refresh", "--workers", "0", "--config", file, env=same)
+    assert Catalogue(str(tmp_path / "own")).names() == ["a"]
+    vdna("gc", "--dry-run", "--config", file, "-c", tmp_path / "own", env=given)
     file.write_text("datasets: [{name: a, source: x, binz: 3}]")
     refused(refresh(file, exits=2), str(file), "datasets.0.binz", "3")
     refused(refresh(tmp_path / "nowhere.yaml", exits=1), "nowhere.yaml does not exist")

@@ -188,6 +188,11 @@ def test_what_the_environment_gives_here_is_given_to_the_job(
     assert "carries a user name" in done.stderr
     assert "planted" not in done.output
     assert len(server.submitted) == 1
+    monkeypatch.setenv("VDNA_CATALOGUE", "s3://dnas")
+    words = ("refresh", "--config", "s3://b/night.yaml")
+    done = vdna("submit", *words, exits=2)
+    assert "s3://b/night.yaml may name another catalogue" in done.stderr
+    assert submitted(server, *words, "-c", "s3://dnas").words == (*words, "-c", "s3://dnas")
 
 
 def test_a_working_folder_lets_sources_be_relative(server: MemoryJobs) -> None:
