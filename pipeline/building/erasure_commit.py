@@ -16,6 +16,7 @@ from pipeline.catalogue import (
     Commit,
     Receipt,
     Version,
+    every_version,
     with_replaced,
     with_used_default,
 )
@@ -149,6 +150,11 @@ def note_plans(catalogue: Catalogue, affected: Sequence[AffectedVersion], commit
         affected: The versions that were replaced.
         commit: The commit that has replaced them.
     """
+    stated = {
+        (kept.name, kept.version.spec, kept.version.digest_in("manifests"))
+        for kept in every_version(catalogue, commit)
+        if "manifests" in kept.version.sha256
+    }
     for each in affected:
         name, old = each.kept.name, each.kept.version
         current = commit.datasets.get(name, {}).get(old.spec)
@@ -160,8 +166,10 @@ def note_plans(catalogue: Catalogue, affected: Sequence[AffectedVersion], commit
             if manifest.digest != each.after.digest or noted != (old.manifest, old.products):
                 continue
             selection, _ = catalogue.planned_selection(name, old.spec) or ({}, "")
-            uri = catalogue.uri("manifests", old.spec, name, manifest.digest)
-            storage.replace(uri, manifest.data)
+            # An older version may have the same images: its file stays as its commit states it.
+            if (name, old.spec, manifest.digest) not in stated:
+                uri = catalogue.uri("manifests", old.spec, name, manifest.digest)
+                storage.replace(uri, manifest.data)
             backend = catalogue.planned_backend(name, old.spec) or "torch"
             catalogue.note_plan(
                 name, old.spec, manifest.digest, old.products, backend, selection, current.manifest

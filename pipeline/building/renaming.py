@@ -202,8 +202,9 @@ def _work_copies(
     if planned is not None:
         wanted.append(planned)
         digest = planned[0].digest
-        place = catalogue.uri("manifests", spec, old, digest)
-        yield place, catalogue.uri("manifests", spec, new, digest)
+        if digest != version.manifest:  # that of the version is stored, as the commit states it
+            place = catalogue.uri("manifests", spec, old, digest)
+            yield place, catalogue.uri("manifests", spec, new, digest)
     work, target = catalogue.work_uri(old, spec), catalogue.work_uri(new, spec)
     keys = {key for manifest, products in wanted for key in manifest.keys(spec, products)}
     for key in sorted(keys):

@@ -116,14 +116,16 @@ class VersionKeeper:
             else:
                 now = names.get(name, name)
                 all_names = self._counted[now, version.spec]
+                # A rename puts a manifest back to its place that an erasure had stored elsewhere.
+                counted = replace(version, manifest_file="").stated
                 there = version.spec in current.datasets.get(now, {})
                 tagged = commit.number in current.tags.get(name, {}).values()
                 newest = keep is not None and there and len(all_names) < keep
-                newest = newest and same not in all_names
+                newest = newest and counted not in all_names
                 late = since and (newer is None or datetime.fromisoformat(newer.time) > since)
                 wanted = (keep is None and since is None) or tagged or newest or bool(late)
                 if wanted:
-                    all_names.add(same)
+                    all_names.add(counted)
             if wanted and same not in versions:
                 versions.add(same)
                 self._wanted.append((KeptVersion(name, version, commit.number), run))

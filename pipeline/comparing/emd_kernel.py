@@ -220,6 +220,8 @@ def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
     if lens is not None:
         lens.require_fit(first.spec)
     weights = np.ones(len(first.low)) if lens is None else lens.weights_of_layers(first.layers)
+    if not weights.any():
+        return np.full((size, size), np.nan)  # as `emd`: the lens weighs other layers alone
 
     step = max(1, HELD // (padded(size) * width_of(first.spec.bins)))
     found: list[NDArray[np.bool_]] = []

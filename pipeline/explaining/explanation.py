@@ -108,7 +108,8 @@ class Explanation:
         through = "" if self.lens == UNIFORM else f" through {self.lens}"
         tested = f", {self.differing} of them differ" if self.differing else ""
         first = self.layers.slice(0, 1).to_pylist()
-        far = f"; {first[0]['layer']}: {first[0]['emd']:.4g} bins" if first else ""
+        is_known = first and first[0]["emd"] is not None
+        far = f"; {first[0]['layer']}: {first[0]['emd']:.4g} bins" if is_known else ""
         neurons = count_of(self.neurons.num_rows, "neuron")
         return f"<Explanation of {a} and {b}{through}: {neurons}{tested}{far}>"
 

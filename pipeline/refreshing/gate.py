@@ -360,7 +360,7 @@ def _distance(
             "they have days in common" if a.part_of == b.part_of else "one is a part of the other"
         )
         return Verdict(bound, emd, shared=what)
-    same = isinstance(bound, MoveBound) or first == second
+    same = isinstance(bound, MoveBound) or (first == second and not are_apart(a, b))
     if same and isnan(paired) and isfinite(low):
         return Verdict(bound, emd, shared="it is not known which images both versions have")
     return Verdict(bound, emd, corrected, low, high)

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,10 @@ from pipeline.building import (
 from pipeline.building.erasure_plan import still_held
 from pipeline.catalogue import (
     Catalogue,
+    ObjectSearch,
     Receipt,
     Version,
+    collect,
     find_outliers,
     keep_lens,
     keep_outliers,
@@ -77,7 +80,7 @@ from pipeline.errors import (
 from pipeline.events import StepDone, StepFailed, ignore
 from pipeline.explaining import RankRequest, rank
 from pipeline.reporting import erased_lines, preview_lines
-from pipeline.sources import entries_file, shard_merging
+from pipeline.sources import ImageNames, entries_file, shard_merging
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import same_counts_and_failures
@@ -1597,3 +1600,27 @@ def test_an_archive_is_asked_for_once_for_all_its_images(
     held = still_held(images)
     assert held == sorted(storage.spelled(there.as_uri(), f"{n}.png") for n in range(50))
     assert sorted(asked) == sorted(path.as_uri() for path in (there, gone))
+
+
+def test_an_erasure_leaves_the_manifest_of_an_older_version_with_the_same_images(
+    home: Home,
+) -> None:
+    """The last build added one image, and saw another note. Without the image it is the first."""
+    options = {"exemplars": 0, "layer_gaussian": False}
+    for number in range(8):
+        home.write(f"0/{number:02}.png", number)
+    first = home.build(**options)
+    home.write("1/99.png", 99)
+    (home.images / "notes.txt").write_text("no image")
+    home.build(**options)
+    home.remove("1/99.png")
+    home.erase("1/99.png")
+    catalogue = home.catalogue
+    assert catalogue.find("x").manifest == first.version.manifest
+    assert [found for found in verify(catalogue, all_versions=True) if not found.ok] == []
+    search = ObjectSearch(ImageNames.of([str(home.images / "1/99.png")]))
+    assert not [item for item in storage.walk(catalogue.root) if search.found_in_object(item)]
+    collect(catalogue, grace=timedelta(0))
+    noted = catalogue.planned("x", first.version.spec)
+    assert noted is not None
+    assert noted[0].digest == first.version.manifest

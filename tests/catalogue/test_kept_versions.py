@@ -246,3 +246,11 @@ def test_a_tagged_version_is_found_beyond_the_number_to_keep() -> None:
     assert found(moved, 1) == [("a", "3", 3)]  # the newest commit has the tag no more
     other = [replace(OF_ONE[0], tags={"b": {"v": 1}}), *OF_ONE[1:]]
     assert found(other, 1) == [("a", "3", 3)]
+
+
+def test_a_version_counts_once_though_an_erasure_stored_its_manifest_elsewhere() -> None:
+    """And a rename put it back to its place, so that two commits state it in two ways."""
+    erased = replace(version("2"), manifest_file="elsewhere")
+    commits = log({"a": [version("1")]}, {"a": [erased]}, {"b": [version("2")]})
+    plain = log({"a": [version("1")]}, {"a": [version("2")]}, {"b": [version("2")]})
+    assert found(commits, 2) == found(plain, 2) == [("b", "2", 3), ("a", "1", 1)]

@@ -508,7 +508,7 @@ def test_all_pairs_of_dnas_in_memory_are_the_plain_distance(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairwise, "HELD", held)
-        found = pairwise.pairwise_emd(dnas, lens)
+        found = pairwise.pairwise.pairwise_emd(dnas, lens)
     expected = np.array([[emd(a, b, lens=lens) for b in dnas] for a in dnas])
     defined = np.isfinite(expected)
     # A dataset with an undefined neuron has no defined distance, not even to itself.
@@ -648,3 +648,13 @@ def test_equal_folds_show_no_difference_in_float32(sizes: tuple[int, int]) -> No
     folds = [random_dna(spec, ranges, 5 + k % 3, k) for k in range(16)]
     sides = [FoldCurves.of(*zip(*[with_folds(folds)] * size, strict=True)) for size in sizes]
     assert (estimates(fold_sums(*sides, np.ones(300)))["p"] == 1).all()
+
+
+def test_a_lens_that_weighs_other_layers_alone_leaves_all_distances_unknown() -> None:
+    spec, ranges = tiny_spec()
+    dnas = [random_dna(spec, ranges, 10, seed).select(["stem"]) for seed in (1, 2)]
+    weights = np.zeros(spec.neurons)
+    weights[len(dnas[0].low) :] = 1
+    lens = Lens("head", spec.shape, weights)
+    assert np.isnan(pairwise.pairwise_emd(dnas, lens)).all()
+    assert np.isnan(float(emd(*dnas, lens=lens)))

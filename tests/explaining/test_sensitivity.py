@@ -374,6 +374,12 @@ def test_an_explanation_has_a_readable_repr_table_and_plot(found: Explanation) -
         f"<Explanation of a and b: 20 neurons, {differing} of them differ; "
         f"all: {first['emd']:.4g} bins>"
     )
+    unknown = found.layers.set_column(
+        found.layers.schema.get_field_index("emd"), "emd", pa.nulls(found.layers.num_rows)
+    )
+    assert repr(replace(found, layers=unknown)) == (
+        f"<Explanation of a and b: 20 neurons, {differing} of them differ>"
+    )
     assert found._repr_html_().count("<tr>") == 4
     assert found.to_pandas()["neuron"].tolist()[:2] == [5, 2]
     assert found.to_pandas("layers")["layer"].tolist()[0] == ALL
