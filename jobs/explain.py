@@ -49,7 +49,7 @@ def explain(
     """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
     from pipeline import api, storage
     from pipeline.catalogue import Catalogue
-    from pipeline.reporting import group_rows, require_html
+    from pipeline.reporting import group_rows, look_notes, require_html
 
     if out is not None:
         storage.parquet_uri(out, "the neurons are")
@@ -85,6 +85,7 @@ def explain(
                 "neurons": first,
                 "groups": group_rows(found),
                 "unlike": _unlike_json(found),
+                "notes": look_notes(found),
             }
         )
         print_notes(found.versions, lenses=[through], paired=found.paired(), to=sys.stderr)

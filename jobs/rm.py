@@ -23,7 +23,7 @@ def rm(
     """Take datasets out of the catalogue. Their files stay, so vdna rollback brings them back."""
     from pipeline.catalogue import Catalogue, remove
 
-    place = Catalogue(catalogue)
+    place, names = Catalogue(catalogue), list(dict.fromkeys(names))
     commit = remove(place, names, spec)
     if as_json:
         print_json({"commit": commit.number, "removed": names})

@@ -33,7 +33,7 @@ def tag(
     """
     from pipeline.catalogue import Catalogue, dataset_of, remove_tag, tag_version
 
-    tag = _given(tag, name, remove=remove)
+    tag = _given(tag, name, options, remove=remove)
     place = Catalogue(catalogue)
     before = place.at().number
     commit = remove_tag(place, name, tag) if remove else tag_version(place, name, tag, options.spec)
@@ -50,8 +50,10 @@ def tag(
         say(f"{dataset}@{tag}: the version of commit {tagged}, by commit {commit.number}")
 
 
-def _given(tag: str | None, name: str, *, remove: bool) -> str:
+def _given(tag: str | None, name: str, options: SpecOptions, *, remove: bool) -> str:
     """Returns the tag; if there is none, or it stands in the name, the error says what to write."""
+    if remove and options.spec is not None:
+        raise UsageError("a tag is taken away for all specs; leave --spec out")
     if tag is not None:
         return tag
     dataset, mark, named = name.partition("@")

@@ -83,13 +83,25 @@ def in_percent(share: float) -> str:
 
 
 def in_units(size: int) -> str:
-    """Writes a number of bytes with two digits, in decimal units."""
-    amount, unit = float(size), "bytes"
+    """Writes a number of bytes with at least two digits, in decimal units.
+
+    >>> in_units(1), in_units(1500), in_units(9_960), in_units(999_950)
+    ('1 byte', '1.5 kB', '10 kB', '1.0 MB')
+
+    Args:
+        size: The number.
+
+    Returns:
+        The text.
+    """
+    if size < 1000:
+        return count_of(size, "byte")
+    amount, unit = float(size), ""
     for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 1000:
+        if unit and amount < 999.5:  # else it would be written as 1,000
             break
         amount, unit = amount / 1000, larger
-    return f"{amount:.1f} {unit}" if amount < 10 and unit != "bytes" else f"{amount:,.0f} {unit}"
+    return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:,.0f} {unit}"
 
 
 def some_of(names: Sequence[str], count: int | None = None) -> str:

@@ -1,5 +1,6 @@
 from .captions import group_lines as group_lines
 from .captions import group_rows as group_rows
+from .captions import look_notes as look_notes
 from .conclusions import DIFFERENT as DIFFERENT
 from .conclusions import WEIGHTLESS as WEIGHTLESS
 from .conclusions import explanation_sentence as explanation_sentence

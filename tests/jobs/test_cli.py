@@ -721,6 +721,11 @@ def test_verify_exits_1_where_a_file_was_changed(tmp_path: Path, others: Path) -
     refused(vdna("compare", "-c", tmp_path, exits=1), str(file), "sha256")
 
 
+def test_a_dataset_that_is_named_twice_is_taken_out_once(tmp_path: Path, photos: Path) -> None:
+    build("a", photos, tmp_path, *SMALL)
+    assert vdna_json("rm", "a", "a", "-c", tmp_path)["removed"] == ["a"]
+
+
 def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -> None:
     build("a", photos, tmp_path, *SMALL)
     version = vdna_json("ls", "-c", tmp_path)
@@ -841,6 +846,8 @@ def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.
         refused(vdna(*words, "-c", place, exits=2), "name the dataset, and no version of it")
     refused(vdna("compare", "x@5", "x", "-c", place, exits=1), "there is no x@5", "x@2 and x@1")
     refused(vdna("compare", "x@2026-99", "x", "-c", place, exits=2), "after the @ stands")
+    words = ("tag", "x", "first", "--remove", "--spec", "zzz")
+    refused(vdna(*words, "-c", place, exits=2), "leave --spec out")
     bare = vdna("tag", "x@first", "--remove", "-c", place, exits=2)
     refused(bare, "write the tag first after the dataset: vdna tag x first --remove")
     refused(vdna("tag", "x", "-c", place, exits=2), "there is no tag; ", "vdna tag x TAG")
