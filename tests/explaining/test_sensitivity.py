@@ -329,7 +329,10 @@ def test_the_explain_command(place: Catalogue, tmp_path: Path) -> None:
     assert set(told["neurons"][0]["histograms"]) == {"low", "high", "a", "b", "peak"}
     assert [(row["layer"], row["neuron"]) for row in told["groups"]] == [("stem", 5), ("head", 2)]
     assert told["unlike"] == {"a": [], "b": []}
-    assert told["notes"] == ["No images are named for a and b: they were built without exemplars"]
+    assert told["notes"] == [
+        f"No images are named for {name}, which keeps none: build it with --exemplars 8."
+        for name in "ab"
+    ]
     whole = CliRunner().invoke(app, [*words, "--layer", "all", "--json"])
     assert json.loads(whole.stdout) == told
     done = CliRunner().invoke(app, [*words[:-2], "--neurons", "stem:0-3", "--json"])
