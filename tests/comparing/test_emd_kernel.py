@@ -508,7 +508,7 @@ def test_all_pairs_of_dnas_in_memory_are_the_plain_distance(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairwise, "HELD", held)
-        found = pairwise.pairwise.pairwise_emd(dnas, lens)
+        found = pairwise.pairwise_emd(dnas, lens)
     expected = np.array([[emd(a, b, lens=lens) for b in dnas] for a in dnas])
     defined = np.isfinite(expected)
     # A dataset with an undefined neuron has no defined distance, not even to itself.
