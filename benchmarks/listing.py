@@ -147,6 +147,7 @@ class Processes:
 
 def _by_tasks(entries: int, group_by: str | None) -> dict[str, Any]:
     import pipeline.engine.ray_engine  # noqa: F401 - what a driver has loaded: Ray above all
+    import pipeline.engine.ray_pool  # noqa: F401 - and Ray Data
     from pipeline.sources import Manifest, Rules, source_lister
 
     source_lister.SAY_SECONDS = 0  # each round says how many are listed
@@ -241,6 +242,7 @@ def _listed_by_tasks(
 
 def _product(entries: int) -> dict[str, Any]:
     import pipeline.engine.ray_engine  # noqa: F401 - what a driver has loaded: Ray above all
+    import pipeline.engine.ray_pool  # noqa: F401 - and Ray Data
     from pipeline import storage
     from pipeline.networks import describe
     from pipeline.sources import Entries, Manifest, list_pages, list_source, plan

@@ -103,22 +103,23 @@ def looking_often() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    ask = services.get_node
+    untyped: Any = services  # Ray gives these no types
+    made: Any = GlobalState
+    ask = untyped.get_node
     end = monotonic() + QUICK_SECONDS
 
     def look(gcs_address: str, node_id: str) -> Any:
-        state: Any = GlobalState()  # type: ignore[no-untyped-call]  # Ray's
-        options = services._get_gcs_client_options(gcs_address)  # type: ignore[no-untyped-call]
-        state._initialize_global_state(options)
+        state = made()
+        state._initialize_global_state(untyped._get_gcs_client_options(gcs_address))
         while monotonic() < end and all(node["NodeID"] != node_id for node in state.node_table()):
             sleep(NODE_LOOK_SECONDS)
-        return ask(gcs_address, node_id)  # type: ignore[no-untyped-call]  # Ray's
+        return ask(gcs_address, node_id)
 
-    services.get_node = look
+    untyped.get_node = look
     try:
         yield
     finally:
-        services.get_node = ask
+        untyped.get_node = ask
 
 
 @contextlib.contextmanager
