@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.counting.device_counts import Counted, DeviceCounts, DeviceRanges
+from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
 from pipeline.counting.device_order import Order, order_of
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
-from pipeline.counting.histogram import LayerCounts
+from pipeline.counting.histogram import Counted, LayerCounts, sum_of_threads
 from pipeline.dna import Floats, Ranges
 from pipeline.spec import Spec
 
@@ -36,7 +36,7 @@ class CpuCounts:
         self._ranges = ranges
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._all: list[LayerCounts] = []
+        self._all: list[list[LayerCounts]] = []
 
     def count(self, extractor: Extractor, pixels: Prepared) -> Means:
         """Counts the activations of a micro-batch.
@@ -64,23 +64,20 @@ class CpuCounts:
 
     def read(self) -> Counted:
         """Returns what all threads have counted; none may be counting any more."""
-        first, *others = self._all or [self._new()]
-        for other in others:
-            first.merge(other)
-        return first.table, first.minimum, first.maximum
+        return sum_of_threads(self._all or [self._new()])
 
     def _of_this_thread(self) -> list[LayerCounts]:
         """Returns the counts of each layer, in this thread's tables."""
         layers: list[LayerCounts] | None = getattr(self._local, "layers", None)
         if layers is None:
-            mine = self._new()
-            layers = self._local.layers = [mine.part(neurons) for neurons in self._spec.slices]
+            layers = self._local.layers = self._new()
             with self._lock:
-                self._all.append(mine)
+                self._all.append(layers)
         return layers
 
-    def _new(self) -> LayerCounts:
-        return LayerCounts(self._ranges.low, self._ranges.high, self._spec.bins)
+    def _new(self) -> list[LayerCounts]:
+        low, high, bins = self._ranges.low, self._ranges.high, self._spec.bins
+        return [LayerCounts(low[layer], high[layer], bins) for layer in self._spec.slices]
 
 
 class GpuCounts:

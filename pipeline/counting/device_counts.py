@@ -20,12 +20,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.counting.bin_vectors import NONFINITE, OVERFLOW, UNDERFLOW
 from pipeline.counting.device_order import Order
-from pipeline.counting.histogram import checked_ranges, scale_of
+from pipeline.counting.histogram import Counted, checked_ranges, scale_of
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
 
@@ -33,9 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 Kernel = Literal["triton", "torch"]
-
-Counted = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
-"""A table (neurons, bins + 3) as `LayerCounts` has it, minimum and maximum (neurons,)."""
 
 GROUP_ACTIVATIONS = 8192
 """How many activations of a neuron one program of the kernel counts, in whole images. With more,

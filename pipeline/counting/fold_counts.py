@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.counting.device_counts import Counted, DeviceCounts, DeviceRanges
+from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
-from pipeline.counting.histogram import LayerCounts
+from pipeline.counting.histogram import Counted, LayerCounts, sum_of_threads
 from pipeline.dna import Floats, Ints, Ranges
 from pipeline.spec import Spec
 
@@ -61,8 +61,10 @@ class FoldCounts:
         if self._on_device is not None:
             self._tensors = [DeviceCounts(self._on_device, bins) for _ in range(self._folds)]
             return
-        self._tables = [LayerCounts(low, high, bins) for _ in range(self._folds)]
-        self._layers = [[whole.part(s) for s in self._spec.slices] for whole in self._tables]
+        self._layers = [
+            [LayerCounts(low[layer], high[layer], bins) for layer in self._spec.slices]
+            for _ in range(self._folds)
+        ]
 
     def add(self, pixels: Prepared, folds: Ints) -> Floats:
         """Counts up to a micro-batch of images.
@@ -117,12 +119,11 @@ class FoldCounts:
             fold: The fold.
 
         Returns:
-            Its table, minimum and maximum. On a CPU they change with what is counted next.
+            Its table, minimum and maximum.
         """
         if self._on_device is not None:
             return self._tensors[fold].read()
-        whole = self._tables[fold]
-        return whole.table, whole.minimum, whole.maximum
+        return sum_of_threads([self._layers[fold]])
 
 
 @contextmanager

@@ -30,7 +30,7 @@ batch the image stands.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,21 +50,30 @@ from pipeline.spec import BINS
 
 DEGENERATE_HALF_WIDTH = 1e-8
 
-BLOCK = 32
+BLOCK = 64
 """Neurons counted at a time, so that their part of the table stays in the cache."""
 
 INDEX_TILE = 4096
-"""Indices computed ahead of the increments: 16 KiB."""
+"""Indices computed ahead of the increments: 16 KiB. No more of one neuron than `MOST_RECENT`."""
+
+MOST_RECENT = int(np.iinfo(np.uint16).max)
+"""How many activations of a neuron are counted in 16 bits before they are added to the others."""
+
+Counted = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+"""A table (neurons, bins + 3) as `LayerCounts` has it, minimum and maximum (neurons,)."""
 
 
 class LayerCounts:
-    """Counts of some neurons, for one thread to add to.
+    """Counts of a layer's neurons, for one thread to add to.
+
+    The latest counts are kept in 16 bits, so that four times as many are in the cache. They are
+    added to a table of int64 before one of them could wrap. Most layers of a cell have so few
+    positions that they never need this table, and so it is made when it is needed.
 
     Attributes:
         low: The lower end of each neuron's range, float64 (C,).
         high: The upper end of each neuron's range, float64 (C,).
         bins: How many bins a range is divided into.
-        table: int64 (C, bins + 3): the bins, then underflow, overflow and non-finite.
         minimum: float32 (C,), of the finite activations; +inf if there were none.
         maximum: float32 (C,), of the finite activations; -inf if there were none.
     """
@@ -73,26 +82,29 @@ class LayerCounts:
         self.low, self.high = checked_ranges(low, high, bins)
         self.bins = bins
         neurons = len(self.low)
-        self.table: NDArray[np.int64] = np.zeros((neurons, bins + 3), np.int64)
         self.minimum = np.full(neurons, np.inf, np.float32)
         self.maximum = np.full(neurons, -np.inf, np.float32)
         self._scale = scale_of(self.low, self.high)
+        self._recent: NDArray[np.uint16] = np.zeros((neurons, bins + 3), np.uint16)
+        self._recent_of_each = np.zeros(-(-neurons // BLOCK), np.int64)  # of each block
+        self._earlier: NDArray[np.int64] = np.zeros((0, bins + 3), np.int64)
 
-    def part(self, neurons: slice) -> LayerCounts:
-        """Takes some of the neurons, such as those of a layer.
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """What was counted, int64 (C, bins + 3): bins, then underflow, overflow and non-finite."""
+        table = np.zeros(self._recent.shape, np.int64)
+        self.add_to(table)
+        return table
+
+    def add_to(self, table: NDArray[np.int64]) -> None:
+        """Adds what was counted to a table.
 
         Args:
-            neurons: Which of them.
-
-        Returns:
-            Their counts. What is added to them is added to these, as they have the same memory.
+            table: int64 (C, bins + 3).
         """
-        part = copy.copy(self)
-        for name in ("low", "high", "table", "minimum", "maximum"):
-            setattr(part, name, getattr(self, name)[neurons])
-        least, most, centre, half = self._scale
-        part._scale = least[neurons], most[neurons], centre[neurons], half[neurons]
-        return part
+        if len(self._earlier):
+            table += self._earlier
+        _add_recent(self._recent, table)
 
     def add(self, x: NDArray[np.float32]) -> Floats:
         """Counts activations.
@@ -113,30 +125,41 @@ class LayerCounts:
             )
         if x.dtype != np.float32 or not x.flags.c_contiguous:
             raise UsageError(f"activations must be C-contiguous float32; they are {x.dtype}")
+        if self._recent_of_each[0] + x.shape[0] * x.shape[1] > MOST_RECENT and not len(
+            self._earlier
+        ):
+            self._earlier = np.zeros(self._recent.shape, np.int64)
         means = np.empty((x.shape[0], x.shape[2]))
         x = x.view()
         x.flags.writeable = False  # one compiled kernel for writable and read-only arrays
-        _count(x, *self._scale, self.bins, self.table, self.minimum, self.maximum, means)
+        counts = self._recent, self._recent_of_each, self._earlier
+        _count(x, *self._scale, self.bins, *counts, self.minimum, self.maximum, means)
         return means
 
-    def merge(self, other: LayerCounts) -> None:
-        """Adds what another thread counted of the same neurons.
 
-        Args:
-            other: Its counts, which stay as they are.
+def sum_of_threads(threads: Sequence[Sequence[LayerCounts]]) -> Counted:
+    """Adds up what several threads have counted; none may be counting any more.
 
-        Raises:
-            UsageError: If its ranges or bins differ.
-        """
-        if not (np.array_equal(self.low, other.low) and np.array_equal(self.high, other.high)):
-            raise UsageError("counts over different ranges do not add up")
-        if other.table.shape != self.table.shape:
-            raise UsageError(
-                f"a table of shape {other.table.shape} cannot be added to one of {self.table.shape}"
-            )
-        self.table += other.table
-        np.minimum(self.minimum, other.minimum, out=self.minimum)
-        np.maximum(self.maximum, other.maximum, out=self.maximum)
+    Args:
+        threads: The layers of each thread, of one network and in one order.
+
+    Returns:
+        The table of all layers' neurons, minimum and maximum.
+    """
+    layers = threads[0]
+    neurons = sum(len(layer.low) for layer in layers)
+    table = np.zeros((neurons, layers[0].bins + 3), np.int64)
+    start = 0
+    for of_layer in zip(*threads, strict=True):
+        stop = start + len(of_layer[0].low)
+        for counts in of_layer:
+            counts.add_to(table[start:stop])
+        start = stop
+    minima, maxima = (
+        [np.concatenate([getattr(layer, name) for layer in layers]) for layers in threads]
+        for name in ("minimum", "maximum")
+    )
+    return table, np.minimum.reduce(minima), np.maximum.reduce(maxima)
 
 
 def bins_of(
@@ -274,6 +297,13 @@ def _bins_of(
 
 
 @compiled
+def _add_recent(recent: NDArray[np.uint16], table: NDArray[np.int64]) -> None:
+    counts, total = recent.reshape(-1), table.reshape(-1)
+    for i in range(len(total)):
+        total[i] += counts[i]
+
+
+@compiled
 def _count(
     x: NDArray[np.float32],
     least: Floats,
@@ -281,14 +311,21 @@ def _count(
     centre: Floats,
     half: Floats,
     bins: int,
-    table: NDArray[np.int64],
+    recent: NDArray[np.uint16],
+    recent_of_each: NDArray[np.int64],
+    earlier: NDArray[np.int64],
     minimum: NDArray[np.float32],
     maximum: NDArray[np.float32],
     means: Floats,
 ) -> None:
+    """Counts activations, as `LayerCounts` keeps them.
+
+    `recent_of_each` says how many activations of each neuron are in `recent`, of each block. If
+    there may be more than `MOST_RECENT`, `earlier` must have room for them.
+    """
     images, positions, neurons = x.shape
     columns = bins + 3
-    rows_of_all, flat = x.reshape(images * positions, neurons), table.reshape(-1)
+    rows_of_all, flat = x.reshape(images * positions, neurons), recent.reshape(-1)
     index = np.empty(INDEX_TILE, np.uint32)
     means[:] = 0.0
     for start in range(0, neurons, BLOCK):
@@ -300,6 +337,12 @@ def _count(
             sums = means[image]
             for top in range(0, positions, rows):
                 m, at = min(rows, positions - top), image * positions + top
+                if recent_of_each[start // BLOCK] + m > MOST_RECENT:
+                    block = slice(start, start + width)
+                    _add_recent(recent[block], earlier[block])
+                    recent[block] = 0
+                    recent_of_each[start // BLOCK] = 0
+                recent_of_each[start // BLOCK] += m
                 j = 0
                 while j < width:
                     work = (

@@ -21,10 +21,11 @@ from pipeline.counting.activation_counts import CpuCounts, GpuCounts, Means
 from pipeline.counting.bin_vectors import NONFINITE, OVERFLOW, UNDERFLOW
 from pipeline.counting.cells import cell_key, encode_cells, is_cell
 from pipeline.counting.decode_ahead import Ahead
-from pipeline.counting.device_counts import Counted, DeviceRanges
+from pipeline.counting.device_counts import DeviceRanges
 from pipeline.counting.device_order import order_of
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
+from pipeline.counting.histogram import Counted
 from pipeline.counting.preparing import Fetch
 from pipeline.counting.stream import Made, Stream
 from pipeline.counting.top_images import TopImages, name_order

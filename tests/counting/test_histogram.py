@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.counting import OVERFLOW, UNDERFLOW, LayerCounts
 from pipeline.counting.bin_vectors import NONFINITE
+from pipeline.counting.histogram import MOST_RECENT, sum_of_threads
 from pipeline.errors import UsageError
 
 Floats = NDArray[np.float64]
@@ -108,6 +109,44 @@ def test_activations_are_counted_as_the_rule_says(
         assert counts.maximum[neuron] == (values.max() if values.size else -np.inf)
 
 
+def test_activations_on_edges_fall_where_a_division_puts_them() -> None:
+    """Those in range are divided by multiplying, which in one of ten must be corrected."""
+    shifts = np.arange(16.0)
+    for half in range(3, 600):
+        bins = 2 * half  # edges are whole numbers
+        steps = np.arange(-half, half + 1.0)
+        x = (steps[None, :, None] + shifts).astype(np.float32)
+        table = counted(x, shifts - half, shifts + half, bins).table
+        columns = np.minimum((steps / half + 1) * bins * 0.5, bins - 1).astype(int)
+        assert np.array_equal(table, np.tile(np.bincount(columns, minlength=bins + 3), (16, 1)))
+
+
+@pytest.mark.parametrize("exponent", [-1040, -1000, -300, -210, -201, -199, 0, 199, 201, 600, 1000])
+def test_ranges_of_any_width_are_divided_exactly(exponent: int) -> None:
+    """Every neuron counts a zero, which lies anywhere in its range."""
+    for half in (3, 7, 49, 110, 463):
+        steps, unit = np.arange(-half, half + 1.0), math.ldexp(1, exponent)
+        low, high = (-steps - half) * unit, (-steps + half) * unit
+        bins = 2 * half
+        columns = np.minimum((steps / half + 1) * bins * 0.5, bins - 1).astype(int)
+        table = counted(np.zeros((1, 1, len(steps)), np.float32), low, high, bins).table
+        assert np.array_equal(table.argmax(axis=1), columns)
+        assert (table.sum(axis=1) == 1).all()
+
+
+def test_one_activation_outside_does_not_move_the_others() -> None:
+    x = np.full((1, 100, 8), 0.25, np.float32)
+    for value, column in [(2.0, 4 + OVERFLOW), (-1.0, 4 + UNDERFLOW), (np.nan, 4 + NONFINITE)]:
+        for neuron in (0, 7):
+            y = x.copy()
+            y[0, 99, neuron] = value
+            table = counted(y, np.zeros(8), np.ones(8), 4).table
+            expected = np.zeros((8, 7), np.int64)
+            expected[:, 1] = 100
+            expected[neuron, [1, column]] = 99, 1
+            assert np.array_equal(table, expected)
+
+
 @pytest.mark.parametrize("bins", [2, 3, 10, 255, 256, 1000, 1999])
 def test_in_range_counts_equal_those_of_histc(bins: int) -> None:
     x = activations(bins, 4, 300, 5)
@@ -147,33 +186,35 @@ def test_counts_and_means_do_not_depend_on_batches(
     whole = LayerCounts(low, high, 100)
     means = whole.add(x)
 
-    parts, merged = [], LayerCounts(low, high, 100)
+    parts, threads = [], []
     for part in np.split(x, sorted(cuts)):
         mine = LayerCounts(low, high, 100)
         parts.append(mine.add(np.ascontiguousarray(part)))
-        merged.merge(mine)
+        threads.append([mine])
     assert same(np.concatenate(parts), means)
-    assert same(merged.table, whole.table)
-    assert np.array_equal(merged.minimum, whole.minimum)
-    assert np.array_equal(merged.maximum, whole.maximum)
+    table, minimum, maximum = sum_of_threads(threads)
+    assert same(table, whole.table)
+    assert np.array_equal(minimum, whole.minimum)
+    assert np.array_equal(maximum, whole.maximum)
 
 
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 70), max_size=4))
 @example(0, [])
 @example(1, [8, 33])
-def test_the_parts_of_counts_count_as_each_would_alone(seed: int, cuts: list[int]) -> None:
+def test_the_sum_of_threads_has_the_layers_one_after_the_other(seed: int, cuts: list[int]) -> None:
     ends = [0, *sorted(cuts), 70]
     layers = [slice(start, stop) for start, stop in pairwise(ends) if start < stop]
     x = activations(seed, 2, 90, 70)
     low, high = np.linspace(-3, -1, 70), np.linspace(0.5, 3, 70)
-    whole = LayerCounts(low, high, 50)
-    for layer in layers:
-        of_layer = np.ascontiguousarray(x[:, :, layer])
-        means = whole.part(layer).add(of_layer)
-        alone = LayerCounts(low[layer], high[layer], 50)
-        assert same(means, alone.add(of_layer))
-        for name in ("table", "minimum", "maximum"):
-            assert same(getattr(whole, name)[layer], getattr(alone, name))
+    threads = [[LayerCounts(low[layer], high[layer], 50) for layer in layers] for _ in range(2)]
+    for image, counts in zip(x, threads, strict=True):
+        for layer, of_layer in zip(layers, counts, strict=True):
+            of_layer.add(np.ascontiguousarray(image[None, :, layer]))
+    whole = counted(x, low, high, 50)
+    table, minimum, maximum = sum_of_threads(threads)
+    assert same(table, whole.table)
+    assert same(minimum, whole.minimum)
+    assert same(maximum, whole.maximum)
 
 
 def test_means_add_positions_in_order() -> None:
@@ -201,16 +242,31 @@ def test_counts_without_images_or_finite_values() -> None:
     assert counts.table[:, 4 + NONFINITE].tolist() == [3, 3]
 
 
-def test_no_count_wraps_at_32_bits() -> None:
-    x = np.full((2, 3, 1), 0.5, np.float32)
-    counts = LayerCounts(np.zeros(1), np.ones(1), 2)
+@pytest.mark.parametrize("neurons", [1, 8, 70])
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [MOST_RECENT, 1, 1],  # as many as fit in 16 bits, and one more
+        [MOST_RECENT + 1],
+        [40_000] * 5,
+        [3 * MOST_RECENT + 7, 5],  # several times full within one image
+    ],
+)
+def test_no_count_wraps(neurons: int, batches: list[int]) -> None:
+    counts = LayerCounts(np.zeros(neurons), np.ones(neurons), 2)
+    so_far = 0
+    for positions in batches:
+        counts.add(np.full((1, positions, neurons), 0.75, np.float32))
+        so_far += positions
+        assert counts.table.tolist() == [[0, so_far, 0, 0, 0]] * neurons
+
+
+def test_the_sum_of_threads_does_not_wrap_at_32_bits() -> None:
+    counts = counted(np.full((1, 3, 1), 0.5, np.float32), np.zeros(1), np.ones(1), 2)
     for start in (2**31 - 1, 2**32 - 1, 2**53):
-        counts.table[:] = start
-        counts.add(x)
-        assert counts.table.tolist() == [[start, start + 6, start, start, start]]
-        other = counted(x, counts.low, counts.high, 2)
-        counts.merge(other)
-        assert counts.table[0, 1] == start + 12
+        table = np.full((1, 5), start)
+        counts.add_to(table)
+        assert table.tolist() == [[start, start + 3, start, start, start]]
 
 
 def test_read_only_activations_are_counted_and_not_changed() -> None:
@@ -258,11 +314,3 @@ def test_bad_activations_are_refused(x: NDArray[Any]) -> None:
     with pytest.raises(UsageError, match="activations"):
         counts.add(x)
     assert not counts.table.any()
-
-
-def test_counts_of_different_ranges_do_not_merge() -> None:
-    a = LayerCounts(np.zeros(2), np.ones(2), 10)
-    with pytest.raises(UsageError, match="ranges"):
-        a.merge(LayerCounts(np.zeros(2), np.full(2, 2.0), 10))
-    with pytest.raises(UsageError, match="shape"):
-        a.merge(LayerCounts(np.zeros(2), np.ones(2), 11))

@@ -566,7 +566,7 @@ def test_counts_that_are_not_conserved_are_not_committed(
 
     def lose_one(self: histogram.LayerCounts, x: np.ndarray) -> np.ndarray:
         means = add(self, x)
-        self.table[0, int(self.table[0].argmax())] -= 1
+        self._recent[0, int(self._recent[0].argmax())] -= 1
         return means
 
     monkeypatch.setattr(histogram.LayerCounts, "add", lose_one)

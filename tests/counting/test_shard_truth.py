@@ -193,7 +193,7 @@ def test_a_shard_that_counts_wrongly_is_refused_before_it_is_encoded(
 
     def lose_one(self: histogram.LayerCounts, x: np.ndarray) -> np.ndarray:
         means = add(self, x)
-        self.table[0, int(self.table[0].argmax())] -= 1
+        self._recent[0, int(self._recent[0].argmax())] -= 1
         return means
 
     monkeypatch.setattr(histogram.LayerCounts, "add", lose_one)

@@ -13,7 +13,7 @@ add = LayerCounts.add
 
 def lose_one(counts: LayerCounts, x: np.ndarray) -> np.ndarray:
     means = add(counts, x)
-    counts.table[0, int(counts.table[0].argmax())] -= 1
+    counts._recent[0, int(counts._recent[0].argmax())] -= 1
     return means
 
 
