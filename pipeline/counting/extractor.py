@@ -264,8 +264,11 @@ class Extractor:
             if real < self.micro_batch:
                 whole = np.zeros((self.micro_batch, *pixels.shape[1:]), np.float32)
                 whole[:real] = pixels
-            for index, activations in enumerate(self._openvino(whole)):
+
+            def show_real(index: int, activations: NDArray[np.float32]) -> None:
                 visit(index, torch.from_numpy(activations[:real]))
+
+            self._openvino(whole, show_real)
             return
         if self.device.type == "cpu":
             torch.set_num_threads(INTRA_OP_THREADS)

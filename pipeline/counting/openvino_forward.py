@@ -1,8 +1,8 @@
-"""Runs a network on a CPU by OpenVINO instead of torch, with all taps as its outputs.
+"""Runs a network on a CPU by OpenVINO instead of torch, and shows each tap's activations.
 
     >>> forward = OpenVinoForward(model, network, batch=8, streams=2)              # doctest: +SKIP
-    >>> forward(pixels)[0].shape                                                   # doctest: +SKIP
-    (8, 12544, 32)
+    >>> forward(pixels, lambda index, x: print(index, x.shape))                    # doctest: +SKIP
+    0 (8, 12544, 32)
 
 OpenVINO computes the same network in float32 with kernels of its own, so its activations differ
 from torch's by rounding. It pays for networks with depthwise convolutions (docs/performance.md).
@@ -12,12 +12,13 @@ cannot be kept, each process converts anew.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ from pipeline.wording import option
 # (A program that has imported both of them before, by itself, keeps the setting of its own.)
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as Python documents
 import openvino  # noqa: E402  # after the line above
+from openvino import opset13 as opset  # noqa: E402
 
 CLOSE = 1e-4
 """How far an activation may be from torch's, as a part of the largest of its layer. By rounding it
@@ -51,6 +53,85 @@ IMAGES_COMPARED = 2
 """How many images OpenVINO and torch are compared on, each time a network is loaded."""
 
 logger = logging.getLogger(__name__)
+
+
+Show = Callable[[int, NDArray[np.float32]], None]
+"""Takes the number of a tap and its activations, float32 (batch, positions, neurons)."""
+
+
+class _Calls:
+    """The calls of a network that are under way; each has a number."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._shown: dict[int, Show] = {}
+        self._errors: dict[int, BaseException] = {}
+
+    @contextmanager
+    def begin(self, show: Show) -> Iterator[int]:
+        """Begins a call; at its end raises what `show` raised.
+
+        Yields:
+            The number of the call.
+        """
+        number = next(self._numbers)
+        self._shown[number] = show
+        try:
+            yield number
+        finally:
+            del self._shown[number]
+            error = self._errors.pop(number, None)
+        if error is not None:
+            raise error
+
+    def show(self, number: int, index: int, activations: NDArray[np.float32]) -> None:
+        """Shows a tap to the one who called. After an error, shows it no more."""
+        if number in self._errors:
+            return
+        try:
+            self._shown[number](index, activations)
+        except BaseException as error:  # OpenVINO would make a RuntimeError of it
+            self._errors[number] = error
+
+
+class _ShowTap(openvino.Op):  # type: ignore[misc]  # openvino has no types
+    """An operation of a network that shows a tap's activations as soon as they are computed.
+
+    Its inputs are the activations and the number of the call. An output of the network would be
+    copied, as the next layer reads it, too; and it would be read when it is no longer in the cache.
+    """
+
+    def __init__(self, calls: _Calls, index: int, inputs: Sequence[Any] | None = None) -> None:
+        super().__init__(self)
+        self._calls, self._index = calls, index
+        if inputs is not None:
+            self.set_arguments(list(inputs))
+            self.constructor_validate_and_infer_types()
+
+    def validate_and_infer_types(self) -> None:
+        self.set_output_type(0, openvino.Type.i64, openvino.PartialShape([1]))
+
+    def clone_with_new_inputs(self, new_inputs: Sequence[Any]) -> _ShowTap:
+        return _ShowTap(self._calls, self._index, new_inputs)
+
+    def has_evaluate(self) -> bool:
+        return True
+
+    def evaluate(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> bool:
+        activations, number = inputs
+        self._calls.show(int(number.data[0]), self._index, activations.data)
+        outputs[0].data[:] = number.data
+        return True
+
+
+def _with_taps(model: Any, calls: _Calls) -> Any:
+    """Makes a network that shows its outputs instead of putting them out."""
+    number = opset.parameter([1], np.int64, name="call")
+    shown = [
+        opset.result(_ShowTap(calls, index, [result.input_value(0), number.output(0)]).output(0))
+        for index, result in enumerate(model.get_results())
+    ]
+    return openvino.Model(shown, [*model.get_parameters(), number], "taps")
 
 
 class OpenVinoForward:
@@ -69,6 +150,7 @@ class OpenVinoForward:
             UsageError: If OpenVINO cannot convert the network, or cannot run it.
             SpecMismatch: If it computes other activations than torch does.
         """
+        self._calls = _Calls()
         self._local = threading.local()
         self._settings = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -105,30 +187,29 @@ class OpenVinoForward:
         graph, weights = model
         core = openvino.Core()
         tensor = openvino.Tensor(np.frombuffer(weights, np.uint8).copy())
-        self._compiled = core.compile_model(core.read_model(graph, tensor), "CPU", self._settings)
+        read = core.read_model(graph, tensor)
+        self._shapes = [tuple(output.shape) for output in read.outputs]
+        self._compiled = core.compile_model(_with_taps(read, self._calls), "CPU", self._settings)
         self._local = threading.local()  # requests are of the network that was compiled before
 
-    def __call__(self, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def __call__(self, pixels: NDArray[np.float32], show: Show) -> None:
         """Runs the network.
 
         Args:
             pixels: Normalised images, float32 (batch, height, width, 3).
-
-        Returns:
-            Each tap's activations, float32 (batch, positions, neurons), valid until this thread's
-            next call.
+            show: Called with each tap, in a thread of OpenVINO, as soon as it is computed. The
+                activations are only valid during the call.
         """
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        request.infer([pixels], share_inputs=True, share_outputs=True)
-        return [request.get_output_tensor(i).data for i in range(len(self._compiled.outputs))]
+        with self._calls.begin(show) as number:
+            request.infer([pixels, np.array([number])], share_inputs=True, share_outputs=True)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """The positions and neurons of each tap."""
-        shapes = [tuple(output.shape) for output in self._compiled.outputs]
-        return [(positions, neurons) for _, positions, neurons in shapes]
+        return [(positions, neurons) for _, positions, neurons in self._shapes]
 
     def _compiled_wrongly(
         self, made: Kept, model: nn.Module, network: Network, shape: tuple[int, ...]
@@ -149,7 +230,10 @@ class OpenVinoForward:
             with _tapped(model, network, IMAGES_COMPARED) as tapped:
                 expected = tapped(torch.from_numpy(pixels))
             compiled.result()
-        for tap, mine, theirs in zip(network.taps, self(pixels[chosen]), expected, strict=True):
+        found: dict[int, NDArray[np.float32]] = {}
+        self(pixels[chosen], lambda index, x: found.update({index: x.copy()}))
+        for index, (tap, theirs) in enumerate(zip(network.taps, expected, strict=True)):
+            mine = found[index]
             if mine.shape != (shape[0], *theirs.shape[1:]):
                 return f"{tap.name} has shape {mine.shape}, and not {tuple(theirs.shape)}"
             largest = max(float(theirs.abs().max()), 1e-30)

@@ -101,6 +101,41 @@ def test_an_image_has_the_same_bits_at_any_place_of_a_batch(network: Network) ->
             assert one[0].tobytes() == all_of_it[place].tobytes() == first[0].tobytes()
 
 
+def test_threads_that_observe_at_once_see_the_taps_of_their_own_images(network: Network) -> None:
+    extractor = Extractor(network, backend="openvino", threads=3)
+    alone = [activations(extractor, pixels(1 + seed % 8, seed)) for seed in range(40)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(
+            pool.map(lambda seed: activations(extractor, pixels(1 + seed % 8, seed)), range(40))
+        )
+    for mine, expected in zip(found, alone, strict=True):
+        assert [x.tobytes() for x in mine] == [x.tobytes() for x in expected]
+
+
+@pytest.mark.parametrize("error", [ValueError("a full disk"), KeyboardInterrupt()])
+def test_an_error_while_a_tap_is_seen_is_raised_as_it_is(
+    network: Network, error: BaseException
+) -> None:
+    extractor = Extractor(network, backend="openvino")
+    seen: list[int] = []
+
+    def visit(index: int, x: torch.Tensor) -> None:
+        seen.append(index)
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        extractor.observe(pixels(8), visit)
+    assert raised.value is error
+    assert len(seen) == 1
+    assert len(activations(extractor, pixels(8))) == len(network.taps)
+
+
+def test_no_tap_is_copied_to_an_output(network: Network) -> None:
+    forward = Extractor(network, backend="openvino")._openvino
+    assert isinstance(forward, openvino_forward.OpenVinoForward)
+    assert {tuple(output.shape) for output in forward._compiled.outputs} == {(1,)}
+
+
 def test_a_layer_that_a_later_one_writes_into_is_seen_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(3)
     weights = tmp_path / "weights.pt"
@@ -231,8 +266,8 @@ def test_images_that_come_out_at_other_places_are_noticed(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Turned(openvino_forward.OpenVinoForward):
-        def __call__(self, pixels: Any) -> Any:
-            return [np.roll(x, 1, axis=0) for x in super().__call__(pixels)]
+        def __call__(self, pixels: Any, show: Any) -> None:
+            super().__call__(pixels, lambda index, x: show(index, np.roll(x, 1, axis=0)))
 
     monkeypatch.setattr(openvino_forward, "OpenVinoForward", Turned)
     with pytest.raises(SpecMismatch, match="other activations of tiny than torch does"):
