@@ -48,8 +48,8 @@ class PackedLayer:
         Returns:
             The packed layer.
         """
-        largest = int(dna.counts.max(initial=0))
-        kind = np.min_scalar_type(largest) if dna.counts.min(initial=0) >= 0 else np.dtype("i8")
+        # A negative count is taken for one of 64 bits without a sign, and unpacked as it was.
+        kind = np.min_scalar_type(int(dna.counts.view(np.uint64).max(initial=0)))
         data = pa.compress(dna.counts.astype(kind).tobytes(), codec=CODEC, asbytes=True)
         rest = replace(dna, counts=np.zeros((len(dna.counts), 0), np.int64), folds=None)
         return cls(fold, rest, data, kind.str)

@@ -69,8 +69,8 @@ def test_folds_are_added_fold_by_fold(a: DNA, b: DNA, c: DNA, numbers: tuple[int
 
 def test_folds_pack_every_count_and_take_little_memory() -> None:
     dna = random_dna(SPEC, RANGES, 50, 1)
-    for largest in (0, 255, 256, 2**16, 2**32, 2**62):
-        dna.counts[0, 0] = largest
+    for count in (0, 255, 256, 2**16, 2**32, 2**62, -1):
+        dna.counts[0, 0] = count
         (found,) = HeldFolds.of([(3, dna)]).read("stem").values()
         assert found.identical(dna.select(["stem"]))
     wide, ranges = tiny_spec(bins=1000)
