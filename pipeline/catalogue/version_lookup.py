@@ -266,8 +266,9 @@ class VersionLookup(VersionFiles):
                     for old, new in renamed_between(commit, later):
                         if old in wholes:
                             return f". Commit {later.number} renamed {old} to {new}"
+                    whole = min(wholes - {dataset, ""}, default=dataset)  # it brings its parts back
                     return (
-                        f". Commit {later.number} took it out; `vdna rollback {dataset} --to "
+                        f". Commit {later.number} took it out; `vdna rollback {whole} --to "
                         f"{commit.number}` brings it back"
                     )
                 later = commit

@@ -440,6 +440,17 @@ def test_a_name_that_a_dataset_had_says_its_new_one() -> None:
         place.find("d")
 
 
+def test_a_part_that_was_taken_out_names_the_dataset_to_bring_back() -> None:
+    place = empty_catalogue()
+    whole = version_without_files("d1", "s")
+    part = replace(whole, part_of="b", value="x")
+    place.put_version("b", whole, None, parts={"b/x": part})
+    remove(place, ["b"])
+    for name in ("b", "b/x"):
+        with pytest.raises(NotFound, match="2 took it out; `vdna rollback b --to 1` brings it"):
+            place.find(name)
+
+
 def test_a_part_that_came_after_a_tag_has_no_version_of_it() -> None:
     place = empty_catalogue()
     place.put_version("b", version_without_files("d1", "s"), None)
