@@ -30,6 +30,10 @@ LEAST_DIVISOR, MOST_DIVISOR = 2.0**-200, 2.0**200
 """The half-widths of ranges that `_Divisor` can divide by. Quotients below 2^-54 need not be exact,
 as 1 is added to them. For the others, up to 1, it calculates with numbers of 2^-560 to 2^201."""
 
+LEAST_PLACE = -1 - 2.0**-21
+"""Where the lower end of a range may lie, from its centre in half-widths: of up to 2^20 bins it is
+then less than half a bin below the first."""
+
 _SINGLE, _DOUBLE = ir.FloatType(), ir.DoubleType()
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 
@@ -276,6 +280,12 @@ def _place_rows(
             vectors.is_("==", builder.fsub(added, added), vectors.constant(_DOUBLE, 0.0)),
             vectors.is_(">=", builder.fpext(low, vectors.kind(_DOUBLE)), least),
             vectors.is_("<=", builder.fpext(high, vectors.kind(_DOUBLE)), most),
+            # A range that is narrow beside its centre may lie off it, as the centre is rounded.
+            vectors.is_(
+                ">=",
+                builder.fdiv(builder.fsub(least, centre), half),
+                vectors.constant(_DOUBLE, LEAST_PLACE),
+            ),
             vectors.is_(">=", half, vectors.constant(_DOUBLE, LEAST_DIVISOR)),
             vectors.is_("<=", half, vectors.constant(_DOUBLE, MOST_DIVISOR)),
         ]

@@ -18,9 +18,10 @@ import sys
 import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,37 +61,58 @@ Show = Callable[[int, NDArray[np.float32]], None]
 
 
 class _Calls:
-    """The calls of a network that are under way; each has a number."""
+    """The calls of a network that are under way; each has a number.
+
+    OpenVINO may pass over an error of an operation, leave out those after it, and repeat a pass. So
+    a call is only good if each tap was shown to it once.
+
+    Attributes:
+        taps: The operations that show taps, with the copies that OpenVINO has made of them.
+    """
 
     def __init__(self) -> None:
+        self.taps: list[_ShowTap] = []
         self._numbers = itertools.count()
         self._shown: dict[int, Show] = {}
+        self._seen: dict[int, list[int]] = {}
         self._errors: dict[int, BaseException] = {}
 
     @contextmanager
-    def begin(self, show: Show) -> Iterator[int]:
+    def begin(self, show: Show, taps: int) -> Iterator[int]:
         """Begins a call; at its end raises what `show` raised.
+
+        Args:
+            show: Takes the taps.
+            taps: How many there are.
 
         Yields:
             The number of the call.
+
+        Raises:
+            RuntimeError: If a tap was not shown once.
         """
         number = next(self._numbers)
-        self._shown[number] = show
+        self._shown[number], self._seen[number] = show, []
         try:
             yield number
         finally:
             del self._shown[number]
-            error = self._errors.pop(number, None)
+            seen, error = self._seen.pop(number), self._errors.pop(number, None)
         if error is not None:
             raise error
+        if sorted(seen) != list(range(taps)):
+            raise RuntimeError(f"OpenVINO has shown the taps {seen}, and not each of {taps} once")
 
     def show(self, number: int, index: int, activations: NDArray[np.float32]) -> None:
-        """Shows a tap to the one who called. After an error, shows it no more."""
+        """Shows a tap to the one who called. After an error, or twice, it is not shown."""
         if number in self._errors:
             return
         try:
-            self._shown[number](index, activations)
-        except BaseException as error:  # OpenVINO would make a RuntimeError of it
+            again = index in self._seen[number]
+            self._seen[number].append(index)
+            if not again:
+                self._shown[number](index, activations)
+        except BaseException as error:  # OpenVINO would make a RuntimeError of it, or nothing
             self._errors[number] = error
 
 
@@ -105,6 +127,7 @@ class _ShowTap(openvino.Op):  # type: ignore[misc]  # openvino has no types
     def __init__(self, calls: _Calls, index: int, inputs: Sequence[Any] | None = None) -> None:
         super().__init__(self)
         self._calls, self._index = calls, index
+        calls.taps.append(self)
         if inputs is not None:
             self.set_arguments(list(inputs))
             self.constructor_validate_and_infer_types()
@@ -134,6 +157,13 @@ def _with_taps(model: Any, calls: _Calls) -> Any:
     return openvino.Model(shown, [*model.get_parameters(), number], "taps")
 
 
+def _let_go(taps: Sequence[_ShowTap]) -> None:
+    """Has operations give up the network before them: one in Python is never freed itself."""
+    nothing = opset.parameter([1, 1, 1]), opset.parameter([1], np.int64)
+    for tap in taps:
+        tap.set_arguments([each.output(0) for each in nothing])
+
+
 class OpenVinoForward:
     """A network that several threads may run at once, each with one core."""
 
@@ -151,6 +181,7 @@ class OpenVinoForward:
             SpecMismatch: If it computes other activations than torch does.
         """
         self._calls = _Calls()
+        weakref.finalize(self, _let_go, self._calls.taps)
         self._local = threading.local()
         self._settings = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -183,8 +214,8 @@ class OpenVinoForward:
             )
         keep_converted(made, path)
 
-    def _compile(self, model: Kept) -> None:
-        graph, weights = model
+    def _compile(self, kept: Kept) -> None:
+        graph, weights = kept
         core = openvino.Core()
         tensor = openvino.Tensor(np.frombuffer(weights, np.uint8).copy())
         read = core.read_model(graph, tensor)
@@ -197,14 +228,27 @@ class OpenVinoForward:
 
         Args:
             pixels: Normalised images, float32 (batch, height, width, 3).
-            show: Called with each tap, in a thread of OpenVINO, as soon as it is computed. The
-                activations are only valid during the call.
+            show: Called once with each tap, as soon as it is computed, in this thread or in one of
+                OpenVINO. The activations are only valid during the call.
+
+        Raises:
+            RuntimeError: If OpenVINO fails, or has not shown each tap once.
         """
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        with self._calls.begin(show) as number:
-            request.infer([pixels, np.array([number])], share_inputs=True, share_outputs=True)
+
+        def run(show: Show) -> None:
+            with self._calls.begin(show, len(self._shapes)) as number:
+                request.infer([pixels, np.array([number])], share_inputs=True, share_outputs=True)
+
+        try:
+            run(show)
+        except BaseException:
+            # The pass after one that failed may be done twice; so that is not the next call's.
+            with suppress(RuntimeError):
+                run(lambda index, activations: None)
+            raise
 
     @property
     def shapes(self) -> list[tuple[int, int]]:

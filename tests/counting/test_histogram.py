@@ -134,6 +134,14 @@ def test_ranges_of_any_width_are_divided_exactly(exponent: int) -> None:
         assert (table.sum(axis=1) == 1).all()
 
 
+@pytest.mark.parametrize("bins", [12, 1000, 1 << 20])
+def test_ranges_that_are_narrow_beside_their_centre_are_counted(bins: int) -> None:
+    """Their centre is rounded, so an end may be more than a half-width from it."""
+    low, high = np.full(8, 2.0**54), 2.0**54 + np.array([4, 8, 12, 12, 20, 24, 28, 36.0])
+    x = np.full((1, 2, 8), 2.0**54, np.float32)
+    assert np.array_equal(counted(x, low, high, bins).table, oracle(x, low, high, bins))
+
+
 def test_one_activation_outside_does_not_move_the_others() -> None:
     x = np.full((1, 100, 8), 0.25, np.float32)
     for value, column in [(2.0, 4 + OVERFLOW), (-1.0, 4 + UNDERFLOW), (np.nan, 4 + NONFINITE)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -128,6 +129,54 @@ def test_an_error_while_a_tap_is_seen_is_raised_as_it_is(
     assert raised.value is error
     assert len(seen) == 1
     assert len(activations(extractor, pixels(8))) == len(network.taps)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_tap_that_openvino_loses_is_an_error_and_the_next_call_is_right(
+    network: Network, monkeypatch: pytest.MonkeyPatch, threads: int, failing: int
+) -> None:
+    extractor = Extractor(network, backend="openvino", threads=threads)
+    expected = activations(extractor, pixels(8))
+    evaluate, left = openvino_forward._ShowTap.evaluate, [failing]
+
+    def fails_once(tap: Any, outputs: Any, inputs: Any) -> Any:
+        if left == [tap._index]:
+            left.clear()
+            raise MemoryError
+        return evaluate(tap, outputs, inputs)
+
+    monkeypatch.setattr(openvino_forward._ShowTap, "evaluate", fails_once)
+    with pytest.raises(RuntimeError):
+        activations(extractor, pixels(8, 1))
+    for _ in range(3):
+        found = activations(extractor, pixels(8))
+        assert [x.tobytes() for x in found] == [x.tobytes() for x in expected]
+
+
+@pytest.mark.parametrize("shown", [[0], [1, 0, 1], [0, 0], []])
+def test_a_call_that_did_not_see_each_tap_once_is_an_error(shown: list[int]) -> None:
+    calls, seen = openvino_forward._Calls(), list[int]()
+    call = calls.begin(lambda index, x: seen.append(index), 2)
+    number = call.__enter__()
+    for index in shown:
+        calls.show(number, index, np.zeros((1, 1, 1), np.float32))
+    with pytest.raises(RuntimeError, match="not each of 2 once"):
+        call.__exit__(None, None, None)
+    assert seen == list(dict.fromkeys(shown))
+
+
+def test_a_network_that_is_not_used_any_more_is_freed(network: Network) -> None:
+    extractor = Extractor(network, backend="openvino")
+    forward = extractor._openvino
+    assert isinstance(forward, openvino_forward.OpenVinoForward)
+    taps = forward._calls.taps
+    assert len(taps) >= 2 * len(network.taps)  # with the copies that are made to compile
+    before = {tap.input_value(0).get_node().get_type_name() for tap in taps}
+    del extractor, forward
+    gc.collect()
+    assert "Parameter" not in before
+    assert {tap.input_value(0).get_node().get_type_name() for tap in taps} == {"Parameter"}
 
 
 def test_no_tap_is_copied_to_an_output(network: Network) -> None:
