@@ -44,7 +44,7 @@ from pipeline.wording import option
 # (A program that has imported both of them before, by itself, keeps the setting of its own.)
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as Python documents
 import openvino  # noqa: E402  # after the line above
-from openvino import opset13 as opset  # noqa: E402
+from openvino import opset13 as opset  # noqa: E402  # likewise
 
 CLOSE = 1e-4
 """How far an activation may be from torch's, as a part of the largest of its layer. By rounding it
@@ -181,7 +181,8 @@ class OpenVinoForward:
             SpecMismatch: If it computes other activations than torch does.
         """
         self._calls = _Calls()
-        weakref.finalize(self, _let_go, self._calls.taps)
+        # As the process ends, nothing need be freed, and a thread may still run the network.
+        weakref.finalize(self, _let_go, self._calls.taps).atexit = False
         self._local = threading.local()
         self._settings = {
             "INFERENCE_PRECISION_HINT": "f32",
