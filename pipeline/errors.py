@@ -356,13 +356,13 @@ def joined_errors(problems: Sequence[VdnaError]) -> VdnaError | None:
         problems: What went wrong, in the order to tell it in.
 
     Returns:
-        An error with all messages, of the first kind that is not a gate's, if there is such a kind.
-        The errors are its `parts`. None if nothing went wrong.
+        An error with all messages, each of them once, of the first kind that is not a gate's, if
+        there is such a kind. The errors are its `parts`. None if nothing went wrong.
     """
     if len(problems) < 2:
         return problems[0] if problems else None
     worst = next((each for each in problems if not isinstance(each, GateError)), problems[0])
-    joined = reworded(worst, "\n".join(map(str, problems)))
+    joined = reworded(worst, "\n".join(dict.fromkeys(map(str, problems))))
     joined.__cause__ = worst
     joined.parts = tuple(problems)
     return joined

@@ -8,18 +8,21 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
+from itertools import chain
 from typing import Any, cast
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
 
 from pipeline.buffers import Data
 from pipeline.errors import SourceError, StorageError, UsageError, shortened
+from pipeline.storage.name_patterns import NamePattern
 from pipeline.storage.retry import RetrySettings, attempt
 from pipeline.storage.store import Answer, Stored
 from pipeline.storage.uris import protocol_of
@@ -29,6 +32,12 @@ MAX_SINGLE_PUT = 5 * 2**30 - 1
 
 NO_STORES = frozenset({"data", "reference"})
 """Schemes of fsspec whose urls hold the content itself, or lead somewhere else."""
+
+CHECK_THEN_WRITE = frozenset({"hdfs", "arrow_hdfs", "webhdfs", "ftp", "dbfs"})
+"""Schemes whose clients create a file in two steps: two writers may both find none there."""
+
+SPLIT_UPLOADS = frozenset({"gs", "gcs"})
+"""Schemes whose client sends an object in parts unless it is told to send it in one piece."""
 
 WALKERS = 16
 """Folders that are listed at the same time."""
@@ -127,7 +136,7 @@ class FsspecStore:
                 data = fs.cat_file(path)
             else:
                 data = _cat(fs, path, start, wanted) if wanted else b""
-        except (OSError, ValueError):
+        except Exception:  # clients have errors of their own for a range beyond the end
             found = {} if wanted is None else fs.info(path)
             size = None if found.get("type") == "directory" else found.get("size")
             if size is None or size > start:
@@ -140,14 +149,24 @@ class FsspecStore:
 
     def put(self, uri: str, data: Data, *, exclusive: bool) -> bool:
         """Writes in one piece, with fsspec's mode `create` if it is to be exclusive."""
+        if exclusive and protocol_of(uri) in CHECK_THEN_WRITE:
+            raise StorageError(
+                f"{uri}: the client of {protocol_of(uri)}:// looks whether a file is there before "
+                "it writes it, so two jobs could corrupt a catalogue there; keep it on s3:// or a "
+                "disk"
+            )
         fs, path = self.open(uri)
-        mode = {"mode": "create"} if exclusive else {}
+        options: dict[str, Any] = {"mode": "create"} if exclusive else {}
+        if protocol_of(uri) in SPLIT_UPLOADS:
+            options["chunksize"] = MAX_SINGLE_PUT
         try:
-            fs.pipe_file(path, bytes(data), chunksize=MAX_SINGLE_PUT, **mode)
+            fs.pipe_file(path, bytes(data), **options)
             return True
         except FileExistsError:
             return False
         except (NotImplementedError, TypeError) as error:
+            if not exclusive:
+                raise
             raise StorageError(
                 f"{uri}: {protocol_of(uri)}:// cannot create a file only if it is new"
             ) from error
@@ -184,28 +203,16 @@ class FsspecStore:
     def pages(self, uri: str) -> Iterator[list[Stored]]:
         """Yields the objects of each folder below a folder. Many are listed at the same time."""
         fs, path = self._open_anew(uri)
-
-        def look(folder: str) -> list[Details]:
-            return attempt(uri, lambda: cast(list[Details], fs.ls(folder, detail=True)))
-
-        pool = ThreadPoolExecutor(WALKERS, "walk")
-        try:
-            waiting, seen = {pool.submit(look, path)}, {path.rstrip("/")}
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for rows in (future.result() for future in done):
-                    inner = [row["name"] for row in rows if row.get("type") == "directory"]
-                    folders = {name.rstrip("/") for name in inner} - seen
-                    seen |= folders
-                    waiting |= {pool.submit(look, folder) for folder in folders}
-                    yield [self.stored(uri, row) for row in rows if row.get("type") != "directory"]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for rows in _folders(uri, fs, path, lambda folder: True):
+            yield [self.stored(uri, row) for row in rows]
 
     def glob(self, pattern: str) -> Iterator[Stored]:
         """Yields the objects that match, in order."""
         fs, path = self._open_anew(pattern)
-        matches = attempt(pattern, lambda: cast(dict[str, Details], fs.glob(path, detail=True)))
+        if _omits_folders(fs):
+            matches = _matches(pattern, fs, path)
+        else:
+            matches = attempt(pattern, lambda: cast(dict[str, Details], fs.glob(path, detail=True)))
         for name in sorted(matches):
             item = self.stored(pattern, matches[name] | {"name": name})
             if matches[name].get("type") != "directory" and not is_folder_marker(item):
@@ -253,6 +260,73 @@ def _forget_listings(fs: Any) -> None:
         fs.invalidate_cache()
 
 
+def _folders(
+    uri: str, fs: Any, path: str, is_wanted: Callable[[str], bool]
+) -> Iterator[list[Details]]:
+    """Lists a folder and those below it, many at the same time.
+
+    Args:
+        uri: What is listed, for errors.
+        fs: The file system.
+        path: The folder, whose listing comes first.
+        is_wanted: Tells whether a folder below it is to be listed.
+
+    Yields:
+        What the store tells about the objects of each folder.
+    """
+
+    def look(folder: str) -> list[Details]:
+        return attempt(uri, lambda: cast(list[Details], fs.ls(folder, detail=True)))
+
+    pool = ThreadPoolExecutor(WALKERS, "walk")
+    try:
+        waiting, seen = {pool.submit(look, path)}, {path.rstrip("/")}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for rows in (future.result() for future in done):
+                inner = [row["name"] for row in rows if row.get("type") == "directory"]
+                folders = {name.rstrip("/") for name in inner} - seen
+                seen |= folders
+                waiting |= {pool.submit(look, each) for each in filter(is_wanted, folders)}
+                yield [row for row in rows if row.get("type") != "directory"]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _matches(pattern: str, fs: Any, path: str) -> dict[str, Details]:
+    """Finds the objects that match, in folders that may hold some.
+
+    Args:
+        pattern: The pattern, for errors.
+        fs: The file system.
+        path: The pattern's path in it.
+
+    Returns:
+        What the store tells about each, by its name; nothing if there is no such folder.
+
+    Raises:
+        StorageError: A folder cannot be listed.
+    """
+    wanted = NamePattern(fs._strip_protocol(path))
+    folders = _folders(
+        pattern, fs, wanted.folder, lambda folder: wanted.parts_before(folder) is not None
+    )
+    try:
+        first = next(folders, [])
+    except SourceError:
+        return {}
+    rows = chain(first, chain.from_iterable(folders))
+    return {row["name"]: row for row in rows if wanted.matches(row["name"])}
+
+
+def _omits_folders(fs: Any) -> bool:
+    """Tells whether a file system's glob is fsspec's own, which omits folders it cannot list."""
+    base, names = AbstractFileSystem, ("glob", "find", "walk")
+    if isinstance(fs, AsyncFileSystem):
+        base, names = AsyncFileSystem, ("_glob", "_find", "_walk")
+    return all(getattr(type(fs), name) is getattr(base, name) for name in names)
+
+
 def _cat(fs: Any, path: str, start: int, length: int) -> bytes:
     """Reads a part, and gives up one that trickles in, if the client can be told to."""
     seconds = RetrySettings.from_environment().seconds_for(length)
@@ -275,7 +349,10 @@ def identity_of(details: Details) -> str:
 
 
 def _modified(details: Details) -> datetime | None:
-    for key in ("LastModified", "Last-Modified", "mtime", "updated", "modified", "created"):
+    for key in (
+        *("LastModified", "Last-Modified", "last_modified"),
+        *("mtime", "updated", "modified", "created"),
+    ):
         value = details.get(key)
         if isinstance(value, datetime):
             return value if value.tzinfo else value.replace(tzinfo=UTC)

@@ -44,6 +44,7 @@ from pipeline.errors import (
     printable,
     redact,
 )
+from pipeline.storage.open_files import MORE_OPEN_FILES, is_of_open_files
 from pipeline.storage.request_count import count_requests
 from pipeline.wording import count_of
 
@@ -300,8 +301,10 @@ def quoted(error: BaseException) -> str:
 
 
 def _in_words(error: BaseException) -> str:
-    """Says which host was not reached, if that is the error; else quotes the error."""
+    """Says which host was not reached, or what this machine lacks; else quotes the error."""
     chain = _chain(error)
+    if any(map(is_of_open_files, chain)):
+        return f"{quoted(error)}; {MORE_OPEN_FILES}"
     hosts = (_host_of(each) for each in chain)
     host = next((host for host in hosts if host), None)
     if host is None:
@@ -344,17 +347,29 @@ def _host_of(error: BaseException) -> str | None:
     return None
 
 
-_HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
+_HTTP_CLIENTS = {
+    *("aiohttp", "httpx", "httpx2", "requests", "urllib3"),
+    *("azure", "gcsfs", "google", "huggingface_hub"),
+}
 """HTTP libraries whose errors fsspec's file systems let through. They are known by their names,
 because they need not be installed."""
 
-_BAD_URL = {"InvalidURL", "UnsupportedProtocol", "TooManyRedirects"}
+_HOPELESS = {
+    *("InvalidURL", "UnsupportedProtocol", "TooManyRedirects"),
+    *("EntryNotFoundError", "DefaultCredentialsError", "ClientAuthenticationError"),
+}
+"""Errors of these libraries that another try would meet again, and that have no status."""
 
 _TRANSIENT_STATUS = {408, 425, 429}
 
 _NOT_IMPLEMENTED = 501
 
 _CONFLICT = 409
+
+_FORBIDDEN = 403
+
+_FORBIDDEN_BY_GCSFS = "Forbidden: "
+"""How an error of gcsfs begins that is nothing but an `OSError`, for an answer of 403."""
 
 _TRANSIENT_S3_CODES = {
     *("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),
@@ -386,8 +401,12 @@ def status_of(error: BaseException) -> int | None:
     if answer is not None:
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif _is_of_http(error):
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        status = getattr(error, "status", None) if status is None else status
+        response = getattr(error, "response", None)
+        places = (response, "status_code"), (error, "status"), (error, "code")
+        given = (getattr(place, name, None) for place, name in places)
+        status = next((each for each in given if each is not None), None)
+    elif type(error) is OSError and str(error).startswith(_FORBIDDEN_BY_GCSFS):
+        return _FORBIDDEN
     else:
         return None
     return status if isinstance(status, int) and 400 <= status < 600 else None
@@ -406,6 +425,7 @@ _PERMANENT_ERRNO = {
 _TRANSIENT_BOTO = {
     *("ConnectionError", "ReadTimeoutError", "HTTPClientError"),
     *("IncompleteReadError", "FlexibleChecksumError", "ResponseParserError"),
+    *("CredentialRetrievalError", "MetadataRetrievalError"),  # a cloud's own service is busy
 }
 
 
@@ -425,7 +445,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, _PERMANENT) or "CERTIFICATE_VERIFY_FAILED" in str(error):
         return False
     if _is_of_http(error):
-        return not (isinstance(error, ValueError) or kinds & (_BAD_URL | {"EntryNotFoundError"}))
+        return not (isinstance(error, ValueError) or kinds & _HOPELESS)
     if isinstance(error, OSError | asyncio.TimeoutError | TimeoutError):
         return error.errno not in _PERMANENT_ERRNO if isinstance(error, OSError) else True
     origin = type(error).__module__.split(".")[0]

@@ -10,11 +10,9 @@ b'\x00\x00\x00\x00\x00\x00\x00end'
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -24,19 +22,13 @@ from mmap import ACCESS_READ, mmap
 from typing import IO
 
 from pipeline.errors import StorageError
+from pipeline.storage.open_files import MORE_OPEN_FILES, allow_open_files, is_of_open_files
 
 SCRATCH = "vdna-scratch-"
 """With this begin the names of the folders that are looked for."""
 
 ABANDONED_SECONDS = 3600
 """Younger folders are left alone: their processes may be about to lock them."""
-
-
-OPEN_FILES = 2**16
-"""How many files a process may have open from its first mapped file on, if the system permits so
-many. macOS may permit no more than `FEWER_FILES`."""
-
-FEWER_FILES = 10_240
 
 
 def on_disk(data: bytes | mmap) -> bytes | mmap:
@@ -99,25 +91,8 @@ def written(size: int, write: Callable[[IO[bytes]], None]) -> mmap:
 
 def _mapped(file: IO[bytes]) -> mmap:
     file.flush()
-    _allow_open_files()
+    allow_open_files()
     return mmap(file.fileno(), 0, access=ACCESS_READ)
-
-
-@functools.cache
-def _allow_open_files() -> None:
-    """Lets this process have more files open, as far as the system permits it.
-
-    A map holds its file open, and a comparison of hundreds of DNAs maps one or two of each. Unless
-    a process asks for more, many systems permit 1,024, and macOS 256.
-    """
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for files in (OPEN_FILES, FEWER_FILES):
-        wanted = files if most == resource.RLIM_INFINITY else min(files, most)
-        if now == resource.RLIM_INFINITY or now >= wanted:
-            return
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-            return
 
 
 @contextlib.contextmanager
@@ -126,10 +101,10 @@ def _room_for(size: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
+        if is_of_open_files(error):
             raise StorageError(
-                f"{size} bytes do not go to a file in {tempfile.gettempdir()}: {error}; allow more "
-                f"open files, as by ulimit -n {OPEN_FILES}"
+                f"{size} bytes do not go to a file in {tempfile.gettempdir()}: {error}; "
+                f"{MORE_OPEN_FILES}"
             ) from error
         raise StorageError(
             f"{size} bytes do not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk "

@@ -65,6 +65,7 @@ def test_a_file_that_is_too_long_is_not_read_at_all(tmp_path: Path) -> None:
         with pytest.raises(TooManyBytes, match="sparse has 3000000000 bytes; the limit is 1048576"):
             storage.read((tmp_path / "sparse").as_uri(), None, MOST)
 
+    read()  # what the first one loads is not of the file
     assert peak_of(read) < 100_000
 
 

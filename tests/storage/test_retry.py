@@ -14,12 +14,18 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import (
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+)
 
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
 from pipeline.storage import retry
-from pipeline.storage.retry import VARIABLES, RetrySettings, attempt
+from pipeline.storage.retry import VARIABLES, RetrySettings, attempt, is_transient
 
 URI = "s3://bucket/key"
 
@@ -104,6 +110,15 @@ def test_no_try_begins_after_the_total_time(monkeypatch: pytest.MonkeyPatch) -> 
     began = time.monotonic()
     assert 1 < tries(ConnectionResetError()) < 8
     assert time.monotonic() - began < 5
+
+
+def test_a_credential_service_that_is_busy_is_asked_again() -> None:
+    for error in (
+        CredentialRetrievalError(provider="container-role", error_msg="503"),
+        MetadataRetrievalError(error_msg="timed out"),
+    ):
+        assert is_transient(error)
+    assert not is_transient(NoCredentialsError())
 
 
 def test_the_error_tells_the_number_of_tries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
 from pipeline.storage import local, objects, s3, store_checks
 from pipeline.storage.local import LocalStore
+from pipeline.storage.other import MAX_SINGLE_PUT, FsspecStore
 from pipeline.storage.retry import RetrySettings
 from pipeline.storage.store import Answer, Store
 
@@ -106,6 +107,15 @@ def test_a_changed_object_is_not_read_as_the_listed_one(root: str) -> None:
     with pytest.raises(SourceError, match="changed between listing and reading") as caught:
         storage.read(uri, before.identity)
     assert "If a table states its identity, correct it there" in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["hdfs", "webhdfs", "webHDFS", "ftp", "dbfs"])
+def test_nothing_is_created_where_a_client_looks_and_then_writes(scheme: str) -> None:
+    """It is refused before anything is sent, so no server and no package is needed."""
+    with pytest.raises(StorageError, match=r"two jobs could corrupt a catalogue there; keep it"):
+        storage.create(f"{scheme}://192.0.2.1/dnas/HEAD", b"x")
+    with pytest.raises(StorageError, match=r"looks whether a file is there before it writes it"):
+        storage.require_exclusive(f"{scheme}://192.0.2.1/dnas")
 
 
 def test_exclusiveness_is_probed_and_the_probe_leaves_nothing(root: str) -> None:
@@ -277,6 +287,8 @@ def answer(status: int) -> SimpleNamespace:
 
 
 HUB = "HfHubHTTPError OSError"
+AZURE = "HttpResponseError AzureError"
+NO_AZURE_CREDENTIALS = "CredentialUnavailableError ClientAuthenticationError HttpResponseError"
 
 
 @pytest.mark.parametrize(
@@ -301,6 +313,19 @@ HUB = "HfHubHTTPError OSError"
             client_error("huggingface_hub", "LocalEntryNotFoundError FileNotFoundError"),
             *(TransientError, "LocalEntryNotFoundError"),
         ),
+        (client_error("azure", "ServiceRequestError AzureError"), TransientError, "ServiceRequest"),
+        (client_error("azure", AZURE, response=answer(503)), TransientError, "HttpResponseError"),
+        (client_error("azure", AZURE, response=answer(403)), StorageError, "access denied"),
+        (client_error("azure", AZURE, response=answer(404)), SourceError, "does not exist"),
+        (client_error("azure", AZURE, response=answer(400)), StorageError, "HttpResponseError"),
+        (client_error("azure", NO_AZURE_CREDENTIALS), StorageError, "CredentialUnavailableError"),
+        (client_error("gcsfs", "HttpError", code=503), TransientError, "HttpError"),
+        (client_error("gcsfs", "HttpError", code=401), StorageError, "access denied"),
+        (client_error("gcsfs", "HttpError", code=400), StorageError, "HttpError"),
+        (client_error("gcsfs", "ChecksumError"), TransientError, "ChecksumError"),
+        (OSError("Forbidden: b/o\nno storage.objects.get"), StorageError, "access denied"),
+        (client_error("google", "TransportError GoogleAuthError"), TransientError, "Transport"),
+        (client_error("google", "DefaultCredentialsError"), StorageError, "DefaultCredentials"),
         (ValueError("no such place"), StorageError, "no such place"),
         (NotImplementedError("lists of buckets"), StorageError, "lists of buckets"),
     ],
@@ -699,6 +724,7 @@ def test_a_walk_fails_if_its_own_folder_goes_or_is_another_now(again: bool, tmp_
     [
         (errno.EACCES, StorageError, "access denied.*Permission denied"),
         (errno.ESTALE, TransientError, "no answer after 2 tries: .*Stale file handle"),
+        (errno.EMFILE, TransientError, "no answer after 2 tries: .*; allow more open files, as by"),
     ],
 )
 def test_what_cannot_be_looked_at_is_not_taken_for_missing(
@@ -783,6 +809,35 @@ def test_a_pattern_with_two_stars_in_a_name_is_refused(tmp_path: Path, bucket: s
             list(storage.glob(f"{place}/set**/x.jpg"))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [("abfs", {}), ("gs", {"chunksize": MAX_SINGLE_PUT}), ("gcs", {"chunksize": MAX_SINGLE_PUT})],
+)
+def test_a_client_gets_only_the_options_that_it_takes(
+    scheme: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+    fs = SimpleNamespace(pipe_file=lambda path, data, **more: given.append(more))
+    monkeypatch.setattr(fsspec, "filesystem", lambda protocol, **_: fs)
+    FsspecStore().put(f"{scheme}://b/a", b"", exclusive=False)
+    FsspecStore().put(f"{scheme}://b/a", b"", exclusive=True)
+    assert given == [options, options | {"mode": "create"}]
+
+
+def test_only_a_client_that_refuses_to_create_is_said_to_lack_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pipe_file(path: str, data: bytes) -> None:
+        raise TypeError("a defect")
+
+    fs = SimpleNamespace(pipe_file=pipe_file)
+    monkeypatch.setattr(fsspec, "filesystem", lambda protocol, **_: fs)
+    with pytest.raises(TypeError, match="a defect"):
+        FsspecStore().put("abfs://b/a", b"", exclusive=False)
+    with pytest.raises(StorageError, match="cannot create a file only if it is new"):
+        FsspecStore().put("abfs://b/a", b"", exclusive=True)
+
+
 class Flat(fsspec.AbstractFileSystem):
     """A store of keys, in which an object and a folder may have one name."""
 
@@ -803,6 +858,60 @@ def test_a_folder_with_the_name_of_an_object_is_walked_too() -> None:
     assert sorted(item.uri for item in storage.walk("flat://b")) == sorted(
         f"flat://{key}" for key in Flat.keys
     )
+
+
+class Faltering(fsspec.AbstractFileSystem):
+    """A store that cannot list a folder at the first try, and has errors of its own."""
+
+    protocol = "faltering"
+    keys: ClassVar[dict[str, int]] = {"b/day1/a.jpg": 1, "b/day2/b.jpg": 1, "b/day2/c.jpg": 0}
+    failures = 0
+
+    class Refused(Exception):
+        """The range begins at the end of the object."""
+
+    def ls(self, path: str, detail: bool = True, **_: object) -> list[dict[str, Any]]:
+        if path.rstrip("/").endswith("day2") and not self.failures:
+            Faltering.failures += 1
+            raise ConnectionResetError("reset by peer")
+        if path.rstrip("/") == "b":
+            return [{"name": f"b/day{n}", "size": 0, "type": "directory"} for n in (1, 2)]
+        found = {key: size for key, size in self.keys.items() if key.startswith(f"{path}/")}
+        if not found:
+            raise FileNotFoundError(path)
+        return [{"name": n, "size": s, "type": "file", "ETag": "e"} for n, s in found.items()]
+
+    def info(self, path: str, **_: object) -> dict[str, Any]:
+        if path in self.keys:
+            return {"name": path, "size": self.keys[path], "type": "file", "ETag": "e"}
+        if path == "b":
+            return {"name": path, "size": 0, "type": "directory"}
+        raise FileNotFoundError(path)
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **_: object) -> bytes:
+        if start is not None and start >= self.keys[path]:
+            raise self.Refused
+        return b"1"[start:end]
+
+
+@pytest.mark.parametrize("pattern", ["b/**/*.jpg", "b/*/*.jpg"])
+def test_a_glob_leaves_out_no_folder_that_cannot_be_listed(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec's own glob takes it for empty, and its images would be missing from the dataset."""
+    fsspec.register_implementation("faltering", Faltering, clobber=True)
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.01")
+    Faltering.failures = 0
+    found = [item.uri for item in storage.glob(f"faltering://{pattern}")]
+    assert found == [f"faltering://{key}" for key in sorted(Faltering.keys)]
+    assert Faltering.failures == 1
+    assert list(storage.glob("faltering://nowhere/*.jpg")) == []
+
+
+def test_an_empty_object_can_be_read_where_a_range_of_it_is_refused() -> None:
+    fsspec.register_implementation("faltering", Faltering, clobber=True)
+    assert storage.read("faltering://b/day2/c.jpg", "e", 100) == b""
+    assert storage.read("faltering://b/day2/b.jpg", "e", 100) == b"1"
 
 
 class Remembering(fsspec.AbstractFileSystem):
