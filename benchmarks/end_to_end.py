@@ -9,7 +9,7 @@ safetensors, and its ranges are those of some of the images. All use the same im
 ranges, bins and resizing, each in a fresh process. Rows:
 
     forward     the network's forward pass alone, on random pixels: the ceiling
-    make_dna    in process, after one image to warm up; includes building the network
+    make_dna    in process, after one image to warm up, which leaves the network loaded
     forward_openvino, make_dna_openvino
                 the same two with OpenVINO in place of torch, in float32
     build       the whole command `vdna build` on Ray, by torch, from start to exit, with catalogue

@@ -190,7 +190,7 @@ def rate(
 
     from pipeline.building import Request, make_spec
     from pipeline.counting import DeviceRanges, Extractor, Prepared
-    from pipeline.counting.activation_counts import GpuCounts, Means
+    from pipeline.counting.activation_counts import GpuCounts, Means, count_batch
     from pipeline.counting.micro_batch import bytes_per_image
     from pipeline.dna import Moments
     from pipeline.networks import describe
@@ -219,7 +219,7 @@ def rate(
     feed, decoded = extractor.batches(spec.preprocess), noise(*SIZES[-1], many)
 
     def count(batch: Prepared) -> None:
-        late.append(counts.count(extractor, batch))
+        late.append(count_batch(extractor, spec, batch, [(counts, slice(None))]))
         if len(late) > 2:  # as in a build, whose network thread does not wait for them either
             moments.add(late.popleft()())
 
@@ -236,7 +236,7 @@ def rate(
     both = rated(lambda: count(pixels))
     fed = rated(lambda: count(feed(decoded)))
     with waits(device) as seen:
-        counts.count(extractor, feed(decoded))
+        count_batch(extractor, spec, feed(decoded), [(counts, slice(None))])
     forward_ms, both_ms, fed_ms = (1000 / each for each in (forward, both, fed))
     return {
         "neurons": spec.neurons,

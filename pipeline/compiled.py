@@ -93,6 +93,7 @@ def _imported(path: Path) -> Iterator[Path]:
     if path.is_dir():
         return
     package = Path(__file__).parent
-    for name in re.findall(r"^from pipeline\.([\w.]+) import", path.read_text(), re.MULTILINE):
+    source = path.read_text(encoding="utf-8")
+    for name in re.findall(r"^from pipeline\.([\w.]+) import", source, re.MULTILINE):
         found = package.joinpath(*name.split("."))
         yield found if found.is_dir() else found.with_suffix(".py")

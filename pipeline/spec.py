@@ -596,6 +596,12 @@ class Resources(Options):
                 "decode is 'ahead', which takes tasks of Ray, and workers is 0, which works "
                 f"without it; leave out {option('decode', 'ahead')} or {option('workers', 0)}"
             )
+        gpus = self.gpus_per_worker
+        if gpus != (round(gpus) if gpus > 1 else round(gpus, 4)):
+            raise UsageError(
+                f"gpus_per_worker is {gpus:g}; Ray gives a worker whole GPUs, or a part of one in "
+                f"ten-thousandths; give {option('gpus_per_worker', max(round(gpus), 0.0001))}"
+            )
 
     def require_engine(self, in_process: bool) -> None:
         """Checks that an engine can do what these resources say.
@@ -639,11 +645,12 @@ def _cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
     what the files have: the microseconds of work in each period, and those of the period.
     """
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (cgroup / "cpu.max").read_text().split()
+        quota, period = (cgroup / "cpu.max").read_text(encoding="utf-8").split()
         return math.inf if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):
         quota, period = (
-            (cgroup / "cpu" / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period")
+            (cgroup / "cpu" / f"cpu.cfs_{what}_us").read_text(encoding="utf-8")
+            for what in ("quota", "period")
         )
         return math.inf if int(quota) < 0 else int(quota) / int(period)
     return math.inf

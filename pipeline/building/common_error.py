@@ -109,4 +109,5 @@ def _may_be_common(receipt: ShardReceipt) -> bool:
 
 
 def _words_of(receipt: ShardReceipt) -> str:
-    return _NUMBERS.sub("0", receipt.error)
+    # That of a crash names the machines, which differ.
+    return receipt.fault if receipt.fault == "crash" else _NUMBERS.sub("0", receipt.error)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
@@ -22,7 +23,7 @@ from pipeline.building.runner import FailedShard, Ran, run_missing
 from pipeline.counting import ShardJob
 from pipeline.engine import Engine
 from pipeline.errors import known_error
-from pipeline.events import Event, Listener, Said
+from pipeline.events import Event, Finished, Listener, Said, Started, heard_by, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources import Manifest
 
@@ -69,6 +70,8 @@ class CountingAhead:
         self._counted: dict[str, CountedAhead] = {}
         self._complete = self._stopped = self._failed = False
         self._thread: threading.Thread | None = None
+        self._telling = threading.Lock()
+        self._is_planning = False
 
     def __enter__(self) -> CountingAhead:
         return self
@@ -126,6 +129,25 @@ class CountingAhead:
                 self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
                 self._thread.start()
 
+    @contextmanager
+    def planning(self, started: Started) -> Iterator[Listener]:
+        """Shows the stage of the plans, until shards are counted: listeners know one at a time.
+
+        Args:
+            started: The event that opens it.
+
+        Yields:
+            Is told of each step. Once shards are counted, it tells nobody.
+        """
+        self._progress(started)
+        self._is_planning, ok = True, False
+        try:
+            with heard_by(ignore):
+                yield self._tell_step
+            ok = True
+        finally:
+            self._end_planning(ok=ok)
+
     def drop(self, name: str) -> None:
         """Forgets the shards of a dataset that nobody has begun to count: it has another plan."""
         with self._changed:
@@ -157,6 +179,7 @@ class CountingAhead:
             self._progress(Said(f"nothing more is counted ahead: {known_error(error)}"))
 
     def _count(self, plans: dict[str, Manifest]) -> None:
+        self._end_planning(ok=True)
         work = [(self._job_of[name](plan), plan) for name, plan in plans.items()]
         counted = [self._counted.setdefault(name, CountedAhead()) for name in plans]
         failed = [its.failed for its in counted]
@@ -172,6 +195,17 @@ class CountingAhead:
                 self._changed.wait()
             waiting, self._waiting = self._waiting, {}
             return {} if self._stopped else waiting
+
+    def _tell_step(self, done: Event) -> None:
+        with self._telling:
+            if self._is_planning:
+                self._progress(done)
+
+    def _end_planning(self, *, ok: bool) -> None:
+        with self._telling:
+            was_planning, self._is_planning = self._is_planning, False
+            if was_planning:
+                self._progress(Finished(ok))
 
     def _tell(self, event: Event) -> None:
         if self._stopped:

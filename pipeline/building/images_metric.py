@@ -110,7 +110,7 @@ class VisualDNA:
         self._folds = FOLDS if error_bars else 1
         self._threads = threads or available_cpus()
         # A network is made with random weights before its own are loaded.
-        with exact_switches(), torch.random.fork_rng():
+        with exact_switches(), torch.random.fork_rng(devices=()):
             chosen = choose_backend(
                 backend, network, request.precision, device, micro_batch=micro_batch
             )

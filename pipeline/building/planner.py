@@ -48,7 +48,7 @@ from pipeline.counting import (
 )
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.events import DatasetBegun, Listener, Said, Started, StepDone, about, phase, stage
+from pipeline.events import DatasetBegun, Listener, Said, Started, StepDone, about, ignore, phase
 from pipeline.mapper import Mapper, NotOpened, map_in_order
 from pipeline.networks import Network, encode_ranges
 from pipeline.sources import (
@@ -206,11 +206,10 @@ class Planner:
                 plans[request.name] = found
             else:
                 failed(request.name, found)
-            if len(requests) > 1:
-                self.progress(StepDone(1, name=request.name))
+            tell(StepDone(1, name=request.name))
 
         started = Started(len(requests), len(requests), unit="datasets", step="plans")
-        with stage(self.progress, started) if len(requests) > 1 else nullcontext():
+        with ahead.planning(started) if len(requests) > 1 else nullcontext(ignore) as tell:
             threads = min(PLANNED_AT_ONCE, len(beside)) or 1
             for request, found in zip(beside, map_in_order(planned, beside, threads), strict=True):
                 if isinstance(found, NotOpened):

@@ -9,25 +9,26 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import groupby, islice, takewhile
+from itertools import accumulate, groupby, islice, takewhile
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from pipeline.building.counted_way import make_spec, products_of
 from pipeline.building.failure_gate import require_few_failures
 from pipeline.building.memory_images import MemoryImages, MemorySource
 from pipeline.building.request import MemoryOptions, Request
-from pipeline.counting import OVERLAP, Counter, choose_backend
+from pipeline.counting import Counter, choose_backend
 from pipeline.dna import DNA, HeldFolds, Partial
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import describe, find_ranges
 from pipeline.options import takes_options
-from pipeline.sources import Entry, Listing, Rules, list_source, plan
+from pipeline.sources import Entry, Listing, Rules, ShardHead, list_source, plan
 from pipeline.spec import BackendChoice, Resources
 from pipeline.wording import count_of
 
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.images import Decoded
+
+
+T = TypeVar("T")
+
+JOINED_IMAGES = 4096
+"""How many images are counted as if they were of one shard. A network idles between shards, and the
+last micro-batch of one is seldom full; but all members of joined shards are held in memory."""
 
 
 @takes_options(Request, MemoryOptions.__annotations__)
@@ -74,7 +82,9 @@ def make_dna(
         raise TypeError(f"make_dna() takes no option {', '.join(sorted(unknown))}")
     if device not in ("cpu", "cuda"):
         raise UsageError(f"device is {device!r}; it must be cpu or cuda")
-    from pipeline.counting import Extractor, exact_switches, require_backend
+    import torch
+
+    from pipeline.counting import exact_switches, lent_extractor, require_backend
     from pipeline.spec import available_cpus
 
     require_backend(backend, options.get("precision", "fp32"), device)
@@ -104,7 +114,8 @@ def make_dna(
             fetch = held.fetch
             listing = Listing.of(islice(held.entries, request.limit), "memory")
     progress = progress or ignore
-    with exact_switches():  # a notebook may train, too
+    # A notebook may train, too; and a network has random weights before its own are loaded.
+    with exact_switches(), torch.random.fork_rng(devices=()):
         network = describe(request.extractor, request.weights, request.taps)
         found, _ = find_ranges(network, request.ranges, {})
         spec = make_spec(request, network, found.digest, device, micro_batch)
@@ -120,43 +131,41 @@ def make_dna(
         )
         if chosen.note:
             warnings.warn(chosen.note, stacklevel=3)
-        extractor = Extractor(
-            network,
-            request.precision,
-            device,
-            chosen.backend,
-            resources.threads or 1,
-            micro_batch=micro_batch,
-            graphs=cuda_graphs,
-        )
-        counter = Counter(extractor, spec, found, resources, products)
         total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
         folds = HeldFolds()
 
-        def count(index: int) -> Partial:
-            shard = manifest.shards[index]  # read now, as the members of all would fill memory
-            return counter.count(shard, shard.key(spec.digest, products), fetch=fetch)
+        def counted(counter: Counter) -> Generator[tuple[int, Partial], None, None]:
+            """Yields the partial of each shard, with its fold."""
+            for together in _joined(manifest.heads):
+                # They are read now, as the members of all would fill memory.
+                shards = [manifest.shards[head.index] for head in together]
+                keyed = [(shard, shard.key(spec.digest, products)) for shard in shards]
+                with closing(counter.count_each(keyed, fetch)) as partials:
+                    yield from zip((head.fold for head in together), partials, strict=True)
 
-        try:
-            with (
-                stage(progress, Started(manifest.candidates, len(manifest.heads))),
-                ExitStack() as stack,
-            ):
-                pool = ThreadPoolExecutor(OVERLAP, "shard")
-                stack.callback(pool.shutdown, cancel_futures=True)  # none begins after an error
-                counted = zip(
-                    manifest.heads, pool.map(count, range(len(manifest.heads))), strict=True
-                )
-                for fold, parts in groupby(counted, lambda part: part[0].fold):
-                    of_fold: DNA | None = None  # adding to an empty one would copy all counts
-                    for _, partial in parts:
-                        total += partial
-                        dna = replace(partial.dna, scatter=None)
-                        of_fold = dna if of_fold is None else of_fold + dna
-                        progress(StepDone(partial.candidates, len(partial.failures)))
-                    folds += HeldFolds.of([(fold, of_fold)] if of_fold is not None else [])
-        finally:
-            counter.close()
+        with (
+            lent_extractor(
+                network,
+                request.precision,
+                device,
+                chosen.backend,
+                resources.threads or 1,
+                micro_batch,
+                cuda_graphs,
+            ) as extractor,
+            stage(progress, Started(manifest.candidates, len(manifest.heads))),
+            ThreadPoolExecutor(1, "count") as pool,
+            # It is closed before the thread is waited for, as that may be counting.
+            closing(Counter(extractor, spec, found, resources, products)) as counter,
+        ):
+            for fold, parts in groupby(_one_ahead(counted(counter), pool), itemgetter(0)):
+                of_fold: DNA | None = None  # adding to an empty one would copy all counts
+                for _, partial in parts:
+                    total += partial
+                    dna = replace(partial.dna, scatter=None)
+                    of_fold = dna if of_fold is None else of_fold + dna
+                    progress(StepDone(partial.candidates, len(partial.failures)))
+                folds += HeldFolds.of([(fold, of_fold)] if of_fold is not None else [])
     failures, candidates = total.failures, total.candidates
     require_few_failures(
         name, len(failures), candidates, request.max_failures, failures, resumes=False
@@ -168,6 +177,23 @@ def make_dna(
             stacklevel=3,
         )
     return replace(total.dna, folds=folds)
+
+
+def _joined(heads: Sequence[ShardHead]) -> Iterator[list[ShardHead]]:
+    """Yields shards, as many at a time as have `JOINED_IMAGES` together."""
+    images_before = accumulate((head.candidates for head in heads), initial=0)
+    for _, together in groupby(
+        zip(images_before, heads, strict=False), lambda each: each[0] // JOINED_IMAGES
+    ):
+        yield [head for _, head in together]
+
+
+def _one_ahead(items: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
+    """Yields items; the pool makes the next one while the caller has one."""
+    made = pool.submit(next, items, None)
+    while (item := made.result()) is not None:
+        made = pool.submit(next, items, None)
+        yield item
 
 
 def _folder_of(listing: Listing) -> str:
@@ -183,5 +209,5 @@ def _list_file(names: list[str], rules: Rules) -> Iterator[str]:
     """Writes names to a temporary list, which sources read like any other list."""
     with tempfile.TemporaryDirectory(prefix="vdna-list-") as folder:
         path = Path(folder, "names.txt")
-        path.write_text("".join(f"{rules.canonical(name)}\n" for name in names))
+        path.write_text("".join(f"{rules.canonical(name)}\n" for name in names), encoding="utf-8")
         yield str(path)

@@ -29,6 +29,7 @@ from .histogram import LayerCounts as LayerCounts
 from .histogram import bins_of as bins_of
 from .histogram import checked_ranges as checked_ranges
 from .histogram import scale_of as scale_of
+from .kept_extractor import lent_extractor as lent_extractor
 from .leases import EXPIRY_SECONDS as EXPIRY_SECONDS
 from .leases import Holder as Holder
 from .leases import age_of as age_of

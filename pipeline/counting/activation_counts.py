@@ -1,15 +1,16 @@
 """Counts the activations of images where the network runs: in tables on the CPU, or on a GPU.
 
->>> counts = CpuCounts(spec, ranges)                             # doctest: +SKIP
->>> means = counts.count(extractor, pixels)()                    # (images, neurons)
->>> table, minimum, maximum = counts.sent()()
+>>> one, other = CpuCounts(spec, ranges), CpuCounts(spec, ranges)             # doctest: +SKIP
+>>> parts = [(one, slice(0, 3)), (other, slice(3, 8))]
+>>> means = count_batch(extractor, spec, pixels, parts)()              # (images, neurons)
+>>> table, minimum, maximum = one.sent()()
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -27,9 +28,47 @@ if TYPE_CHECKING:
 Means = Callable[[], Floats]
 """Gives the spatial means of a micro-batch, and waits for them if they are on their way."""
 
+Adder: TypeAlias = "Callable[[int, torch.Tensor, Any], None]"
+"""Is given the index of a tap, its activations of some images, (B, positions, neurons), and float64
+(B, neurons) that their spatial means are written to, where the network runs."""
+
+Counts: TypeAlias = "CpuCounts | GpuCounts"
+
+
+def count_batch(
+    extractor: Extractor, spec: Spec, pixels: Prepared, parts: Sequence[tuple[Counts, slice]]
+) -> Means:
+    """Counts the activations of a micro-batch. A GPU is sent it, and is not waited for.
+
+    Args:
+        extractor: The network.
+        spec: What is counted.
+        pixels: Normalised images.
+        parts: Which of the images are counted where: each image is in one part.
+
+    Returns:
+        Gives the spatial means, float64 (B, neurons).
+    """
+    slices, shape = spec.slices, (len(pixels), spec.neurons)
+    means: Any
+    if extractor.on_device:
+        import torch
+
+        means = torch.empty(shape, dtype=torch.float64, device=extractor.device)
+    else:
+        means = np.empty(shape)
+    adders = [(counts.adder(), images) for counts, images in parts]
+
+    def visit(index: int, x: torch.Tensor) -> None:
+        for add, images in adders:
+            add(index, x[images], means[images, slices[index]])
+
+    extractor.observe(pixels, visit)
+    return _on_the_way_to_the_host(means) if extractor.on_device else lambda: means
+
 
 class CpuCounts:
-    """Counts the activations of a shard on a CPU, each thread in tables of its own."""
+    """Counts activations on a CPU, each thread in tables of its own."""
 
     def __init__(self, spec: Spec, ranges: Ranges) -> None:
         self._spec = spec
@@ -38,25 +77,14 @@ class CpuCounts:
         self._lock = threading.Lock()
         self._all: list[list[LayerCounts]] = []
 
-    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
-        """Counts the activations of a micro-batch.
-
-        Args:
-            extractor: The network.
-            pixels: Normalised images.
-
-        Returns:
-            Gives the spatial means, float64 (B, neurons).
-        """
-        slices = self._spec.slices
-        means = np.empty((len(pixels), self._spec.neurons))
+    def adder(self) -> Adder:
+        """Returns what counts in the tables of this thread; another one may call it."""
         layers = self._of_this_thread()
 
-        def visit(index: int, x: torch.Tensor) -> None:
-            means[:, slices[index]] = layers[index].add(x.numpy())
+        def add(index: int, x: torch.Tensor, means: Floats) -> None:
+            means[:] = layers[index].add(x.numpy())
 
-        extractor.observe(pixels, visit)
-        return lambda: means
+        return add
 
     def sent(self) -> Callable[[], Counted]:
         """Returns what adds up the tables of all threads; none may be counting any more."""
@@ -81,7 +109,7 @@ class CpuCounts:
 
 
 class GpuCounts:
-    """Counts the activations of a shard on the GPU that computes them; see `DeviceCounts`."""
+    """Counts activations on the GPU that computes them; see `DeviceCounts`."""
 
     def __init__(self, spec: Spec, ranges: DeviceRanges, order: Order | None = None) -> None:
         """Starts at zero.
@@ -91,31 +119,17 @@ class GpuCounts:
             ranges: The ranges that the spec names, on the device.
             order: How tables are copied to the host; None makes an order.
         """
-        self._spec = spec
+        self._slices = spec.slices
         self._counts = DeviceCounts(ranges, spec.bins)
         self._order = order or order_of(ranges.least.device)
 
-    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
-        """Sends a micro-batch to the GPU, and does not wait until it is counted.
+    def adder(self) -> Adder:
+        """Returns what sends activations to be counted, and does not wait until they are."""
 
-        Args:
-            extractor: The network.
-            pixels: Normalised images.
+        def add(index: int, x: torch.Tensor, means: torch.Tensor) -> None:
+            self._counts.add(x, self._slices[index], means)
 
-        Returns:
-            Waits for the spatial means, float64 (B, neurons), and gives them.
-        """
-        import torch
-
-        slices = self._spec.slices
-        shape = (len(pixels), self._spec.neurons)
-        means = torch.empty(shape, dtype=torch.float64, device=extractor.device)
-
-        def visit(index: int, x: torch.Tensor) -> None:
-            self._counts.add(x, slices[index], means[:, slices[index]])
-
-        extractor.observe(pixels, visit)
-        return _on_the_way_to_the_host(means)
+        return add
 
     def sent(self) -> Callable[[], Counted]:
         """Starts to copy what the GPU has counted, while it goes on; see `DeviceCounts.sent`."""

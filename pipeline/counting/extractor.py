@@ -129,7 +129,15 @@ class _AllTapsSeen(Exception):
 
 
 class Extractor:
-    """A network with its weights on a device, ready to be observed from several threads."""
+    """A network with its weights on a device, ready to be observed from several threads.
+
+    Attributes:
+        network: Its description.
+        device: The device of torch that it is on.
+        on_device: Whether the network's input is made on the device.
+        micro_batch: Images per forward pass.
+        weight_bytes: How large its weights are.
+    """
 
     def __init__(
         self,
@@ -187,6 +195,7 @@ class Extractor:
         if network.folded:
             fold_batch_norms(model)
         self._model = model.to(self.device, self._dtype).to(memory_format=torch.channels_last)
+        self.weight_bytes = sum(each.nbytes for each in self._model.state_dict().values())
         self._backend = backend
         modules = dict(self._model.named_modules())
         for notation in network.observed:

@@ -28,7 +28,11 @@ def cpu_instructions() -> str:
 
     Limits that the environment sets follow.
     """
-    widest = widest_of(CPU_FLAGS.read_text()) if CPU_FLAGS.exists() else platform.machine()
+    widest = (
+        widest_of(CPU_FLAGS.read_text(encoding="utf-8"))
+        if CPU_FLAGS.exists()
+        else platform.machine()
+    )
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)]
     return " ".join([widest, *limits])
 

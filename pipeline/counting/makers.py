@@ -132,8 +132,11 @@ class Makers(Generic[W]):
                     loaded.maker.close()
 
     def close(self) -> None:
-        """Ends the threads of all that was loaded."""
-        for loaded in self._loaded.values():
+        """Ends the threads of all that was loaded; shards under way end by an error."""
+        with self._changed:
+            ended = [*self._loaded.values()]
+            self._loaded.clear()
+        for loaded in ended:
             loaded.maker.close()
 
     def _take(self, recipe: W) -> _InUse:

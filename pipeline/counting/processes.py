@@ -21,7 +21,7 @@ def this_machine() -> tuple[str, str]:
     share a name, but not the namespace. It is empty where the system does not tell.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return socket.gethostname(), f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:  # no Linux
         return socket.gethostname(), ""
@@ -59,7 +59,8 @@ def _state_of(pid: int) -> tuple[str, str] | None:
     """Returns the state of a process and when it began; None if /proc does not show it."""
     try:
         # The name of the program may hold spaces and brackets; what follows it has fixed places.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat.rpartition(")")[2].split()
     except OSError:
         return None
     return fields[0], fields[19]

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import collections
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from itertools import accumulate, islice
 
 import numpy as np
 
-from pipeline.counting.activation_counts import CpuCounts, GpuCounts, Means
+from pipeline.counting.activation_counts import Counts, CpuCounts, GpuCounts, Means, count_batch
 from pipeline.counting.bin_vectors import NONFINITE, OVERFLOW, UNDERFLOW
 from pipeline.counting.cells import cell_key, encode_cells, is_cell
 from pipeline.counting.decode_ahead import Ahead
@@ -34,6 +34,7 @@ from pipeline.dna import (
     HASH_ROW,
     ExemplarSettings,
     Failure,
+    Floats,
     HashRows,
     ImageHashes,
     Moments,
@@ -109,9 +110,32 @@ class Counter:
             TransientError: If an image could not be read through no fault of its own.
             SourceError: If an image changed since it was listed.
         """
-        cells = self._cells(shard, {})
-        with closing(self._made(shard, cells, fetch, isolated=isolated)) as made:
-            return _sum_of_cells(shard, key, (partial for partial, _ in made))
+        with closing(self.count_each([(shard, key)], fetch, isolated=isolated)) as counted:
+            return next(counted)
+
+    def count_each(
+        self,
+        shards: Sequence[tuple[Shard, str]],
+        fetch: Fetch | None = None,
+        *,
+        isolated: bool = False,
+    ) -> Generator[Partial, None, None]:
+        """Counts several shards without a pause or an empty place between them; see `count`.
+
+        Args:
+            shards: Each shard with its key. All of them are held in memory.
+            fetch: As in `count`.
+            isolated: As in `count`.
+
+        Yields:
+            The partial of each shard, in order: that of `count`, to the last bit.
+        """
+        cells = [self._cells(shard, {}) for shard, _ in shards]
+        made = self._made([cell for each in cells for cell in each], fetch, isolated=isolated)
+        with closing(made):
+            partials = (partial for partial, _ in made)
+            for (shard, key), of_shard in zip(shards, cells, strict=True):
+                yield _sum_of_cells(shard, key, islice(partials, len(of_shard)))
 
     def make(
         self, shard: Shard, key: str, *, isolated: bool, kept: Mapping[str, bytes] | None = None
@@ -137,7 +161,7 @@ class Counter:
                 files[cell] = data
                 yield partial
 
-        made = self._made(shard, cells, isolated=isolated, encode=bool(shard.cells), sizes=sizes)
+        made = self._made(cells, isolated=isolated, encode=bool(shard.cells), sizes=sizes)
         with closing(made):
             total = _sum_of_cells(shard, key, in_order(made))
         new = [piece.members for _, pieces in cells for piece in pieces if not piece.kept]
@@ -192,18 +216,16 @@ class Counter:
 
     def _counted(
         self,
-        shard: Shard,
-        keys: Sequence[str],
+        pieces: Sequence[_Piece],
         fetch: Fetch | None = None,
         *,
         isolated: bool,
         sizes: list[int] | None = None,
     ) -> Generator[_CellSum, None, None]:
-        """Counts the cells of a shard; the threads go from one to the next without a pause.
+        """Counts cells, of one shard or several; the threads go from one to the next unpaused.
 
         Args:
-            shard: The shard.
-            keys: The keys of its cells.
+            pieces: The cells.
             fetch: As in `count`.
             isolated: As in `count`.
             sizes: Gets how many bytes the file of each image has that can be read.
@@ -214,19 +236,31 @@ class Counter:
         Raises:
             ConservationError: If counted and failed images are not a cell's candidates.
         """
-        ends = list(accumulate(shard.cells or [len(shard.members)] * bool(keys)))
+        shard = _joined([piece.members for piece in pieces])
+        ends = list(accumulate(shard.cells))
         counting: dict[int, _CellSum] = {}
         done = 0
 
         def cell_at(place: int) -> _CellSum:
             at = bisect_right(ends, place)
             if at not in counting:
-                start = ends[at - 1] if at else 0
-                counting[at] = self._new_sum(shard, keys[at], start, ends[at])
+                counting[at] = self._new_sum(pieces[at], ends[at - 1] if at else 0)
             return counting[at]
 
         def observe(places: Sequence[int], pixels: Prepared) -> Means:
-            return cell_at(places[0]).counts.count(self._extractor, pixels)
+            parts = [(cell.counts, images) for cell, images in by_cell(places)]
+            return count_batch(self._extractor, self._spec, pixels, parts)
+
+        def by_cell(places: Sequence[int]) -> list[tuple[_CellSum, slice]]:
+            """Returns the cells that a micro-batch is of, and which of its images are of each."""
+            parts: list[tuple[_CellSum, slice]] = []
+            start = 0
+            while start < len(places):
+                cell = cell_at(places[start])
+                stop = bisect_left(places, cell.start + len(cell.names))
+                parts.append((cell, slice(start, stop)))
+                start = stop
+            return parts
 
         def note(place: int, image: Loaded) -> None:
             cell_at(place).note(place, image)
@@ -236,20 +270,24 @@ class Counter:
         stream = self._stream.observed(shard, observe, fetch, note, isolated=isolated)
         with closing(stream) as observed:
             for places, found in observed:
-                cell_at(places[0]).add(places, found)
+                if isinstance(found, Failure):
+                    cell_at(places[0]).fail(places[0], found)
+                else:
+                    means = found()
+                    for cell, images in by_cell(places):
+                        cell.add(places[images], means[images])
                 while done in counting and counting[done].is_whole:
                     yield counting.pop(done)
                     done += 1
         if done != len(ends):
             part = cell_at(ends[done] - 1)
             raise ConservationError(
-                f"{part.name}: {part.moments.images} counted and {len(part.failures)} failed of "
+                f"{part.name}: {part.counted} counted and {len(part.failures)} failed of "
                 f"{len(part.names)} candidates"
             )
 
     def _made(
         self,
-        shard: Shard,
         cells: Sequence[tuple[str, Sequence[_Piece]]],
         fetch: Fetch | None = None,
         *,
@@ -260,7 +298,6 @@ class Counter:
         """Makes the partial of each cell, and its file, while the next cells are counted.
 
         Args:
-            shard: The shard.
             cells: The key of each cell, and the pieces that its sum is made of.
             fetch: As in `count`.
             isolated: As in `count`.
@@ -271,10 +308,8 @@ class Counter:
             Each partial with its file; the file is empty if none is made.
         """
         missing = [piece for _, pieces in cells for piece in pieces if not piece.kept]
-        rest = _joined(shard.index, [piece.members for piece in missing])
-        keys = [piece.key for piece in missing]
         with (
-            closing(self._counted(rest, keys, fetch, isolated=isolated, sizes=sizes)) as counted,
+            closing(self._counted(missing, fetch, isolated=isolated, sizes=sizes)) as counted,
             closing(self._finished(cells, counted, encode=encode)) as finished,
         ):
             for key, pieces in cells:
@@ -336,18 +371,18 @@ class Counter:
             for future in waiting:
                 future.cancel()
 
-    def _new_sum(self, shard: Shard, key: str, start: int, stop: int) -> _CellSum:
-        members = shard.members[start:stop]
+    def _new_sum(self, piece: _Piece, start: int) -> _CellSum:
         layerwise = LAYER_GAUSSIAN in self._products
-        names = [(entry.uri, entry.member) for entry in members]
+        names = [(entry.uri, entry.member) for entry in piece.members.members]
         settings = ExemplarSettings.from_products(self._products)
         return _CellSum(
-            f"shard {shard.index}",
-            key,
+            f"shard {piece.members.index}",
+            piece.key,
             start,
             names,
             self._new_counts(),
             Moments([tap.neurons for tap in self._spec.taps], layerwise=layerwise),
+            self._extractor.micro_batch,
             TopImages(settings, self._spec, name_order(names)) if settings else None,
             np.zeros(len(names), HASH_ROW) if IMAGE_HASHES in self._products else None,
         )
@@ -372,16 +407,16 @@ class Counter:
         self._stream.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
-    def _new_counts(self) -> CpuCounts | GpuCounts:
+    def _new_counts(self) -> Counts:
         if self._on_gpu is None:
             return CpuCounts(self._spec, self._ranges)
         return GpuCounts(self._spec, self._on_gpu, self._order)
 
 
-def _joined(index: int, runs: Collection[Shard]) -> Shard:
-    """Makes one shard of some cells of the shard of that number."""
-    members = tuple(entry for run in runs for entry in run.members)
-    return Shard(index, 0, members, tuple(len(run.members) for run in runs))
+def _joined(cells: Sequence[Shard]) -> Shard:
+    """Makes one shard of cells, which may be of several."""
+    members = tuple(entry for cell in cells for entry in cell.members)
+    return Shard(0, 0, members, tuple(len(cell.members) for cell in cells))
 
 
 def _sum_of_cells(shard: Shard, key: str, cells: Iterable[Partial]) -> Partial:
@@ -486,29 +521,35 @@ class _CellSum:
     Attributes:
         name: What errors call its shard.
         key: Its key.
-        start: The place of its first member in the shard.
+        start: The place of its first member.
         names: The uri and member of each of its members.
         counts: The histograms.
         moments: The Gaussians.
+        together: How many images are added to the Gaussians at a time, whatever micro-batches they
+            came in: other numbers of them would be rounded otherwise.
         reactions: The exemplars; None if none are kept.
         hashes: The hashes of its members; None if none are kept.
         noted: What was noted of its images.
         failures: Its members that could not be read.
+        counted: How many of its members are counted.
     """
 
     name: str
     key: str
     start: int
     names: Sequence[tuple[str, str]]
-    counts: CpuCounts | GpuCounts
+    counts: Counts
     moments: Moments
+    together: int
     reactions: TopImages | None
     hashes: HashRows | None
     noted: Noted = field(default_factory=Noted)
     failures: list[Failure] = field(default_factory=list)
+    counted: int = 0
 
     def __post_init__(self) -> None:
         self._left = set(range(self.start, self.start + len(self.names)))
+        self._waiting: list[Floats] = []
 
     def note(self, place: int, image: Loaded) -> None:
         """Takes in what is noted of an image that can be read, and its hashes.
@@ -524,28 +565,46 @@ class _CellSum:
             raise ConservationError(f"{self.name}: {spelled(uri, member)} came without its hashes")
         self.hashes[place - self.start] = image.hashes
 
-    def add(self, places: Sequence[int], found: Means | Failure) -> None:
-        """Takes in a micro-batch, whose counts are in the tables already, or a failure.
+    def fail(self, place: int, failure: Failure) -> None:
+        """Takes in a member that could not be read.
+
+        Raises:
+            ConservationError: If it was taken in before.
+        """
+        self._take([place])
+        self.failures.append(failure)
+        self._add_up()
+
+    def add(self, places: Sequence[int], means: Floats) -> None:
+        """Takes in images of a micro-batch, whose counts are in the tables already.
 
         Args:
-            places: The places of its images in the shard.
-            found: Gives the means; or the failure.
+            places: Their places.
+            means: Their spatial means, float64 (images, neurons).
 
         Raises:
             ConservationError: If one of the images was taken in before.
         """
+        self._take(places)
+        self.counted += len(places)
+        self._waiting += list(means)
+        self._add_up()
+        if self.reactions:
+            self.reactions.add(means, np.array(places) - self.start)
+
+    def _take(self, places: Sequence[int]) -> None:
         for place in places:
             if place not in self._left:
                 uri, member = self.names[place - self.start]
                 raise ConservationError(f"{self.name}: {spelled(uri, member)} came twice")
             self._left.remove(place)
-        if isinstance(found, Failure):
-            self.failures.append(found)
-            return
-        means = found()
-        self.moments.add(means)
-        if self.reactions:
-            self.reactions.add(means, np.array(places) - self.start)
+
+    def _add_up(self) -> None:
+        """Adds what waits to the Gaussians, once it is enough, or all there is."""
+        while len(self._waiting) >= self.together or (self._waiting and self.is_whole):
+            first = self._waiting[: self.together]
+            del self._waiting[: self.together]
+            self.moments.add(np.stack(first))
 
     @property
     def is_whole(self) -> bool:

@@ -33,6 +33,10 @@ from pipeline.spec import Preprocess, Resources
 
 R = TypeVar("R")
 
+CELLS_TOGETHER = 2
+"""How many cells the images of a micro-batch may be of. Each has tables, so they are few; and a
+batch that goes on into the next cell leaves no place of it empty."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -101,7 +105,7 @@ class Stream:
         *,
         isolated: bool = False,
     ) -> Generator[tuple[list[int], R | Failure], None, None]:
-        """Observes a shard's images, in micro-batches of one cell, and in order.
+        """Observes a shard's images in order, in micro-batches of at most `CELLS_TOGETHER` cells.
 
         Args:
             shard: The shard.
@@ -141,7 +145,7 @@ class Stream:
             return queued + _bytes_of(image for _, image in batch)
 
         rule, on_device = self._preparer.rule, self._preparer.on_device
-        members, ends = shard.members, set(accumulate(shard.cells))
+        members, ends, cells_ended = shard.members, set(accumulate(shard.cells)), 0
         runs = [MemberRun(members)] if ahead is None else runs_of(members, rule, on_device)
         prepared = self._preparer.prepared(runs, waiting, fetch, isolated=isolated, ahead=ahead)
         watch = _Watch(ahead)
@@ -153,10 +157,11 @@ class Stream:
                     if note is not None:
                         note(at, outcome)
                     batch.append((at, outcome.values))
-                is_full = len(batch) == self.extractor.micro_batch
-                if is_full or (batch and at + 1 in ends):
+                cells_ended += bool(batch) and at + 1 in ends
+                if len(batch) == self.extractor.micro_batch or cells_ended == CELLS_TOGETHER:
                     watch.tell(len(batch))
                     start()
+                    cells_ended = 0
                     while len(running) > self._threads + 1:
                         places, _, future = running.popleft()
                         yield places, future.result()

@@ -340,6 +340,10 @@ class Worker:
             head = head_at(self._manifests[job.manifest_uri], index)
         return entries.shard(head)
 
+    def stop(self) -> None:
+        """Ends the shards under way, by an error. What they need is loaded again for later ones."""
+        self._makers.close()
+
     def close(self) -> None:
         """Ends the threads of all that was loaded."""
         self._makers.close()

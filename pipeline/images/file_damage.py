@@ -171,7 +171,7 @@ def require_jpeg_end(data: bytes) -> None:
 
 def has_jpeg_end(data: bytes) -> bool:
     """Whether a JPEG has its end marker."""
-    return data.find(JPEG_END, first_scan(data)) >= 0
+    return data.rfind(JPEG_END, first_scan(data)) >= 0  # the last bytes of a whole file
 
 
 def first_scan(data: bytes) -> int:

@@ -239,7 +239,7 @@ def _ending(status: int | None) -> str:
 def _serve() -> None:
     """Answers the questions of `decode_isolated`: a rule and an image, with pixels or an error."""
     with contextlib.suppress(OSError):  # if memory runs out, kill this process first
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a C library prints
     while question := sys.stdin.buffer.readline():

@@ -31,10 +31,11 @@ from pipeline.building import (
     forecast,
     make_dna,
     runner,
+    without_catalogue,
 )
 from pipeline.building.failure_gate import allowed_failures
 from pipeline.catalogue import Catalogue, Verification, Version, collect, tag_version, verify
-from pipeline.counting import Counter, Made, partial_uri, worker
+from pipeline.counting import Counter, Extractor, Made, partial_uri, worker
 from pipeline.dna import DNA, encode_dna
 from pipeline.engine import InProcess
 from pipeline.errors import (
@@ -123,6 +124,25 @@ def test_a_build_counts_what_one_clean_pass_counts(place: Catalogue, folder: Pat
         holds(place, clean_pass(folder, max_failures=1, **LITE0))
 
 
+def test_a_dna_is_the_same_however_many_shards_are_counted_together(
+    folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    observe = Extractor.observe
+
+    def spy(self: Extractor, pixels: Any, visit: Any) -> None:
+        passes.append(len(pixels))
+        observe(self, pixels, visit)
+
+    monkeypatch.setattr(Extractor, "observe", spy)
+    for images, expected in ((1, [1] * 9), (4096, [2, 1, 2, 2, 2])):  # folds of one or two images
+        monkeypatch.setattr(without_catalogue, "JOINED_IMAGES", images)
+        passes.clear()
+        with pytest.warns(UserWarning, match="1 of 10 images could not be read"):
+            assert clean_pass(folder, max_failures=1).identical(truth)
+        assert passes[1:] == expected  # after that of the check of the taps
+
+
 def test_a_build_of_an_unchanged_source_does_nothing(
     place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,8 +209,9 @@ def test_a_build_killed_at_any_write_is_completed_by_a_rerun(
 
 
 def test_a_rerun_counts_only_what_is_missing(
-    place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
+    place: Catalogue, tmp_path: Path, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A shard that was under way beside the one that died may have been stored, or not."""
     counted: list[str] = []
     make, lock = Counter.make, threading.Lock()
 
@@ -205,11 +226,14 @@ def test_a_rerun_counts_only_what_is_missing(
     limit = 4
     with pytest.raises(Killed):
         run(place, request_of(folder))
+    stored = {path.stem for path in (tmp_path / "catalogue").glob("_work/*/*/partials/*.parquet")}
+    assert limit - worker.OVERLAP < len(stored) <= limit
+    assert stored <= set(counted)
     limit = -1
-    first = list(counted)
+    counted.clear()
     (result,) = run(place, request_of(folder))
-    assert len(set(counted)) == len(counted) == 10
-    assert result.counted_shards == 10 - len(first)
+    assert stored.isdisjoint(counted)
+    assert len(set(counted)) == len(counted) == result.counted_shards == 10 - len(stored)
     holds(place, truth)
 
 
@@ -958,7 +982,15 @@ def test_an_error_of_the_listener_ends_the_counting_and_is_raised(
             if len(told) == 2:
                 raise Broken
 
-    monkeypatch.setattr(Counter, "count", slow(Counter.count))
+    count_each = Counter.count_each
+
+    def slowly_each(counter: Counter, *args: Any, **options: Any) -> Any:
+        for number, partial in enumerate(count_each(counter, *args, **options)):
+            begun.append(number)
+            time.sleep(0.1)
+            yield partial
+
+    monkeypatch.setattr(Counter, "count_each", slowly_each)
     monkeypatch.setattr(Counter, "make", slow(Counter.make))
     request = request_of(folder, shard_images=1)
     to_forecast = ForecastRequest(str(folder), **COUNTING)
@@ -970,6 +1002,6 @@ def test_an_error_of_the_listener_ends_the_counting_and_is_raised(
     with pytest.raises(Broken) as raised:
         jobs[by]()
     names = [thread.name for thread in threading.enumerate()]
-    assert [name for name in names if name.startswith("shard")] == []
+    assert [name for name in names if name.startswith(("shard", "count"))] == []
     assert 2 <= len(begun) <= 8
     assert raised.tb is not None  # it keeps all frames, as a notebook does

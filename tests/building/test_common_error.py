@@ -117,6 +117,18 @@ def test_a_dataset_whose_first_shards_all_fail_alike_ends_and_the_others_go_on(
     assert str(caught.value).endswith(" (in decoder.py:7)")
 
 
+def test_crashes_on_several_machines_are_alike() -> None:
+    """Their errors name the processes and the machines."""
+    receipts = [
+        ShardReceipt("m", at, fault="crash", error=f"it ends processes: {at} on pod-{at:c}")
+        for at in range(ord("a"), ord("a") + FIRST_SHARDS)
+    ]
+    common = CommonError(has_landed=False, workers=lambda: 1)
+    found = [common.is_suspected_after(str(one.index), one, given_up=True) for one in receipts]
+    assert found == [False] * (FIRST_SHARDS - 1) + [True]
+    assert alike(receipts) == receipts
+
+
 def test_each_worker_gets_some_of_the_shards_that_decide(tmp_path: Path) -> None:
     engine = Scripted(lambda name, at, tries: BUG, shard_workers=4)
     (found,) = ran(tmp_path, engine, "bad")

@@ -31,7 +31,7 @@ from pipeline.errors import (
     TransientError,
     UsageError,
 )
-from pipeline.events import Event, Said, Started, StepDone, StepFailed
+from pipeline.events import Event, Finished, Said, Started, StepDone, StepFailed
 from pipeline.mapper import SerialMapper
 from pipeline.sources import (
     ChangeCounts,
@@ -126,6 +126,33 @@ def test_a_build_counts_while_it_lists(root: str, images: str, alone: Any) -> No
     assert len(stages) > 1
     assert stages[-1].steps == 0  # everything was counted while it was listed
     assert sum(event.units for event in events if isinstance(event, StepDone)) == IMAGES
+
+
+def test_listeners_know_one_stage_at_a_time(root: str, images: str) -> None:
+    """The plans of several datasets are a stage until shards are counted beside them."""
+    told: list[Event] = []
+    names = ("photos", "again")
+    requests = [Request(name, images, **COUNTING) for name in names]
+    with TaskEngine() as engine:
+        build_datasets(Catalogue(root), requests, engine, RESOURCES, told.append)
+    here: Started | None = None
+    seen: dict[str, list[int]] = {"plans": [], "shards": []}
+    for event in told:
+        if isinstance(event, Started):
+            assert here is None
+            here = event
+            seen.setdefault(event.step, []).append(0)
+        elif isinstance(event, Finished):
+            assert event.ok
+            here = None
+        elif isinstance(event, StepDone):
+            assert here is not None
+            assert (here.unit == "datasets") == (event.name in names)
+            seen[here.step][-1] += event.units
+    assert here is None
+    assert len(seen["plans"]) == 1
+    assert seen["plans"][0] < len(names), "shards were counted before all were planned"
+    assert sum(seen["shards"]) == 2 * IMAGES
 
 
 def test_shards_of_a_report_are_counted_while_its_blocks_are_planned(

@@ -6,15 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.building import make_dna
-from pipeline.counting import OVERLAP, Counter
-from pipeline.dna import Partial
+from pipeline.building import make_dna, without_catalogue
+from pipeline.counting import Counter
 from pipeline.sources import Shard, manifest
 from tests.support import tiny_network as tiny
 
@@ -177,21 +177,23 @@ def test_the_members_of_a_shard_are_read_when_it_is_counted(
 ) -> None:
     """A dataset in memory may have millions, and those of all shards would stay in memory."""
     begun: list[int] = []
-    ahead: list[int] = []
-    read, count = manifest._ShardReader.__getitem__, Counter.count
+    given: list[int] = []
+    read, count_each = manifest._ShardReader.__getitem__, Counter.count_each
 
     def noted(self: Any, index: Any) -> Any:
         begun.append(index)
         return read(self, index)
 
-    def counted(self: Counter, shard: Shard, key: str, **more: Any) -> Partial:
-        ahead.append(len(begun) - len(ahead))
-        return count(self, shard, key, **more)
+    def counted(self: Counter, shards: Sequence[tuple[Shard, str]], *more: Any) -> Any:
+        given.append(len(shards))
+        assert len(begun) == sum(given), "no others were read"
+        assert sum(len(shard.members) for shard, _ in shards[:-1]) <= 8
+        return count_each(self, shards, *more)
 
+    monkeypatch.setattr(without_catalogue, "JOINED_IMAGES", 8)
     monkeypatch.setattr(manifest._ShardReader, "__getitem__", noted)
-    monkeypatch.setattr(Counter, "count", counted)
+    monkeypatch.setattr(Counter, "count_each", counted)
     images = [np.full((8, 8, 3), value, np.uint8) for value in range(64)]
     dna = make_dna(images, threads=1, **tiny.install(tmp_path).options)  # type: ignore[arg-type]
     assert dna.images == 64
-    assert len(begun) == len(ahead) > 8
-    assert max(ahead) <= OVERLAP
+    assert len(begun) == sum(given) > len(given) > 4

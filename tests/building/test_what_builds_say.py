@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,16 @@ def test_only_some_versions_of_a_large_refresh_are_measured(
     assert found[1] == results[1]  # it has not changed
     assert found[3].unmeasured == "a refresh measures the first 2 new versions; see vdna drift"
     assert [of.name for of in events if isinstance(of, StepDone)] == ["a", "c"]
+    place.photos("b", 13)
+    results, _ = build(place, *names)
+    now = datetime.now(UTC)
+    later = now + timedelta(days=3)
+    for most, time, count in ((5, now, 4), (4, now, 3), (1, now, 1), (5, later, 1), (5, None, 1)):
+        monkeypatch.setattr("pipeline.comparing.version_movement.MOVES_MEASURED", most)
+        found, moves = with_movements(place.catalogue, results, now=time)
+        assert [of.name for of in found if of.moved] == [*moves]
+        assert (len(moves), "b" in moves) == (count, True)
+        assert [of.unmeasured for of in found if not of.changed] == [""] * 3
 
 
 def test_a_version_of_few_groups_is_not_said_to_be_tested(

@@ -7,13 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import reduce
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.building import Request, make_spec
@@ -124,6 +128,77 @@ def test_the_sum_of_cells_is_that_of_the_shard(
     assert total.identical(counter.count(shard, "key"))
 
 
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    bad=st.sets(st.integers(0, 99), max_size=8),
+    data=st.data(),
+)
+def test_shards_that_are_counted_together_are_those_that_are_counted_alone(
+    sizes: list[int], bad: set[int], data: st.DataObject, new_counter: Callable[..., Counter]
+) -> None:
+    """To the last bit, though a micro-batch goes on from one cell or shard into the next."""
+    counter, taken = new_counter(), []
+    observe = counter._extractor.observe
+
+    def spy(pixels: Any, visit: Any) -> None:
+        taken.append(len(pixels))
+        observe(pixels, visit)
+
+    def fetch(entry: Entry) -> bytes:
+        at = int(Path(entry.uri).stem)
+        return tiny.Picture("empty" if at in bad else "good", at).data
+
+    ends = list(accumulate(sizes, initial=0))
+    entries = [Entry(f"memory://many/{at:02d}.png", "", 1, "") for at in range(ends[-1])]
+    shards = []
+    for at, (start, stop) in enumerate(pairwise(ends)):
+        cut = data.draw(st.integers(0, stop - start - 1))
+        cells = (cut, stop - start - cut) if cut else ()
+        shards.append((Shard(at, at, tuple(entries[start:stop]), cells), f"key-{at}"))
+    alone = [counter.count(shard, key, fetch) for shard, key in shards]
+    counter._extractor.observe = spy  # type: ignore[method-assign]  # a spy
+    together = list(counter.count_each(shards, fetch))
+    assert [a.identical(b) for a, b in zip(alone, together, strict=True)] == [True] * len(sizes)
+    read = ends[-1] - len([at for at in bad if at < ends[-1]])
+    assert sum(taken) == read
+    cells = [size for shard, _ in shards for size in shard.cells or (len(shard.members),)]
+    if min(cells) >= 8 and not bad:  # no batch is of more than two cells
+        assert len(taken) == -(-read // 8)
+        assert sorted(taken)[1:] == [8] * (len(taken) - 1)
+
+
+def test_a_micro_batch_is_of_two_cells_at_most(
+    new_counter: Callable[..., Counter], folder: Path
+) -> None:
+    """Each cell has its tables."""
+    stream = new_counter()._stream
+    shard = shard_of(folder, (1, 1, 2, 6, 8, 1, 1))
+    with closing(stream.observed(shard, lambda places, _: places)) as observed:
+        taken = [at for at, found in observed if not isinstance(found, Failure)]
+    assert sorted(taken) == [[0, 1], [3, 4, 5, 6, 7, 8, 9], [10, 11, 12, 14, 15, 16, 17, 18]]
+
+
+@pytest.mark.parametrize("failures_first", [False, True])
+def test_it_does_not_matter_when_a_failure_is_told(
+    new_counter: Callable[..., Counter],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failures_first: bool,
+) -> None:
+    counter, observed = new_counter(), Stream.observed
+    clean = counter.count(shard_of(folder), "key")
+
+    def reordered(self: Stream, *rest: Any, **options: Any) -> Iterator[Any]:
+        told = list(observed(self, *rest, **options))
+        yield from sorted(told, key=lambda of: isinstance(of[1], Failure) != failures_first)
+
+    monkeypatch.setattr(Stream, "observed", reordered)
+    assert counter.count(shard_of(folder), "key").identical(clean)
+
+
 def test_cells_have_the_same_bits_on_any_number_of_threads(
     new_counter: Callable[..., Counter], folder: Path
 ) -> None:
@@ -142,6 +217,7 @@ def test_cells_that_are_counted_as_on_a_gpu_have_the_same_counts(
         counter = new_counter(threads)
         counter._stream._networks = ThreadPoolExecutor(1)  # a GPU takes its work in one queue
         ranges = counter._ranges
+        counter._extractor.on_device = True
         counter._on_gpu = DeviceRanges.on("cpu", ranges.low, ranges.high, tiny.BINS)
         assert same_counts(counter.count(shard, "key").dna, whole.dna)
 

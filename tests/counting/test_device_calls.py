@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.building import Request, make_spec
 from pipeline.counting import DeviceRanges, Extractor, device_counts, histogram_kernel
-from pipeline.counting.activation_counts import GpuCounts
+from pipeline.counting.activation_counts import GpuCounts, count_batch
 from pipeline.counting.forward_graph import Taps
 from pipeline.images.sending import sent
 from pipeline.networks import describe
@@ -85,7 +85,7 @@ def test_a_micro_batch_takes_one_launch_a_tap_and_a_few_calls_an_image(
         feed(levels)  # makes matrices and memory, which are kept
         calls.seen.clear()
         with calls:
-            counts.count(extractor, feed(levels))
+            count_batch(extractor, spec, feed(levels), [(counts, slice(None))])
         assert calls.seen.pop("launch") == len(spec.taps)
         return calls.seen.copy()
 

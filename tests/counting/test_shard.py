@@ -121,9 +121,10 @@ def test_shard_size_changes_no_count(counter: Counter, folder: Path, truth: Part
 
 
 def test_a_shard_that_is_counted_as_on_a_gpu_has_the_same_counts(
-    extractor: Extractor, folder: Path, truth: Partial
+    extractor: Extractor, folder: Path, truth: Partial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = Counter(extractor, SPEC, RANGES, Resources(threads=1))
+    monkeypatch.setattr(extractor, "on_device", True)
     counter._on_gpu = DeviceRanges.on("cpu", RANGES.low, RANGES.high, BINS)
     found = counter.count(one_shard(folder), "key")
     counter.close()

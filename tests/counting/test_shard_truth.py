@@ -64,6 +64,7 @@ def test_a_shard_that_is_counted_as_on_a_gpu_has_the_same_numbers(
     members, pictures = filled(tmp_path, PICTURES)
     counter = counter_of(place, Resources(threads=1))  # a GPU's tables have one thread
     assert counter._on_gpu is None
+    counter._extractor.on_device = True
     counter._on_gpu = DeviceRanges.on("cpu", counter._ranges.low, counter._ranges.high, tiny.BINS)
     partial = counter.count(members, "key")
     counter.close()

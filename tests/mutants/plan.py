@@ -111,12 +111,14 @@ ONLY: dict[str, tuple[str, ...]] = {
         *("_runs", "folder_of", "cut", "_even"),
     ),
     "counting/activation_counts.py": (
-        *("GpuCounts.count", "GpuCounts.count.visit"),
-        *(f"CpuCounts.{name}" for name in ("count", "read", "_of_this_thread")),
+        *("count_batch", "count_batch.visit", "CpuCounts.adder", "CpuCounts.adder.add"),
+        *("CpuCounts.read", "CpuCounts._of_this_thread"),
+        *("GpuCounts.adder", "GpuCounts.adder.add"),
     ),
     "counting/shard.py": (
         *(f"Counter.{name}" for name in ("__init__", "count", "make", "close")),
         *(
+            "Counter.count_each",
             "Counter.make.in_order",
             "Counter._cells",
             "Counter._pieces",
@@ -124,12 +126,16 @@ ONLY: dict[str, tuple[str, ...]] = {
             "Counter._key_of",
             "Counter._counted",
             "Counter._counted.cell_at",
+            "Counter._counted.by_cell",
         ),
         *("Counter._counted.observe", "Counter._counted.note", "Counter._made"),
         *(f"Counter._finished{name}" for name in ("", ".read", ".finish")),
         *("Counter._new_sum", "Counter._partial_of"),
         *("Counter._new_counts", "dna_of_counts", "Noted.add", "_joined", "_sum_of_cells"),
-        *(f"_CellSum.{name}" for name in ("__post_init__", "add", "is_whole")),
+        *(
+            f"_CellSum.{name}"
+            for name in ("__post_init__", "fail", "add", "_take", "_add_up", "is_whole")
+        ),
     ),
     "errors.py": ("module", "redact", "_shown", "looks_secret", "wrong_fields", "shortened"),
 }

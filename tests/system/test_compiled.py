@@ -40,6 +40,20 @@ def test_a_disk_on_which_nothing_can_be_kept_does_not_stop_a_command() -> None:
     assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
 
 
+def test_kernels_work_in_a_locale_without_unicode() -> None:
+    """What they are made of is read as UTF-8 there, too."""
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALL_KERNELS],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | ascii_only,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
+
+
 ONE_KERNEL = """
 from pipeline.comparing.pieces import doubled
 print(doubled(4), sum(doubled.stats.cache_hits.values()))
