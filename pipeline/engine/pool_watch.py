@@ -145,32 +145,31 @@ class PoolWatch:
 
 
 class CapacityWatch:
-    """Tells while tasks wait because no node has a CPU, and ends the wait in the end.
+    """Tells while tasks wait because no node has what one takes, and ends the wait in the end.
 
     Attributes:
         waits: Whether it was told that they wait.
     """
 
-    def __init__(self, wanted: str, limit: float, listener: Listener) -> None:
+    def __init__(self, limit: float, listener: Listener) -> None:
         """Begins to watch.
 
         Args:
-            wanted: What a task takes, such as `1 CPU`.
             limit: How many seconds tasks may wait.
             listener: Is told when tasks wait, and when they no longer do.
         """
-        self._wanted = wanted
         self._limit = limit
         self._listener = listener
         self._waited = 0.0
         self.waits = False
 
-    def look(self, passed: float, cpus: int) -> None:
+    def look(self, passed: float, cpus: int, wanted: str) -> None:
         """Takes note of the CPUs; to be called often while no task ends.
 
         Args:
             passed: For how many seconds no task has ended, since the last look.
-            cpus: How many CPUs the nodes have together.
+            cpus: How many CPUs the nodes have together that are large enough for a task.
+            wanted: What a task takes, such as `1 CPU`.
 
         Raises:
             TransientError: If tasks have waited too long.
@@ -179,14 +178,14 @@ class CapacityWatch:
             self._waited = 0.0
             if self.waits:
                 self.waits = False
-                self._listener(PoolChanged(cpus, cpus, self._wanted, self._limit))
+                self._listener(PoolChanged(cpus, cpus, wanted, self._limit))
             return
         self._waited += passed
         if self._waited >= self._limit:
             raise TransientError(
-                f"no node had a CPU for {self._waited:.0f} s, and tasks wait for one; when a node "
-                "has one, rerun the same command to go on from what is committed"
+                f"no node had {wanted} for {self._waited:.0f} s, and tasks wait for that; when a "
+                "node has it, rerun the same command to go on from what is committed"
             )
         if self._waited >= SETTLE_SECONDS and not self.waits:
             self.waits = True
-            self._listener(PoolChanged(0, 1, self._wanted, self._limit))
+            self._listener(PoolChanged(0, 1, wanted, self._limit))

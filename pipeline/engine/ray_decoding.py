@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline import images
 from pipeline.counting import RUN_BYTES, DecodedRun, DecodeWork, LostRun, Recipe, decode_run
+from pipeline.engine.ray_nodes import sharing_gpus
 from pipeline.errors import UsageError
 from pipeline.spec import Resources
 from pipeline.wording import count_of, option
@@ -148,7 +149,7 @@ def room_for_each(nodes: Sequence[Mapping[str, Any]], actors: int, resources: Re
     for node, store in zip(alive, stores, strict=True):
         fit = node.get("CPU", 0) // (resources.threads or 1)
         if resources.gpus_per_worker:
-            fit = min(fit, node.get("GPU", 0) // resources.gpus_per_worker)
+            fit = min(fit, sharing_gpus(node, resources.gpus_per_worker))
         if fit := min(int(fit), actors):
             rooms.append(store / 2 / fit)
     room = int(min(rooms))

@@ -59,7 +59,10 @@ from pipeline.engine.ray_nodes import (
     left_out_words,
     list_nodes,
     node_of_actor,
+    nodes_without_cpus,
     room_of,
+    task_cpus,
+    task_wants,
     wants,
     without,
 )
@@ -120,6 +123,10 @@ ROOM_LOOK_SECONDS = 30.0
 """How often it is looked whether nodes have come that hold more workers than there may be."""
 
 
+_left_behind: list[str] = []
+"""Ray's ids of connections that an engine has left open after an error."""
+
+
 class RayEngine:
     """Runs work on a Ray cluster, or on a Ray of its own on this machine.
 
@@ -158,6 +165,7 @@ class RayEngine:
         os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
         # Ray's core tells on stderr of restarts and lost objects that it mends by itself.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        _end_what_was_left()
         self._ours = not ray.is_initialized()
         # A process that has joined a cluster has no session of its own.
         self._local = self._starts_here if self._ours else session_folder() is not None
@@ -208,7 +216,9 @@ class RayEngine:
                 return
             self._ours = False
             if error is not None and not self._local and (self._lost or not self._head_is_there):
-                return  # Ray would wait for what is lost, and may end this process before it tells
+                # Ray would wait for what is lost, and may end this process before it tells.
+                _left_behind.append(ray.get_runtime_context().get_job_id())
+                return
             session = session_folder() if self._local else None
             with without_stderr():
                 ray.shutdown()
@@ -333,7 +343,7 @@ class RayEngine:
         from ray.data import ActorPoolStrategy, DataContext, from_items
         from ray.data.exceptions import ExecutionTimeoutError
 
-        from pipeline.engine.ray_pool import watched
+        from pipeline.engine.ray_pool import joined_readers, watched
 
         resources = replace(self.resources, threads=room.threads, workers=room.most)
         recipes: dict[Recipe, int] = {}
@@ -372,7 +382,7 @@ class RayEngine:
         context.execution_no_progress_timeout_s = -1  # the watch judges, who knows of capacity
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         place = partial(self._place, cpus=room.threads + spare, at_once=now)
-        with watched(pool, watch, self._warnings, context, place):
+        with watched(pool, watch, self._warnings, context, place), joined_readers():
             dataset = from_items(todo, override_num_blocks=len(todo)).map_batches(
                 ShardActor,
                 fn_constructor_kwargs={
@@ -457,19 +467,18 @@ class RayEngine:
             TransientError: If workers were lost so often that Ray gave up, or no node had a CPU for
                 `capacity_seconds`.
         """
-        takes: dict[str, Any] = {"num_cpus": TASK_CPUS}
         if memory and items:
             shared = TaskMemory.of(memory, self._local)
-            takes["memory"] = shared.reserved
             if words := shared.words(min(self.workers, len(items))):
                 self._progress(Said(words))
-        yield from self._map(function, items, lambda: 2 * self.workers, **takes)
+        yield from self._map(function, items, lambda: 2 * self.workers, memory, num_cpus=TASK_CPUS)
 
     def _map(
         self,
         function: Callable[[T], R],
         items: Sequence[T],
         most: Callable[[], int],
+        memory: int = 0,
         **options: Any,
     ) -> Iterator[R]:
         """Calls a function on each item, as Ray tasks with these options (see `map`).
@@ -478,7 +487,8 @@ class RayEngine:
             function: What is called.
             items: Its arguments.
             most: Returns how many tasks may be under way, on the nodes that are there now.
-            **options: What a task takes, and where it runs.
+            memory: Bytes that a task takes; see `TaskMemory`.
+            **options: What else a task takes, and how tasks are spread.
 
         Yields:
             The results, as they come.
@@ -495,19 +505,32 @@ class RayEngine:
         remote = ray.remote(runtime_env=self._runtime_env(), **options)(call)
         waiting = list(reversed(items))
         running: list[Any] = []
-        watch = CapacityWatch("1 CPU", self.resources.capacity_seconds, self._progress)
+        reserved = 0
+        watch = CapacityWatch(self.resources.capacity_seconds, self._progress)
         with self._known_errors():
             while waiting or running:
                 limit = most()
-                while waiting and len(running) < limit:
-                    running.append(remote.remote(waiting.pop()))
+                if waiting and len(running) < limit:  # nodes may have come or gone
+                    reserved = TaskMemory.of(memory, self._local).reserved if memory else 0
+                    sent = remote.options(memory=reserved or None, label_selector=self._for_tasks())
+                    while waiting and len(running) < limit:
+                        running.append(sent.remote(waiting.pop()))
                 began = monotonic()
                 done, running = ray.wait(running, timeout=TASK_LOOK_SECONDS)
-                if options["num_cpus"] and (watch.waits or not done):
-                    watch.look(monotonic() - began, self._node_cpus())
+                if watch.waits or not done:
+                    cpus = task_cpus(reserved, self._broken.left_out)
+                    watch.look(monotonic() - began, cpus, task_wants(reserved))
                 for result, requests in ray.get(done):
                     count_requests(requests)
                     yield result
+
+    def _for_tasks(self) -> dict[str, str] | None:
+        """Returns the label selector of the nodes that tasks run on.
+
+        A task that asks for no CPU would also run on a node without any, such as a head that is to
+        do no work.
+        """
+        return without([*self._broken.left_out, *nodes_without_cpus()])
 
     @contextmanager
     def _known_errors(self) -> Iterator[None]:
@@ -634,6 +657,13 @@ class _BetweenShards:
         return self._engine._map(
             function, items, lambda: self.workers, num_cpus=0, scheduling_strategy="SPREAD"
         )
+
+
+def _end_what_was_left() -> None:
+    """Ends the connection that an earlier engine has left open; its error is told by now."""
+    if ray.is_initialized() and ray.get_runtime_context().get_job_id() in _left_behind:
+        with without_stderr():
+            ray.shutdown()
 
 
 def _any_gets_on(work: Iterable[tuple[str, str]]) -> bool:

@@ -138,7 +138,8 @@ def room_of(resources: Resources, local: bool) -> Room:
 
     Each node keeps a CPU for what is no worker, unless a worker takes all that it has. If nobody
     says how many threads a worker has, it has one fewer than the smallest node has CPUs, and from
-    one to four. If workers take GPUs, it has so few that they can take all GPUs of each node.
+    one to four. If workers take GPUs, it has so few that they can take all GPUs of each node; and
+    on this machine alone, so few that as many workers fit as are asked for.
 
     Args:
         resources: What is asked for; what is None is chosen.
@@ -152,9 +153,9 @@ def room_of(resources: Resources, local: bool) -> Room:
     sizes = [int(node.get("CPU", 0)) for node in present]
     sizes = [cpus for cpus in sizes if cpus] or [int(node.get("CPU", 0)) for node, _ in coming]
     kinds = [*present, *(node for node, _ in coming)]
-    threads = resources.threads or max(
-        1, min(4, min(filter(None, sizes), default=2) - 1, *_threads_by_gpus(kinds, resources))
-    )
+    others = min(filter(None, sizes), default=2) - 1  # CPUs of the smallest node but one
+    by_workers = others // (resources.workers or 1) if local else others
+    threads = resources.threads or max(1, min(4, by_workers, *_threads_by_gpus(kinds, resources)))
     now = workers_held(present, threads, resources.gpus_per_worker)
     if resources.workers:
         return Room(threads, min(now, resources.workers), resources.workers)
@@ -181,7 +182,7 @@ def _threads_by_gpus(nodes: Iterable[Mapping[str, float]], resources: Resources)
     """
     gpus = resources.gpus_per_worker
     for node in nodes if gpus else ():
-        cpus, fit = int(node.get("CPU", 0)), int(node.get("GPU", 0) / gpus)
+        cpus, fit = int(node.get("CPU", 0)), sharing_gpus(node, gpus)
         fit = min(fit, resources.workers or fit)
         if cpus and fit:
             yield (cpus - 1) // fit
@@ -204,7 +205,20 @@ def workers_held(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float
 def _held(node: Mapping[str, float], threads: int, gpus: float) -> int:
     cpus = int(node.get("CPU", 0))
     held = 1 if cpus == threads else max(0, cpus - 1) // threads
-    return min(held, int(node.get("GPU", 0) / gpus)) if gpus else held
+    return min(held, sharing_gpus(node, gpus)) if gpus else held
+
+
+def sharing_gpus(node: Mapping[str, float], gpus: float) -> int:
+    """Returns how many workers the GPUs of a node are enough for.
+
+    Args:
+        node: The node's resources.
+        gpus: The GPUs of a worker, above 0. A part of a GPU is of one GPU: two that take 0.6 of
+            one cannot share it, whatever is left of others.
+    """
+    there = int(node.get("GPU", 0))
+    # Ray counts in ten-thousandths.
+    return there // round(gpus) if gpus >= 1 else there * (10_000 // round(gpus * 10_000))
 
 
 @dataclass(frozen=True)
@@ -233,7 +247,7 @@ class TaskMemory:
             How they share their memory. A task that no node has room for, and none that may come,
             gets the largest node for itself.
         """
-        present = [int(n["Resources"].get("memory", 0)) for n in list_nodes() if n["Alive"]]
+        present = [int(node["Resources"].get("memory", 0)) for node in _nodes_with_cpus()]
         coming = [] if local else [int(node.get("memory", wanted)) for node, _ in _autoscaled()]
         reserved = min(wanted, max([*present, *coming], default=wanted))
         return cls(wanted, reserved, sum(held // max(reserved, 1) for held in present))
@@ -261,6 +275,36 @@ class TaskMemory:
                 "of them run"
             )
         return ""
+
+
+def task_cpus(memory: int, left_out: Sequence[str]) -> int:
+    """Returns how many CPUs the nodes have together that offer a task so much memory.
+
+    Args:
+        memory: Bytes that a task reserves.
+        left_out: The ids of nodes that get no tasks.
+    """
+    able = (
+        node["Resources"]
+        for node in _nodes_with_cpus()
+        if node["NodeID"] not in left_out and node["Resources"].get("memory", 0) >= memory
+    )
+    return sum(int(node["CPU"]) for node in able)
+
+
+def task_wants(memory: int) -> str:
+    """Says what a task takes, such as `1 CPU and 6 GB of memory`."""
+    return f"1 CPU and {in_units(memory)} of memory" if memory else "1 CPU"
+
+
+def nodes_without_cpus() -> list[str]:
+    """Returns the ids of the nodes that live and have no CPU for Ray."""
+    able = {node["NodeID"] for node in _nodes_with_cpus()}
+    return sorted(alive_nodes() - able)
+
+
+def _nodes_with_cpus() -> list[dict[str, Any]]:
+    return [n for n in list_nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
 
 
 def without(nodes: Sequence[str]) -> dict[str, str] | None:

@@ -10,7 +10,9 @@ Ray Data takes half a second to import. So only what runs a pool imports this mo
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -29,11 +31,19 @@ from pipeline.engine.pool_watch import PoolWatch
 from pipeline.engine.ray_watch import RayWarnings
 from pipeline.errors import StorageError
 
+logger = logging.getLogger(__name__)
+
 POOL_SECONDS = 1.0
 """How often the pool is looked at."""
 
 NODES_SECONDS = 5.0
 """How often Ray is asked for its nodes."""
+
+READER = "iter_threaded"
+"""What Ray Data calls its threads that fetch rows."""
+
+READER_SECONDS = 30.0
+"""How long such a thread may take to end. It looks ten times a second whether it is to."""
 
 Placing = Callable[[RayError, int], Mapping[str, str] | None]
 """Says where Ray may start workers from now on, as one could not start with this error while so
@@ -170,3 +180,28 @@ def watched(
     finally:
         del _WATCHES[name]
         context.custom_execution_callback_classes = []
+
+
+@contextmanager
+def joined_readers() -> Iterator[None]:
+    """Waits at the end for the threads of Ray Data that fetch the rows which the block reads.
+
+    To close the rows only asks them to end. Their last act lets go of objects of Ray. If Ray has
+    shut down by then, its core ends this process with code 1, and no error is told.
+
+    Yields:
+        Nothing.
+    """
+    others = threading.enumerate()
+    try:
+        yield
+    finally:
+        readers = [t for t in threading.enumerate() if t.name == READER and t not in others]
+        for reader in readers:
+            reader.join(READER_SECONDS)
+        if any(reader.is_alive() for reader in readers):
+            logger.warning(
+                "a thread of Ray Data has not ended after %.0f s; if this process ends with "
+                "code 1 and no error is told, that is why",
+                READER_SECONDS,
+            )

@@ -249,23 +249,37 @@ def kept_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+_stderr_lock = threading.Lock()
+
+_kept_stderr: list[int] = []
+"""What stderr is, once for each block of `without_stderr` that runs."""
+
+
 @contextlib.contextmanager
 def without_stderr() -> Iterator[None]:
     """Discards what is written to stderr by the block, also from outside Python.
 
-    Ray's core writes there that it took its log level. Errors are raised all the same.
+    Ray's core writes there that it took its log level. Errors are raised all the same. Blocks of
+    several threads may overlap: stderr is back after the last of them.
 
     Yields:
         Nothing.
     """
-    if sys.stderr is not None:
-        sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    with _stderr_lock:
+        if not _kept_stderr:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+            _kept_stderr.append(kept)
+        else:
+            _kept_stderr.append(_kept_stderr[0])
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        with _stderr_lock:
+            kept = _kept_stderr.pop()
+            if not _kept_stderr:
+                os.dup2(kept, 2)
+                os.close(kept)

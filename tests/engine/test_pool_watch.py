@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.data import DataContext
+from ray.data._internal.block_batching.util import iter_threaded
 from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
 from pipeline.engine import RayEngine, ray_engine, ray_nodes, ray_watch
@@ -24,13 +26,17 @@ from pipeline.engine.ray_nodes import (
     SPARE_CPUS,
     Room,
     TaskMemory,
+    nodes_without_cpus,
     room_of,
+    sharing_gpus,
+    task_cpus,
+    task_wants,
     wants,
     workers_held,
 )
-from pipeline.engine.ray_pool import watched
+from pipeline.engine.ray_pool import READER, joined_readers, watched
 from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched_cluster
-from pipeline.errors import TransientError
+from pipeline.errors import TransientError, UsageError
 from pipeline.events import Event, PoolChanged, PoolFilled, Warned
 from pipeline.spec import Resources
 
@@ -148,15 +154,15 @@ def test_a_pool_without_any_worker_from_the_start_says_so() -> None:
 
 def test_tasks_that_wait_for_a_node_say_so_and_give_up_in_the_end() -> None:
     events: list[object] = []
-    watch = CapacityWatch("1 CPU", 60, events.append)
+    watch = CapacityWatch(60, events.append)
     for cpus in (4, 0, 0, 4, 0):
-        watch.look(SETTLE_SECONDS / 2, cpus)
+        watch.look(SETTLE_SECONDS / 2, cpus, "1 CPU")
     assert events == [PoolChanged(0, 1, "1 CPU", 60), PoolChanged(4, 4, "1 CPU", 60)]
-    watch.look(SETTLE_SECONDS / 2, 0)
+    watch.look(SETTLE_SECONDS / 2, 0, "1 CPU")
     assert events[2:] == [PoolChanged(0, 1, "1 CPU", 60)]
-    watch.look(49, 0)
-    with pytest.raises(TransientError, match="no node had a CPU for 60 s"):
-        watch.look(1, 0)
+    watch.look(49, 0, "1 CPU")
+    with pytest.raises(TransientError, match="no node had 1 CPU for 60 s"):
+        watch.look(1, 0, "1 CPU")
     assert len(events) == 3
 
 
@@ -219,6 +225,26 @@ def test_a_node_that_is_lost_at_the_end_of_a_pool_is_told(
         if not ends_well:
             raise ZeroDivisionError
     assert ["address of a was lost" in str(event) for event in events] == [True] * ends_well
+
+
+def test_threads_that_fetch_rows_end_before_ray_does() -> None:
+    """One that ends after Ray would end this process, before any error is told."""
+    before = threading.enumerate()
+
+    def readers() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread not in before]
+
+    def slow(numbers: Iterator[int]) -> Iterator[int]:
+        for number in numbers:
+            time.sleep(0.3)
+            yield number
+
+    with joined_readers():
+        rows = iter_threaded(itertools.count(), slow)
+        assert next(rows) == 0
+        rows.close()
+        assert readers() == [READER], "what Ray Data calls such a thread"
+    assert readers() == []
 
 
 def test_spilling_is_told_once_and_only_what_was_spilled_since_the_job_began(
@@ -346,12 +372,17 @@ def test_no_engine_waits_for_lost_workers_of_a_cluster_before_its_error_is_told(
         raise error
 
     remote = SimpleNamespace(remote=lambda item: item)
+    remote.options = lambda **_: remote
     monkeypatch.setattr(ray_engine.ray, "remote", lambda **_: lambda function: remote)
     monkeypatch.setattr(ray_engine.ray, "wait", lambda references, timeout: (references, []))
     monkeypatch.setattr(ray_engine.ray, "get", get)
     monkeypatch.setattr(ray_engine.ray, "shutdown", lambda: ended.append(True))
     monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
     monkeypatch.setattr(ray_engine, "head_answers", lambda address: True)
+    monkeypatch.setattr(RayEngine, "_for_tasks", lambda self: None)
+    connected = SimpleNamespace(get_job_id=lambda: "7")
+    monkeypatch.setattr(ray_engine.ray, "get_runtime_context", lambda: connected)
+    monkeypatch.setattr(ray_engine, "_left_behind", [])
     engine = RayEngine(Resources(workers=1), address="head:1")
     monkeypatch.setattr(engine, "_cpus", lambda: 1)
     engine._ours = True
@@ -359,6 +390,13 @@ def test_no_engine_waits_for_lost_workers_of_a_cluster_before_its_error_is_told(
         list(engine.map(str, [1]))
     engine.__exit__(raised.type, raised.value, None)
     assert ended == [True] * waits
+    # The next engine may be for another cluster.
+    monkeypatch.setattr(ray_engine.ray, "is_initialized", lambda: True)
+    ray_engine._end_what_was_left()
+    assert ended == [True]
+    connected.get_job_id = lambda: "8"  # somebody has connected another
+    ray_engine._end_what_was_left()
+    assert ended == [True]
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -369,6 +407,9 @@ def test_no_engine_waits_for_a_lost_head_before_its_error_is_told(
     monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
     monkeypatch.setattr(ray_engine, "head_answers", lambda address: is_there)
     monkeypatch.setattr(ray_engine.ray, "shutdown", lambda: ended.append(True))
+    connected = SimpleNamespace(get_job_id=lambda: "7")
+    monkeypatch.setattr(ray_engine.ray, "get_runtime_context", lambda: connected)
+    monkeypatch.setattr(ray_engine, "_left_behind", [])
     engine = RayEngine(address="head:1")
     engine._ours = True
     engine.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
@@ -562,10 +603,37 @@ def test_tasks_reserve_memory_that_some_node_has(
     at_once: int,
 ) -> None:
     """A kind of node that does not say how much memory it has may have enough."""
-    nodes = [node(str(number), memory=of * GB) for number, of in enumerate(held)]
+    nodes = [node(str(number), memory=of * GB, CPU=2) for number, of in enumerate(held)]
+    nodes.append(node("head", memory=99 * GB, CPU=0))  # takes no tasks
     monkeypatch.setattr(ray_nodes, "list_nodes", lambda: nodes)
     monkeypatch.setattr(ray_nodes, "_autoscaled", lambda: [(kind, 3) for kind in coming])
+    assert nodes_without_cpus() == ["head"]
+    assert task_cpus(0, []) == 2 * len(held)
+    assert task_cpus(3 * GB, ["0"]) == 2 * sum(of >= 3 for of in held[1:])
+    assert task_wants(0) == "1 CPU"
+    assert task_wants(6 * GB) == "1 CPU and 6.0 GB of memory"
     found = TaskMemory.of(5 * GB, local)
     assert found == TaskMemory(5 * GB, reserved * GB, at_once)
     assert (found.words(at_once) == "") == (reserved == 5)
     assert "a smaller `memory`" in found.words(at_once + 1)
+
+
+def test_a_part_of_a_gpu_is_of_one_gpu() -> None:
+    fit = {gpus: sharing_gpus({"GPU": 2.0}, gpus) for gpus in (0.1, 0.2, 0.5, 0.6, 1, 2, 3)}
+    assert fit == {0.1: 20, 0.2: 10, 0.5: 4, 0.6: 2, 1: 2, 2: 1, 3: 0}
+    assert sharing_gpus({"GPU": 8.0}, 0.7) == 8
+    assert workers_held([{"CPU": 9.0, "GPU": 2.0}], 1, 0.6) == 2
+    for wrong in (1.5, 0.00001, 0.33333):
+        with pytest.raises(UsageError, match=f"gpus_per_worker is {wrong:g}; Ray gives a worker"):
+            Resources(gpus_per_worker=wrong)
+    Resources(gpus_per_worker=0.0001)
+
+
+def test_as_many_workers_fit_on_this_machine_as_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = [node("here", CPU=9)]
+    for asked, threads, fit in ((None, 4, 2), (2, 4, 2), (3, 2, 3), (8, 1, 8), (20, 1, 8)):
+        found = room(monkeypatch, here, [], local=True, workers=asked)
+        assert (found.threads, found.now) == (threads, fit)
+    assert room(monkeypatch, here, [], workers=3).threads == 4  # other nodes may come

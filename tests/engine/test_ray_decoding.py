@@ -291,6 +291,8 @@ def test_images_that_are_ahead_fit_the_object_stores_of_their_nodes() -> None:
     large, gib = 200 * 2**30, 2**30
     assert room_for_each([node(192, 8, large)], 8, gpu) == ROOM_BYTES
     assert room_for_each([node(192, 8, 16 * gib)], 8, gpu) == gib
+    shared = replace(gpu, gpus_per_worker=0.2)
+    assert room_for_each([node(192, 1, 10 * gib)], 5, shared) == gib
     assert room_for_each([node(192, 8, 16 * gib)], 2, gpu) == ROOM_BYTES  # there are two actors
     assert room_for_each([node(192, 8, 16 * gib), node(64, 0, large)], 8, gpu) == gib
     assert room_for_each([node(192, 8, large), node(64, 0, gib)], 8, gpu) == ROOM_BYTES

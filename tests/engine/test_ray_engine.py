@@ -13,9 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import psutil
 import pytest
 import ray
 from PIL import Image, PngImagePlugin
+from ray.data._internal.block_batching import iter_batches
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from typer.testing import CliRunner
 
@@ -73,6 +75,11 @@ from tests.support.ray_commands import (
 __all__ = ["folder", "small", "truth"]  # fixtures
 
 RAY_SESSIONS = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
+
+
+def sessions_of(process: subprocess.Popen[str]) -> set[Path]:
+    """Returns the folders of Rays that a process of this id started, maybe another long ago."""
+    return set(RAY_SESSIONS.glob(f"session_*_{process.pid}"))
 
 
 @pytest.mark.soak
@@ -414,6 +421,44 @@ def test_a_worker_that_cannot_start_ends_the_build_with_the_reason(
         build_datasets(Catalogue(str(tmp_path / "c")), [request], engine, resources)
 
 
+@pytest.mark.soak
+def test_no_thread_of_ray_data_reads_on_when_ray_shuts_down(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's core would end this process with code 1, before the error is told."""
+    reads_on: list[bool] = []
+    shutdown, threaded = ray.shutdown, iter_batches.iter_threaded
+
+    def ends_late(*args: Any, fn: Any, **options: Any) -> Iterator[Any]:
+        def late(items: Iterator[Any]) -> Iterator[Any]:
+            try:
+                yield from fn(items)
+            finally:
+                time.sleep(1)
+
+        return threaded(*args, fn=late, **options)
+
+    def spy() -> None:
+        reads_on.append(any(thread.name == ray_pool.READER for thread in threading.enumerate()))
+        shutdown()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone):
+            raise ZeroDivisionError
+
+    for name, value in small.environment().items():
+        monkeypatch.setenv(name, value)
+    write_photos(tmp_path / "source", 16)
+    request = Request("photos", str(tmp_path / "source"), shard_images=1, **small.place.options)  # type: ignore[arg-type]  # by name
+    resources = Resources(workers=1, threads=1)
+    place = Catalogue(str(tmp_path / "c"))
+    monkeypatch.setattr(ray, "shutdown", spy)
+    monkeypatch.setattr(iter_batches, "iter_threaded", ends_late)
+    with ray_engine.RayEngine(resources) as engine, pytest.raises(ZeroDivisionError):
+        build_datasets(place, [request], engine, resources, progress=listen)
+    assert reads_on == [False]
+
+
 def test_lost_workers_are_told_without_the_traces_and_colours_of_ray() -> None:
     of_task = RayTaskError("__init__", "\x1b[36mray::Pool\x1b[39m\nValueError: bad\n", None)
     (start, lost) = (loss_words(ActorDiedError(cause)) for cause in (of_task, None))
@@ -560,6 +605,7 @@ def test_counts_that_do_not_add_up_end_the_job_by_their_name(
 ) -> None:
     """One activation is lost in a worker: a defect of our code, which no retry repairs."""
     process = small.start(folder, tmp_path / "c", patch="", network="losing_network")
+    before = sessions_of(process)
     with ended(process):
         out, err = process.communicate(timeout=240)
     assert process.returncode == 1, err
@@ -573,7 +619,7 @@ def test_counts_that_do_not_add_up_end_the_job_by_their_name(
     assert [partial.dna.images for partial in _partials(tmp_path / "c") if partial.dna.images] == []
     assert running(tmp_path / "c") == []
     # A stream that went on while Ray went down would have started another Ray.
-    assert [*RAY_SESSIONS.glob(f"session_*_{process.pid}")] == []
+    assert sessions_of(process) <= before
 
 
 @pytest.mark.optional
@@ -582,11 +628,12 @@ def test_counts_that_do_not_add_up_end_the_job_by_their_name(
 def test_a_signal_ends_a_build_on_ray_without_words_or_files_of_ray(
     folder: Path, small: Small, tmp_path: Path, number: int, code: int
 ) -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # children do not ignore it then
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # children do not ignore it then
     try:
         process = small.start(folder, tmp_path)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
+    before = sessions_of(process)
     with ended(process):
         while not committed(tmp_path) and process.poll() is None:
             time.sleep(0.1)
@@ -596,7 +643,7 @@ def test_a_signal_ends_a_build_on_ray_without_words_or_files_of_ray(
     assert "starting Ray on this machine" in err.splitlines()
     assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
     assert "raylet" not in err
-    assert [*RAY_SESSIONS.glob(f"session_*_{process.pid}")] == []
+    assert sessions_of(process) <= before
 
 
 def test_the_folder_of_an_ended_ray_is_removed_unless_its_logs_may_tell_why_a_job_failed(
@@ -741,7 +788,9 @@ def test_a_fault_that_every_shard_meets_ends_a_build_early_and_a_rerun_counts_ex
     )
     assert numbers is not None, told["message"]
     failed, alike, untried = map(int, numbers.groups())
-    assert 8 <= failed == alike == SHARDS - untried - committed(build)
+    # A shard that was under way when the build ended may be stored, and no one waited for it.
+    assert 8 <= failed == alike <= SHARDS - untried
+    assert failed >= SHARDS - untried - committed(build)
     assert untried > 0
     assert 3 * failed <= err.count("not counted (setup)") <= 3 * SHARDS - untried
     assert running(build) == []

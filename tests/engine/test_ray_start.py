@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,13 @@ import pytest
 from ray._private import services
 
 from pipeline.engine import RayEngine, ray_start
-from pipeline.engine.ray_start import NODE_LOOK_SECONDS, START_ENVIRONMENT, importing, looking_often
+from pipeline.engine.ray_start import (
+    NODE_LOOK_SECONDS,
+    START_ENVIRONMENT,
+    importing,
+    looking_often,
+    without_stderr,
+)
 from pipeline.spec import Resources
 
 
@@ -104,3 +111,16 @@ def test_a_module_is_imported_when_the_block_has_ended(
     with pytest.raises(ZeroDivisionError), importing("takes_long"):
         _ = 1 / 0
     assert sys.modules.pop("takes_long").value == 7
+
+
+def test_stderr_is_back_after_blocks_that_overlap(capfd: pytest.CaptureFixture[str]) -> None:
+    """Two threads may end what they had of Ray at the same time."""
+    first, second = without_stderr(), without_stderr()
+    first.__enter__()
+    os.write(2, b"lost")
+    second.__enter__()
+    first.__exit__(None, None, None)
+    os.write(2, b"lost, too")
+    second.__exit__(None, None, None)
+    os.write(2, b"seen")
+    assert capfd.readouterr().err == "seen"
