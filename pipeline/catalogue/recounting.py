@@ -39,7 +39,7 @@ from pipeline.counting import (
 from pipeline.dna import DNA, INT_COLUMNS, ImageHashes, Partial
 from pipeline.engine import Engine, shards_run
 from pipeline.errors import SourceError, TransientError, VdnaError
-from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
+from pipeline.events import Event, Listener, Said, Started, StepDone, StepFailed, ignore, stage
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, Shard
 from pipeline.spec import IMAGE_HASHES, Resources
@@ -255,21 +255,33 @@ class _DatasetRecount:
             shards_run(engine, todo) as receipts,
         ):
             for receipt in receipts:
-                name = f"shard {receipt.index}"
-                units = sizes[receipt.index]
-                self._progress(
-                    StepDone(
-                        units,
-                        receipt.failures,
-                        receipt.seconds,
-                        name,
-                        receipt.ahead,
-                        self._name,
-                        receipt.index,
-                        receipt.work,
-                    )
-                )
+                self._tell(receipt, sizes[receipt.index])
                 yield self._compare_shard(receipt, work)
+
+    def _tell(self, receipt: ShardReceipt, images: int) -> None:
+        """Tells of a shard that was counted, or could not be."""
+        shard = f"shard {receipt.index}"
+        told: Event = StepDone(
+            images,
+            receipt.failures,
+            receipt.seconds,
+            shard,
+            receipt.ahead,
+            self._name,
+            receipt.index,
+            receipt.work,
+        )
+        if receipt.error:
+            told = StepFailed(
+                shard,
+                receipt.error,
+                receipt.transient,
+                self._name,
+                receipt.index,
+                receipt.seconds,
+                receipt.fault,
+            )
+        self._progress(told)
 
     def _compare_shard(self, receipt: ShardReceipt, work: str) -> Finding:
         index = receipt.index

@@ -6,22 +6,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from datetime import datetime, timedelta
+from itertools import islice
 from math import isfinite
 from typing import Any, cast
 
 from pipeline.building import Movement, Result
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import Catalogue, Commit, Version, last_versions
 from pipeline.comparing.all_pairs import Effort, compare
 from pipeline.comparing.drift_alarm import LEAST_STEPPED
 from pipeline.comparing.matrix import ALL, Matrix
 from pipeline.errors import known_error
-from pipeline.events import Started, StepDone, ignore, stage
+from pipeline.events import Started, StepDone, Warned, ignore, stage
 
 MOVES_MEASURED = 100
-"""How many new versions of a refresh are compared with those before: each may take seconds."""
+"""How many new versions of a refresh are compared with those before: each may take seconds.
+
+The log is read back as many commits, to find what refreshes before have changed.
+"""
+
+TOLD_AGAIN = timedelta(hours=20)
+"""For how long a refresh measures again what one before has changed.
+
+A refresh may die after its commit, or its alarm be lost. So those that follow soon tell it, too. It
+is less than a day, so that each nightly refresh tells of its own changes.
+"""
 
 
 def movement_between(matrix: Matrix, a: str, b: str) -> Movement:
@@ -80,42 +92,94 @@ def _measured(
 
 
 def with_movements(
-    catalogue: Catalogue, results: Sequence[Result], effort: Effort | None = None
-) -> tuple[list[Result], dict[str, Matrix]]:
+    catalogue: Catalogue,
+    results: Sequence[Result],
+    effort: Effort | None = None,
+    now: datetime | None = None,
+) -> tuple[list[Result], dict[str, tuple[Version, Version, Matrix]]]:
     """Adds to each of many results how far its dataset has moved; see `with_movement`.
 
     Args:
         catalogue: The catalogue.
         results: What became of the datasets of a refresh.
         effort: How to compare; it is told of each version.
+        now: The time. A dataset that has not changed now, and has within `TOLD_AGAIN`, gets the
+            `moved` of that change. None for none.
 
     Returns:
-        The results, in their order. Only the first `MOVES_MEASURED` versions are compared, and the
-        others say so. Then the matrices of all layers by the name of the dataset: each has the
-        version that was replaced, and the new one.
+        The results, in their order. Only the first `MOVES_MEASURED` versions are compared, new ones
+        before others; new ones that are not say so. Then what was compared, by the name of the
+        dataset: the version before, the current one, and their matrix of all layers.
     """
     found: list[Result] = []
-    matrices: dict[str, Matrix] = {}
-    left = MOVES_MEASURED
-    versions = min(left, sum(result.replaced is not None for result in results))
+    moves: dict[str, tuple[Version, Version, Matrix]] = {}
+    new = min(MOVES_MEASURED, sum(result.replaced is not None for result in results))
     progress = (effort or Effort()).progress
+    last: dict[str, Result] = {}
+    try:
+        if now is not None:
+            last = _last_changes(catalogue, results, now, MOVES_MEASURED - new)
+    except Exception as error:  # what this refresh has made is measured anyway
+        why = f"what earlier refreshes changed is not measured again: {known_error(error)}"
+        progress(Warned(why))
+    versions = new + len(last)
     started = Started(versions, versions, unit="versions", step="versions")
     with stage(progress, started) if versions > 1 else nullcontext():
         for result in results:
-            if result.replaced is None:
+            change = last.get(result.name, result)
+            if change.replaced is None:
                 found.append(result)
-            elif left:
-                left -= 1
-                measured, matrix = _measured(catalogue, result, effort)
-                found.append(measured)
-                if matrix is not None:
-                    matrices[result.name] = matrix
-                if versions > 1:
-                    progress(StepDone(1, name=result.name))
-            else:
+                continue
+            if result.changed and not new:
                 why = f"a refresh measures the first {MOVES_MEASURED} new versions; see vdna drift"
                 found.append(replace(result, unmeasured=why))
-    return found, matrices
+                continue
+            new -= result.changed
+            measured, matrix = _measured(catalogue, change, effort)
+            if matrix is not None:
+                moves[result.name] = change.replaced, result.version, matrix
+            if not result.changed:
+                measured = replace(measured, replaced=None, unmeasured="")
+            found.append(measured)
+            if versions > 1:
+                progress(StepDone(1, name=result.name))
+    return found, moves
+
+
+def _last_changes(
+    catalogue: Catalogue, results: Sequence[Result], now: datetime, most: int
+) -> dict[str, Result]:
+    """Finds which datasets that have not changed now changed within `TOLD_AGAIN`.
+
+    Args:
+        catalogue: The catalogue.
+        results: What became of the datasets.
+        now: The time.
+        most: How many to find at most.
+
+    Returns:
+        The results by name, as the build that made that change returned them in `replaced`.
+    """
+    unchanged = {(of.name, of.version.spec): of for of in results if not of.changed}
+    found: dict[str, Result] = {}
+    if not unchanged or not most:
+        return found
+    commits = _commits_since(catalogue.log(), now - TOLD_AGAIN)
+    past = last_versions(commits, dict.fromkeys(unchanged, 1))
+    changed = [(key, each.versions) for key, each in past.items() if len(each.versions) > 1]
+    for (name, spec), ((_, held), (before, at), *_) in changed[:most]:
+        former: dict[str, int | str] = {"at": at, "spec": spec}
+        result = unchanged[name, spec]
+        found[name] = replace(result, replaced=before, former_options=former, commit=held)
+    return found
+
+
+def _commits_since(log: Iterable[Commit], since: datetime) -> Iterator[Commit]:
+    """Takes the commits since a time, and the one before them, of the newest `MOVES_MEASURED`."""
+    for commit in islice(log, MOVES_MEASURED):
+        yield commit
+        if datetime.fromisoformat(commit.time) < since:
+            return
 
 
 def folds_with_images(catalogue: Catalogue, name: str, version: Version) -> int:

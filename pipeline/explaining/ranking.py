@@ -17,6 +17,7 @@ kept in the catalogue as the outliers of that version (see `pipeline.catalogue.k
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from mmap import ACCESS_READ, mmap
@@ -280,8 +281,8 @@ def _require_unchanged(name: str, source: str, failed: Sequence[ShardReceipt]) -
     if changed:
         raise SourceError(
             f"not all images of {name} are as they were when it was built: {some_of(changed)}. "
-            f"Build {dataset_of(name)} again first, or rank what is there now: vdna rank {source} "
-            f"{option('to', name)}"
+            f"Build {dataset_of(name)} again first, or rank what is there now: vdna rank "
+            f"{shlex.quote(source)} {option('to', name)}"
         )
 
 

@@ -157,6 +157,12 @@ class MoveBound(DistanceBound):
         return isinstance(which, int) and which < 0
 
     @property
+    def is_number(self) -> bool:
+        """Whether `against` is the number of a commit, as `@7` is."""
+        which = VersionName.parse(self.earlier).which
+        return isinstance(which, int) and which >= 0
+
+    @property
     def is_window(self) -> bool:
         """Whether `against` is a window of days of the newest version."""
         return VersionName.parse(self.earlier).is_window
@@ -208,7 +214,7 @@ class FailedBound(CountBound):
 
     kind = "failed"
 
-    max_failed: Annotated[float, AfterValidator(_share_or_number)]
+    max_failed: Annotated[float, Field(allow_inf_nan=False), AfterValidator(_share_or_number)]
 
     @property
     def label(self) -> str:

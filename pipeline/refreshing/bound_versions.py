@@ -5,7 +5,7 @@ UsageError: gate {…'against': '@relase'…}: there is no day@relase; its tags 
 
 A refresh makes one version of a dataset at most, and no tag. So a tag, a time and the number of an
 earlier commit are there before it or never. What the version that it is about to make may fulfil is
-left to the judgement after the builds, and so are windows of days.
+left to the judgement after the builds, and so are windows of days. No move is judged against it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def require_versions(bound: AnyBound, catalogue: Catalogue, head: Commit, builds
 
     Raises:
         UsageError: A name means no version, and none that the builds make can change that; the
-            message has the bound, and the tags and versions that there are. Or its time is to come.
+            message has the bound, and the tags and versions that there are. Or its time is to come,
+            or the commit that a move is judged by.
     """
     newest = head.number + builds + 1  # one commit more may take datasets out
     for name in bound.names:
@@ -43,6 +44,11 @@ def require_versions(bound: AnyBound, catalogue: Catalogue, head: Commit, builds
             continue
         which = named.which if isinstance(named.which, int) else None
         if which is not None and head.number < which <= newest:
+            if isinstance(bound, MoveBound):
+                raise UsageError(
+                    f"{bound}: {name} is the version of a commit to come, which may be the one "
+                    "that is judged. Name an earlier commit, or a tag"
+                )
             continue
         if which is not None and which < 0:
             if isinstance(bound, MoveBound):

@@ -128,8 +128,9 @@ def judge(
     matrices: Sequence[Matrix] = (),
     effort: Effort | None = None,
     *,
-    moves: Mapping[str, Matrix] | None = None,
+    moves: Mapping[str, tuple[Version, Version, Matrix]] | None = None,
     since: int = 0,
+    head: Commit | None = None,
 ) -> list[AnyVerdict]:
     """Judges every bound, by what this refresh built.
 
@@ -143,10 +144,11 @@ def judge(
         results: What was built.
         matrices: Matrices without a lens that were computed already. Others are computed here.
         effort: How to compute.
-        moves: Matrices of the version that a build has replaced, and of the new one, by the name of
-            the dataset. They are not computed again.
+        moves: The version before the current one, the current one, and their matrix, by the name of
+            the dataset. They are not compared again.
         since: Number of the newest commit before this refresh. A version that a later commit made
             is a new one.
+        head: The commit whose state is judged, which `matrices` are of; None for the newest.
 
     Returns:
         A verdict for each bound. An error of one bound is kept in its verdict, so that the others
@@ -156,10 +158,9 @@ def judge(
         return []
     specs = {result.name: result.version.spec for result in results}
     specs |= {part: v.spec for result in results for part, v in result.parts.items()}
-    replaced = {of.name: (of.replaced, of.version) for of in results if of.replaced is not None}
     judging = _Judging(
-        *(catalogue, catalogue.head(), requests, specs, matrices, effort, since),
-        {name: (*replaced[name], matrix) for name, matrix in (moves or {}).items()},
+        *(catalogue, head or catalogue.head(), requests, specs, matrices, effort, since),
+        moves or {},
     )
     judging.look_back(bounds)
     verdicts = []
@@ -213,7 +214,7 @@ class _Judging:
     Attributes:
         head: The state that all names of versions are looked up in.
         specs: The digest of the spec of each dataset and part that this refresh has built.
-        moves: The version that a build has replaced, the new one, and their matrix, by the dataset.
+        moves: The version before the current one, that one, and their matrix, by the dataset.
         past: The last versions of the datasets that move bounds are about, by dataset and spec.
     """
 
@@ -271,6 +272,8 @@ class _Judging:
         else:
             found = self.catalogue.resolve_in(self.head, bound.earlier, spec)
             earlier, against = found.version, found.commit
+            if bound.is_number and against >= past.commit:  # it is the version that is judged
+                return Verdict(bound, judged=Judged(past.commit, None, new))
         lens = self._lens(bound, spec)
         replaced, made, matrix = self.moves.get(bound.dataset, (None, None, None))
         if matrix is None or lens is not None or (replaced, made) != (earlier, version):
@@ -281,8 +284,16 @@ class _Judging:
         return replace(verdict, judged=Judged(past.commit, against, new))
 
     def _former(self, bound: MoveBound, spec: str, versions: int) -> FormerVersion | None:
-        """Finds the earlier version of a bound under a former name of its dataset."""
+        """Finds the earlier version of a bound under a former name of its dataset.
+
+        Returns:
+            That version; None if there is none, or if it is the one that is judged.
+
+        Raises:
+            NotFound: The earlier version is there under its present name, but of other specs.
+        """
         if not bound.counts_back and is_there(self.catalogue, bound.earlier, self.head):
+            self._find(bound.earlier, spec)
             return None
         place, head = self.catalogue, self.head
         return former_version(place, head, self._renames, bound, spec, versions)

@@ -27,8 +27,9 @@ def dataset_row(result: Result) -> dict[str, Any]:
 
     Returns:
         Its numbers. `image_changes` and `moved` are None if they are not known, as they are of a
-        dataset that has not changed. `alarm` tells whether the version raises a drift alarm against
-        the one before; None if that was not tested, or no distance could raise one.
+        dataset that has not changed; `moved` only 20 hours later. `alarm` tells whether the version
+        raises a drift alarm against the one before; None if that was not tested, or no distance
+        could raise one.
     """
     version, changes, moved = result.version, result.image_changes, result.moved
     return {
@@ -89,7 +90,7 @@ def sum_up(
             **{name: sum(each[name] for each in changes) for name in KINDS_OF_CHANGE},
             "datasets_of_unknown_changes": sum(not row["image_changes"] for row in later),
         },
-        "moved": sum(row["moved"] is not None for row in rows),
+        "moved": sum(row["moved"] is not None for row in refreshed),
         "alarms": [row["dataset"] for row in rows if row["alarm"]],
         "untested": sum(row["alarm"] is None for row in later),
         "cost": {

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import storage
 from pipeline.building import Result, build_datasets
-from pipeline.catalogue import Catalogue, remove
+from pipeline.catalogue import Catalogue, Commit, remove
 from pipeline.comparing import Effort, Matrix, compare, with_movements
 from pipeline.engine import Engine, InProcess
 from pipeline.errors import DeliveryError, UsageError, VdnaError, joined_errors, known_error
@@ -59,6 +60,7 @@ class Refreshed:
             that decode for workers are left out.
         seconds: How long it took.
         undelivered: Why the webhook could not be told; None if it was, or if there is none.
+        commit: Number of the commit that matrices and verdicts are of; None if it is not known.
     """
 
     catalogue: Catalogue
@@ -75,6 +77,7 @@ class Refreshed:
     requests: int = 0
     seconds: float = 0.0
     undelivered: DeliveryError | None = None
+    commit: int | None = None
 
     def __repr__(self) -> str:
         changed = sum(result.changed for result in self.datasets)
@@ -138,6 +141,7 @@ class Refreshed:
         return {
             "config": self.config,
             "catalogue": self.catalogue.root,
+            "commit": self.commit,
             "error": str(self.error) if self.error else None,
             "other_error": str(self.other_error) if self.other_error else None,
             "gate": [verdict.row for verdict in self.verdicts],
@@ -200,35 +204,39 @@ def refresh(
         config = load_config(config)
     place = catalogue or Catalogue(config.catalogue_url())
     requests = config.requests()
+    problems: list[VdnaError] = []
+    since = 0
     try:
-        require_known(config.gate, place, requests)
-        since = place.head().number if config.gate else 0
         if config.webhook is not None:
             config.webhook.secret()  # without one nothing begins
+        require_known(config.gate, place, requests)
+        since = place.head().number if config.gate else 0
     except UsageError as error:
         raise UsageError(f"{config.path}: {error}") from error
+    except Exception as error:  # the catalogue cannot be read, which is told as a build tells it
+        problems.append(known_error(error))
     began, sent = monotonic(), storage.requests_sent()
     found: dict[str, Result] = {}
     matrices: list[Matrix] = []
     verdicts: list[AnyVerdict] = []
-    problems: list[VdnaError] = []
     ended: list[VdnaError] = []
     others: list[VdnaError] = []
     failed: dict[str, VdnaError] = {}
     unlisted: tuple[str, ...] = ()
     pruned: int | None = None
     try:
-        with engine or InProcess() as builder:
-            build_datasets(
-                place,
-                requests,
-                builder,
-                resources,
-                progress,
-                lambda result: found.update({result.name: result}),
-                failed.__setitem__,
-                relist=relist,
-            )
+        if not problems:
+            with engine or InProcess() as builder:
+                build_datasets(
+                    place,
+                    requests,
+                    builder,
+                    resources,
+                    progress,
+                    lambda result: found.update({result.name: result}),
+                    failed.__setitem__,
+                    relist=relist,
+                )
     except Exception as error:  # also of the engine, as it opens or closes
         problems.append(known_error(error))
     names = [request.name for request in requests]
@@ -243,26 +251,33 @@ def refresh(
         if len(unbuilt) == len(own):
             others += ended
     built = [found[name] for name in names if name in found]
-    results, moves = with_movements(place, built, effort)
+    results, moves = with_movements(place, built, effort, datetime.now(UTC))
+    head: Commit | None = None  # all that follows is of this state, whatever others commit
     try:
-        unlisted = tuple(unlisted_datasets(place.head(), config))
+        head = place.head()
+        unlisted = tuple(unlisted_datasets(head, config))
         if unlisted and config.prune and not problems:
-            pruned = remove(place, unlisted).number
+            head = remove(place, unlisted)
+            pruned = head.number
     except Exception as error:
         others.append(known_error(error))
-    # One matrix for each spec, as datasets of different specs cannot be compared.
-    for spec in sorted({result.version.spec for result in results}):
+    if head is not None:
+        # One matrix for each spec, as datasets of different specs cannot be compared.
+        for spec in sorted({result.version.spec for result in results}):
+            try:
+                if len(place.names(head.number, spec)) > 1:
+                    matrices.append(compare(place, at=head.number, spec=spec, effort=effort))
+            except Exception as error:
+                others.append(known_error(error))
         try:
-            if len(place.names(spec=spec)) > 1:
-                matrices.append(compare(place, spec=spec, effort=effort))
+            verdicts = judge(
+                *(place, config.gate, requests, results, matrices, effort),
+                moves=moves,
+                since=since,
+                head=head,
+            )
         except Exception as error:
             others.append(known_error(error))
-    try:
-        verdicts = judge(
-            place, config.gate, requests, results, matrices, effort, moves=moves, since=since
-        )
-    except Exception as error:
-        others.append(known_error(error))
     problems += [each for each in others if each not in ended]  # which the build's error has
     if not problems:
         try:
@@ -283,6 +298,7 @@ def refresh(
         config.path,
         storage.requests_sent() - sent,
         monotonic() - began,
+        commit=head.number if head else None,
     )
     if config.webhook is not None:
         try:

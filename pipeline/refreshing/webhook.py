@@ -6,7 +6,7 @@
 
 The headers are those of Standard Webhooks (https://www.standardwebhooks.com), for which many
 languages have a library that checks them: the id of the message, which stays the same if it is sent
-again, the time in seconds, and an HMAC-SHA256 of both and of the body.
+again, or found again that day, the time in seconds, and an HMAC-SHA256 of both and of the body.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from time import time as now
 from typing import Annotated, Any
-from uuid import uuid4
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -105,6 +104,26 @@ def signed_headers(message: str, body: bytes, secret: bytes, seconds: int) -> di
     }
 
 
+def message_id(outcome: Mapping[str, Any], now: datetime) -> str:
+    """Returns the id of the message on an outcome: the same one for what is found again that day.
+
+    A refresh that is tried again is told again, and its receiver knows by the id that it is. What
+    differs between two tries, such as what they cost, is not in it.
+
+    Args:
+        outcome: What was found.
+        now: The time.
+
+    Returns:
+        The id.
+    """
+    found: list[Any] = [outcome.get(name) for name in ("catalogue", "config", "commit", "failed")]
+    found += [outcome.get("other_error"), outcome.get("summary", {}).get("alarms")]
+    found += [(bound["name"], bound["outcome"]) for bound in outcome.get("gate", ())]
+    told = json.dumps([now.date().isoformat(), *found])
+    return f"msg_{hashlib.sha256(told.encode()).hexdigest()[:32]}"
+
+
 def send_outcome(webhook: Webhook, outcome: Mapping[str, Any]) -> None:
     """Sends what a refresh found, again and again while the server does not answer properly.
 
@@ -114,8 +133,9 @@ def send_outcome(webhook: Webhook, outcome: Mapping[str, Any]) -> None:
         webhook: Where to, and how it is signed.
         outcome: What was found.
     """
-    secret, message = webhook.secret(), f"msg_{uuid4().hex}"
-    told = {"type": EVENT, "timestamp": datetime.now(UTC).isoformat(), "data": outcome}
+    secret, began = webhook.secret(), datetime.now(UTC)
+    message = message_id(outcome, began)
+    told = {"type": EVENT, "timestamp": began.isoformat(), "data": outcome}
     body = json.dumps(told, allow_nan=False).encode()
     plain = {"Content-Type": "application/json", "User-Agent": software().replace(" ", "/")}
 

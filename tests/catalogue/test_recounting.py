@@ -34,6 +34,7 @@ from pipeline.counting import (
 )
 from pipeline.dna import Partial
 from pipeline.engine import InProcess
+from pipeline.events import Event, StepDone, StepFailed
 from pipeline.networks import describe, encode_ranges, find_ranges
 from pipeline.networks.registry import register_network
 from pipeline.spec import Resources
@@ -160,7 +161,7 @@ def test_a_sample_is_chosen_by_its_seed(place: Place) -> None:
     def chosen(seed: int) -> list[str]:
         findings = place.run(sample=2, seed=seed)
         assert findings[-1].detail == f"2 of 6 shards looked at again (seed {seed}), 0 findings"
-        return [finding.check for finding in findings[:-1]]
+        return sorted(finding.check for finding in findings[:-1])  # they come as shards end
 
     assert len(chosen(1)) == 2
     assert chosen(1) == chosen(1)
@@ -431,6 +432,29 @@ def test_the_verify_deep_command(place: Place) -> None:
         refused = CliRunner().invoke(app, [*words, "--sample", sample])
         assert refused.exit_code == 2
         assert f"sample is {sample!r}" in refused.stderr
+
+
+def test_a_shard_that_cannot_be_counted_again_is_told_as_a_failure(place: Place) -> None:
+    """A step without its work would be one of another job."""
+
+    class Failing(InProcess):
+        def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+            for receipt in super().run_shards(work):
+                broken = replace(receipt, images=0, error="ValueError: broken", fault="device")
+                yield broken if receipt.index == 2 else receipt
+
+    told: list[Event] = []
+    with Failing() as engine:
+        findings = recount(
+            place.catalogue, engine=engine, resources=RESOURCES, sample=None, progress=told.append
+        )
+        detail = wrong(list(findings))["shard 2"]
+    assert detail == "could not be counted again: ValueError: broken"
+    (failed,) = [event for event in told if isinstance(event, StepFailed)]
+    assert (failed.dataset, failed.shard, failed.fault) == (NAME, 2, "device")
+    done = [event for event in told if isinstance(event, StepDone)]
+    assert {event.shard for event in done} == {0, 1, 3, 4, 5}
+    assert all(event.work is not None for event in done)
 
 
 def test_an_error_of_who_is_told_ends_the_counting(place: Place) -> None:

@@ -48,7 +48,7 @@ from pipeline.dna import FileKind, Lens, SealedFile, sealed
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
 from pipeline.reporting.progress import Lines
 from pipeline.spec import Tap
-from pipeline.storage import temporary
+from pipeline.storage import open_files, temporary
 from tests.comparing.test_matrix import computed, stored
 from tests.golden.handmade import (
     SPEC,
@@ -1106,18 +1106,18 @@ def test_more_dnas_are_compared_than_a_process_may_have_files_open_at_first(
 ) -> None:
     """Each DNA of a tile is an open file, and many systems permit 1,024 unless asked for more."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    temporary._allow_open_files.cache_clear()
+    open_files.allow_open_files.cache_clear()
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit_of_four_more(), before[1]))
     try:
         assert np.isfinite(compare(place).of()).all()
         with monkeypatch.context() as patched:
-            patched.setattr(temporary, "_allow_open_files", lambda: None)
+            patched.setattr(temporary, "allow_open_files", lambda: None)
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit_of_four_more(), before[1]))
-            with pytest.raises(StorageError, match=r"Too many open files; allow more open files"):
+            with pytest.raises(StorageError, match=r"Too many open files.*; allow more open files"):
                 compare(without_kept(place))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        temporary._allow_open_files.cache_clear()
+        open_files.allow_open_files.cache_clear()
 
 
 def test_an_unknown_mean_leaves_the_distance_of_gaussians_out(

@@ -809,7 +809,7 @@ def test_a_dataset_s_own_images_are_ranked_without_listing_them_and_odd_ones_com
     place: tiny.Place,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = write(tmp_path / "own", ["good"] * 6 + ["truncated"], first=500)
+    source = write(tmp_path / "own images", ["good"] * 6 + ["truncated"], first=500)
     Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(source / "odd.png")
     request = Request("own", str(source), exemplars=0, max_failures=1, **place.options)
     build_datasets(catalogue, [request], engine, RESOURCES)
@@ -824,7 +824,7 @@ def test_a_dataset_s_own_images_are_ranked_without_listing_them_and_odd_ones_com
     (source / "good-02.png").unlink()
     tries: list[Event] = []
     gone = dataclasses.replace(to, order="score")  # of which nothing is done yet
-    told = r"good-02.png does not exist.*vdna rank .*own.*`to='own'`"
+    told = r"good-02.png does not exist.*vdna rank '.*/own images' `to='own'`"
     with pytest.raises(SourceError, match=told):
         rank(catalogue, gone, engine, resources=RESOURCES, progress=tries.append)
     assert not [event for event in tries if isinstance(event, Retried)]

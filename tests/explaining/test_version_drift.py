@@ -338,8 +338,12 @@ def test_the_command_prints_a_table_of_the_path(place: Catalogue, found: Drift) 
 def test_the_command_says_it_all_for_people_and_as_json(
     place: Catalogue, found: Drift, tmp_path: Path
 ) -> None:
-    with_json = RUNNER.invoke(app, ["drift", "x", "-c", place.root, "--json"])
+    words = ("drift", "x", "-c", place.root, "--json", "--log-format", "json")
+    with_json = RUNNER.invoke(app, words)
     assert with_json.exit_code == 0, with_json.output
+    log = [json.loads(line) for line in with_json.stderr.splitlines()]
+    shared = "note: images of the same path and in the same fold count as pairs"
+    assert any(line["message"].startswith(shared) for line in log)
     told = json.loads(with_json.stdout)
     assert told == json.loads(json.dumps(drift_json(found, 10), default=str))
     assert [row["alarms"] for row in told["versions"]] == [list(row.alarms) for row in found.rows]

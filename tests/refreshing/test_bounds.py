@@ -156,6 +156,31 @@ def test_no_earlier_version_yet_breaks_nothing_and_is_told(
     assert not found.holds
 
 
+@pytest.mark.parametrize("against", ["@4", "@5", "@7"])
+@pytest.mark.parametrize("since", [3, 7])
+def test_a_number_of_the_version_that_is_judged_is_no_earlier_one(
+    place: Catalogue, against: str, since: int
+) -> None:
+    found = moved(place, since, against=against)
+    assert found.outcome == "no earlier version yet"
+    assert found.row["commit"] == 4
+
+
+def test_a_name_that_means_a_version_of_another_spec_only_is_an_error(tmp_path: Path) -> None:
+    bounds = [f"{{dataset: day, against: '{of}', max_move: 0}}" for of in ("@release", "@1")]
+    refresh(parted(tmp_path, {"day": 100}, "{dataset: day, min_images: 1}"))
+    tag_version(Catalogue(str(tmp_path / "c")), "day", "release")
+    rows = json.loads(refresh(parted(tmp_path, {"day": 100}, *bounds), "--json").stdout)["gate"]
+    assert {row["outcome"] for row in rows} == {"no earlier version yet"}
+    for path in (tmp_path / "day").rglob("*.jpg"):
+        Image.new("RGB", (32, 32)).save(path)
+    for _ in range(2):
+        done = refresh(parted(tmp_path, {"day": 50}, *bounds), "--json", exits=1)
+        rows = json.loads(done.stdout)["gate"]
+        assert [row["outcome"] for row in rows] == ["not judged"] * 2
+        assert all("has no version under spec" in row["error"] for row in rows)
+
+
 @pytest.fixture(scope="module")
 def renamed(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     """Makes `y` of two versions, the first tagged `rel`, and renames it to `yy`, then to `z`."""
@@ -260,6 +285,8 @@ def test_a_name_that_means_none_of_several_versions_is_an_error(
         ({"against": "@2020-01"}, "there is no a@2020-01; its versions are a@4, a@3 and a@1"),
         ({"against": "@0"}, "there is no a@0; its versions"),
         ({"against": "@99"}, "there is no a@99; its versions"),
+        ({"against": "@8"}, "a@8 is the version of a commit to come, which may be the one that is"),
+        ({"dataset": "once", "against": "@8"}, "once@8 is the version of a commit to come, which"),
         (
             {"dataset": "tagged", "against": "@frist"},
             "there is no tagged@frist; its tags are first",
@@ -289,7 +316,7 @@ def test_a_version_that_will_never_be_is_refused_before_a_build(
     "bound",
     [
         *({"dataset": "once", "against": of} for of in ("@-1", "@-9", "@2020-01")),
-        *({"against": of} for of in ("@-1", "@-9", "@release", "@1", "@last:7d", "@8")),
+        *({"against": of} for of in ("@-1", "@-9", "@release", "@1", "@last:7d")),
         *({"dataset": "new", "against": of} for of in ("@-1", "@release", "@1", "@2020-01")),
         *({"a": of, "b": "a"} for of in ("a@-3", "once@-1", "a@7", "new@1", "new@-1")),
     ],
@@ -427,6 +454,10 @@ def test_the_table_of_the_gate_has_bounds_of_all_kinds(place: Catalogue) -> None
         ("{dataset: a@3, min_images: 1}", "gate.0.dataset", "'a@3'"),
         ("{dataset: a, max_failed: -1}", "gate.0.max_failed", "at least 0"),
         ("{dataset: a, max_failed: .nan}", "gate.0.max_failed", "nan"),
+        ("{dataset: a, max_failed: .inf}", "gate.0.max_failed", "it must be finite"),
+        ("{dataset: a, min_images: .inf}", "gate.0.min_images", "inf"),
+        ("{dataset: a, against: '@-1', max_move: .inf}", "gate.0.max_move", "it must be finite"),
+        ("{a: a, b: b, max: .inf}", "gate.0.max", "it must be finite"),
         ("{dataset: a, max_failed: 1.5}", "gate.0.max_failed", "a fraction below 1"),
         ("{dataset: a, min_images: 0}", "gate.0.min_images", "0"),
         ("{dataset: a, min_images: 1.5}", "gate.0.min_images", "1.5"),

@@ -499,8 +499,9 @@ def test_what_cannot_be_handed_over_is_told_and_exits_4(tmp_path: Path) -> None:
     assert "was not told: " in done.stderr
 
 
+@pytest.mark.parametrize("as_json", [False, True])
 def test_what_happens_after_the_gate_takes_away_neither_its_error_nor_its_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
 ) -> None:
     broken = parted(tmp_path, {"day": 100, "night": 100}, "{dataset: day, min_images: 99}")
 
@@ -509,8 +510,12 @@ def test_what_happens_after_the_gate_takes_away_neither_its_error_nor_its_exit_c
         raise ValueError("a page of no one's making")
 
     monkeypatch.setattr("pipeline.reporting.junit_xml", taken_out_meanwhile)
-    done = refresh(broken, "--junit", tmp_path / "x.xml", exits=3)
-    assert "note: the notes on these distances are not known: " in done.stdout
+    options = ("--json", "--log-format", "json") if as_json else ()
+    done = refresh(broken, "--junit", tmp_path / "x.xml", *options, exits=3)
+    told = done.stdout
+    if as_json:
+        told = "\n".join(json.loads(line)["message"] for line in done.stderr.splitlines())
+    assert "note: the notes on these distances are not known: " in told
     assert "says no" in done.stderr
     assert "was not told: unexpected ValueError: a page of no one's making" in done.stderr
 

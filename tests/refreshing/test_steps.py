@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from PIL import Image
 
+from pipeline.catalogue import Catalogue, remove
+from pipeline.comparing import Effort, Matrix, compare
 from pipeline.engine import Engine, InProcess
 from pipeline.errors import CorruptFile, GateError, SourceError, UnexpectedError, UsageError
+from pipeline.events import Event, Warned
 from pipeline.refreshing import load_config, refresh
+from pipeline.reporting import metrics_text, night_sentence, render_night
 from pipeline.spec import Resources
 from tests.refreshing.test_config import one, write
 from tests.refreshing.test_gate import PARTS, parted
+from tests.support import tiny_network as tiny
+from tests.support.builders import write_photos
 
 RESOURCES = Resources(workers=0, threads=2)
 
@@ -99,6 +108,87 @@ def test_an_engine_that_breaks_hides_no_error_of_another_dataset(tmp_path: Path)
         "night": missing,
     }
     assert done.other_error is None
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_catalogue_that_cannot_be_read_is_told_with_a_gate_as_without(
+    tmp_path: Path, gated: bool
+) -> None:
+    file = parted(tmp_path, {"day": 100}, PARTS)
+    if not gated:
+        file.write_text(file.read_text().partition("gate:")[0])
+    first = refresh(str(file), resources=RESOURCES)
+    head = tmp_path / "c" / "_log" / f"{first.catalogue.head().number:020}.json"
+    head.write_bytes(head.read_bytes()[:50])
+    done = refresh(str(file), resources=RESOURCES)
+    assert (done.datasets, list(done.failed)) == ((), ["day"])
+    assert isinstance(done.error, CorruptFile)
+    assert len(str(done.error).splitlines()) == 1
+    assert done.outcome["failed"][0]["error"] == "CorruptFile"
+
+
+def test_the_matrix_and_the_gate_are_of_one_state_of_the_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = iter([lambda place: remove(place, ["night"]), lambda place: remove(place, ["day"])])
+
+    def compared(place: Catalogue, *names: object, **options: Any) -> Matrix:
+        next(others)(place)  # what another job does just before
+        matrix = compare(place, *names, **options)
+        next(others)(place)  # and just after
+        return matrix
+
+    monkeypatch.setattr("pipeline.refreshing.steps.compare", compared)
+    bounds = PARTS, "{a: day, b: night, max: 99}", "{dataset: day, min_images: 24}"
+    file = parted(tmp_path, {"day": 100, "night": 100}, *bounds)
+    done = refresh(str(file), resources=RESOURCES)
+    assert ([verdict.outcome for verdict in done.verdicts], done.error) == (["holds"] * 3, None)
+    assert set(done.matrices[0].names) == {"day", "day/rain", "day/sun", "night"}
+
+
+def test_an_alarm_that_a_refresh_has_not_told_is_told_by_the_next_ones_for_some_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path / "day", 60)
+    text = f"catalogue: {tmp_path / 'c'}\n{one(name='day', source=str(tmp_path / 'day'))}"
+    options = tiny.install(tmp_path).options
+    file = write(tmp_path, f"{text}defaults: {json.dumps(options)}\n")
+    assert refresh(file, resources=RESOURCES).outcome["summary"]["alarms"] == []
+    assert refresh(file, resources=RESOURCES).outcome["datasets"][0]["moved"] is None
+    for path in (tmp_path / "day").iterdir():
+        Image.open(path).point(lambda value: value // 6).save(path)
+
+    def dies(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    def unreadable(*_: object) -> NoReturn:
+        raise CorruptFile("the log is torn")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.refreshing.steps.with_movements", dies)
+        with pytest.raises(KeyboardInterrupt):
+            refresh(file, resources=RESOURCES)
+    for _ in range(2):
+        done = refresh(file, resources=RESOURCES)
+        summary, (row,) = done.outcome["summary"], done.outcome["datasets"]
+        assert (row["changed"], row["alarm"], row["moved"]["from"]) == (False, True, "day@1")
+        assert (summary["alarms"], summary["moved"], summary["untested"]) == (["day"], 0, 0)
+        assert "; 1 drift alarm: day; " in night_sentence(done.outcome)
+        assert "day has drifted: " in render_night(done.outcome).decode()
+        metrics = metrics_text(done.outcome).decode()
+        assert re.search(r'vdna_dataset_drift_alarm{.*dataset="day".*} 1.0', metrics)
+        assert done.datasets[0].replaced is None
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.comparing.version_movement.last_versions", unreadable)
+        effort = Effort(progress=(told := list[Event]()).append)
+        done = refresh(file, resources=RESOURCES, effort=effort)
+        assert (done.error, done.outcome["summary"]["alarms"]) == (None, [])
+        warned = [event.message for event in told if isinstance(event, Warned)]
+        assert len(warned) == 1
+        assert "changed is not measured again: the log is torn" in warned[0]
+    monkeypatch.setattr("pipeline.comparing.version_movement.TOLD_AGAIN", timedelta(0))
+    done = refresh(file, resources=RESOURCES)
+    assert (done.outcome["summary"]["alarms"], done.datasets[0].moved) == ([], None)
 
 
 def test_an_engine_that_breaks_as_it_closes_is_told_beside_what_was_built(tmp_path: Path) -> None:

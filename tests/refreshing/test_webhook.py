@@ -6,15 +6,22 @@ import hmac
 import json
 import logging
 from base64 import b64decode, b64encode
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, tag_version
 from pipeline.errors import DeliveryError, GateError, VdnaError
 from pipeline.refreshing import refresh as refresh_datasets
-from pipeline.refreshing.webhook import SECRET_PREFIX, Webhook, send_outcome, signed_headers
+from pipeline.refreshing.webhook import (
+    SECRET_PREFIX,
+    Webhook,
+    message_id,
+    send_outcome,
+    signed_headers,
+)
 from pipeline.spec import Resources
 from tests.jobs.test_cli import Outcome
 from tests.refreshing.test_config import one, refusal
@@ -80,6 +87,27 @@ def test_a_server_that_fails_twice_is_told_the_same_again(tmp_path: Path) -> Non
     assert data["datasets"][0] | {"dataset": "day", "images": 24} == data["datasets"][0]
     assert data["catalogue"] == Catalogue(str(tmp_path / "c")).root
     assert data["config"] == str(tmp_path / "datasets.yaml")
+
+
+def test_a_refresh_that_finds_the_same_again_sends_the_same_id_on_that_day(tmp_path: Path) -> None:
+    with listening() as (url, requests):
+        file = hooked(tmp_path, f"{url}/hook", BREAKS)
+        for _ in range(2):
+            refresh(file, exits=3)
+        refresh(hooked(tmp_path, f"{url}/hook", HOLDS))
+        tag_version(Catalogue(str(tmp_path / "c")), "day", "release")  # a commit
+        refresh(file)
+        (tmp_path / "day").rename(tmp_path / "away")
+        refresh(file, exits=1)
+    told = [opened(request) for request in requests]
+    assert [each["data"]["commit"] for each in told] == [1, 1, 1, 2, 2]
+    assert [headers["webhook-id"] for _, _, headers, _ in requests] == [
+        message_id(each["data"], datetime.fromisoformat(each["timestamp"])) for each in told
+    ]
+    night, next_night = (datetime(2026, 12, day, tzinfo=UTC) for day in (2, 3))
+    first, again, *others = (message_id(each["data"], night) for each in told)
+    assert first == again
+    assert len({first, *others, message_id(told[0]["data"], next_night)}) == 5
 
 
 def hook(url: str) -> Webhook:
