@@ -55,6 +55,7 @@ def to_dna(file: ReferenceFile, file_spec: FileSpec) -> tuple[DNA, tuple[str, ..
             columns["m2"] = _scaled(np.concatenate([np.diagonal(s) for s in sigmas]), degrees)
             upper = [sigma[np.triu_indices(len(sigma))] for sigma in sigmas]
             columns["scatter"] = _scaled(np.concatenate(upper), degrees)
+        _check_finite(columns["mean"], "mean", spec, file.name)
         _check_variances(columns["m2"], spec, file.name)
         notes += _batch_means(file)
     if file_spec.ranges is not None:
@@ -175,16 +176,25 @@ def _scaled(values: Floats, degrees: int) -> Floats:
 
 
 def _covariance(file: ReferenceFile, layer: str) -> Floats:
-    """Reads a layer's covariance matrix, which must be symmetric."""
+    """Reads a layer's covariance matrix, which must be symmetric, and fit its variances."""
     sigma: Floats = file.arrays[f"sigma-{layer}"].astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         deviation = np.sqrt(np.abs(np.diagonal(sigma)))
-        odd = np.abs(sigma - sigma.T) > 1e-6 * np.outer(deviation, deviation)
+        most = np.outer(deviation, deviation)
+        odd = np.abs(sigma - sigma.T) > 1e-6 * most
+        # Float32 rounds, also the variance of a neuron that never moves.
+        impossible = ~(np.abs(sigma) <= 1.001 * most + 1e-6 * np.nan_to_num(most).max())
     if file.images > 1 and odd.any():
         i, j = (int(k) for k in np.argwhere(odd)[0])
         raise CorruptFile(
             f"{file.name}: array sigma-{layer} is not symmetric: {sigma[i, j]} at ({i}, {j}), "
             f"{sigma[j, i]} at ({j}, {i})"
+        )
+    if file.images > 1 and impossible.any():
+        i, j = (int(k) for k in np.argwhere(impossible)[0])
+        raise CorruptFile(
+            f"{file.name}: array sigma-{layer} at ({i}, {j}) is {sigma[i, j]}, which no variances "
+            f"allow that are {sigma[i, i]} and {sigma[j, j]}"
         )
     return sigma
 
@@ -193,6 +203,14 @@ def _check_variances(m2: Floats, spec: Spec, name: str) -> None:
     bad = np.flatnonzero(m2 < 0)
     if len(bad):
         raise CorruptFile(f"{name}: neuron {_neuron(spec, bad[0])} has a negative variance")
+    _check_finite(m2, "variance", spec, name)
+
+
+def _check_finite(values: Floats, what: str, spec: Spec, name: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        at = int(bad[0])
+        raise CorruptFile(f"{name}: neuron {_neuron(spec, at)} has the {what} {values[at]}")
 
 
 def _check_extremes(

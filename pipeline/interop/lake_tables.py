@@ -248,14 +248,23 @@ def _failed(place: str, error: BaseException) -> StorageError:
     )
 
 
+def _delta_settings() -> dict[str, str]:
+    """Returns the settings by which deltalake writes to the endpoint that `storage` writes to."""
+    own, of_all = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"
+    endpoint = os.environ.get(own) or os.environ.get(of_all)
+    if not endpoint:
+        return {}
+    plain = {"allow_http": "true"} if endpoint.startswith("http://") else {}
+    return {of_all: endpoint, **plain}
+
+
 def _write_delta(
     place: str, tables: Mapping[str, pa.Table], commit: str
 ) -> tuple[WrittenTable, ...]:
     from deltalake import CommitProperties, DeltaTable, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
 
-    plain_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-    settings = {"allow_http": "true"} if plain_http else {}
+    settings = _delta_settings()
     uris = {name: storage.join(place, name) for name in tables}
     try:
         found = {

@@ -177,6 +177,11 @@ def _read_arrays(
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if raw := [each for each in archive.namelist() if not each.endswith(".npy")]:
+                raise CorruptFile(
+                    f"{name}: holds {', '.join(raw[:5])}, which is no array, as its name does not "
+                    "end in .npy"
+                )
             present = {member.removesuffix(".npy") for member in archive.namelist()}
             if missing := sorted(expected.keys() - present):
                 raise CorruptFile(
@@ -191,7 +196,7 @@ def _read_arrays(
                     _check_header(stream, shape, kind, f"{name}: array {key}")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {
-                key: _native(arrays[key], kind).reshape(shape)
+                key: _native(arrays[f"{key}.npy"], kind).reshape(shape)
                 for key, (shape, kind) in expected.items()
             }
     except _TORN as error:

@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
+from typing import NoReturn
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
 from polars.testing import assert_frame_equal
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
@@ -310,6 +312,30 @@ def test_of_exports_at_once_none_adds_its_rows_to_those_of_another(
             history = lake.history("datasets")
             assert history == [("8", 6)] * len(history)
             assert len(history) >= least
+
+
+@pytest.mark.parametrize("own", ["", "http://of-s3:80", "https://of-s3"])
+@pytest.mark.parametrize("of_all", ["", "http://of-all:80", "https://of-all"])
+def test_delta_tables_are_written_to_the_endpoint_of_our_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, of_all: str
+) -> None:
+    asked: list[dict[str, str]] = []
+
+    def found(uri: str, settings: dict[str, str]) -> NoReturn:
+        asked.append(settings)
+        raise DeltaError("the store is away")
+
+    monkeypatch.setattr(DeltaTable, "is_deltatable", found)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", own)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", of_all)
+    place = Catalogue(str(tmp_path / "c"))
+    put(place, "a", 5)
+    with pytest.raises(StorageError, match="the store is away"):
+        export_tables(place, "s3://bucket/lake", "delta")
+    endpoint = own or of_all
+    [settings] = asked
+    assert settings.get("AWS_ENDPOINT_URL", "") == endpoint
+    assert settings.get("allow_http") == ("true" if endpoint.startswith("http:") else None)
 
 
 @HELD

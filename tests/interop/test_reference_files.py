@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -1149,6 +1150,34 @@ def test_arrays_that_contradict_the_json_are_refused(tmp_path: Path, kind: str) 
     refused(arrays | {name: arrays[name].astype("U4")}, rf"array {name} has type <U4")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_neurons_that_move_together_or_never_are_imported(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    from vdna.vdnas.vdna_layer_gauss import _get_gaussian_params
+
+    moves = torch.tensor(np.random.default_rng(0).normal(size=IMAGES)) * 1e-3 + 100
+    never = torch.full((IMAGES,), 0.1)
+    rows = torch.stack([moves, 1000 * moves, -moves, never, 1e6 * never], 1).to(dtype)
+    data = {"block_0": _get_gaussian_params(rows)}
+    npz = saved(tmp_path / "x", data, "layer-gaussian")
+    assert reference.import_file(place_at(tmp_path), str(npz), "a").version.images == IMAGES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_raw_member_that_hides_an_array_is_refused(tmp_path: Path, kind: str) -> None:
+    npz = saved_kind(tmp_path / "x", kind)
+    name = sorted(reading.read_file(str(npz)).arrays)[0]
+    larger = io.BytesIO()
+    np.save(larger, np.zeros((3, 70), np.int32))
+    for content in (b"raw bytes", larger.getvalue()):
+        with zipfile.ZipFile(shutil.copy(npz, tmp_path / "y.npz"), "a") as archive:
+            archive.writestr(name, content)
+        shutil.copy(npz.with_suffix(".json"), tmp_path / "y.json")
+        with pytest.raises(CorruptFile, match=rf"y\.npz: holds {name}, which is no array"):
+            reading.read_file(str(tmp_path / "y.npz"))
+
+
 def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
     def refused(data: Data, kind: str, message: str) -> None:
         path = saved(tmp_path / "x", data, kind)
@@ -1161,6 +1190,20 @@ def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
     data = layer_gaussians()
     data["block_0"]["sigma"][0, 2] += 1
     refused(data, "layer-gaussian", "sigma-block_0 is not symmetric: .* at .0, 2.")
+    for value in (float("nan"), float("inf")):
+        data = gaussians()
+        data["last_norm"]["var"][1] = value
+        refused(data, "gaussian", rf"neuron last_norm\[1\] has the variance {value}")
+        data = gaussians()
+        data["last_norm"]["mu"][1] = value
+        refused(data, "gaussian", rf"neuron last_norm\[1\] has the mean {value}")
+    for value in (float("nan"), float("inf"), 50, -50):
+        data = layer_gaussians()
+        data["block_0"]["sigma"][0, 2] = data["block_0"]["sigma"][2, 0] = value
+        refused(data, "layer-gaussian", r"sigma-block_0 at .0, 2. is .*, which no variances allow")
+    data = layer_gaussians()
+    data["block_0"]["sigma"][1, 1] = float("nan")
+    refused(data, "layer-gaussian", r"sigma-block_0 at .0, 1. is .*, which no variances allow")
     data = extremes()
     data["last_norm"]["min"][0] = float("nan")
     refused(data, "activation-ranges", r"neuron last_norm\[0\] ranges from nan")
