@@ -33,6 +33,7 @@ from jobs.report import report
 from jobs.rm import rm
 from jobs.rollback import rollback
 from jobs.serve import serve
+from jobs.shell import Application
 from jobs.show import show
 from jobs.submit import SETTINGS, submit
 from jobs.suggest import suggest
@@ -40,7 +41,7 @@ from jobs.tag import tag
 from jobs.verify import verify
 from jobs.weights import weights
 
-app = typer.Typer(
+app = Application(
     name="vdna",
     help="Visual DNA of image datasets: build, catalogue, compare.",
     no_args_is_help=True,

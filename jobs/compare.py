@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.output import Rows, print_json, print_notes, say
+from jobs.output import Rows, print_json, print_notes, say, tell
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
@@ -159,7 +158,7 @@ def compare(
     )
     if as_json:
         print_json(Rows(pair_rows(matrix, layers, near)))
-        notes(to=sys.stderr)
+        notes(as_json=True)
         return
     for layer in layers:
         if near is not None:
@@ -167,7 +166,7 @@ def compare(
         else:
             print_all(matrix, layer, through, fd=options.fd)
     say(*overlap_lines(matrix.overlaps) if matrix.overlaps is not None else ())
-    notes()
+    notes(as_json=False)
     for written in filter(None, (out, html, figure)):
         say(f"written to {written}")
 
@@ -201,14 +200,14 @@ def print_found(
     if as_json:
         print_json({**neighbours_json(found), "no_distances": reason})
         if reason:
-            say(reason, to=sys.stderr)
-        notes(to=sys.stderr)
+            tell(reason)
+        notes(as_json=True)
         return
     if reason:
         say(reason)
     else:
         say(*found_lines(found), *found_sentences(found))
-    notes()
+    notes(as_json=False)
     if out:
         say(f"written to {out}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -64,8 +65,9 @@ def demo(
     say("", *_of_photos(matrix))
     say("", f"Open {page} in a browser: the matrix, its pairs, and the datasets.")
     say(f"The matrix is in {table} and {place / 'matrix.svg'}; the catalogue in {catalogue.root}")
-    vdna = "vdna" if shutil.which("vdna") else Path(sys.executable).with_name("vdna")
-    say(f"Next: {vdna} compare -c {place / 'catalogue'} --layer blocks.3.1")
+    vdna = "vdna" if shutil.which("vdna") else str(Path(sys.executable).with_name("vdna"))
+    following = [vdna, "compare", "-c", str(place / "catalogue"), "--layer", "blocks.3.1"]
+    say(f"Next: {shlex.join(following)}")
 
 
 def _of_photos(matrix: Matrix) -> list[str]:

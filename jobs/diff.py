@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -52,14 +51,14 @@ def diff(
     if as_json:
         print_json(difference_json(found, top))
         if why is not None:
-            print_notes(found.versions, paired=why.paired(), to=sys.stderr)
+            print_notes(found.versions, paired=why.paired(), as_json=True)
         return
     say(*difference_lines(found))
     if why is not None:
         say("")
         print_explanation(why, Console(), top)
         say(*group_lines(why))
-        print_notes(found.versions, paired=why.paired())
+        print_notes(found.versions, paired=why.paired(), as_json=False)
     if out:
         say(f"written to {out}")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from jobs.output import print_json, say
+from jobs.output import print_json, print_note, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 from pipeline.events import Listener
 from pipeline.explaining import DriftOptions
@@ -48,12 +47,12 @@ def drift(
         require_html(html)
     place = Catalogue(catalogue)
     found = api.drift(place, name, progress=progress, **vars(options))
-    notes = [f"note: {note}" for note in found.notes()]
     if html:
         api.html_page(place, found).save(html)
     if as_json:
         print_json(drift_json(found, options.top))
-        say(*notes, to=sys.stderr)
+        for note in found.notes():
+            print_note(note, as_json=True)
         return
     say(*drift_lines(found), "", *drift_sentences(found), "")
     if found.difference is not None:
@@ -61,7 +60,8 @@ def drift(
     if found.explanation is not None:
         print_explanation(found.explanation, Console(), options.top)
         say(*group_lines(found.explanation))
-    say(*notes)
+    for note in found.notes():
+        print_note(note, as_json=False)
     if html:
         say(f"written to {html}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,7 +87,7 @@ def explain(
                 "notes": look_notes(found),
             }
         )
-        print_notes(found.versions, lenses=[through], paired=found.paired(), to=sys.stderr)
+        print_notes(found.versions, lenses=[through], paired=found.paired(), as_json=True)
         return
     from rich.console import Console
 
@@ -96,7 +95,7 @@ def explain(
 
     print_explanation(found, Console(), options.top)
     say(explanation_sentence(found), *group_lines(found))
-    print_notes(found.versions, lenses=[through], paired=found.paired())
+    print_notes(found.versions, lenses=[through], paired=found.paired(), as_json=False)
     for written in filter(None, (out, html)):
         say(f"written to {written}")
 

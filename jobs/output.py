@@ -52,7 +52,7 @@ def print_notes(
     lenses: Sequence[Lens | None] = (),
     barred: bool = True,
     paired: Mapping[tuple[str, str], float] | None = None,
-    to: TextIO | None = None,
+    as_json: bool,
 ) -> None:
     """Prints what a reader of these versions' distances should know."""
     from pipeline.comparing import notes_of
@@ -60,7 +60,12 @@ def print_notes(
     notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred, paired=paired)
     notes += [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
     for note in notes:
-        say(f"note: {note}", to=to)
+        print_note(note, as_json=as_json)
+
+
+def print_note(note: str, *, as_json: bool) -> None:
+    """Prints a note beside a result: on stderr, if stdout has the result as JSON."""
+    (tell if as_json else say)(f"note: {printable(note)}")
 
 
 def print_json(data: object) -> None:
@@ -122,14 +127,16 @@ def checked_output() -> Iterator[None]:
     """Lets the block print to an `_Output`.
 
     Where a shell has closed a stream, as `2>&-` does, Python has None in its place, for which
-    `print` takes stdout. What would go there is dropped instead.
+    `print` takes stdout. What would go there is dropped instead, as is what stderr does not take.
     """
+    from pipeline.reporting import lossy
+
     with ExitStack() as stack:
         out, errors = (
             stream or stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             for stream in (sys.stdout, sys.stderr)
         )
-        stack.enter_context(redirect_stderr(errors))
+        stack.enter_context(redirect_stderr(lossy(errors)))
         stack.enter_context(redirect_stdout(cast(TextIO, _Output(out))))
         yield
 
@@ -169,13 +176,18 @@ def tell_error(error: VdnaError, *, as_json: bool) -> None:
     If stdout has it as JSON already, and is a terminal, too, nothing is printed.
     """
     if not (as_json and sys.stdout.isatty()):
-        tell(f"error: {error}")
+        tell(f"error: {error}", logging.ERROR)
 
 
-def tell(text: str) -> None:
-    """Prints a message on stderr, in the format that the command was asked for."""
+def tell(text: str, level: int = logging.INFO) -> None:
+    """Prints a message on stderr, in the format that the command was asked for.
+
+    Args:
+        text: The message.
+        level: How bad it is, as a line of JSON says it.
+    """
     if _log_format.get() == "json":
-        logging.getLogger(__name__).error(text)
+        logging.getLogger(__name__).log(level, "%s", text)
     else:
         say(*text.split("\n"), to=sys.stderr)
 
@@ -187,7 +199,7 @@ def end_badly(raised: Exception, *, as_json: bool) -> int:
         if not isinstance(
             raised.__cause__, BrokenPipeError
         ):  # else a reader such as `head` is done
-            tell(f"error: {raised}")
+            tell(f"error: {raised}", logging.ERROR)
         return raised.exit_code
     error = with_details_kept(known_error(raised))
     if as_json:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.output import Rows, print_json, print_notes, say, tell_error, with_details_kept
+from jobs.output import (
+    Rows,
+    print_json,
+    print_note,
+    print_notes,
+    say,
+    tell_error,
+    with_details_kept,
+)
 from jobs.shell import (
     ConfiguredCatalogueOption,
     JsonOption,
@@ -143,7 +150,7 @@ def refresh(
         for verdict in done.verdicts:
             say(f"gate: {verdict}", *reason_lines(verdict.row))
         say(night_sentence(done.outcome))
-    _print_notes(done, to=sys.stderr if as_json else None)
+    _print_notes(done, as_json=as_json)
     problems = [*([done.error] if done.error else []), *undelivered]
     for problem in problems:
         tell_error(with_details_kept(problem), as_json=as_json)
@@ -151,15 +158,16 @@ def refresh(
         raise typer.Exit(problems[0].exit_code)
 
 
-def _print_notes(done: Refreshed, to: TextIO | None) -> None:
+def _print_notes(done: Refreshed, *, as_json: bool) -> None:
     """Prints the notes on each matrix, or why they are not known, which fails no refresh."""
     for matrix in done.matrices:
         try:
             versions = done.catalogue.find_all(matrix.names, spec=matrix.spec_digest)
         except Exception as error:  # such as that another job has taken out a dataset meanwhile
-            say(f"note: the notes on these distances are not known: {known_error(error)}", to=to)
+            unknown = f"the notes on these distances are not known: {known_error(error)}"
+            print_note(unknown, as_json=as_json)
         else:
-            print_notes(versions, paired=matrix.paired(), to=to)
+            print_notes(versions, paired=matrix.paired(), as_json=as_json)
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from jobs.output import print_json, say
+from jobs.output import print_json, print_note, say
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
@@ -82,7 +81,7 @@ def report(
     matrix, where = made.matrices[0], out or index
     size = storage.info(storage.canonical(where)).size
     for note in made.notes:
-        say(f"note: {note}", to=sys.stderr if as_json else None)
+        print_note(note, as_json=as_json)
     if as_json:
         print_json({"out": where, "bytes": size, "datasets": len(matrix.names)})
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -13,18 +12,20 @@ from jobs.shell import (
     CatalogueOption,
     RankingOption,
     RayOption,
+    Terminated,
     effort_for,
     guarded,
     run_alone,
 )
 from pipeline.catalogue import SpecOptions
 from pipeline.comparing import MemoryLimit
-from pipeline.events import Idle, Listener
+from pipeline.events import Finished, Idle, Listener
 from pipeline.reporting import SHOWN_IMAGES
 
 
 @guarded
 def serve(
+    context: typer.Context,
     options: SpecOptions,
     memory: MemoryLimit,
     progress: Listener,
@@ -65,13 +66,15 @@ def serve(
             progress(Idle())
             say(f"{catalogue} is at http://127.0.0.1:{server.server_port}/ until Ctrl-C")
             server.serve_forever()
-        except KeyboardInterrupt:
-            say("stopped")
+        except KeyboardInterrupt as error:
+            code = 143 if isinstance(error, Terminated) else 0
             if site.is_making:
                 # No thread in native code can be told to stop, and Python aborts if it ends
-                # meanwhile. Nothing is being written.
-                sys.stdout.flush()
-                os._exit(0)
+                # meanwhile. Nothing is being written. All else of the command ends before.
+                context.call_on_close(lambda: os._exit(code))
+                progress(Finished(ok=False))
+            say("stopped")
+            raise typer.Exit(code) from error
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ import typer
 from jobs.option_parameters import is_options, on_the_command_line
 from jobs.output import checked_output, end_badly, shown_progress, tell
 from pipeline.counting import collect_rarely
+from pipeline.errors import VdnaError
 from pipeline.events import Listener, LogFormat, fanned_out, heard_by
 from pipeline.options import options_of
 from pipeline.wording import options_as_flags
@@ -212,9 +214,12 @@ def guarded(command: Callable[..., R]) -> Callable[..., R | None]:
             except (typer.Exit, typer.Abort, WRONG_USAGE):
                 raise
             except KeyboardInterrupt as error:
-                tell(str(error) or "interrupted; the same command goes on from here")
-                raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from error
+                told = str(error) or "interrupted; the same command goes on from here"
+                tell(told, logging.WARNING)
+                raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
             except Exception as raised:
+                if _only_checking.get():
+                    raise  # the command that checks this one says it in its own format
                 raise typer.Exit(end_badly(raised, as_json=bool(given.get("as_json")))) from raised
 
     paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
@@ -250,7 +255,7 @@ def only_checking() -> Iterator[None]:
         _only_checking.reset(before)
 
 
-class _Terminated(KeyboardInterrupt):
+class Terminated(KeyboardInterrupt):
     """SIGTERM came, as it does before a node is taken away."""
 
 
@@ -259,7 +264,7 @@ def _ended_by_sigterm() -> Iterator[None]:
     """Ends the block by SIGTERM as by Ctrl-C, so that no temporary folder is left."""
 
     def end(*_: object) -> None:
-        raise _Terminated
+        raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -286,8 +291,10 @@ def engine_for(
         Ray, or this process if the number of workers is 0.
 
     Raises:
-        UsageError: The address cannot be used (see `cluster_address`).
+        UsageError: The address cannot be used (see `cluster_address`), or the work is to be done in
+            this process.
     """
+    _require_one_place(resources.workers, ray_address)
     if resources.workers == 0:
         from pipeline.engine import InProcess
 
@@ -338,6 +345,23 @@ def configured_catalogue(settings: Config, chosen: str | None) -> str:
     return url
 
 
+def _require_one_place(workers: int | None, ray_address: str | None) -> None:
+    """Refuses a cluster for work that is to be done in this process.
+
+    `auto` names no cluster, and every command that is submitted to one has it.
+
+    Raises:
+        UsageError: A cluster is named beside no workers.
+    """
+    from pipeline.errors import UsageError
+
+    if workers == 0 and ray_address not in (None, "auto"):
+        raise UsageError(
+            f"workers is 0, which works in this process, and --ray-address names {ray_address}; "
+            "leave one of them out"
+        )
+
+
 def asked_workers(workers: int | None, ray_address: str | None) -> int | None:
     """Returns the workers of a command that uses Ray only if it is asked to.
 
@@ -348,6 +372,7 @@ def asked_workers(workers: int | None, ray_address: str | None) -> int | None:
     Returns:
         The number; None for as many as the cluster has room for, and 0 for this process.
     """
+    _require_one_place(workers, ray_address)
     return 0 if workers is None and ray_address is None else workers
 
 
@@ -401,7 +426,7 @@ def effort_for(
         device: `cpu`, or torch's name of a device.
 
     Raises:
-        UsageError: A device is named, and Ray's workers too.
+        UsageError: A device is named, and Ray's workers too; or a cluster for this process.
     """
     from pipeline.comparing import Effort
     from pipeline.errors import UsageError
@@ -413,6 +438,7 @@ def effort_for(
                 "leave --workers and --ray-address out"
             )
         workers = 0
+    _require_one_place(workers, ray_address)
 
     @contextmanager
     def open_engine(values: int) -> Iterator[Mapper]:
@@ -473,6 +499,18 @@ def chosen_lens(
     return Lens.chosen(spec, neurons) if neurons else None
 
 
+class Application(typer.Typer):
+    """Commands, whose help and version fail as they do if stdout does not take them."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the command that the command line names, and ends the process."""
+        with checked_output():
+            try:
+                return super().__call__(*args, **kwargs)
+            except VdnaError as error:
+                sys.exit(end_badly(error, as_json=False))
+
+
 def run_alone(command: Callable[..., Any], settings: dict[str, Any] | None = None) -> None:
     """Runs one command, for `python -m jobs.NAME`.
 
@@ -480,6 +518,6 @@ def run_alone(command: Callable[..., Any], settings: dict[str, Any] | None = Non
         command: The command.
         settings: Those of its command line, if it has its own.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = Application(add_completion=False, pretty_exceptions_enable=False)
     app.command(context_settings=settings)(command)
     app()

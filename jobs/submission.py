@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -133,6 +134,8 @@ def checked_words(
         _require_no_secret(working_dir, "")
     for place in (name for name in (*OUTPUTS, *INPUTS) if name in given):
         _require_seen(place, given[place], working_dir, takes_folder=there is None)
+    if given.get("config") is not None:
+        _require_config_seen(given["config"], given["catalogue"], working_dir)
     for word in rest:
         _require_no_secret(word, given.get("allow_query") or "")
     added = []
@@ -251,7 +254,8 @@ def _to_end(server: JobServer, id: str, lines: Iterable[str]) -> SubmittedJob:
         for line in lines:
             say(line)
         job = wait_for_end(server, id)
-    tell("\n".join(job_end_lines(job, time.time())))
+    level = logging.ERROR if job.exit_code else logging.INFO
+    tell("\n".join(job_end_lines(job, time.time())), level)
     return job
 
 
@@ -311,6 +315,33 @@ def _require_seen(name: str, value: Any, working_dir: str | None, *, takes_folde
                     else ""
                 )
             )
+
+
+def _require_config_seen(config: str, catalogue: str | None, working_dir: str | None) -> None:
+    """Refuses a configuration that the job would not find, or that names a catalogue of its folder.
+
+    Args:
+        config: The path or url of the file, which is read if this machine has it.
+        catalogue: The catalogue that the command names, which comes before that of the file.
+        working_dir: The folder that the job gets a copy of, or None.
+
+    Raises:
+        UsageError: It is such a file, or no configuration.
+    """
+    from pipeline.errors import UsageError
+    from pipeline.refreshing import load_config
+    from pipeline.storage import local_path, protocol_of
+
+    if any(protocol_of(place) != "file" for place in (config, working_dir or "")):
+        return
+    file = Path(working_dir or "", local_path(config) if "://" in config else config)
+    if not file.is_file():
+        if working_dir is not None and file.is_relative_to(working_dir):
+            raise UsageError(f"config is {config!r}, and {working_dir} has no such file")
+        return
+    own = load_config(str(file)).catalogue
+    if catalogue is None and own is not None:
+        _require_seen("catalogue", own, working_dir, takes_folder=False)
 
 
 def _require_no_secret(word: str, queries: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from typing import Annotated
 
@@ -49,10 +48,10 @@ def suggest(
     )
     if as_json:
         print_json(suggestion_json(found))
-        notes(to=sys.stderr)
+        notes(as_json=True)
         return
     say(*suggestion_lines(found))
-    notes()
+    notes(as_json=False)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ from .lens_words import lens_json as lens_json
 from .lens_words import lens_lines as lens_lines
 from .lens_words import lens_table as lens_table
 from .lens_words import listed_lens as listed_lens
+from .lossy_output import lossy as lossy
 from .neighbour_words import found_lines as found_lines
 from .neighbour_words import found_sentences as found_sentences
 from .neighbour_words import neighbours_json as neighbours_json

@@ -31,10 +31,14 @@ from pipeline.events import (
     Warned,
     topic_here,
 )
+from pipeline.reporting.lossy_output import lossy
 from pipeline.reporting.progress import Bar, Lines, text_of
 
 LOGGER = "pipeline.events"
 """The name of the logger that events have in JSON lines."""
+
+OWN_LOGGERS = ("pipeline", "jobs")
+"""The names of our own loggers; those of modules are below them."""
 
 STDERR = 2
 """The number of stderr among the files of a process."""
@@ -119,13 +123,13 @@ def _own_stderr() -> Iterator[TextIO]:
         is_first = False
     if not is_first:
         with ExitStack() as stack:
-            yield sys.stderr or stack.enter_context(open(os.devnull, "w"))
+            yield sys.stderr or stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         return
     own = os.fdopen(os.dup(STDERR), "w", encoding=stderr.encoding, errors=stderr.errors)
     try:
         yield own
     finally:
-        with suppress(OSError):  # nobody reads any more; the job has noticed
+        with suppress(OSError):  # nobody reads any more
             own.close()
 
 
@@ -139,9 +143,8 @@ def _ticking(tick: Callable[[], None]) -> Iterator[None]:
     over = threading.Event()
 
     def beat() -> None:
-        with suppress(OSError, ValueError):  # nobody reads any more; the job itself will notice
-            while not over.wait(TICK_SECONDS):
-                tick()
+        while not over.wait(TICK_SECONDS):
+            tick()
 
     thread = threading.Thread(target=beat, name="tick", daemon=True)
     thread.start()
@@ -159,7 +162,8 @@ def show_progress(
     """Shows what a job says until the block ends: its events, and the records of all loggers.
 
     As text, a terminal has a bar and a log has plain lines; something is said every few seconds,
-    and log records from WARNING up are lines of their own. As JSON, every event and record is a
+    and log records from WARNING up are lines of their own. If nobody reads it any more, it is lost,
+    and the job goes on. As JSON, every event and record is a
     line: records of our own loggers from INFO up, others from WARNING up.
 
     Args:
@@ -170,19 +174,24 @@ def show_progress(
     Yields:
         The listener to hand to the job.
     """
-    root, ours = logging.getLogger(), logging.getLogger("pipeline")
+    root = logging.getLogger()
+    ours = {logger: logger.level for logger in map(logging.getLogger, OWN_LOGGERS)}
     listener: Listener
     handler: logging.Handler
     with ExitStack() as stack:
-        out = out or stack.enter_context(_own_stderr())
+        out = lossy(out or stack.enter_context(_own_stderr()))
         if log_format == "json":
             listener = handler = JsonLines(out, job)
         else:
-            shown = Bar(Console(file=out)) if out.isatty() else Lines(out)
+            console = Console(file=out)
+            shown: Bar | Lines = Lines(out)
+            if out.isatty() and not console.is_dumb_terminal:
+                shown = Bar(console)
+                stack.callback(shown.close)  # a thread that cannot be stopped may be in a stage
             stack.enter_context(_ticking(shown.tick))
             listener, handler = shown, _ToListener(shown)
-        level = ours.level
-        ours.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
+        for logger in ours:
+            logger.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
         root.addHandler(handler)
         logging.captureWarnings(log_format == "json")
         try:
@@ -190,4 +199,5 @@ def show_progress(
         finally:
             logging.captureWarnings(False)
             root.removeHandler(handler)
-            ours.setLevel(level)
+            for logger, level in ours.items():
+                logger.setLevel(level)

@@ -60,7 +60,7 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
     A line above each table says what its columns are.
 
     What is not told apart is dim, and marked. On a narrow console columns are left out, the last
-    ones first.
+    ones first; and the histograms, too, where the encoding lacks their characters.
 
     Args:
         found: The explanation.
@@ -115,13 +115,22 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
     width = min((console.width - _width(_ranking(rows, {})) - 2) // 2, _WIDEST)
     inks: dict[str, str] = {}
     told = {heading: of.format(a=a, b=b) for heading, of in _NEURON_COLUMNS.items()}
-    if width >= _NARROWEST:
+    if width >= _NARROWEST and _writes_blocks(console):
         headings = _sparkline_headings(a, b, width)
         inks = dict(zip(headings, ("blue", "yellow"), strict=True))
         for row, group in zip(rows, shown, strict=True):
             row |= zip(headings, _sparklines(group.histogram, width), strict=True)
         told[headings[0]] = _SPARKLINES
     _print_ranking(rows, console, told, inks)
+
+
+def _writes_blocks(console: Console) -> bool:
+    """Tells whether the encoding of a console has the characters of sparklines."""
+    try:
+        _BLOCKS.encode(getattr(console.file, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sparkline_headings(a: str, b: str, width: int) -> tuple[str, str]:

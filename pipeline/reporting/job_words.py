@@ -83,7 +83,8 @@ def job_cancel_lines(job: SubmittedJob, flags: str, *, in_time: bool) -> list[st
     if job.state != "cancelled":
         return [f"{job.id} ended by itself meanwhile: {job.state}"]
     return [
-        f"{job.id} is cancelled. What it counted is kept, and the same command goes on from there:",
+        f"{job.id} is cancelled. What it counted is kept, and the same command goes on from there; "
+        "give it --working-dir and --env again if it had them:",
         f"  vdna submit{flags} {_words_of(job.command)}",
     ]
 
@@ -97,4 +98,4 @@ def _words_of(line: str) -> str:
 def _took(job: SubmittedJob, now: float) -> str:
     if job.started is None or (job.has_ended and job.ended is None):
         return ""
-    return duration((job.ended or now) - job.started)
+    return duration(max(0.0, (job.ended or now) - job.started))  # the cluster has its own clock

@@ -1,7 +1,7 @@
 """Shows a long job's progress on a terminal, as a bar, or in a log, as plain lines.
 
 >>> make_dna("photos/", progress=Bar())  # doctest: +SKIP
-━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 720/720 images  15.7/s  96/96 shards  0 failed  0:00:46
+━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 720/720 images  15.7/s  96/96 shards  0 failed  in 0:00:46
 """
 
 from __future__ import annotations
@@ -11,15 +11,10 @@ from threading import RLock
 from time import monotonic
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import printable, redact
@@ -29,6 +24,7 @@ from pipeline.events import (
     Held,
     Idle,
     PoolChanged,
+    PoolFilled,
     Retried,
     Said,
     Started,
@@ -37,12 +33,16 @@ from pipeline.events import (
     TakenOver,
     Warned,
 )
+from pipeline.reporting.lossy_output import lossy
 from pipeline.wording import count_of
 
 LINE_SECONDS = 5.0
 """How long nothing is printed at most, if something calls `tick` every second."""
 
 REFRESHES_PER_SECOND = 5
+
+SHORTEST_BAR, LONGEST_BAR = 8, 40
+"""How many characters a bar has. Where a terminal has no room for the shortest, it has no bar."""
 
 WAITS = "  waits for workers"
 """What the state of a stage ends with while no worker runs."""
@@ -110,9 +110,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.stage = Started(0, 0)
-        self.steps = 0
-        self._units = self._failures = 0
-        self._began = monotonic()
+        self._units = self._steps = self._failures = 0
+        self._began, self._first = monotonic(), (0, 0.0)
 
     def __call__(self, event: Event) -> None:
         """Adds a step, or begins a stage.
@@ -123,18 +122,21 @@ class Tally:
         match event:
             case Started():
                 self.stage = event
-                self._units = self.steps = self._failures = 0
-                self._began = monotonic()
+                self._units = self._steps = self._failures = 0
+                self._began, self._first = monotonic(), (0, 0.0)
             case StepDone(units, failures):
                 self._units += units
-                self.steps += 1
+                self._steps += 1
                 self._failures += failures
+                if self._steps == 1:
+                    self._first = units, monotonic() - self._began
 
     @property
     def line(self) -> str:
         """The state of the stage in one line, as `line_of` writes it."""
         elapsed = monotonic() - self._began
-        return line_of(self.stage, self._units, self.steps, self._failures, elapsed)
+        done = self._units, self._steps, self._failures
+        return line_of(self.stage, *done, elapsed, self._first)
 
 
 class Silence:
@@ -174,7 +176,7 @@ class Lines:
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self._out = out or sys.stderr
+        self._out = lossy(out or sys.stderr)
         self._stage: Started | None = None
         self._units = self._steps = self._failures = 0
         self._stated: tuple[int, int] | None = None
@@ -206,7 +208,7 @@ class Lines:
                         self._first = units, monotonic() - self._began
                     if self._stage and self._units < self._stage.total and self._silence.is_long:
                         self._print_state(self._stage)
-                case PoolChanged(workers):
+                case PoolChanged(workers) | PoolFilled(workers):
                     self._waits = "" if workers else WAITS
                 case Finished(ok):
                     if ok and self._stage and self._steps and self._stated != self._state:
@@ -252,9 +254,12 @@ class Bar:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(file=lossy(sys.stderr))
         self._bar: Progress | None = None
+        self._tally = Tally()
         self._silence = Silence()
+        self._is_over = False
+        self._lock = RLock()
 
     def __call__(self, event: Event) -> None:
         """Prints what the event says, or moves the bar.
@@ -262,21 +267,30 @@ class Bar:
         Args:
             event: What happened.
         """
+        with self._lock:
+            if not self._is_over:
+                self._show(event)
+
+    def close(self) -> None:
+        """Ends the bar, also of a stage that goes on. Nothing is shown from then on."""
+        with self._lock:
+            self._show(Finished(ok=False))
+            self._is_over = True
+
+    def _show(self, event: Event) -> None:
         if text := text_of(event):
             self._silence.ends(text)
             self._print(text)
+        self._tally(event)
         match event:
             case Started() if event.steps:
                 self._start(event)
-            case StepDone(units, failures) if self._bar is not None:
-                fields = self._bar.tasks[0].fields
+            case StepDone(units) if self._bar is not None:
                 self._bar.update(
                     self._bar.task_ids[0],
                     advance=units,
-                    done=fields["done"] + 1,
-                    failures=fields["failures"] + failures,
                 )
-            case PoolChanged(workers) if self._bar is not None:
+            case PoolChanged(workers) | PoolFilled(workers) if self._bar is not None:
                 self._bar.update(self._bar.task_ids[0], waits="" if workers else WAITS)
             case Finished() if self._bar is not None:
                 self._bar.stop()
@@ -294,49 +308,37 @@ class Bar:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _start(self, stage: Started) -> None:
-        columns: list[ProgressColumn] = [
-            BarColumn(),
-            TextColumn(
-                "{task.completed:,.0f}/{task.total:,.0f} " + _noun(stage.unit, int(stage.total))
-            ),
-            _Rate(),
-        ]
-        if stage.step != stage.unit:
-            columns.append(
-                TextColumn(
-                    "{task.fields[done]:,}/{task.fields[stage].steps:,} "
-                    + _noun(stage.step, stage.steps)
-                )
-            )
-        if stage.unit == "images":
-            columns.append(TextColumn("{task.fields[failures]:,} failed"))
-        columns.append(TextColumn("{task.fields[waits]}"))
-        columns.append(_TimeLeft(elapsed_when_finished=True))
         self._bar = Progress(
-            *columns,
+            _StateColumn(self._tally, self._console),
             console=self._console,
             refresh_per_second=REFRESHES_PER_SECOND,
             redirect_stdout=False,  # it is the command's own, and may be JSON
-            get_time=monotonic,
         )
-        self._bar.add_task("", total=stage.total, stage=stage, done=0, failures=0, waits="")
+        self._bar.add_task("", total=stage.total, waits="")
         self._bar.start()
 
 
-class _TimeLeft(TimeRemainingColumn):
-    """The time left, once enough steps are done to estimate it; then how long the stage took."""
+class _StateColumn(ProgressColumn):
+    """The state of a stage in words, after a bar if the terminal has room for one.
 
-    def render(self, task: Task) -> Text:
-        if task.finished or task.fields["done"] >= ESTIMATED_STEPS:
-            return super().render(task)
-        return Text("-:--:--", style="progress.remaining")
+    Args:
+        tally: What is done of the stage. Rich would only look at the last seconds for an estimate,
+            in which no step may have ended.
+        console: The terminal.
+    """
 
+    def __init__(self, tally: Tally, console: Console) -> None:
+        super().__init__()
+        self._tally, self._console = tally, console
 
-class _Rate(ProgressColumn):
-    """Units a second: of late while the stage runs, of the whole stage when it is done."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0.0:.1f}/s")
+    def render(self, task: Task) -> RenderableType:
+        state = Text(self._tally.line + task.fields["waits"])
+        room = min(self._console.width - state.cell_len - 1, LONGEST_BAR)
+        if room < SHORTEST_BAR:
+            return state
+        both = Table.grid(padding=(0, 1))
+        both.add_row(ProgressBar(task.total, task.completed, width=room), state)
+        return both
 
 
 def line_of(

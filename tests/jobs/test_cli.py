@@ -170,7 +170,6 @@ def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -
         ((), []),
         (("--ray-address", "head:1"), [(None, "head:1")]),
         (("--ray-address", "head:1", "--workers", 3), [(3, "head:1")]),
-        (("--ray-address", "head:1", "--workers", 0), []),
         (("--workers", 3), [(3, None)]),
     ],
 )
@@ -193,6 +192,41 @@ def test_verify_and_gc_use_ray_if_workers_or_a_cluster_are_named(
     monkeypatch.setattr(engine, "RayEngine", Recorded)
     vdna(*command, "-c", place, *words)
     assert opened == expected
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("build", "a", "photos"),
+        ("calibrate", "photos"),
+        ("compare",),
+        ("rank", "photos", "--to", "a"),
+        ("verify",),
+        ("gc", "--dry-run"),
+    ],
+)
+def test_a_cluster_is_refused_for_work_of_this_process(
+    place: Path, command: tuple[str, ...]
+) -> None:
+    words = (*command, *(() if command[0] == "calibrate" else ("-c", place)), "--workers", 0)
+    told = vdna(*words, "--ray-address", "head:1", exits=2).stderr
+    assert told.splitlines()[-1] == (
+        "error: workers is 0, which works in this process, and --ray-address names head:1; leave "
+        "one of them out"
+    )
+
+
+def test_a_submitted_command_may_work_in_its_own_process(place: Path) -> None:
+    """`submit` gives each command the address of the cluster that it runs in, which is `auto`."""
+    vdna("compare", "-c", place, "--workers", 0, "--ray-address", "auto")
+
+
+def test_a_cluster_of_the_environment_is_not_used_by_this_process(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there for all commands, and does not say that this one is to use it."""
+    monkeypatch.setenv("RAY_ADDRESS", "head:1")
+    vdna("compare", "-c", place, "--workers", 0)
 
 
 def test_the_same_command_again_does_nothing(place: Path, photos: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Where the demo wrote its files, and what it printed."""
-    folder = tmp_path_factory.mktemp("demo")
+    folder = tmp_path_factory.mktemp("demo") / "of mine"
     command = [sys.executable, "-m", "jobs.demo", "--out", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stderr
@@ -63,6 +64,8 @@ def test_the_demo_makes_the_files_and_numbers_that_it_prints(demo: tuple[Path, s
     assert "<svg" in (folder / "matrix.svg").read_text()
     page = (folder / "report.html").read_text()
     assert f"Open {folder / 'report.html'} in a browser" in printed
+    following = printed.partition("Next: ")[2]
+    assert shlex.split(following)[1:4] == ["compare", "-c", str(folder / "catalogue")]
     assert page.count("data:image/webp") == 6 * len(matrix.names)
     assert len(page) < 1_000_000
 

@@ -17,10 +17,12 @@ from jobs.app import app
 from jobs.submission import COMMANDS, INPUTS, OUTPUTS
 from pipeline import storage
 from pipeline.catalogue import Catalogue
-from pipeline.engine import job_server
+from pipeline.engine import SubmittedJob, job_server
 from pipeline.engine.job_server import Submission
 from pipeline.errors import TransientError, UsageError, VdnaError
 from pipeline.networks import decode_ranges
+from pipeline.reporting import job_lines
+from tests.refreshing.test_config import one
 from tests.support import tiny_network as tiny
 from tests.support.memory_jobs import MemoryJobs
 from tests.support.tiny_network import Picture
@@ -195,12 +197,38 @@ def test_what_the_environment_gives_here_is_given_to_the_job(
     assert submitted(server, *words, "-c", "s3://dnas").words == (*words, "-c", "s3://dnas")
 
 
-def test_a_working_folder_lets_sources_be_relative(server: MemoryJobs) -> None:
+def test_a_working_folder_lets_sources_be_relative(server: MemoryJobs, tmp_path: Path) -> None:
+    (tmp_path / "night.yaml").write_text(one())
+    folder = str(tmp_path)
     words = ("refresh", "--config", "night.yaml", "-c", "s3://dnas")
-    assert submitted(server, "--working-dir", "night", *words) == Submission(
-        words, working_dir="night"
+    assert submitted(server, "--working-dir", folder, *words) == Submission(
+        words, working_dir=folder
     )
-    vdna("submit", "--working-dir", "night", "refresh", "-c", "dnas", exits=2)
+    vdna("submit", "--working-dir", folder, "refresh", "-c", "dnas", exits=2)
+
+
+@pytest.mark.parametrize("command", ["refresh", "gc"])
+@pytest.mark.parametrize("sees_folder", [True, False])
+def test_the_catalogue_of_a_configuration_is_checked_as_an_option_is(
+    server: MemoryJobs, tmp_path: Path, command: str, sees_folder: bool
+) -> None:
+    file = tmp_path / "night.yaml"
+    folder = ("--working-dir", tmp_path) if sees_folder else ()
+    words = (*folder, command, "--config", "night.yaml" if sees_folder else file)
+    told = "catalogue is 'dnas', which the cluster would write to a folder of its own"
+    file.write_text(f"catalogue: dnas\n{one()}")
+    assert told in vdna("submit", *AT, *words, exits=2).stderr
+    assert submitted(server, *AT, *words, "-c", "s3://dnas")
+    file.write_text(f"catalogue: s3://dnas\n{one()}")
+    assert submitted(server, *AT, *words)
+    file.write_text("datasets: []")
+    assert "night.yaml: datasets is []" in vdna("submit", *AT, *words, exits=2).stderr
+    file.unlink()
+    if sees_folder:
+        told = f"config is 'night.yaml', and {tmp_path} has no such file"
+        assert told in vdna("submit", *AT, *words, exits=2).stderr
+    else:  # the cluster may have it
+        assert submitted(server, *AT, *words)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +277,31 @@ def test_a_job_is_followed_to_its_end_and_its_exit_code_is_ours(
     assert (hint in waited.stderr) == bool(code)
     told = json.loads(vdna("submit", "--json", *AT, *BUILD, exits=code).stdout)
     assert (told["id"], told["exit_code"]) == (f"{id[:-1]}3", code)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_log_in_json_tells_a_job_that_succeeds_from_one_that_fails(
+    server: MemoryJobs, code: int
+) -> None:
+    server.ends = ("failed" if code else "succeeded", code)
+    done = vdna("submit", "--log-format", "json", "--wait", *AT, *BUILD, exits=code)
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    levels = [line["level"] for line in told if line["logger"] == "jobs.output"]
+    assert levels == (["INFO", "ERROR", "INFO"] if code else ["INFO", "INFO"])
+
+
+def test_wrong_options_of_a_command_that_is_submitted_are_an_error_of_submit(
+    server: MemoryJobs,
+) -> None:
+    """It is printed in the format that submit was asked for."""
+    words = ("submit", "--json", "--log-format", "json", *BUILD, "--bins", 0)
+    done = vdna(*words, exits=2)
+    told = json.loads(done.stdout)
+    assert told["error"] == "UsageError"
+    assert "bins is 0" in told["message"]
+    *_, last = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (last["level"], last["message"]) == ("ERROR", f"error: {told['message']}")
+    assert server.submitted == {}
 
 
 def test_a_job_that_is_only_submitted_prints_its_id(server: MemoryJobs) -> None:
@@ -408,6 +461,12 @@ def test_jobs_are_listed_with_their_state(server: MemoryJobs) -> None:
     assert (told["started"], told["ended"]) == (1000, 1062)
 
 
+def test_a_job_of_a_clock_that_is_ahead_has_taken_no_time() -> None:
+    job = SubmittedJob("vdna-gc-0-1", "vdna gc", "running", started=1000.5)
+    [_, row] = job_lines([job], now=999.0)
+    assert row.split()[-3:] == ["0:00:00", "vdna", "gc"]
+
+
 def test_logs_are_printed_so_far_or_to_the_end(server: MemoryJobs) -> None:
     server.ends = None
     vdna("submit", "--no-follow", *BUILD)
@@ -426,6 +485,7 @@ def test_a_cancelled_job_says_how_to_go_on(server: MemoryJobs) -> None:
     [id] = server.known
     kept, again = vdna("cancel", id, *AT).stdout.splitlines()
     assert kept.startswith(f"{id} is cancelled. What it counted is kept")
+    assert kept.endswith("; give it --working-dir and --env again if it had them:")
     flags = "--ray-address http://head:8265"
     assert again.strip() == f"vdna submit {flags} {' '.join(BUILD)} --include '*.png'"
     assert vdna("cancel", id).stdout == f"{id} had ended before: cancelled\n"

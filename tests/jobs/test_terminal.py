@@ -116,6 +116,18 @@ def test_a_full_disk_behind_stdout_is_one_message(catalogue: Path, words: list[s
     assert done.stderr == "error: cannot write to stdout: No space left on device\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["ls", "--help"], []])
+def test_a_full_disk_behind_help_is_one_message(words: list[str]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = vdna(*words, stdout=full)
+    finally:
+        os.close(full)
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write to stdout: No space left on device\n"
+
+
 def test_a_reader_that_is_done_ends_a_command_quietly(catalogue: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -124,6 +136,48 @@ def test_a_reader_that_is_done_ends_a_command_quietly(catalogue: Path) -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare"],
+        ["compare", "--top", 1],
+        ["explain", "a", "b"],
+        ["diff", "a", "b"],
+        ["suggest", "a"],
+        ["report"],
+    ],
+)
+def test_notes_beside_json_are_lines_of_json_if_a_log_is_to_be(
+    catalogue: Path, words: list[object], tmp_path: Path
+) -> None:
+    out = ["--out", tmp_path / "report.html"] if words == ["report"] else []
+    for log_format in ("text", "json"):
+        options = ["-c", catalogue, "--json", "--log-format", log_format]
+        done = CliRunner().invoke(app, [*map(str, [*words, *out, *options])])
+        assert done.exit_code == 0, done.output
+        json.loads(done.stdout)
+        lines = done.stderr.splitlines()
+        if log_format == "json":
+            told = [json.loads(line) for line in lines]
+            lines = [line["message"] for line in told if line["logger"] == "jobs.output"]
+            assert {line["level"] for line in told} == {"INFO"}
+        assert any(line.startswith("note: ") for line in lines)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_an_error_that_nobody_reads_has_its_exit_code(catalogue: Path, log_format: str) -> None:
+    """A shell's `2> >(head -1)` may end before the command."""
+    words = ["compare", "-c", catalogue, "--near", "a", "--fd", "--log-format", log_format]
+    command = [sys.executable, "-m", "jobs.app", *map(str, words)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command, stderr=writing, cwd=REPOSITORY, check=False)
+    finally:
+        os.close(writing)
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("name", ["c", "none"])
@@ -151,6 +205,21 @@ def test_a_terminal_without_unicode_gets_escapes(catalogue: Path, tmp_path: Path
         done = vdna("ls", "-c", catalogue, stdout=out.fileno(), PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert rb"gr\xf6\xdfe" in (tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize(("encoding", "is_drawn"), [("utf-8", True), ("ascii", False)])
+def test_histograms_are_drawn_only_with_characters_that_the_terminal_has(
+    catalogue: Path, tmp_path: Path, encoding: str, is_drawn: bool
+) -> None:
+    """Else each of them would be an escape of six characters, in a table made for one."""
+    with open(tmp_path / "out", "wb") as out:
+        words = ["explain", "a", "b", "-c", catalogue]
+        wide = {"PYTHONIOENCODING": encoding, "COLUMNS": "120"}
+        done = vdna(*words, stdout=out.fileno(), **wide)
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "out").read_bytes()
+    assert ("█".encode() in said) == is_drawn
+    assert rb"\u25" not in said
 
 
 def test_an_error_that_nobody_foresaw_is_a_message_and_its_details_are_in_a_file(

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,7 @@ import pytest
 
 from pipeline.events import (
     Finished,
+    LogFormat,
     PoolChanged,
     Retried,
     Said,
@@ -27,6 +29,7 @@ from pipeline.events import (
     StepFailed,
     Warned,
     about,
+    stage,
 )
 from pipeline.reporting import event_output, show_progress
 from pipeline.reporting import progress as progress_module
@@ -60,15 +63,36 @@ def test_text_goes_on_while_no_event_comes(monkeypatch: pytest.MonkeyPatch) -> N
     assert "tick" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_closed_output_ends_the_ticking_and_not_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_closed_output_does_not_end_the_job(
+    log_format: LogFormat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(event_output, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
     out = io.StringIO()
-    with show_progress("text", out):
+    with show_progress(log_format, out) as progress:
         out.close()
-        (thread,) = (each for each in threading.enumerate() if each.name == "tick")
-        thread.join(20)
-        assert not thread.is_alive()
+        progress(Said("listing"))
+        logging.getLogger("pipeline.storage").warning("no answer")
+        time.sleep(0.05)  # it ticks
+    assert capsys.readouterr() == ("", "")
+
+
+class DumbTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_a_terminal_that_cannot_redraw_gets_lines(
+    term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    out = DumbTerminal()
+    with show_progress("text", out) as progress, stage(progress, Started(total=2, steps=1)):
+        progress(StepDone(2))
+    assert out.getvalue().startswith("2/2 images ") == (term == "dumb")
+    assert ("\x1b" in out.getvalue()) == (term == "xterm")
 
 
 WHILE_RAY_IS_SILENCED = """
@@ -258,6 +282,23 @@ def test_a_build_tells_its_shards_in_json(small: Small, tmp_path: Path, workers:
     last = lines[-1]
     assert (last["event"], last["dataset"]) == ("DatasetEnded", "photos")
     assert (last["outcome"], last["images"], last["failures"]) == ("committed", 6, 0)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_build_goes_on_if_nobody_reads_its_messages(
+    small: Small, tmp_path: Path, log_format: str
+) -> None:
+    photos = tmp_path / "photos"
+    write_photos(photos, 2)
+    options = (*small.options, "--log-format", log_format)
+    process = start(photos, tmp_path / "c", *options, workers=0, env=small.environment())
+    with ended(process):
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stderr = None
+        out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0
+    assert json.loads(out)["images"] == 2
 
 
 def test_an_error_of_a_command_is_a_line_of_json(tmp_path: Path) -> None:

@@ -557,8 +557,11 @@ def test_an_error_is_answered_in_words_without_secrets(
     assert b"hunter2" not in text
 
 
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("is_made", [True, False])
-def test_the_command_serves_until_it_is_interrupted(built: Catalogue, is_made: bool) -> None:
+def test_the_command_serves_until_it_is_interrupted(
+    built: Catalogue, is_made: bool, stop: signal.Signals, code: int
+) -> None:
     """Nobody who stops it waits for the report, which it begins to make at once."""
     command = [sys.executable, "-m", "jobs.app", "serve", "-c", built.root, "--port", "0"]
     process = subprocess.Popen(
@@ -575,9 +578,9 @@ def test_the_command_serves_until_it_is_interrupted(built: Catalogue, is_made: b
         port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
         if is_made:
             assert ask(port, "/")[0].status == 200
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, stop)
         assert process.stdout.read() == "stopped\n"
-        assert process.wait(30) == 0
+        assert process.wait(30) == code
     finally:
         process.kill()
         process.stdout.close()

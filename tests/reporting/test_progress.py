@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pipeline.events import (
     Finished,
     Idle,
     PoolChanged,
+    PoolFilled,
     Retried,
     Said,
     Started,
@@ -24,6 +26,7 @@ from pipeline.events import (
     ignore,
     stage,
 )
+from pipeline.reporting import show_progress
 from pipeline.reporting.progress import (
     ESTIMATED_STEPS,
     LINE_SECONDS,
@@ -107,12 +110,45 @@ def test_no_time_left_is_estimated_before_a_few_steps_are_done(
     for _ in range(ESTIMATED_STEPS - 1):
         sleep(10)
         bar(StepDone(1))
-    assert bar._bar is not None
-    column, (task,) = bar._bar.columns[-1], bar._bar.tasks
-    assert str(column(task)) == "-:--:--"
+    assert drawn(bar).endswith("time left not known yet")
     bar(StepDone(1))
-    assert str(column(task)).count(":") == 2
-    assert str(column(task)) != "-:--:--"
+    assert drawn(bar).endswith(" left")
+    bar(Finished())
+
+
+def test_a_bar_tells_rate_and_time_left_as_a_log_does(
+    terminal: Console, sleep: Callable[[float], None]
+) -> None:
+    """Also of steps that are longer than what rich looks back, 30 seconds."""
+    out = io.StringIO()
+    bar, lines = Bar(terminal), Lines(out)
+    for event in (Started(total=64 * 4096, steps=64), *[StepDone(4096)] * 32):
+        for progress in (bar, lines):
+            progress(event)
+        sleep(68 if isinstance(event, Started) else 40)
+    lines.tick()
+    state = out.getvalue().splitlines()[-1]
+    assert state == "131,072/262,144 images  97.2/s  32/64 shards  0 failed  0:22:01 left"
+    assert drawn(bar).endswith(state)
+    bar(Finished())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_a_narrow_terminal_shows_no_bar_rather_than_no_time_left(
+    width: int, sleep: Callable[[float], None]
+) -> None:
+    bar = Bar(Console(file=io.StringIO(), force_terminal=True, width=width))
+    bar(Started(total=14_197_122, steps=3466))
+    for _ in range(1500):
+        sleep(2.7)
+        bar(StepDone(4096, 1))
+    state = drawn(bar)
+    assert state.endswith(
+        "6,144,000/14,197,122 images 1517.0/s 1,500/3,466 shards 1,500 failed 1:28:28 left"
+        if width < 100
+        else "  1,500/3,466 shards  1,500 failed  1:28:28 left"
+    )
+    assert ("━" in state) == (width >= 100)
     bar(Finished())
 
 
@@ -263,6 +299,17 @@ def written(terminal: Console) -> str:
     return terminal.file.getvalue()
 
 
+def drawn(bar: Bar) -> str:
+    """Returns what the bar shows now; lines that are too long for the terminal as one."""
+    assert bar._bar is not None
+    out = bar._console.file
+    assert isinstance(out, io.StringIO)
+    before = len(out.getvalue())
+    bar._bar.refresh()
+    lines = plain(out.getvalue()[before:]).strip().splitlines()
+    return lines[0] if len(lines) == 1 else " ".join(" ".join(lines).split())
+
+
 def plain(text: str) -> str:
     """Returns the text without codes for colours and the cursor."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
@@ -404,11 +451,23 @@ def test_the_next_stage_waits_for_no_node_of_the_last(sleep: Callable[[float], N
     assert not out.getvalue().endswith("waits for workers\n")
 
 
+def test_workers_of_another_pool_end_the_wait(sleep: Callable[[float], None]) -> None:
+    """A pool whose workers all run says only that it is filled."""
+    out = io.StringIO()
+    progress = Lines(out)
+    for event in (Started(total=6, steps=2), WAITING, PoolFilled(8)):
+        progress(event)
+    sleep(LINE_SECONDS)
+    progress.tick()
+    assert not out.getvalue().endswith("waits for workers\n")
+
+
 def test_a_bar_shows_that_no_worker_runs(terminal: Console) -> None:
     bar = Bar(terminal)
     bar(Started(total=4, steps=4))
     assert bar._bar is not None
-    for event, shown in ((WAITING, True), (replace(WAITING, workers=1), False)):
+    ended = replace(WAITING, workers=1), PoolFilled(8)
+    for event, shown in ((WAITING, True), (ended[0], False), (WAITING, True), (ended[1], False)):
         bar(event)
         assert bool(bar._bar.tasks[0].fields["waits"]) == shown
         bar._bar.refresh()
@@ -453,6 +512,43 @@ def test_the_ignoring_listener_prints_nothing(capsys: pytest.CaptureFixture[str]
     progress(StepDone(1, 1))
     progress(Finished())
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_stage_that_nobody_ends_leaves_the_cursor_when_all_else_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a page does that is made in a thread, when its server is stopped."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    with show_progress("text", out) as progress:
+        progress(Started(total=4, steps=4))
+    progress(StepDone(1))
+    progress(Started(total=3, steps=3))
+    progress(Said("too late"))
+    assert out.getvalue().count(HIDE_CURSOR) == out.getvalue().count(SHOW_CURSOR) == 1
+    assert "too late" not in out.getvalue()
+
+
+class Unread(io.StringIO):
+    """A pipe that nobody reads any more, or a full disk."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads")
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+
+def test_a_job_goes_on_if_nothing_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Unread())
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes it for a terminal
+    for progress in (Lines(), Bar()):
+        with stage(progress, Started(total=2, steps=1)):
+            progress(Said("anything"))
+            progress(StepDone(2))
+        progress.tick()
 
 
 def test_progress_goes_to_stderr(

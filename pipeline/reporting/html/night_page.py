@@ -41,7 +41,7 @@ def render_night(outcome: Mapping[str, Any]) -> bytes:
     """
     rows = outcome["datasets"]
     refreshed = [row for row in rows if row["changed"]]
-    alarmed = [row for row in refreshed if row["alarm"]]
+    alarmed = [row for row in rows if row["alarm"]]
     unchanged = [row for row in rows if not row["changed"]]
     failed = [(of["name"], [of["error"], of["message"]], False) for of in outcome["failed"]]
     moved = [(row["dataset"], _refreshed_cells(row), bool(row["alarm"])) for row in refreshed]
