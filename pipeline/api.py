@@ -85,8 +85,9 @@ def make_dna(
 ) -> DNA:
     """Makes the DNA of a source, or of images in memory, in this process.
 
-    Torch's switches and threads are afterwards as they were. glibc's allocator stays set as quick
-    counting needs it.
+    Torch's switches, threads and random numbers are afterwards as they were. glibc's allocator
+    stays set as quick counting needs it. On a CPU the network stays loaded for the next call,
+    unless its weights have over 400 MiB, or it is a network of your own.
 
     Args:
         source: A source as `vdna build` takes it (folder, glob, url, list, table, archive); or

@@ -4,6 +4,7 @@
 
 The RayJob takes the name of the Kubernetes Job, so that a retry after a lost answer or an eviction
 finds it instead of starting a second one, and that Job owns it, so that both are removed together.
+A RayJob of that name that another Job owns, or that is being deleted, is awaited until it is gone.
 Exits 0 when the RayJob succeeded, 10 when it failed or is gone; anything else means that the
 cluster's API could not be used, and trying again makes sense.
 Needs only PyYAML, which Ray brings, and the rights to create and get rayjobs.
@@ -27,6 +28,8 @@ API = "https://kubernetes.default.svc"
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 FAILED = 10
 POLL_SECONDS = 15.0
+TRIES = 20
+"""How often to try to create a RayJob while another one has its name."""
 
 
 class Rayjobs:
@@ -60,18 +63,43 @@ def owned(rayjob: dict[str, Any], job_name: str, job_uid: str) -> dict[str, Any]
     return {**rayjob, "metadata": metadata}
 
 
+def is_own(found: dict[str, Any], rayjob: dict[str, Any]) -> bool:
+    """Whether a RayJob has the owner of ours, and stays."""
+    [owner] = rayjob["metadata"]["ownerReferences"]
+    owners = [each["uid"] for each in found["metadata"].get("ownerReferences", ())]
+    return owner["uid"] in owners and "deletionTimestamp" not in found["metadata"]
+
+
+def create_once(rayjobs: Rayjobs, rayjob: dict[str, Any], poll: float) -> None:
+    """Creates the RayJob, unless an earlier try of the same Job did."""
+    name = rayjob["metadata"]["name"]
+    for tried in range(TRIES):
+        try:
+            rayjobs.create(rayjob)
+            print(f"{name}: created", flush=True)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code != 409:
+                print(f"{name}: not created: {error} {error.read().decode()}", flush=True)
+                raise
+        try:
+            if is_own(rayjobs.get(name), rayjob):
+                print(f"{name}: exists, from an earlier try", flush=True)
+                return
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+        if not tried:
+            waits = "exists, of another Job or being deleted; waiting until it is gone"
+            print(f"{name}: {waits}", flush=True)
+        time.sleep(poll)
+    raise TimeoutError(f"{name} exists, of another Job or being deleted, and stays; delete it")
+
+
 def run(rayjobs: Rayjobs, rayjob: dict[str, Any], poll: float = POLL_SECONDS) -> int:
     """The exit code. Raises where the RayJob could be neither created nor found."""
     name = rayjob["metadata"]["name"]
-    try:
-        rayjobs.create(rayjob)
-        print(f"{name}: created", flush=True)
-    except urllib.error.HTTPError as error:
-        if error.code != 409:
-            print(f"{name}: not created: {error} {error.read().decode()}", flush=True)
-            raise
-        print(f"{name}: exists, from an earlier try", flush=True)
-
+    create_once(rayjobs, rayjob, poll)
     seen = None
     while True:
         try:

@@ -155,7 +155,7 @@ def _finished(marker: Path, folders: dict[str, Path], seed: int) -> bool:
     if not marker.is_file():
         return False
     counts = {name: len(_listing(path)) for name, path in folders.items()}
-    return marker.read_text() == _marker_text(counts, seed)
+    return marker.read_text(encoding="utf-8") == _marker_text(counts, seed)
 
 
 def _marker_text(counts: dict[str, int], seed: int) -> str:
@@ -189,7 +189,7 @@ def _write(marker: Path, folders: dict[str, Path], seed: int) -> None:
             options: dict[str, Any] = {"quality": 95, "subsampling": 0}
             image.save(path / file, **({} if file.endswith(".png") else options))
     counts = {name: len(_listing(path)) for name, path in folders.items()}
-    marker.write_text(_marker_text(counts, seed))
+    marker.write_text(_marker_text(counts, seed), encoding="utf-8")
 
 
 def _crops(name: str, seed: int) -> Iterator[tuple[str, Image.Image]]:

@@ -672,8 +672,10 @@ def api(tmp_path: Path, run_rayjob: ModuleType) -> Iterator[Callable[..., tuple[
     server.server_close()
 
 
-def status(stage: str, job: str = "") -> Answer:
-    return 200, {"status": {"jobDeploymentStatus": stage, "jobStatus": job}}
+def status(stage: str, job: str = "", uid: str = "uid-1", **metadata: str) -> Answer:
+    metadata |= {"ownerReferences": [{"kind": "Job", "uid": uid}]}
+    state = {"jobDeploymentStatus": stage, "jobStatus": job}
+    return 200, {"metadata": metadata, "status": state}
 
 
 def test_rayjob_is_created_and_awaited(api: Callable[..., tuple[int, list[Any]]]) -> None:
@@ -692,9 +694,35 @@ def test_rayjob_is_created_and_awaited(api: Callable[..., tuple[int, list[Any]]]
 
 
 def test_second_try_finds_the_first_ones_rayjob(api: Callable[..., Any]) -> None:
-    code, requests = api((409, {"reason": "AlreadyExists"}), status("Complete", "SUCCEEDED"))
+    done = status("Complete", "SUCCEEDED")
+    code, requests = api((409, {"reason": "AlreadyExists"}), done, done)
     assert code == 0
-    assert [method for method, *_ in requests] == ["POST", "GET"]
+    assert [method for method, *_ in requests] == ["POST", "GET", "GET"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        status("Complete", "SUCCEEDED", uid="uid-of-another-job"),
+        status("Complete", "SUCCEEDED", deletionTimestamp="2026-12-02T03:00:00Z"),
+        (200, {"metadata": {}, "status": {"jobDeploymentStatus": "Complete"}}),
+        (404, {}),
+    ],
+)
+def test_another_rayjob_of_that_name_is_awaited_until_it_is_gone(
+    other: Answer,
+    api: Callable[..., Any],
+    run_rayjob: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exists = (409, {"reason": "AlreadyExists"})
+    code, requests = api(exists, other, exists, other, (201, {}), status("Failed", "FAILED"))
+    assert code == run_rayjob.FAILED
+    assert [method for method, *_ in requests] == ["POST", "GET", "POST", "GET", "POST", "GET"]
+    waits = "vdna-refresh-29: exists, of another Job or being deleted; waiting until it is gone"
+    assert capsys.readouterr().out.splitlines()[:2] == [waits, "vdna-refresh-29: created"]
+    with pytest.raises(TimeoutError, match=r"vdna-refresh-29 exists, .*delete it"):
+        api(*[exists, other] * run_rayjob.TRIES)
 
 
 @pytest.mark.parametrize(
