@@ -220,8 +220,9 @@ class RayEngine:
                 _left_behind.append(ray.get_runtime_context().get_job_id())
                 return
             session = session_folder() if self._local else None
+            # Else Ray forgets a process that a busy machine takes over a second to end.
             with without_stderr():
-                ray.shutdown()
+                ray.shutdown(wait_for_processes=True)
         # The logs of workers may tell why the job failed; else nobody reads them.
         if session and not is_worth_logs(error):
             remove_session(session)
@@ -663,7 +664,7 @@ def _end_what_was_left() -> None:
     """Ends the connection that an earlier engine has left open; its error is told by now."""
     if ray.is_initialized() and ray.get_runtime_context().get_job_id() in _left_behind:
         with without_stderr():
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
 
 
 def _any_gets_on(work: Iterable[tuple[str, str]]) -> bool:

@@ -110,7 +110,7 @@ def test_an_autoscaler_brings_nodes_for_workers_and_removes_those_that_have_no_m
         try:
             assert ray_nodes._autoscaled() == []
         finally:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
         deadline = time.monotonic() + 60
         while scaled.alive:
             assert time.monotonic() < deadline, "an idle node was not removed"

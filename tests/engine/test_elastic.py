@@ -202,7 +202,7 @@ def test_nodes_whose_device_fails_are_left_out_and_the_others_count_all(
         with RayEngine(resources, cluster.address, listen) as engine:
             (built,) = build_datasets(place, [request], engine, resources, progress=listen)
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
         cluster.shutdown()
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert len(warned) == 2
@@ -279,7 +279,7 @@ def test_nodes_that_start_no_worker_are_left_out_and_the_others_count_all(
                 addresses = {each["NodeID"]: each["NodeManagerAddress"] for each in ray.nodes()}
         finally:
             over.set()
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
         changes.result()
     assert len(pools) == 1
     assert set(engine._broken.left_out) == {fails.node_id, lacks.node_id}
@@ -354,7 +354,7 @@ def test_a_pool_that_was_made_before_its_nodes_came_makes_way_for_a_larger_one(
             place = Catalogue(str(tmp_path / "c"))
             build_datasets(place, [request], engine, Resources(), progress=events.append)
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
     said = [event.message for event in events if isinstance(event, Said)]
     assert said.count("more nodes have come: there is room for 2 workers, which start anew") == 1
     assert [(room.now, room.most) for room in rooms] == [(1, 1), (2, 2 * GROWTH)]
@@ -382,7 +382,7 @@ def test_a_fault_that_keeps_workers_from_starting_on_every_node_ends_a_build_soo
             ):
                 build_datasets(Catalogue(str(tmp_path / "c")), [request], engine, resources)
         finally:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
         assert time.monotonic() - began < 200
         assert len(engine._broken.left_out) == len(told_of(events, NO_START)) == left_out
         assert set(engine._broken.left_out) < added
@@ -543,7 +543,7 @@ def test_workers_without_shards_give_their_nodes_back_while_the_last_shard_runs(
             head = GcsClient(address=ray.get_runtime_context().gcs_address)
             asked = head.internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL, None)
         finally:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
         nodes.let_go()
         finish(process)
     assert b"CPU" not in (asked or b"")
@@ -567,7 +567,7 @@ def test_functions_run_on_nodes_whose_cpus_are_all_taken(nodes: Nodes) -> None:
                 assert time.monotonic() < until_free
                 time.sleep(0.1)
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
     assert {number for number, _ in found} == {0, 1, 2}
     assert not {process for _, process in found} & {pid, os.getpid()}
 
@@ -597,7 +597,7 @@ def test_tasks_wait_for_their_first_node_and_say_so(nodes: Nodes) -> None:
         assert waited == PoolChanged(0, 1, "1 CPU", Resources().capacity_seconds)
         assert went_on.workers == 2
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
 
 
 class Taken:
@@ -656,7 +656,7 @@ def test_tasks_go_to_no_node_that_is_left_out_and_wait_for_one_with_their_memory
             # A task that no node has room for has the largest for itself.
             assert set(engine.map(node_of, range(3), memory=3 * 10**9)) == {kept.node_id}
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
 
 
 def node_of(number: int) -> str:

@@ -376,7 +376,7 @@ def test_no_engine_waits_for_lost_workers_of_a_cluster_before_its_error_is_told(
     monkeypatch.setattr(ray_engine.ray, "remote", lambda **_: lambda function: remote)
     monkeypatch.setattr(ray_engine.ray, "wait", lambda references, timeout: (references, []))
     monkeypatch.setattr(ray_engine.ray, "get", get)
-    monkeypatch.setattr(ray_engine.ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(ray_engine.ray, "shutdown", lambda **_: ended.append(True))
     monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
     monkeypatch.setattr(ray_engine, "head_answers", lambda address: True)
     monkeypatch.setattr(RayEngine, "_for_tasks", lambda self: None)
@@ -406,7 +406,7 @@ def test_no_engine_waits_for_a_lost_head_before_its_error_is_told(
     ended: list[bool] = []
     monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
     monkeypatch.setattr(ray_engine, "head_answers", lambda address: is_there)
-    monkeypatch.setattr(ray_engine.ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(ray_engine.ray, "shutdown", lambda **_: ended.append(True))
     connected = SimpleNamespace(get_job_id=lambda: "7")
     monkeypatch.setattr(ray_engine.ray, "get_runtime_context", lambda: connected)
     monkeypatch.setattr(ray_engine, "_left_behind", [])

@@ -242,7 +242,7 @@ def fake_gpus() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
 
 
 @pytest.mark.soak

@@ -438,9 +438,9 @@ def test_no_thread_of_ray_data_reads_on_when_ray_shuts_down(
 
         return threaded(*args, fn=late, **options)
 
-    def spy() -> None:
+    def spy(**options: Any) -> None:
         reads_on.append(any(thread.name == ray_pool.READER for thread in threading.enumerate()))
-        shutdown()
+        shutdown(**options)
 
     def listen(event: Event) -> None:
         if isinstance(event, StepDone):

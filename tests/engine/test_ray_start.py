@@ -90,6 +90,25 @@ def test_a_real_start_looks_by_itself_and_its_node_has_the_settings(
         assert name.encode() in names
 
 
+def test_a_ray_that_ends_leaves_no_process_where_the_machine_is_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray gives each process a second to end, and another one after it is killed."""
+    wait = subprocess.Popen.wait
+
+    def slowly(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout == 1:
+            raise subprocess.TimeoutExpired(process.args, timeout)
+        return wait(process, timeout)
+
+    with RayEngine(Resources(workers=1)):
+        node: Any = ray_start.worker._global_node
+        processes = [info.process for several in node.all_processes.values() for info in several]
+        monkeypatch.setattr(subprocess.Popen, "wait", slowly)
+    assert len(processes) >= 2
+    assert [process.args for process in processes if process.returncode is None] == []
+
+
 def _square(number: int) -> int:
     return number * number
 
