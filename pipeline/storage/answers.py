@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pipeline.buffers import SHORTEST_BLOCK
+from pipeline.errors import StorageError
 from pipeline.storage.retry import RetrySettings
 
 RANGE_NOT_SATISFIABLE = 416
@@ -18,7 +19,33 @@ MOST_UNTOLD = 2**30
 """The most bytes that are read of an object whose size the server does not tell, if no limit is
 given. It might have no end."""
 
+PARTIAL = 206
+
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+def range_of(uri: str, status: int, content_range: str | None) -> str | None:
+    """Gives the header that says which part of an object an answer holds.
+
+    Args:
+        uri: The object, for the error.
+        status: The answer's HTTP status.
+        content_range: The header `Content-Range`, if there is one.
+
+    Returns:
+        The header; None if the answer holds the whole object.
+
+    Raises:
+        StorageError: The answer holds a part, and does not say which.
+    """
+    if status != PARTIAL:
+        return None
+    if content_range is None:
+        raise StorageError(
+            f"{uri}: the server sends a part of the object (status 206), and no Content-Range that "
+            "says which; check the server, and the proxies on the way to it"
+        )
+    return content_range
 
 
 async def read_body(

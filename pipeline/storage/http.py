@@ -13,6 +13,7 @@ from pipeline.storage.answers import (
     MOST_UNTOLD,
     NO_LENGTH,
     RANGE_NOT_SATISFIABLE,
+    range_of,
     read_body,
     within,
 )
@@ -21,11 +22,14 @@ from pipeline.storage.retry import RetrySettings
 from pipeline.storage.store import Answer, Stored
 from pipeline.storage.uris import with_query
 
-_PARTIAL = 206
-
 
 class HttpStore(FsspecStore):
-    """Servers of the web. Nothing can be written there."""
+    """Servers of the web. Nothing can be written there.
+
+    Those that make their answers as they are asked often tell no tag and no time.
+    """
+
+    needs_tags = False
 
     def open(self, uri: str) -> tuple[Any, str]:
         """Gives the file system, and the whole url, which is what it takes for a path."""
@@ -67,7 +71,7 @@ class HttpStore(FsspecStore):
                     return nothing(uri, start, length, await _head(fs, uri))
                 answer.raise_for_status()
                 told = _plain_length(answer)
-                part = answer.headers.get("Content-Range") if answer.status == _PARTIAL else None
+                part = range_of(uri, answer.status, answer.headers.get("Content-Range"))
                 if told is None and length is not None and _is_encoded(answer):
                     raise StorageError(
                         f"{uri}: the server sends it compressed, so a part of it cannot be read"

@@ -203,7 +203,13 @@ class LocalFile(io.FileIO):
 
     def readall(self) -> bytes:
         """Reads the rest, and checks the identity."""
-        data = attempt(self._uri, super().readall)
+        start = self.tell()
+
+        def read() -> bytes:
+            self.seek(start)  # a try that failed may have read a part
+            return super(LocalFile, self).readall()
+
+        data = attempt(self._uri, read)
         self._check()
         return data
 

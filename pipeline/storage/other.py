@@ -44,6 +44,17 @@ WALKERS = 16
 
 _SCHEME = re.compile(r"[A-Za-z0-9+.-]+://")
 
+_TAGS = (
+    *("generation", "ETag", "etag", "md5Hash"),
+    *("blob_id", "xet_hash"),  # of Hugging Face
+    *("sha", "hex"),  # of GitHub, and of git
+)
+"""What clients call a text that changes when an object's content does."""
+
+_FTP_TIME = "modify"
+
+_WEBHDFS_TIME = "modificationTime"
+
 Details = dict[str, Any]
 """What a store tells about an object, in its own terms."""
 
@@ -56,6 +67,8 @@ class FsspecStore:
     lists_in_key_order = False
     answers_ranges = False
     loses_answers = True
+    needs_tags = True
+    """Whether an object is refused if the client tells neither a tag nor a time of it."""
 
     def open(self, uri: str) -> tuple[Any, str]:
         """Opens the file system of a uri. No connection is made yet.
@@ -99,14 +112,24 @@ class FsspecStore:
         return cast(Details, fs.info(path))
 
     def stored(self, uri: str, details: Details) -> Stored:
-        """Reads what the store tells about an object of the same scheme as `uri`."""
+        """Reads what the store tells about an object of the same scheme as `uri`.
+
+        Returns:
+            The object's description.
+
+        Raises:
+            StorageError: The store tells too little to know a file that was replaced.
+        """
         name = self.name_of(details)
-        return Stored(
-            name if _SCHEME.match(name) else f"{protocol_of(uri)}://{name}",
-            int(details.get("size") or 0),
-            identity_of(details),
-            _modified(details),
-        )
+        name = name if _SCHEME.match(name) else f"{protocol_of(uri)}://{name}"
+        if self.needs_tags and not (any(map(details.get, _TAGS)) or _stamp(details)):
+            raise StorageError(
+                f"{name}: {protocol_of(uri)}:// tells neither a tag nor a time of this file, so a "
+                "file that replaces it with the same size would not be counted; copy the files to "
+                "s3:// or a disk"
+            )
+        size = int(details.get("size") or 0)
+        return Stored(name, size, identity_of(details), _modified(details))
 
     def name_of(self, details: Details) -> str:
         """Gives the name of an object, with or without the scheme."""
@@ -214,8 +237,10 @@ class FsspecStore:
         else:
             matches = attempt(pattern, lambda: cast(dict[str, Details], fs.glob(path, detail=True)))
         for name in sorted(matches):
+            if matches[name].get("type") == "directory":
+                continue
             item = self.stored(pattern, matches[name] | {"name": name})
-            if matches[name].get("type") != "directory" and not is_folder_marker(item):
+            if not is_folder_marker(item):
                 yield item
 
 
@@ -340,15 +365,24 @@ def is_folder_marker(item: Stored) -> bool:
 
 
 def identity_of(details: Details) -> str:
-    """Gives the best sign of an object's content: its generation, its ETag, or size and time."""
-    for key in ("generation", "ETag", "etag", "md5Hash"):
+    """Gives the best sign of an object's content: a tag such as its ETag, or size and time."""
+    for key in _TAGS:
         if details.get(key):
             return str(details[key]).strip('"')
-    stamp = _modified(details)
-    return f"{details.get('size')}-{stamp.isoformat() if stamp else ''}"
+    return f"{details.get('size')}-{_stamp(details)}"
+
+
+def _stamp(details: Details) -> str:
+    """Gives the time when an object was written. FTP's has fractions, or is the time of `ls`."""
+    time = _modified(details)
+    return str(details.get(_FTP_TIME) or (time.isoformat() if time else ""))
 
 
 def _modified(details: Details) -> datetime | None:
+    if isinstance(milliseconds := details.get(_WEBHDFS_TIME), int):
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    with contextlib.suppress(ValueError):
+        return datetime.strptime(str(details.get(_FTP_TIME))[:14] + "Z", "%Y%m%d%H%M%S%z")
     for key in (
         *("LastModified", "Last-Modified", "last_modified"),
         *("mtime", "updated", "modified", "created"),

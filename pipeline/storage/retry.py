@@ -214,6 +214,11 @@ def refusal(uri: str, error: Exception) -> SourceError | StorageError:
         return NoBucket(
             f"{uri}: there is no bucket {bucket}; check its name and AWS_ENDPOINT_URL, or create it"
         )
+    if code == "PermanentRedirect":
+        return StorageError(
+            f"{uri}: the bucket is in another region, or has another endpoint; set AWS_REGION to "
+            f"its region, or AWS_ENDPOINT_URL to its endpoint: {quoted(error)}"
+        )
     if missing or status in (404, 410) or "EntryNotFoundError" in _kinds(error):
         return SourceError(f"{uri} does not exist, or is not a file")
     if code in _DENIALS:
@@ -360,7 +365,7 @@ _HOPELESS = {
 }
 """Errors of these libraries that another try would meet again, and that have no status."""
 
-_TRANSIENT_STATUS = {408, 425, 429}
+_TRANSIENT_STATUS = {307, 408, 425, 429}
 
 _NOT_IMPLEMENTED = 501
 
@@ -409,7 +414,7 @@ def status_of(error: BaseException) -> int | None:
         return _FORBIDDEN
     else:
         return None
-    return status if isinstance(status, int) and 400 <= status < 600 else None
+    return status if isinstance(status, int) and 300 <= status < 600 else None
 
 
 _PERMANENT = (

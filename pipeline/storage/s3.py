@@ -12,11 +12,12 @@ from itertools import groupby, pairwise
 from typing import Any, cast
 from weakref import WeakSet
 
+import fsspec
 from fsspec.asyn import sync
 
 from pipeline.buffers import Data, Mapped, size_of
 from pipeline.errors import StorageError
-from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
+from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, range_of, read_body, within
 from pipeline.storage.listing_pages import BEFORE_PARSE, take_objects
 from pipeline.storage.name_patterns import NamePattern
 from pipeline.storage.other import Details, FsspecStore, identity_of, is_folder_marker, nothing
@@ -55,12 +56,14 @@ class S3Store(FsspecStore):
         return fs, path
 
     def options(self) -> dict[str, Any]:
-        """Gives our time limits. Endpoint, profile and keys are those of S3's own settings."""
+        """Adds our limits to fsspec's settings; endpoint and keys come from S3's own settings."""
         settings = RetrySettings.from_environment()
+        given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         return {
             "use_listings_cache": False,
             "skip_instance_cache": False,
             "config_kwargs": {
+                **given,
                 "connect_timeout": settings.connect_seconds,
                 "read_timeout": settings.read_seconds,
                 "max_pool_connections": CONNECTIONS,
@@ -99,9 +102,10 @@ class S3Store(FsspecStore):
             async with answer["Body"] as body:
                 if "ContentLength" not in answer:
                     raise StorageError(f"{uri}: {NO_LENGTH}")
+                status = answer["ResponseMetadata"]["HTTPStatusCode"]
+                part = range_of(uri, status, answer.get("ContentRange"))
                 data, size = await read_body(
-                    *(body.read, answer["ContentLength"], answer.get("ContentRange")),
-                    *(start, length, most),
+                    body.read, answer["ContentLength"], part, start, length, most
                 )
             identity = identity_of({**answer, "size": size})
             return Answer(data or b"", identity, size, is_too_long=data is None)

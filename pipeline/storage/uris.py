@@ -27,6 +27,9 @@ from pipeline.wording import option
 _REFERENCE = re.compile(r"\$\{(\w*)\}")
 """A reference to a variable of the environment, in the query of a url."""
 
+_OTHER_FILE_URL = re.compile(r"\Afile:(?://localhost)?(?=/(?!/))", re.IGNORECASE)
+"""How the url of a file of this machine begins, if it does not begin with `file:///` (RFC 8089)."""
+
 
 def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> str:
     """Gives the one spelling of a place.
@@ -46,6 +49,7 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
     text = os.fspath(url)
     if not text:
         raise UsageError("a path or url is empty; name the place, such as . for this folder")
+    text = _OTHER_FILE_URL.sub("file://", text)
     protocol = protocol_of(text)
     if protocol != "file":
         _require_no_secret(text, protocol, queries)

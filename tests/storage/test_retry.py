@@ -64,6 +64,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
+        (301, "PermanentRedirect", 1),
+        (307, "TemporaryRedirect", 3),
         (500, "InternalError", 3),
         (501, "NotImplemented", 1),
         (502, "502", 3),
@@ -87,6 +89,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_transient_answers_of_s3_are_tried_again(status: int, code: str, expected: int) -> None:
     assert tries(s3_error(status, code)) == expected
+
+
+def test_a_bucket_of_another_region_is_told_with_a_remedy() -> None:
+    def refuse() -> None:
+        raise s3_error(301, "PermanentRedirect", "use the specified endpoint")
+
+    with pytest.raises(StorageError, match=r"s3://b/k: the bucket is in another .* AWS_REGION"):
+        attempt("s3://b/k", refuse)
 
 
 def test_pauses_grow_and_are_not_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

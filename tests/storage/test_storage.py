@@ -957,6 +957,70 @@ class Remembering(fsspec.AbstractFileSystem):
         self.dircache.clear()
 
 
+BEFORE_AND_AFTER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "hugging face": (
+        {"blob_id": "a1", "lfs": None, "xet_hash": None, "last_commit": None},
+        {"blob_id": "b2", "lfs": None, "xet_hash": None, "last_commit": None},
+    ),
+    "a bucket of hugging face": ({"xet_hash": "a1"}, {"xet_hash": "b2"}),
+    "github": ({"sha": "a1", "mode": "100644"}, {"sha": "b2", "mode": "100644"}),
+    "git": ({"hex": "a1", "mode": "100644"}, {"hex": "b2", "mode": "100644"}),
+    "hdfs over http": ({"modificationTime": 1793270400001}, {"modificationTime": 1793270400002}),
+    "ftp": ({"modify": "20261203101112.001"}, {"modify": "20261203101112.002"}),
+    "an old server of ftp": ({"modify": "Dec 3 10:11"}, {"modify": "Dec 3 10:12"}),
+    "azure": ({"etag": "0x1"}, {"etag": "0x2"}),
+    "google": ({"generation": "1", "etag": "x"}, {"generation": "2", "etag": "x"}),
+    "sftp": ({"mtime": datetime(2026, 12, 3, 10)}, {"mtime": datetime(2026, 12, 3, 11)}),
+}
+"""What clients tell about a file, and about one of the same size that replaces it."""
+
+
+class Told(fsspec.AbstractFileSystem):
+    """A store with one file, and a client that tells of it what a test says."""
+
+    protocol = "told"
+    details: ClassVar[dict[str, Any]] = {}
+
+    def info(self, path: str, **_: object) -> dict[str, Any]:
+        return {"name": "b/a.jpg", "size": 3, "type": "file", **self.details}
+
+    def ls(self, path: str, detail: bool = True, **_: object) -> list[dict[str, Any]]:
+        return [self.info(path)]
+
+
+@pytest.mark.parametrize("client", BEFORE_AND_AFTER)
+def test_a_file_that_another_of_its_size_replaces_has_another_identity(
+    client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("told", Told, clobber=True)
+    seen = []
+    for details in BEFORE_AND_AFTER[client]:
+        monkeypatch.setattr(Told, "details", details)
+        seen.append(storage.info("told://b/a.jpg").identity)
+        assert next(iter(storage.walk("told://b"))).identity == seen[-1]
+    assert len(set(seen)) == 2
+
+
+def test_the_times_of_ftp_and_of_hdfs_over_http_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("told", Told, clobber=True)
+    for details in ({"modify": "20261203101112.5"}, {"modificationTime": 1796292672000}):
+        monkeypatch.setattr(Told, "details", details)
+        modified = datetime(2026, 12, 3, 10, 11, 12, tzinfo=UTC)
+        assert storage.info("told://b/a.jpg").modified == modified
+
+
+@pytest.mark.parametrize("look", [storage.walk, storage.glob, lambda uri: [storage.info(uri)]])
+def test_a_store_that_tells_neither_a_tag_nor_a_time_is_refused(
+    look: Callable[[str], Iterator[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("told", Told, clobber=True)
+    monkeypatch.setattr(Told, "details", {"blob_id": "", "modify": None})
+    with pytest.raises(
+        StorageError, match=r"told://b/a\.jpg: told:// tells neither a tag nor a time"
+    ):
+        list(look("told://b/*.jpg" if look is storage.glob else "told://b"))
+
+
 def test_what_another_process_has_written_is_seen_though_the_client_keeps_listings() -> None:
     fsspec.register_implementation("remembering", Remembering, clobber=True)
     objects = Remembering.objects
@@ -1229,6 +1293,25 @@ def test_an_object_that_cannot_be_removed_is_named(
         action(uri)
 
 
+def test_all_of_a_file_is_read_after_a_try_that_read_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of a network may fail in the middle of a file."""
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"0123456789")
+    tries: list[bytes] = []
+
+    def twice(uri: str, action: Callable[[], bytes]) -> bytes:
+        tries.extend((action(), action()))
+        return tries[-1]
+
+    with storage.open_random(path.as_uri()) as file:
+        file.seek(4)
+        monkeypatch.setattr(local, "attempt", twice)
+        assert file.read() == b"456789"
+    assert tries == [b"456789"] * 2
+
+
 # The web.
 
 
@@ -1264,7 +1347,7 @@ class Site(BaseHTTPRequestHandler):
         body = cls.data[start + shift : end + 1 + shift]
         size = "*" if "no-size" in how else len(cls.data)
         told = f"bytes {start + shift}-{start + shift + len(body) - 1}/{size}"
-        return self.answer(206, body, **{"Content-Range": told})
+        return self.answer(206, body, **({} if "untold" in how else {"Content-Range": told}))
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -1320,6 +1403,40 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
         yield serve
         server.shutdown()
         fsspec.filesystem("http").clear_instance_cache()
+
+
+def test_a_part_is_refused_if_the_server_does_not_say_which(site: Callable[..., str]) -> None:
+    """It could be taken for the whole object."""
+    uri = site("untold")
+    with pytest.raises(StorageError, match=r"/object: .* \(status 206\), and no Content-Range"):
+        storage.read_range(uri, 0, 10)
+    assert len(Site.asked) == 1
+
+
+def test_a_part_of_s3_is_refused_if_the_server_does_not_say_which(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{bucket}/{uuid.uuid4().hex}"
+    storage.create(uri, b"0123456789")
+    fs = fsspec.filesystem("s3", **s3.S3Store().options())
+    real = type(fs)._call_s3
+
+    async def stripped(self: object, *args: object, **asked: object) -> dict[str, Any]:
+        answer: dict[str, Any] = await real(self, *args, **asked)
+        answer.pop("ContentRange", None)
+        return answer
+
+    monkeypatch.setattr(type(fs), "_call_s3", stripped)
+    with pytest.raises(StorageError, match="no Content-Range"):
+        storage.read_range(uri, 0, 4)
+
+
+def test_s3_keeps_settings_of_fsspec_beside_our_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"s3": {"addressing_style": "path"}, "max_pool_connections": 1}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": given})
+    used = s3.S3Store().options()["config_kwargs"]
+    assert used["s3"] == {"addressing_style": "path"}
+    assert used["max_pool_connections"] == s3.CONNECTIONS
 
 
 def test_a_web_page_takes_one_request_that_also_gives_its_identity(

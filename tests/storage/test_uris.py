@@ -23,6 +23,8 @@ from pipeline.storage.uris import with_query
         ("s3:///x", "s3:///x"),
         ("s3://bucket/a://b", "s3://bucket/a://b"),
         ("local:///a", "file:///a"),
+        ("file:/a/b", "file:///a/b"),
+        ("FILE://localhost/a/b", "file:///a/b"),
     ],
 )
 def test_a_url_has_one_canonical_form(url: str, expected: str) -> None:
