@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from time import monotonic
 from typing import Literal, Protocol
 
@@ -46,6 +46,10 @@ from pipeline.spec import PRODUCTS, Backend, Resources, Spec
 
 OVERLAP = 2
 """How many shards a worker has under way: the second fills the network while the first ends."""
+
+MANIFESTS_KEPT = 8
+"""How many manifests a worker keeps for the next shard. One of many shards takes megabytes, and a
+worker may count hundreds of datasets."""
 
 
 # One shard, as a worker is given it.
@@ -234,9 +238,8 @@ class Worker:
         self._ahead = ahead
         self._home = home or ThisMachine()
         self._makers: Makers[Recipe] = Makers(self._load, _batch_of)
-        self._manifests: dict[str, SealedFile] = {}
-        self._entries: dict[str, Entries] = {}
-        self._lock = threading.Lock()
+        self._manifest = lru_cache(MANIFESTS_KEPT)(_read_manifest)
+        self._entries = lru_cache(MANIFESTS_KEPT)(Entries)
         self._turns = Turns()
         self._stages = StageMeter()
 
@@ -331,14 +334,9 @@ class Worker:
         )
 
     def _shard(self, job: ShardJob, index: int) -> Shard:
-        """Returns a shard; the manifest and the footers of its entries files are read once."""
-        with self._lock:
-            if job.manifest_uri not in self._manifests:
-                data = storage.read(job.manifest_uri)
-                self._manifests[job.manifest_uri] = SealedFile(data, MANIFEST, job.manifest_uri)
-            entries = self._entries.setdefault(job.entries_uri, Entries(job.entries_uri))
-            head = head_at(self._manifests[job.manifest_uri], index)
-        return entries.shard(head)
+        """Returns a shard. The manifest and the footers of its entries files are kept a while."""
+        head = head_at(self._manifest(job.manifest_uri), index)
+        return self._entries(job.entries_uri).shard(head)
 
     def stop(self) -> None:
         """Ends the shards under way, by an error. What they need is loaded again for later ones."""
@@ -354,6 +352,10 @@ class Worker:
         # A thread that Ray made, and in which OpenVINO was called, crashes as it ends.
         with ThreadPoolExecutor(1, "load") as pool:
             return pool.submit(_load, recipe, self._ahead, micro_batch).result()
+
+
+def _read_manifest(uri: str) -> SealedFile:
+    return SealedFile(storage.read(uri), MANIFEST, uri)
 
 
 def _merged(job: ShardJob, shard: Shard, key: str) -> Made | None:

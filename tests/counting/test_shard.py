@@ -39,6 +39,7 @@ from pipeline.counting.deaths import ThisMachine
 from pipeline.counting.leases import Holder
 from pipeline.counting.processes import beginning_of
 from pipeline.counting.stream import Made
+from pipeline.counting.worker import MANIFESTS_KEPT
 from pipeline.dna import Partial
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, TransientError, UsageError
@@ -381,6 +382,30 @@ def test_a_worker_commits_once(job: Callable[[], tuple[ShardJob, Manifest]]) -> 
     assert storage.read(uri) == data
     assert list_names(task.work_uri) == ["partials"]
     worker.close()
+
+
+def test_a_worker_keeps_the_manifests_of_its_latest_jobs_only(
+    job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may count hundreds of datasets, and be in memory all the time."""
+    task, manifest = job()
+    jobs = [dataclasses.replace(task, manifest_uri=f"{task.manifest_uri}-{at}") for at in range(20)]
+    for each in jobs:
+        storage.create(each.manifest_uri, manifest.data)
+    asked: list[str] = []
+    read = storage.read
+
+    def noted(uri: str, *listed: Any) -> bytes:
+        asked.append(uri)
+        return read(uri, *listed)
+
+    monkeypatch.setattr(storage, "read", noted)
+    worker = Worker()
+    for each in [*jobs, *jobs[-MANIFESTS_KEPT:], jobs[0]]:
+        assert worker._shard(each, 0).key(SPEC.digest) == manifest.shards[0].key(SPEC.digest)
+    assert [uri for uri in asked if "manifest" in uri] == [
+        each.manifest_uri for each in [*jobs, jobs[0]]
+    ]
 
 
 def test_a_second_shard_begins_while_the_first_one_is_under_way(
