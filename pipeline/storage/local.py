@@ -115,10 +115,11 @@ class LocalStore:
 
     def delete_tree(self, uri: str) -> None:
         """Removes a folder, and the one above it if that is empty then."""
+        path = local_path(uri)
         try:
-            shutil.rmtree(local_path(uri))
+            _remove_tree(path)
             with contextlib.suppress(OSError):
-                os.rmdir(os.path.dirname(local_path(uri)))
+                os.rmdir(os.path.dirname(path))
         except OSError as error:
             _raise_unless_missing(uri, error)
 
@@ -415,6 +416,16 @@ def _new_file(path: str) -> BinaryIO:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             return open(path, "xb")
     return open(path, "xb")
+
+
+def _remove_tree(path: str) -> None:
+    """Removes a folder and all below it, also if other processes remove there."""
+    for _ in range(_FOLDER_TRIES):
+        with contextlib.suppress(FileNotFoundError):  # it ends there, and leaves the rest
+            shutil.rmtree(path)
+        if not os.path.lexists(path):
+            return
+    raise OSError(errno.ENOTEMPTY, "other processes write to it", path)
 
 
 def _link(temporary: str, path: str) -> bool:

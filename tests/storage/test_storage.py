@@ -1278,6 +1278,29 @@ def test_a_writer_that_dies_before_the_end_leaves_no_visible_object(
     assert storage.read(uri) == b"y"
 
 
+@pytest.mark.parametrize("others", [1, 1000])
+def test_a_tree_is_removed_beside_another_process_that_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """Python's own function ends where a file is gone, and leaves the rest."""
+    for number in range(20):
+        (tmp_path / "top" / "tree" / str(number)).mkdir(parents=True)
+        (tmp_path / "top" / "tree" / str(number) / "file").write_bytes(b"x")
+    rmtree, calls = shutil.rmtree, []
+
+    def beside_another(path: str) -> None:
+        calls.append(path)
+        if len(calls) <= others:
+            raise FileNotFoundError(errno.ENOENT, "gone meanwhile", f"{path}/3/file")
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", beside_another)
+    fails = pytest.raises(StorageError, match="cannot be removed: other processes write to it")
+    with fails if others > 1 else contextlib.nullcontext():
+        storage.delete_tree((tmp_path / "top" / "tree").as_uri())
+    assert (tmp_path / "top").exists() == (others > 1)
+
+
 @pytest.mark.parametrize("action", [storage.delete, storage.delete_tree])
 def test_an_object_that_cannot_be_removed_is_named(
     action: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
