@@ -417,9 +417,9 @@ class Result:
         commit: Number of a commit that holds the version; None if that is not known.
         moved: How far the version is from `replaced`. None if that is not known, or was not asked:
             `build` and `refresh` of `pipeline` measure it, and `build_datasets` does not. `refresh`
-            has it for two days more, with the `former_options` of that version.
-        unmeasured: Why `moved`, or its interval, is not known of a version that was committed now;
-            else empty.
+            has it for 20 hours more, with the `former_options` of that version.
+        unmeasured: Why `moved`, or its interval, is not known of a version that was committed now,
+            or why `refresh` does not know `moved` of an earlier one; else empty.
         untested: Why that distance cannot raise a drift alarm, however large it is; else empty.
     """
 

@@ -114,21 +114,22 @@ def make_dna(
             fetch = held.fetch
             listing = Listing.of(islice(held.entries, request.limit), "memory")
     progress = progress or ignore
-    # A notebook may train, too; and a network has random weights before its own are loaded.
-    with exact_switches(), torch.random.fork_rng(devices=()):
-        network = describe(request.extractor, request.weights, request.taps)
+    with exact_switches():  # a notebook may train, too
+        # A network is made with random weights at first.
+        with torch.random.fork_rng(devices=()):
+            network = describe(request.extractor, request.weights, request.taps)
+            chosen = choose_backend(
+                backend,
+                network,
+                request.precision,
+                device,
+                say=lambda text: progress(Said(text)),
+                micro_batch=micro_batch,
+            )
         found, _ = find_ranges(network, request.ranges, {})
         spec = make_spec(request, network, found.digest, device, micro_batch)
         manifest = plan(listing, limit=None if fetch else request.limit)
         products = products_of(request, network, None)
-        chosen = choose_backend(
-            backend,
-            network,
-            request.precision,
-            device,
-            say=lambda text: progress(Said(text)),
-            micro_batch=micro_batch,
-        )
         if chosen.note:
             warnings.warn(chosen.note, stacklevel=3)
         total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)

@@ -139,7 +139,8 @@ def with_movements(
             if matrix is not None:
                 moves[result.name] = change.replaced, result.version, matrix
             if not result.changed:
-                measured = replace(measured, replaced=None, unmeasured="")
+                unmeasured = measured.unmeasured if measured.moved is None else ""
+                measured = replace(measured, replaced=None, unmeasured=unmeasured)
             found.append(measured)
             if versions > 1:
                 progress(StepDone(1, name=result.name))
@@ -167,9 +168,11 @@ def _last_changes(
     commits = _commits_since(catalogue.log(), now - TOLD_AGAIN)
     past = last_versions(commits, dict.fromkeys(unchanged, 1))
     changed = [(key, each.versions) for key, each in past.items() if len(each.versions) > 1]
-    for (name, spec), ((_, held), (before, at), *_) in changed[:most]:
+    for (name, spec), ((current, held), (before, at), *_) in changed[:most]:
         former: dict[str, int | str] = {"at": at, "spec": spec}
         result = unchanged[name, spec]
+        if current != result.version:  # another job has made a newer one meanwhile, and tells of it
+            continue
         found[name] = replace(result, replaced=before, former_options=former, commit=held)
     return found
 

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from pipeline.counting.extractor import Extractor
 from pipeline.networks import Network
 from pipeline.spec import Backend, Precision
@@ -59,9 +61,11 @@ def lent_extractor(
     with _LOCK:
         extractor = _kept.pop(key, None) if device == "cpu" else None
     if extractor is None:
-        extractor = Extractor(
-            network, precision, device, backend, threads, micro_batch=micro_batch, graphs=graphs
-        )
+        # A network is made with random weights at first. The borrower draws numbers of its own.
+        with torch.random.fork_rng(devices=()):
+            extractor = Extractor(
+                network, precision, device, backend, threads, micro_batch=micro_batch, graphs=graphs
+            )
     yield extractor
     if device == "cpu" and not network.built_by and extractor.weight_bytes <= KEPT_BYTES:
         with _LOCK:

@@ -123,8 +123,8 @@ ROOM_LOOK_SECONDS = 30.0
 """How often it is looked whether nodes have come that hold more workers than there may be."""
 
 
-_left_behind: list[str] = []
-"""Ray's ids of connections that an engine has left open after an error."""
+_left_behind: list[tuple[str, str]] = []
+"""The connections that an engine has left open after an error, as `_connection` gives them."""
 
 
 class RayEngine:
@@ -217,7 +217,7 @@ class RayEngine:
             self._ours = False
             if error is not None and not self._local and (self._lost or not self._head_is_there):
                 # Ray would wait for what is lost, and may end this process before it tells.
-                _left_behind.append(ray.get_runtime_context().get_job_id())
+                _left_behind.append(_connection())
                 return
             session = session_folder() if self._local else None
             # Else Ray forgets a process that a busy machine takes over a second to end.
@@ -469,7 +469,7 @@ class RayEngine:
                 `capacity_seconds`.
         """
         if memory and items:
-            shared = TaskMemory.of(memory, self._local)
+            shared = self._task_memory(memory)
             if words := shared.words(min(self.workers, len(items))):
                 self._progress(Said(words))
         yield from self._map(function, items, lambda: 2 * self.workers, memory, num_cpus=TASK_CPUS)
@@ -512,7 +512,7 @@ class RayEngine:
             while waiting or running:
                 limit = most()
                 if waiting and len(running) < limit:  # nodes may have come or gone
-                    reserved = TaskMemory.of(memory, self._local).reserved if memory else 0
+                    reserved = self._task_memory(memory).reserved if memory else 0
                     sent = remote.options(memory=reserved or None, label_selector=self._for_tasks())
                     while waiting and len(running) < limit:
                         running.append(sent.remote(waiting.pop()))
@@ -524,6 +524,9 @@ class RayEngine:
                 for result, requests in ray.get(done):
                     count_requests(requests)
                     yield result
+
+    def _task_memory(self, wanted: int) -> TaskMemory:
+        return TaskMemory.of(wanted, self._local, self._broken.left_out)
 
     def _for_tasks(self) -> dict[str, str] | None:
         """Returns the label selector of the nodes that tasks run on.
@@ -660,9 +663,20 @@ class _BetweenShards:
         )
 
 
+def _connection() -> tuple[str, str]:
+    """Returns what no other connection of this process has: its node, and its number there.
+
+    Each cluster numbers its connections from one on.
+    """
+    here = ray.get_runtime_context()
+    return str(here.get_node_id()), str(here.get_job_id())
+
+
 def _end_what_was_left() -> None:
     """Ends the connection that an earlier engine has left open; its error is told by now."""
-    if ray.is_initialized() and ray.get_runtime_context().get_job_id() in _left_behind:
+    left = [*_left_behind]
+    _left_behind.clear()
+    if left and ray.is_initialized() and _connection() in left:
         with without_stderr():
             ray.shutdown(wait_for_processes=True)
 

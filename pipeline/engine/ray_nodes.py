@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -236,18 +236,23 @@ class TaskMemory:
     at_once: int
 
     @classmethod
-    def of(cls, wanted: int, local: bool) -> TaskMemory:
+    def of(cls, wanted: int, local: bool, left_out: Collection[str] = ()) -> TaskMemory:
         """Looks at the nodes.
 
         Args:
             wanted: Bytes that a task takes.
             local: Whether the cluster is this machine alone, which does not grow.
+            left_out: The ids of nodes that get no tasks.
 
         Returns:
             How they share their memory. A task that no node has room for, and none that may come,
             gets the largest node for itself.
         """
-        present = [int(node["Resources"].get("memory", 0)) for node in _nodes_with_cpus()]
+        present = [
+            int(node["Resources"].get("memory", 0))
+            for node in _nodes_with_cpus()
+            if node["NodeID"] not in left_out
+        ]
         coming = [] if local else [int(node.get("memory", wanted)) for node, _ in _autoscaled()]
         reserved = min(wanted, max([*present, *coming], default=wanted))
         return cls(wanted, reserved, sum(held // max(reserved, 1) for held in present))

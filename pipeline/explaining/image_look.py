@@ -89,7 +89,7 @@ def look_again(
 
     try:
         # A notebook that explains may train, too. A network is made with random weights at first.
-        with exact_switches(), torch.random.fork_rng():
+        with exact_switches(), torch.random.fork_rng(devices=()):
             return _Looker(catalogue, found, lens, weights).looked(images, progress or ignore)
     except (VdnaError, OSError) as error:
         why = f"Images were not looked at again: {str(error) or type(error).__name__}."

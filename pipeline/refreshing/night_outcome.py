@@ -66,9 +66,9 @@ def sum_up(
         cost: What the refresh took in all.
 
     Returns:
-        The numbers. Images of new datasets count as added. `untested` is how many new versions were
-        not tested for an alarm, and `datasets_of_unknown_changes` of how many it is not known what
-        became of their images.
+        The numbers. Images of new datasets count as added. `untested` is how many versions that are
+        new, or were so hours ago, were not tested for an alarm, and `datasets_of_unknown_changes`
+        of how many new ones it is not known what became of their images.
     """
     refreshed = [row for row in rows if row["changed"]]
     new = [row for row in refreshed if row["is_new"]]
@@ -92,7 +92,8 @@ def sum_up(
         },
         "moved": sum(row["moved"] is not None for row in refreshed),
         "alarms": [row["dataset"] for row in rows if row["alarm"]],
-        "untested": sum(row["alarm"] is None for row in later),
+        "untested": sum(row["alarm"] is None for row in later)
+        + sum(row["unmeasured"] is not None for row in rows if not row["changed"]),
         "cost": {
             "images_read": read["read"],
             "bytes_read": read["read_bytes"],

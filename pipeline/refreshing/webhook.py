@@ -6,7 +6,7 @@
 
 The headers are those of Standard Webhooks (https://www.standardwebhooks.com), for which many
 languages have a library that checks them: the id of the message, which stays the same if it is sent
-again, or found again that day, the time in seconds, and an HMAC-SHA256 of both and of the body.
+again, or found again that hour, the time in seconds, and an HMAC-SHA256 of both and of the body.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def signed_headers(message: str, body: bytes, secret: bytes, seconds: int) -> di
 
 
 def message_id(outcome: Mapping[str, Any], now: datetime) -> str:
-    """Returns the id of the message on an outcome: the same one for what is found again that day.
+    """Returns the id of the message on an outcome: the same one for what is found again that hour.
 
     A refresh that is tried again is told again, and its receiver knows by the id that it is. What
     differs between two tries, such as what they cost, is not in it.
@@ -120,7 +120,8 @@ def message_id(outcome: Mapping[str, Any], now: datetime) -> str:
     found: list[Any] = [outcome.get(name) for name in ("catalogue", "config", "commit", "failed")]
     found += [outcome.get("other_error"), outcome.get("summary", {}).get("alarms")]
     found += [(bound["name"], bound["outcome"]) for bound in outcome.get("gate", ())]
-    told = json.dumps([now.date().isoformat(), *found])
+    found += [row["dataset"] for row in outcome.get("datasets", ())]  # of another file, others
+    told = json.dumps([f"{now.astimezone(UTC):%Y-%m-%dT%H}", *found])
     return f"msg_{hashlib.sha256(told.encode()).hexdigest()[:32]}"
 
 

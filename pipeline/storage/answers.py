@@ -33,14 +33,12 @@ def range_of(uri: str, status: int, content_range: str | None) -> str | None:
         content_range: The header `Content-Range`, if there is one.
 
     Returns:
-        The header; None if the answer holds the whole object.
+        The header, also beside another status; None if the answer holds the whole object.
 
     Raises:
         StorageError: The answer holds a part, and does not say which.
     """
-    if status != PARTIAL:
-        return None
-    if content_range is None:
+    if content_range is None and status == PARTIAL:
         raise StorageError(
             f"{uri}: the server sends a part of the object (status 206), and no Content-Range that "
             "says which; check the server, and the proxies on the way to it"

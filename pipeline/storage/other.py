@@ -34,7 +34,10 @@ NO_STORES = frozenset({"data", "reference"})
 """Schemes of fsspec whose urls hold the content itself, or lead somewhere else."""
 
 CHECK_THEN_WRITE = frozenset({"hdfs", "arrow_hdfs", "webhdfs", "ftp", "dbfs"})
-"""Schemes whose clients create a file in two steps: two writers may both find none there."""
+"""Schemes known for clients that create a file in two steps: two writers may both find none there.
+
+So do all that leave the creating to fsspec (see `_looks_then_writes`).
+"""
 
 SPLIT_UPLOADS = frozenset({"gs", "gcs"})
 """Schemes whose client sends an object in parts unless it is told to send it in one piece."""
@@ -173,12 +176,10 @@ class FsspecStore:
     def put(self, uri: str, data: Data, *, exclusive: bool) -> bool:
         """Writes in one piece, with fsspec's mode `create` if it is to be exclusive."""
         if exclusive and protocol_of(uri) in CHECK_THEN_WRITE:
-            raise StorageError(
-                f"{uri}: the client of {protocol_of(uri)}:// looks whether a file is there before "
-                "it writes it, so two jobs could corrupt a catalogue there; keep it on s3:// or a "
-                "disk"
-            )
+            raise StorageError(_not_exclusive(uri))
         fs, path = self.open(uri)
+        if exclusive and _looks_then_writes(fs):
+            raise StorageError(_not_exclusive(uri))
         options: dict[str, Any] = {"mode": "create"} if exclusive else {}
         if protocol_of(uri) in SPLIT_UPLOADS:
             options["chunksize"] = MAX_SINGLE_PUT
@@ -268,6 +269,18 @@ class MemoryStore(FsspecStore):
                 return False
             fs.pipe_file(path, bytes(data))
             return True
+
+
+def _not_exclusive(uri: str) -> str:
+    return (
+        f"{uri}: the client of {protocol_of(uri)}:// looks whether a file is there before it "
+        "writes it, so two jobs could corrupt a catalogue there; keep it on s3:// or a disk"
+    )
+
+
+def _looks_then_writes(fs: Any) -> bool:
+    """Tells whether fsspec's own function creates files: it asks for the file, and then writes."""
+    return getattr(fs.pipe_file, "__func__", None) is AbstractFileSystem.pipe_file
 
 
 def _forget_listings(fs: Any) -> None:

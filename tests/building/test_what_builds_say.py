@@ -223,6 +223,12 @@ def test_only_some_versions_of_a_large_refresh_are_measured(
         assert [of.name for of in found if of.moved] == [*moves]
         assert (len(moves), "b" in moves) == (count, True)
         assert [of.unmeasured for of in found if not of.changed] == [""] * 3
+    # While this refresh was under way, another job has replaced what it found unchanged.
+    place.photos("c", 14)
+    build(place, "c")
+    monkeypatch.setattr("pipeline.comparing.version_movement.MOVES_MEASURED", 5)
+    found, moves = with_movements(place.catalogue, results, now=datetime.now(UTC))
+    assert [of.name for of in found if of.moved] == [*moves] == ["a", "b", "d"]
 
 
 def test_a_version_of_few_groups_is_not_said_to_be_tested(

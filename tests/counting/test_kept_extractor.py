@@ -15,6 +15,7 @@ import torch
 from pipeline.building import make_dna
 from pipeline.counting import Extractor, kept_extractor, lent_extractor
 from pipeline.networks import Network
+from pipeline.spec import Backend
 from tests.support import tiny_network as tiny
 
 PIXELS = list(np.random.default_rng(5).integers(0, 256, (11, 12, 10, 3), np.uint8))
@@ -132,3 +133,29 @@ def test_dnas_of_a_kept_network_have_the_same_bits_and_random_numbers_go_on(
         assert torch.equal(torch.rand(1), expected)
     assert len(made) == 1
     assert dnas[0].identical(dnas[1])
+
+
+class Drawing:
+    """A dataset that draws a random number for each image, as those do that augment."""
+
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+
+    def __len__(self) -> int:
+        return len(PIXELS)
+
+    def __getitem__(self, at: int) -> np.ndarray:
+        self.drawn.append(torch.rand(1).item())
+        return PIXELS[at]
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_random_numbers_that_images_draw_are_drawn_once(backend: Backend) -> None:
+    """Else every call would augment alike, and a spread that is estimated so would be none."""
+    torch.manual_seed(1)
+    images = Drawing()
+    for _ in range(2):
+        make_dna(images, threads=1, bins=16, backend=backend)
+    assert len(images.drawn) >= 2 * len(PIXELS)
+    torch.manual_seed(1)
+    assert images.drawn == torch.rand(len(images.drawn)).tolist()

@@ -359,11 +359,12 @@ def test_a_job_that_a_lost_head_ends_between_two_looks_tells_of_it(
     assert "head:1 does not answer" in event.message
 
 
+@pytest.mark.parametrize("anew", [False, True])
 @pytest.mark.parametrize(
     ("error", "waits"), [(WorkerCrashedError(), False), (RayTaskError("f", "", KeyError()), True)]
 )
 def test_no_engine_waits_for_lost_workers_of_a_cluster_before_its_error_is_told(
-    monkeypatch: pytest.MonkeyPatch, error: RayError, waits: bool
+    monkeypatch: pytest.MonkeyPatch, error: RayError, waits: bool, anew: bool
 ) -> None:
     """A node that dies may be this process's own, and Ray then ends it without a word."""
     ended: list[bool] = []
@@ -380,7 +381,7 @@ def test_no_engine_waits_for_lost_workers_of_a_cluster_before_its_error_is_told(
     monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
     monkeypatch.setattr(ray_engine, "head_answers", lambda address: True)
     monkeypatch.setattr(RayEngine, "_for_tasks", lambda self: None)
-    connected = SimpleNamespace(get_job_id=lambda: "7")
+    connected = SimpleNamespace(get_job_id=lambda: "1", get_node_id=lambda: "a")
     monkeypatch.setattr(ray_engine.ray, "get_runtime_context", lambda: connected)
     monkeypatch.setattr(ray_engine, "_left_behind", [])
     engine = RayEngine(Resources(workers=1), address="head:1")
@@ -392,11 +393,12 @@ def test_no_engine_waits_for_lost_workers_of_a_cluster_before_its_error_is_told(
     assert ended == [True] * waits
     # The next engine may be for another cluster.
     monkeypatch.setattr(ray_engine.ray, "is_initialized", lambda: True)
-    ray_engine._end_what_was_left()
-    assert ended == [True]
-    connected.get_job_id = lambda: "8"  # somebody has connected another
-    ray_engine._end_what_was_left()
-    assert ended == [True]
+    other_ray = SimpleNamespace(get_job_id=lambda: "1", get_node_id=lambda: "b")
+    if anew:  # the user has connected another Ray, whose first job has the same number
+        monkeypatch.setattr(ray_engine.ray, "get_runtime_context", lambda: other_ray)
+    for _ in range(2):
+        ray_engine._end_what_was_left()
+        assert ended == [True] * (waits or not anew)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -407,7 +409,7 @@ def test_no_engine_waits_for_a_lost_head_before_its_error_is_told(
     monkeypatch.setattr(ray_engine, "head_address", lambda: "head:1")
     monkeypatch.setattr(ray_engine, "head_answers", lambda address: is_there)
     monkeypatch.setattr(ray_engine.ray, "shutdown", lambda **_: ended.append(True))
-    connected = SimpleNamespace(get_job_id=lambda: "7")
+    connected = SimpleNamespace(get_job_id=lambda: "1", get_node_id=lambda: "a")
     monkeypatch.setattr(ray_engine.ray, "get_runtime_context", lambda: connected)
     monkeypatch.setattr(ray_engine, "_left_behind", [])
     engine = RayEngine(address="head:1")
@@ -616,6 +618,21 @@ def test_tasks_reserve_memory_that_some_node_has(
     assert found == TaskMemory(5 * GB, reserved * GB, at_once)
     assert (found.words(at_once) == "") == (reserved == 5)
     assert "a smaller `memory`" in found.words(at_once + 1)
+    nodes.append(node("broken", memory=99 * GB, CPU=2))
+    assert TaskMemory.of(5 * GB, local, ["broken"]) == found
+    assert TaskMemory.of(5 * GB, local).reserved == 5 * GB
+
+
+def test_tasks_take_no_memory_that_only_a_node_that_is_left_out_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = RayEngine(Resources(workers=1), address="head:1")
+    monkeypatch.setattr(ray_nodes, "_autoscaled", list)
+    nodes = [node("a", memory=12 * GB, CPU=2), node("b", memory=8 * GB, CPU=2)]
+    monkeypatch.setattr(ray_nodes, "list_nodes", lambda: nodes)
+    assert engine._task_memory(16 * GB).reserved == 12 * GB
+    monkeypatch.setattr(type(engine._broken), "left_out", ["a"])
+    assert engine._task_memory(16 * GB).reserved == 8 * GB
 
 
 def test_a_part_of_a_gpu_is_of_one_gpu() -> None:

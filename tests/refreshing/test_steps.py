@@ -161,7 +161,7 @@ def test_an_alarm_that_a_refresh_has_not_told_is_told_by_the_next_ones_for_some_
     def dies(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    def unreadable(*_: object) -> NoReturn:
+    def unreadable(*_: object, **__: object) -> NoReturn:
         raise CorruptFile("the log is torn")
 
     with monkeypatch.context() as patch:
@@ -186,6 +186,12 @@ def test_an_alarm_that_a_refresh_has_not_told_is_told_by_the_next_ones_for_some_
         warned = [event.message for event in told if isinstance(event, Warned)]
         assert len(warned) == 1
         assert "changed is not measured again: the log is torn" in warned[0]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.comparing.version_movement.compare", unreadable)
+        done = refresh(file, resources=RESOURCES)
+        summary, (row,) = done.outcome["summary"], done.outcome["datasets"]
+        assert (summary["alarms"], summary["untested"]) == ([], 1)
+        assert (row["alarm"], row["unmeasured"]) == (None, "the log is torn")
     monkeypatch.setattr("pipeline.comparing.version_movement.TOLD_AGAIN", timedelta(0))
     done = refresh(file, resources=RESOURCES)
     assert (done.outcome["summary"]["alarms"], done.datasets[0].moved) == ([], None)

@@ -89,7 +89,7 @@ def test_a_server_that_fails_twice_is_told_the_same_again(tmp_path: Path) -> Non
     assert data["config"] == str(tmp_path / "datasets.yaml")
 
 
-def test_a_refresh_that_finds_the_same_again_sends_the_same_id_on_that_day(tmp_path: Path) -> None:
+def test_a_refresh_that_finds_the_same_again_sends_the_same_id_in_that_hour(tmp_path: Path) -> None:
     with listening() as (url, requests):
         file = hooked(tmp_path, f"{url}/hook", BREAKS)
         for _ in range(2):
@@ -104,10 +104,13 @@ def test_a_refresh_that_finds_the_same_again_sends_the_same_id_on_that_day(tmp_p
     assert [headers["webhook-id"] for _, _, headers, _ in requests] == [
         message_id(each["data"], datetime.fromisoformat(each["timestamp"])) for each in told
     ]
-    night, next_night = (datetime(2026, 12, day, tzinfo=UTC) for day in (2, 3))
-    first, again, *others = (message_id(each["data"], night) for each in told)
+    hour, next_hour = (datetime(2026, 12, 2, hour, tzinfo=UTC) for hour in (3, 4))
+    first, again, *others = (message_id(each["data"], hour) for each in told)
     assert first == again
-    assert len({first, *others, message_id(told[0]["data"], next_night)}) == 5
+    # A file of the same name on another machine, for other datasets of the catalogue.
+    of_another = told[0]["data"] | {"datasets": [{"dataset": "night"}]}
+    others += [message_id(told[0]["data"], next_hour), message_id(of_another, hour)]
+    assert len({first, *others}) == 6
 
 
 def hook(url: str) -> Webhook:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -556,3 +558,19 @@ def test_progress_goes_to_stderr(
 ) -> None:
     Lines()(Said("hello"))
     assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_bar_works_where_stderr_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has None there, as in a program of Windows without a console."""
+    monkeypatch.setattr(sys, "stderr", None)
+    bar = Bar()
+    for event in (Started(2, 2, unit="images", step="count"), StepDone(2), Finished()):
+        bar(event)
+
+
+def test_lines_are_written_whole_where_the_encoding_lacks_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with open(path, "w", encoding="ascii") as out:
+        Lines(out)(Said("hölzern"))
+        Lines(out)(Said("plain"))
+    assert path.read_text() == "h\\xf6lzern\nplain\n"

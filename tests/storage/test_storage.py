@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
 from pipeline.storage import local, objects, s3, store_checks
 from pipeline.storage.local import LocalStore
-from pipeline.storage.other import MAX_SINGLE_PUT, FsspecStore
+from pipeline.storage.other import MAX_SINGLE_PUT, FsspecStore, _looks_then_writes
 from pipeline.storage.retry import RetrySettings
 from pipeline.storage.store import Answer, Store
 
@@ -116,6 +117,20 @@ def test_nothing_is_created_where_a_client_looks_and_then_writes(scheme: str) ->
         storage.create(f"{scheme}://192.0.2.1/dnas/HEAD", b"x")
     with pytest.raises(StorageError, match=r"looks whether a file is there before it writes it"):
         storage.require_exclusive(f"{scheme}://192.0.2.1/dnas")
+
+
+@pytest.mark.parametrize("fs", ["huggingface_hub.HfFileSystem", "fsspec.AbstractFileSystem"])
+def test_nothing_is_created_by_a_client_that_leaves_it_to_fsspec(
+    fs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec's own function looks, too, and then writes."""
+    module, name = fs.rsplit(".", 1)
+    client = getattr(import_module(module), name)(skip_instance_cache=True)
+    monkeypatch.setattr(FsspecStore, "open", lambda self, uri: (client, "b/dnas"))
+    with pytest.raises(StorageError, match=r"looks whether a file is there before it writes it"):
+        storage.create("other://b/dnas/HEAD", b"x")
+    for own in ("s3", "memory"):  # one of these makes its functions of others as it is made
+        assert not _looks_then_writes(fsspec.filesystem(own, skip_instance_cache=True))
 
 
 def test_exclusiveness_is_probed_and_the_probe_leaves_nothing(root: str) -> None:
