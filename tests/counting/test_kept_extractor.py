@@ -14,7 +14,8 @@ import torch
 
 from pipeline.building import make_dna
 from pipeline.counting import Extractor, kept_extractor, lent_extractor
-from pipeline.networks import Network
+from pipeline.networks import Network, describe
+from pipeline.networks.registry import register_network
 from pipeline.spec import Backend
 from tests.support import tiny_network as tiny
 
@@ -133,6 +134,26 @@ def test_dnas_of_a_kept_network_have_the_same_bits_and_random_numbers_go_on(
         assert torch.equal(torch.rand(1), expected)
     assert len(made) == 1
     assert dnas[0].identical(dnas[1])
+
+
+class Dice(tiny.Tiny):
+    """A network that draws a number of its own when it is made, as a user's may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.rand(1)
+
+
+def test_what_a_network_draws_as_it_is_loaded_is_not_taken_from_the_borrower(
+    place: tiny.Place,
+) -> None:
+    register_network("dice", Dice, preprocess=tiny.RULE, taps="a,b")
+    network = describe("dice", place.weights)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    lent(network)
+    assert torch.equal(torch.rand(1), expected)
 
 
 class Drawing:
