@@ -84,7 +84,7 @@ def make_dna(
         raise UsageError(f"device is {device!r}; it must be cpu or cuda")
     import torch
 
-    from pipeline.counting import exact_switches, lent_extractor, require_backend
+    from pipeline.counting import exact_switches, lent_extractor, make_current, require_backend
     from pipeline.spec import available_cpus
 
     require_backend(backend, options.get("precision", "fp32"), device)
@@ -155,7 +155,7 @@ def make_dna(
                 cuda_graphs,
             ) as extractor,
             stage(progress, Started(manifest.candidates, len(manifest.heads))),
-            ThreadPoolExecutor(1, "count") as pool,
+            ThreadPoolExecutor(1, "count", make_current, (extractor.device,)) as pool,
             # It is closed before the thread is waited for, as that may be counting.
             closing(Counter(extractor, spec, found, resources, products)) as counter,
         ):

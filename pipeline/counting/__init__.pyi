@@ -18,13 +18,13 @@ from .decode_ahead import DecodeWork as DecodeWork
 from .decode_ahead import LostRun as LostRun
 from .device_counts import DeviceRanges as DeviceRanges
 from .device_counts import tables_of_images as tables_of_images
+from .device_order import make_current as make_current
 from .extractor import Extractor as Extractor
 from .extractor import numerics as numerics
 from .extractor import require_backend as require_backend
 from .faults import DEVICE_FAULTS as DEVICE_FAULTS
 from .feed import Prepared as Prepared
 from .fold_counts import FoldCounts as FoldCounts
-from .fold_counts import exact_switches as exact_switches
 from .histogram import LayerCounts as LayerCounts
 from .histogram import bins_of as bins_of
 from .histogram import checked_ranges as checked_ranges
@@ -56,6 +56,7 @@ from .shard import dna_of_counts as dna_of_counts
 from .stage_clock import spent_together as spent_together
 from .stream import Made as Made
 from .stream import Stream as Stream
+from .torch_switches import exact_switches as exact_switches
 from .worker import OVERLAP as OVERLAP
 from .worker import Recipe as Recipe
 from .worker import ShardJob as ShardJob

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import shutil
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -32,9 +35,12 @@ if TYPE_CHECKING:
 Kernel = Literal["triton", "torch"]
 
 GROUP_ACTIVATIONS = 8192
-"""How many activations of a neuron one program of the kernel counts, in whole images. With more,
-there would be too few programs for a large GPU; with fewer, they would add to the table more often.
-It was computed, not measured."""
+"""How many activations of a neuron one program of the kernel counts at most, in whole images. With
+fewer, programs would add to the table more often. It was computed, not measured."""
+
+LEAST_PROGRAMS = 2048
+"""How many programs a launch has at least, if it has the images for them: a layer of few positions
+would else be counted by fewer than a large GPU runs at a time. It was computed, not measured."""
 
 MAX_BLOCK, MAX_WINDOW = 1024, 1024
 """The most positions that are read at a time, and the most columns that are counted at a time. A
@@ -223,6 +229,20 @@ def default_kernel(device: str) -> Kernel:
     return "triton" if device == "cuda" and importlib.util.find_spec("triton") else "torch"
 
 
+def require_compiler() -> None:
+    """Checks that Triton can compile what starts its kernels, which it does in C.
+
+    Raises:
+        UsageError: There is no C compiler. Counting would find that out at its first shard.
+    """
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise UsageError(
+            f"there is no C compiler on {socket.gethostname()}, and Triton needs one to start what "
+            "counts on a GPU; install gcc and its C library there (apt-get install gcc libc6-dev), "
+            "or name a compiler in the environment variable CC"
+        )
+
+
 def _check(x: torch.Tensor, neurons: int) -> None:
     import torch
 
@@ -250,7 +270,7 @@ def _count_by_triton(
     if images == 0:
         return
     each = len(table) > 1
-    group = 1 if each else max(1, GROUP_ACTIVATIONS // positions)
+    group = 1 if each else _images_a_program(images, positions, neurons)
     window = min(MAX_WINDOW, max(MIN_WINDOW, _power_of_two(bins + 3)))
     grid = (neurons, ceil(images / group), ceil((bins + 3) / window))
     options: dict[str, Any] = {"enable_fp_fusion": False}  # each operation is rounded once
@@ -266,15 +286,21 @@ def _count_by_triton(
         means,
         images,
         positions,
+        group,
         *x.stride(),
         table.stride(0) if each else 0,
         means.stride(0),
-        GROUP=group,
         BINS=bins,
         BLOCK=_lanes(positions),
         WINDOW=window,
         **options,
     )
+
+
+def _images_a_program(images: int, positions: int, neurons: int) -> int:
+    by_activations = GROUP_ACTIVATIONS // positions
+    by_programs = images * neurons // LEAST_PROGRAMS
+    return max(1, min(by_activations, by_programs))
 
 
 def _power_of_two(least: int) -> int:

@@ -31,6 +31,25 @@ def order_of(device: torch.device) -> Order:
     return _CudaOrder(device) if device.type == "cuda" else _InOrder()
 
 
+def device_here(kind: str) -> torch.device:
+    """Returns the device of a kind, `cpu` or `cuda`, that this thread computes on.
+
+    Each thread has a current GPU of its own, which is the first one unless `make_current` is called
+    in it.
+    """
+    import torch
+
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+
+
+def make_current(device: torch.device) -> None:
+    """Has this thread compute on a device."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 class Mark(Protocol):
     """A place in a stream, as `torch.cuda.Event` is."""
 

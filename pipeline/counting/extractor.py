@@ -25,11 +25,14 @@ from numpy.typing import NDArray
 
 from pipeline import images
 from pipeline.counting.allocator import keep_memory
+from pipeline.counting.device_counts import default_kernel, require_compiler
+from pipeline.counting.device_order import device_here
 from pipeline.counting.faults import NO_GPU
 from pipeline.counting.feed import Feed, Prepared
 from pipeline.counting.forward_graph import CudaGraphs, ForwardGraph, Recorder, Visit
 from pipeline.counting.instructions import cpu_instructions
 from pipeline.counting.micro_batch import MICRO_BATCH
+from pipeline.counting.torch_switches import set_exact_switches
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
 from pipeline.spec import (
@@ -176,13 +179,12 @@ class Extractor:
         require_backend(backend, precision, device)
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError(f"{NO_GPU}; compute on the CPU (device 'cpu', gpus_per_worker 0)")
+        if default_kernel(device) == "triton":
+            require_compiler()
         keep_memory()
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        set_exact_switches()
         self.network = network
-        self.device = torch.device(device)
+        self.device = device_here(device)
         self.on_device = _is_on_device(device, on_device)
         self.micro_batch = micro_batch or MICRO_BATCH[self.device.type]
         self._precision: Precision = precision

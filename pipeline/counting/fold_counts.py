@@ -10,8 +10,6 @@ The tables stay where the network runs. The rule is that of `histogram`, to the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,32 +122,3 @@ class FoldCounts:
         if self._on_device is not None:
             return self._tensors[fold].read()
         return sum_of_threads([self._layers[fold]])
-
-
-@contextmanager
-def exact_switches() -> Iterator[None]:
-    """Sets torch's switches as counting needs them, and afterwards as they were.
-
-    Training goes on with TF32, quick kernels and as many threads as it had.
-
-    Yields:
-        Nothing.
-    """
-    import torch
-
-    backends = torch.backends
-    before = (
-        backends.cuda.matmul.allow_tf32,
-        backends.cudnn.allow_tf32,
-        backends.cudnn.benchmark,
-        backends.cudnn.deterministic,
-    )
-    threads = torch.get_num_threads()
-    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
-    backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before[:2]
-        backends.cudnn.benchmark, backends.cudnn.deterministic = before[2:]
-        torch.set_num_threads(threads)

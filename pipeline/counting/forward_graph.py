@@ -51,23 +51,31 @@ class Recorder(Protocol):
         """
 
 
+_recording = threading.Lock()
+"""A process records one graph at a time."""
+
+
 class CudaGraphs:
-    """Records what the current stream of a GPU is given."""
+    """Records what a stream of a GPU is given."""
 
     def record(self, work: Callable[[], Taps]) -> tuple[Taps, Callable[[], None]]:
         """Does what `Recorder.record` says."""
         import torch
 
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no type
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UPS):
-                work()
-        torch.cuda.current_stream().wait_stream(beside)
+        here = torch.cuda.current_stream()
+        # torch has a few streams, and gives them out again: those of other priority only to us.
+        beside = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]  # torch's
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile, for the shards of another network.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            taps = work()
+        # A recording that fails would leave this thread on the other stream.
+        with _recording, torch.cuda.stream(here):
+            beside.wait_stream(here)
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_UPS):
+                    work()
+            here.wait_stream(beside)
+            # Other threads may use the GPU meanwhile, for the shards of another network.
+            with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+                taps = work()
         return taps, graph.replay
 
 
@@ -127,8 +135,10 @@ class ForwardGraph:
                 raise
             except RuntimeError as error:
                 require_sound(batch.device)
+                # As the recording ends, torch raises that it has failed, and no longer why.
+                why = error.__context__ or error
                 raise UsageError(
-                    f"{network.name} cannot be recorded as a CUDA graph: {error}. A network that "
+                    f"{network.name} cannot be recorded as a CUDA graph: {why}. A network that "
                     "waits for the GPU in its forward pass, or decides by what it has computed, "
                     f"must be run by {without}"
                 ) from error

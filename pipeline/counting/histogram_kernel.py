@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Only these differ between the batches of a layer: the kernel is not compiled for each of them.
+@triton.jit(do_not_specialize=["images", "group_images"])
 def count_activations(
     activations,
     least,
@@ -30,12 +31,12 @@ def count_activations(
     means,
     images,
     positions,
+    group_images,
     image_stride,
     position_stride,
     neuron_stride,
     group_stride,
     means_stride,
-    GROUP: tl.constexpr,
     BINS: tl.constexpr,
     BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -60,12 +61,12 @@ def count_activations(
         means: float64 (images, neurons), written.
         images: How many images there are.
         positions: How many positions an image has.
+        group_images: Images in a group. Times `positions`, they must be below 2^31.
         image_stride: Distance of two images in `activations`, in elements.
         position_stride: Distance of two positions.
         neuron_stride: Distance of two neurons.
         group_stride: Distance of the tables of two groups; 0 if all share one.
         means_stride: Distance of two images in `means`.
-        GROUP: Images in a group. `GROUP * positions` must be below 2^31.
         BINS: Bins of a range.
         BLOCK: Positions that are read at a time, a power of two.
         WINDOW: Columns of the table that a program counts, a power of two.
@@ -81,7 +82,8 @@ def count_activations(
     counts = tl.zeros((WINDOW,), tl.int32)
     low = tl.full((BLOCK,), float("inf"), tl.float32)
     high = tl.full((BLOCK,), float("-inf"), tl.float32)
-    for image in range(group * GROUP, tl.minimum(group * GROUP + GROUP, images)):
+    first = group * group_images
+    for image in range(first, tl.minimum(first + group_images, images)):
         total = tl.zeros((BLOCK,), tl.float64)
         row = activations + image * image_stride + neuron * neuron_stride
         for start in range(0, positions, BLOCK):
@@ -104,9 +106,8 @@ def count_activations(
             here = there & (column >= 0) & (column < WINDOW)
             counts += tl.histogram(column, WINDOW, mask=here)
         for _ in tl.static_range(31):
-            if total.shape[0] > 1:
-                even, odd = tl.split(tl.reshape(total, (total.shape[0] // 2, 2)))
-                total = even + odd
+            if total.shape[0] > 1:  # the sum of two is rounded once, whatever their order
+                total = tl.sum(tl.reshape(total, (total.shape[0] // 2, 2)), axis=1)
         if window == 0:
             tl.store(means + image * means_stride + neuron + tl.arange(0, 1), total / positions)
     columns = window + tl.arange(0, WINDOW)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline import images
 from pipeline.counting.decode_ahead import Ahead, MemberRun, runs_of
+from pipeline.counting.device_order import make_current
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
 from pipeline.counting.preparing import Fetch, Outcomes, Preparer
@@ -94,7 +95,7 @@ class Stream:
         # A GPU takes its work in one queue, which one thread fills without waiting for it.
         passes = 1 if extractor.on_device else self._threads
         self._batch = extractor.batches(rule)
-        self._networks = ThreadPoolExecutor(passes, "network")
+        self._networks = ThreadPoolExecutor(passes, "network", make_current, (extractor.device,))
 
     def observed(
         self,

@@ -20,6 +20,7 @@ from torch import distributed
 
 from pipeline import DNA, VisualDNA, emd, make_dna
 from pipeline.counting import Extractor, FoldCounts, rank_sums
+from pipeline.counting.torch_switches import _products
 from pipeline.dna import DnaFile
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.events import StepDone
@@ -192,19 +193,36 @@ def fail_to_count(place: tiny_network.Place) -> None:
         make_dna(list(PIXELS[:9]), progress=stop, **place.options)  # type: ignore[arg-type]
 
 
+def by_older_switches() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+
+def by_precision_of_products() -> None:
+    torch.set_float32_matmul_precision("medium")  # bfloat16, also on a CPU
+
+
+def by_precision_of_all() -> None:
+    torch.backends.fp32_precision = "tf32"
+
+
 @pytest.mark.parametrize("count", [count_by_metric, count_by_make_dna, fail_to_count])
+@pytest.mark.parametrize(
+    "train", [by_older_switches, by_precision_of_products, by_precision_of_all]
+)
 def test_training_goes_on_as_it_was(
-    place: tiny_network.Place, count: Callable[[tiny_network.Place], None]
+    place: tiny_network.Place,
+    count: Callable[[tiny_network.Place], None],
+    train: Callable[[], None],
 ) -> None:
     backends = torch.backends
 
     def state() -> list[Any]:
-        switches = [backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32]
+        switches = [each.fp32_precision for each in _products()]
         kernels = [backends.cudnn.benchmark, backends.cudnn.deterministic]
         return [switches, kernels, torch.get_num_threads(), torch.get_rng_state().tolist()]
 
-    first = state()
-    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = True
+    first, of_all = state(), torch.backends.fp32_precision
+    train()
     backends.cudnn.benchmark, backends.cudnn.deterministic = True, False
     torch.set_num_threads(2)
     try:
@@ -212,8 +230,10 @@ def test_training_goes_on_as_it_was(
         count(place)
         assert state() == before
     finally:
-        (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32), kernels = first[:2]
-        backends.cudnn.benchmark, backends.cudnn.deterministic = kernels
+        torch.backends.fp32_precision = of_all
+        for each, precision in zip(_products(), first[0], strict=True):
+            each.fp32_precision = precision
+        backends.cudnn.benchmark, backends.cudnn.deterministic = first[1]
         torch.set_num_threads(first[2])
 
 

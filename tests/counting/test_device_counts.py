@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -270,12 +270,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from pipeline.counting.histogram_kernel import count_activations as kernel
 
-numbers = {"images": "i32", "positions": "i32", "image_stride": "i64", "position_stride": "i64",
-           "neuron_stride": "i64", "group_stride": "i64", "means_stride": "i64"}
+numbers = {"images": "i32", "positions": "i32", "group_images": "i32",
+           "image_stride": "i64", "position_stride": "i64", "neuron_stride": "i64",
+           "group_stride": "i64", "means_stride": "i64"}
 wide = {"table": "*i64", "minimum": "*fp32", "maximum": "*fp32"}
 found = []
 for architecture, activations, block, window in json.loads(sys.argv[1]):
-    constants = {"GROUP": 8, "BINS": window - 24, "BLOCK": block, "WINDOW": window}
+    constants = {"BINS": window - 24, "BLOCK": block, "WINDOW": window}
     types = {name: numbers.get(name) or wide.get(name) or "*fp64" for name in kernel.arg_names}
     types |= {"activations": activations} | dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=kernel, signature=types, constexprs=constants)
@@ -302,6 +303,43 @@ def test_the_kernel_compiles_for_gpus_with_the_rounding_of_the_rule(
         assert "div.rn.f64" in code
         assert "fma.rn.f64" not in code  # a product and a sum that are rounded once
         assert ".ftz" not in code  # small numbers taken for zero
+        # Threads share the sums of a mean: each of them adding up all lanes takes a thousand.
+        assert code.count("add.f64") + code.count("add.rn.f64") < 100
+
+
+def test_a_launch_has_programs_for_a_large_gpu_if_it_has_the_images() -> None:
+    share = device_counts._images_a_program
+    assert share(64, 49, 192) == 64 * 192 // device_counts.LEAST_PROGRAMS
+    assert share(64, 112 * 112, 32) == 1
+    assert share(64, 196, 4096) == 8192 // 196
+    assert share(3, 49, 8) == 1
+
+
+@pytest.mark.parametrize("programs", [1, 40, 10**9])
+def test_counts_do_not_depend_on_how_images_are_shared_among_programs(
+    monkeypatch: pytest.MonkeyPatch, programs: int
+) -> None:
+    x = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (7, 5, 12)).astype(np.float32))
+    ranges = DeviceRanges.on("cpu", np.full(12, -1.0), np.full(12, 1.5), 10)
+    monkeypatch.setattr(device_counts, "LEAST_PROGRAMS", programs)
+    found = []
+    for kernel in ("triton", "torch"):
+        counts, means = DeviceCounts(ranges, 10, kernel), torch.empty((7, 12), dtype=torch.float64)
+        counts.add(x, slice(0, 12), means)
+        found.append([*counts.read(), means.numpy()])
+    for by_triton, by_torch in zip(*found, strict=True):
+        np.testing.assert_array_equal(by_triton, by_torch)
+
+
+@pytest.mark.parametrize("named", ["", "/opt/cc"])
+def test_a_machine_without_a_compiler_is_told_before_anything_is_counted(
+    monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CC", named)
+    refused = pytest.raises(UsageError, match=r"no C compiler on .*apt-get install gcc libc6-dev")
+    with nullcontext() if named else refused:
+        device_counts.require_compiler()
 
 
 def test_cuda_is_counted_by_triton_where_it_is_installed_and_all_else_by_torch(

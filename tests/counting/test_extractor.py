@@ -20,6 +20,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.counting import Extractor, numerics
 from pipeline.counting.micro_batch import MICRO_BATCH
+from pipeline.counting.torch_switches import _products
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, UsageError
 from pipeline.images import DEVICE_RULE, load
 from pipeline.networks import Network, describe, fold_batch_norms, load_model, lookup
@@ -248,8 +249,7 @@ def test_numerics_state_how_an_extractor_computes(network: Network, extractor: E
     assert extractor.numerics.folded
     assert not extractor.numerics.compiled
     assert dict(extractor.numerics.versions)["torch"] == torch.__version__
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32
+    assert {each.fp32_precision for each in _products()} == {"ieee"}
     assert not torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.deterministic
 

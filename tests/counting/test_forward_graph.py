@@ -159,6 +159,14 @@ def test_a_network_that_cannot_be_recorded_is_refused_with_the_remedy(network: N
         Extractor(network, recorder=Fails(error))
 
 
+def test_the_reason_is_told_and_not_that_the_recording_failed_of_it(network: Network) -> None:
+    """torch raises the second as the recording ends, while it handles the first."""
+    error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    error.__context__ = ValueError("this module waits for the GPU")
+    with pytest.raises(UsageError, match="cannot be recorded as a CUDA graph: this module waits"):
+        Extractor(network, recorder=Fails(error))
+
+
 def test_a_device_that_has_failed_is_not_taken_for_a_network_that_cannot_be_recorded(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +221,11 @@ def test_a_cpu_records_nothing_by_itself(network: Network) -> None:
 
 def test_torch_s_own_graphs_take_the_same_calls() -> None:
     """No GPU runs here; this finds a name or an argument that torch does not have."""
-    inspect.signature(torch.cuda.graph.__init__).bind(None, None, capture_error_mode="thread_local")
+    inspect.signature(torch.cuda.graph.__init__).bind(
+        None, None, stream=None, capture_error_mode="thread_local"
+    )
+    inspect.signature(torch.cuda.Stream.__new__).bind(None, priority=-1)
+    inspect.signature(torch.cuda.set_device).bind(torch.device("cuda", 1))
     inspect.signature(torch.cuda.CUDAGraph.replay).bind(None)
     inspect.signature(torch.cuda.Stream.wait_stream).bind(None, None)
     inspect.signature(torch.cuda.get_device_properties).bind(0)
