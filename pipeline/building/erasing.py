@@ -140,7 +140,9 @@ def _require_nameless(names: Sequence[str], options: EraseOptions) -> None:
     if not names:
         raise UsageError(f"no image is named; give its path or url, or {option('from')}")
     if not options.reason.strip():
-        raise UsageError(f"the {option('reason')} is empty; say why the images are erased")
+        raise UsageError(
+            f"the {option('reason')} is missing or empty; say why the images are erased"
+        )
     search = ObjectSearch(ImageNames.of(names), names)
     for field_name in ("reason", "by"):
         text = getattr(options, field_name) or ""

@@ -166,9 +166,18 @@ def pixels_of_item(
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
         raise UsageError(
             f"image {index} has shape {array.shape} and type {array.dtype}; give uint8 of "
-            "(height, width, 3) or (height, width)"
+            f"(height, width, 3) or (height, width){_remedy(array)}"
         )
     return images.Decoded(np.ascontiguousarray(array))
+
+
+def _remedy(array: NDArray[Any]) -> str:
+    """Says how to make an image of what looks like one in another form; else nothing."""
+    if np.issubdtype(array.dtype, np.floating):
+        return ". Values from 0 to 1 become it by np.rint(255 * image).astype(np.uint8)"
+    if array.ndim == 3 and array.shape[0] == 3:
+        return ". Channels that come first are put last by np.moveaxis(image, 0, -1)"
+    return ""
 
 
 def _pixels_of_tensor(tensor: Any, index: int) -> NDArray[Any]:

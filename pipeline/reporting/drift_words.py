@@ -85,8 +85,8 @@ def drift_sentences(found: Drift) -> list[str]:
         sentences = [f"{len(raised)} of {path} {verb} an alarm: {', '.join(raised)}."]
     else:
         sentences = [
-            f"No alarm: none of {path} differs from the one before, or from {found.reference}, by "
-            "more than chance explains."
+            f"No alarm: none of {path} is far enough from the one before, or from "
+            f"{found.reference}, to raise one."
         ]
     rate = f"At most {FALSE_ALARM_RATE:.0%} of histories of {RATED_VERSIONS} {found.stop_kind}s"
     sentences.append(

@@ -1049,7 +1049,7 @@ def test_what_must_not_be_removed_and_names_an_image_is_told(home: Home) -> None
         home.erase("0/03.png")
     with pytest.raises(UsageError, match="`reason` names an image"):
         home.erase("0/03.png", reason=f"{home.uri('0/03.png')} shows me")
-    with pytest.raises(UsageError, match="`reason` is empty"):
+    with pytest.raises(UsageError, match="`reason` is missing or empty"):
         home.erase("0/03.png", reason=" ")
 
 

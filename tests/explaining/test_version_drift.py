@@ -172,8 +172,8 @@ def test_what_moved_is_that_of_the_last_alarm(place: Catalogue, found: Drift) ->
     assert quiet.moved == ("x@1", "x@3")
     assert not quiet.alarmed
     assert drift_sentences(quiet)[0] == (
-        "No alarm: none of 3 versions of x differs from the one before, or from x@1, by more than "
-        "chance explains."
+        "No alarm: none of 3 versions of x is far enough from the one before, or from x@1, to "
+        "raise one."
     )
     assert drift_sentences(quiet)[2] == (
         "A small q below is no alarm: it is of x@1 and x@3 alone, and the alarm rule keeps that "
