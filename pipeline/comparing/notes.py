@@ -148,7 +148,8 @@ def paired_notes(paired: Paired) -> list[str]:
         return []
     return [
         "images of the same path and in the same fold count as pairs, as those of two versions do, "
-        f"and the error bars allow for it (share of the images): {some_of(found)}"
+        "and the error bars allow for it; that does no harm if only their names are equal (share "
+        f"of the images): {some_of(found)}"
     ]
 
 

@@ -107,7 +107,8 @@ def test_images_in_pairs_are_noted_in_place_of_shared_sources() -> None:
     versions = {name: replace(of_source(source), images=16) for name, source in sources.items()}
     pairs = {("a", "b"): 0.904, ("c", "a"): 0.01, ("b", "c"): 1.0}
     said = "images of the same path and in the same fold count as pairs, as those of two versions "
-    said += "do, and the error bars allow for it (share of the images): "
+    said += "do, and the error bars allow for it; that does no harm if only their names are equal "
+    said += "(share of the images): "
     assert notes_of(versions, paired=pairs) == [
         f"{said}a and b (90%), c and a (1%) and b and c (100%)"
     ]
