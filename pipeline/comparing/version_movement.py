@@ -139,7 +139,9 @@ def with_movements(
             if matrix is not None:
                 moves[result.name] = change.replaced, result.version, matrix
             if not result.changed:
-                unmeasured = measured.unmeasured if measured.moved is None else ""
+                tested = measured.moved is not None and measured.moved.p is not None
+                unmeasured = "" if tested else measured.unmeasured
+                unmeasured = unmeasured or measured.untested
                 measured = replace(measured, replaced=None, unmeasured=unmeasured)
             found.append(measured)
             if versions > 1:

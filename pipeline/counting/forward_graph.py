@@ -51,6 +51,9 @@ class Recorder(Protocol):
         """
 
 
+_OF_RECORDING = "captur"
+"""What the errors of CUDA say that are raised as a recording ends, whatever has ended it."""
+
 _recording = threading.Lock()
 """A process records one graph at a time."""
 
@@ -135,8 +138,11 @@ class ForwardGraph:
                 raise
             except RuntimeError as error:
                 require_sound(batch.device)
-                # As the recording ends, torch raises that it has failed, and no longer why.
-                why = error.__context__ or error
+                why: BaseException = error
+                if _OF_RECORDING in str(error) and error.__context__ is not None:
+                    why = error.__context__  # torch has raised again, as the recording ended
+                if isinstance(why, torch.OutOfMemoryError):
+                    raise why from None
                 raise UsageError(
                     f"{network.name} cannot be recorded as a CUDA graph: {why}. A network that "
                     "waits for the GPU in its forward pass, or decides by what it has computed, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -238,6 +239,7 @@ class Worker:
         self._ahead = ahead
         self._home = home or ThisMachine()
         self._makers: Makers[Recipe] = Makers(self._load, _batch_of)
+        self._lock = threading.Lock()
         self._manifest = lru_cache(MANIFESTS_KEPT)(_read_manifest)
         self._entries = lru_cache(MANIFESTS_KEPT)(Entries)
         self._turns = Turns()
@@ -335,8 +337,10 @@ class Worker:
 
     def _shard(self, job: ShardJob, index: int) -> Shard:
         """Returns a shard. The manifest and the footers of its entries files are kept a while."""
-        head = head_at(self._manifest(job.manifest_uri), index)
-        return self._entries(job.entries_uri).shard(head)
+        with self._lock:  # so that two shards that begin together read it once
+            head = head_at(self._manifest(job.manifest_uri), index)
+            entries = self._entries(job.entries_uri)
+        return entries.shard(head)
 
     def stop(self) -> None:
         """Ends the shards under way, by an error. What they need is loaded again for later ones."""

@@ -65,7 +65,7 @@ def night_sentence(outcome: Mapping[str, Any]) -> str:
         unknown = found["images"]["datasets_of_unknown_changes"]
         aside = f" (not known for {count_of(unknown, 'dataset')})" if unknown else ""
         parts.append(f"images {changes_told(found['images'])}{aside}")
-    if datasets["refreshed"] or found["alarms"]:
+    if datasets["refreshed"] or found["alarms"] or found["untested"]:
         untested = count_of(found["untested"], "version")
         aside = f" ({untested} not tested)" if found["untested"] else ""
         named = f": {some_of(found['alarms'])}" if found["alarms"] else ""

@@ -143,6 +143,7 @@ def is_relative(name: str) -> bool:
     `~/a.jpg` is none, nor is `~ada/a.jpg` if there is a user ada. Any other name with a `~` at its
     start is one, as `~a.jpg`.
     """
+    name = storage.with_plain_scheme(name)
     return "://" not in name and not os.path.isabs(os.path.expanduser(name))
 
 

@@ -39,3 +39,4 @@ from .uris import protocol_of as protocol_of
 from .uris import readable as readable
 from .uris import resolved as resolved
 from .uris import spelled as spelled
+from .uris import with_plain_scheme as with_plain_scheme

@@ -21,7 +21,7 @@ from pipeline.errors import SourceError, StorageError
 from pipeline.storage.name_patterns import NamePattern
 from pipeline.storage.retry import attempt
 from pipeline.storage.store import Answer, Stored, require_identity
-from pipeline.storage.uris import local_path
+from pipeline.storage.uris import local_path, with_plain_scheme
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -160,6 +160,7 @@ class LocalStore:
             StorageError: One of these cannot be listed.
             UsageError: It is no pattern.
         """
+        pattern = with_plain_scheme(pattern)
         root = Path(local_path(pattern) if "://" in pattern else pattern).expanduser()
         wanted = NamePattern(os.path.abspath(root))
         folder = wanted.folder or "/"
@@ -421,10 +422,12 @@ def _new_file(path: str) -> BinaryIO:
 def _remove_tree(path: str) -> None:
     """Removes a folder and all below it, also if other processes remove there."""
     for _ in range(_FOLDER_TRIES):
-        with contextlib.suppress(FileNotFoundError):  # it ends there, and leaves the rest
+        try:
             shutil.rmtree(path)
-        if not os.path.lexists(path):
             return
+        except FileNotFoundError:  # it has ended there, and left the rest
+            if not os.path.lexists(path):
+                raise
     raise OSError(errno.ENOTEMPTY, "other processes write to it", path)
 
 

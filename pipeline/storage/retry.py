@@ -214,7 +214,7 @@ def refusal(uri: str, error: Exception) -> SourceError | StorageError:
         return NoBucket(
             f"{uri}: there is no bucket {bucket}; check its name and AWS_ENDPOINT_URL, or create it"
         )
-    if code == "PermanentRedirect":
+    if code in ("PermanentRedirect", "301"):  # botocore's for an answer to HEAD, without a body
         return StorageError(
             f"{uri}: the bucket is in another region, or has another endpoint; set AWS_REGION to "
             f"its region, or AWS_ENDPOINT_URL to its endpoint: {quoted(error)}"

@@ -49,7 +49,7 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
     text = os.fspath(url)
     if not text:
         raise UsageError("a path or url is empty; name the place, such as . for this folder")
-    text = _OTHER_FILE_URL.sub("file://", text)
+    text = with_plain_scheme(text)
     protocol = protocol_of(text)
     if protocol != "file":
         _require_no_secret(text, protocol, queries)
@@ -60,6 +60,18 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
     if protocol == "memory":
         rest = rest.lstrip("/")
     return f"{head.lower()}://{rest.rstrip('/')}"
+
+
+def with_plain_scheme(text: str) -> str:
+    """Writes the other urls of a local file, `file:/a` and `file://localhost/a`, as `file:///a`.
+
+    Args:
+        text: A path, a pattern or a url.
+
+    Returns:
+        The text, with that beginning if it is such a url.
+    """
+    return _OTHER_FILE_URL.sub("file://", text)
 
 
 def _require_no_secret(text: str, protocol: str, queries: Collection[str]) -> None:

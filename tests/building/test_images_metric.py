@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -218,6 +219,9 @@ def test_training_goes_on_as_it_was(
 
     def state() -> list[Any]:
         switches = [each.fp32_precision for each in _products()]
+        for read in (torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32):
+            with contextlib.suppress(RuntimeError):  # set by the newer switches
+                switches.append(read())
         kernels = [backends.cudnn.benchmark, backends.cudnn.deterministic]
         return [switches, kernels, torch.get_num_threads(), torch.get_rng_state().tolist()]
 
@@ -231,10 +235,32 @@ def test_training_goes_on_as_it_was(
         assert state() == before
     finally:
         torch.backends.fp32_precision = of_all
-        for each, precision in zip(_products(), first[0], strict=True):
+        torch.set_float32_matmul_precision(first[0][-2])
+        backends.cudnn.allow_tf32 = first[0][-1]
+        for each, precision in zip(_products(), first[0][:-2], strict=True):
             each.fp32_precision = precision
         backends.cudnn.benchmark, backends.cudnn.deterministic = first[1]
         torch.set_num_threads(first[2])
+
+
+@pytest.mark.parametrize(
+    "train", [by_older_switches, by_precision_of_products, by_precision_of_all]
+)
+def test_code_of_others_can_read_the_older_switches_while_images_are_counted(
+    train: Callable[[], None],
+) -> None:
+    """As a network of one's own may, by `torch.backends.cudnn.flags`."""
+    code = (
+        "import torch\n"
+        "from pipeline.counting import exact_switches\n"
+        "from tests.building import test_images_metric as tests\n"
+        f"tests.{train.__name__}()\n"
+        "with exact_switches(), torch.backends.cudnn.flags(enabled=True):\n"
+        "    assert not torch.backends.cuda.matmul.allow_tf32\n"
+        "    assert torch.get_float32_matmul_precision() == 'highest'\n"
+        "torch.backends.cudnn.allow_tf32\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_metrics_that_count_in_other_ways_are_not_merged(

@@ -222,11 +222,12 @@ def test_only_some_versions_of_a_large_refresh_are_measured(
         found, moves = with_movements(place.catalogue, results, now=time)
         assert [of.name for of in found if of.moved] == [*moves]
         assert (len(moves), "b" in moves) == (count, True)
-        assert [of.unmeasured for of in found if not of.changed] == [""] * 3
+        for result in found:  # those that were measured again have too few groups to be tested
+            assert result.changed or bool(result.unmeasured) == (result.moved is not None)
     # While this refresh was under way, another job has replaced what it found unchanged.
     place.photos("c", 14)
     build(place, "c")
-    monkeypatch.setattr("pipeline.comparing.version_movement.MOVES_MEASURED", 5)
+    monkeypatch.setattr("pipeline.comparing.version_movement.MOVES_MEASURED", 20)
     found, moves = with_movements(place.catalogue, results, now=datetime.now(UTC))
     assert [of.name for of in found if of.moved] == [*moves] == ["a", "b", "d"]
 

@@ -165,6 +165,13 @@ def test_the_reason_is_told_and_not_that_the_recording_failed_of_it(network: Net
     error.__context__ = ValueError("this module waits for the GPU")
     with pytest.raises(UsageError, match="cannot be recorded as a CUDA graph: this module waits"):
         Extractor(network, recorder=Fails(error))
+    error.__context__ = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(UsageError, match=r"InPlace takes more memory .* at 8 .*`micro_batch=4`"):
+        Extractor(network, recorder=Fails(error))
+    own = RuntimeError("this network needs a package")
+    own.__context__ = KeyError("x")  # which the network has handled
+    with pytest.raises(UsageError, match="graph: this network needs a package"):
+        Extractor(network, recorder=Fails(own))
 
 
 def test_a_device_that_has_failed_is_not_taken_for_a_network_that_cannot_be_recorded(

@@ -68,6 +68,16 @@ def test_a_glob_selects_files(tmp_path: Path) -> None:
     assert names(list_source(f"{tmp_path}/**/*.png")) == ["a1.png", "a2.png", "a3.png"]
 
 
+@pytest.mark.parametrize("scheme", ["file:", "file://localhost", "FILE://"])
+def test_every_url_of_a_local_file_leads_to_it(tmp_path: Path, scheme: str) -> None:
+    touch(tmp_path, "set/a1.png", "set/a2.png")
+    for source in (f"{tmp_path}/set", f"{tmp_path}/set/a*.png"):
+        assert names(list_source(f"{scheme}{source}")) == ["a1.png", "a2.png"]
+    (tmp_path / "list.txt").write_text(f"{scheme}{tmp_path}/set/a1.png\n")
+    (entry,) = list_source(tmp_path / "list.txt").entries
+    assert entry.uri == (tmp_path / "set" / "a1.png").as_uri()
+
+
 def test_the_listing_states_its_source(tmp_path: Path) -> None:
     """A glob is stated as the folder that it is in."""
     touch(tmp_path, "set/a.png", "set/b.png")

@@ -91,9 +91,10 @@ def test_transient_answers_of_s3_are_tried_again(status: int, code: str, expecte
     assert tries(s3_error(status, code)) == expected
 
 
-def test_a_bucket_of_another_region_is_told_with_a_remedy() -> None:
+@pytest.mark.parametrize("code", ["PermanentRedirect", "301"])
+def test_a_bucket_of_another_region_is_told_with_a_remedy(code: str) -> None:
     def refuse() -> None:
-        raise s3_error(301, "PermanentRedirect", "use the specified endpoint")
+        raise s3_error(301, code, "use the specified endpoint")
 
     with pytest.raises(StorageError, match=r"s3://b/k: the bucket is in another .* AWS_REGION"):
         attempt("s3://b/k", refuse)
