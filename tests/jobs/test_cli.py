@@ -863,7 +863,7 @@ def test_versions_are_named_wherever_a_dataset_is(tmp_path: Path, network: tiny.
     assert shown.startswith("From x@-1 to x: +1 -0 ~1 =11 images\n  + ")
     assert "photo-0019.jpg" in shown.splitlines()[1]
     assert "From x@-1 to x: layers" in shown
-    assert "the error bars allow for it (share of the images): x@-1 and" in shown
+    assert "if only their names are equal (share of the images): x@-1 and" in shown
     assert "error bars do not hold" not in shown
     path = vdna_json("drift", "x", "-c", place, "--html", tmp_path / "p.html")
     assert [row["name"] for row in path["versions"]] == ["x@1", "x@2"]
