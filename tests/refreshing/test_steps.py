@@ -192,6 +192,7 @@ def test_an_alarm_that_a_refresh_has_not_told_is_told_by_the_next_ones_for_some_
         summary, (row,) = done.outcome["summary"], done.outcome["datasets"]
         assert (summary["alarms"], summary["untested"]) == ([], 1)
         assert (row["alarm"], row["unmeasured"]) == (None, "the log is torn")
+        assert "; 0 drift alarms (1 version not tested); " in night_sentence(done.outcome)
     monkeypatch.setattr("pipeline.comparing.version_movement.TOLD_AGAIN", timedelta(0))
     done = refresh(file, resources=RESOURCES)
     assert (done.outcome["summary"]["alarms"], done.datasets[0].moved) == ([], None)
