@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,15 @@ def chosen(seeds: Sequence[int]) -> Sequence[int]:
     So each run of the soak stays short. Run all after a change to counting, planning or committing.
     """
     return seeds if all_are_asked_for() else seeds[::2]
+
+
+def quick_seeds(seeds: Sequence[int], quick: Collection[int]) -> list[Any]:
+    """Returns all seeds, of which `make test` runs the quick ones, and `make soak` the others."""
+    unknown = set(quick).difference(seeds)
+    if unknown:
+        raise ValueError(f"the quick seeds {sorted(unknown)} are none of the seeds")
+    soak = pytest.mark.soak
+    return [seed if seed in quick else pytest.param(seed, marks=soak) for seed in seeds]
 
 
 def all_are_asked_for() -> bool:
