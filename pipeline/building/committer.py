@@ -94,7 +94,7 @@ def finish_dataset(
             _require_entries(name, plan.manifest)
     replaced, former_options, unmeasured = None, dict[str, int | str](), ""
     if plan.base is None:
-        unmeasured = "the dataset had no version of this spec"
+        unmeasured = "it is the first version of this spec"
     elif plan.base.dna == whole.dna:
         unmeasured = "the version before has the same DNA"
     else:

@@ -293,6 +293,11 @@ class Request(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.name.startswith(("/", "~", "./", "../")) or "://" in self.name:
+            raise UsageError(
+                f"dataset name {self.name!r} is a path or url; the name comes first, and then the "
+                f"source, which is {self.source!r} now"
+            )
         check_name(self.name)
         _ = self.rules  # refuses what is no number of folders
         if self.changes is not None and self.limit is not None:

@@ -150,6 +150,14 @@ def specs(place: Path) -> dict[int, str]:
 # build
 
 
+@pytest.mark.parametrize("source", ["/data/photos", "~/photos", "../photos", "s3://bucket/photos"])
+def test_build_with_name_and_source_exchanged_says_their_order(source: str, tmp_path: Path) -> None:
+    done = vdna("build", source, "photos", "-c", tmp_path / "c", exits=2)
+    assert f"dataset name {source!r} is a path or url; the name comes first" in done.stderr
+    assert "'photos'" in done.stderr
+    assert not (tmp_path / "c").exists()
+
+
 def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -> None:
     done = build("a", photos, tmp_path / "c")
     line, work, moved = done.stdout.splitlines()
@@ -157,7 +165,7 @@ def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -
     assert line == (f"a: 6 images, 1 file of other kinds ignored; committed (dna {digest[:12]})")
     size = sum(path.stat().st_size for path in photos.iterdir() if path.suffix != ".txt")
     assert work.startswith(f"  6 read ({in_units(size)}), in ")
-    assert moved == "  how far it moved is not known: the dataset had no version of this spec"
+    assert moved == "  how far it moved is not known: it is the first version of this spec"
     assert f"listing {photos}" in done.stderr
     assert "a: up to 6 images of 6 to read, about " in done.stderr
     assert "6/6 images" in done.stderr
