@@ -101,6 +101,7 @@ def rank(
 
     Raises:
         NotFound: If the catalogue does not have the dataset.
+        SourceError: If the source cannot be listed, or has changed.
         SpecMismatch: If the dataset was counted in a way that cannot be repeated here; the message
             names the fields.
         GateError: If too many images cannot be read.
@@ -135,7 +136,10 @@ def rank(
     if request.source is None:
         manifest = catalogue.manifest(dataset.stored.name, dataset.version)
     else:
-        manifest = _planned(catalogue, build, engine, progress)
+        try:
+            manifest = _planned(catalogue, build, engine, progress)
+        except SourceError as error:
+            raise SourceError(f"{error}{_dataset_of_name(catalogue, source)}") from error
     job = _job(catalogue, recipe, manifest, name)
     if request.source is None:
         (ran,) = run_missing([(job, manifest)], engine, progress, final=_changed_error)
@@ -411,6 +415,18 @@ def _planned(
         shard_images=request.shard_images,
         limit=request.limit,
         entries=Entries(catalogue.entries_uri),
+    )
+
+
+def _dataset_of_name(catalogue: Catalogue, source: str) -> str:
+    """Says where the images of a dataset are, if a source that cannot be listed has its name."""
+    versions = catalogue.head().datasets.get(source, {}).values()
+    places = sorted({version.source for version in versions if not version.imported})
+    if not places:
+        return ""
+    return (
+        f". {source} is also a dataset of the catalogue; if its images are meant, give their "
+        f"place: {some_of(places)}"
     )
 
 

@@ -480,6 +480,16 @@ def test_no_image_at_all_is_an_error(
         ranked(catalogue, bad, engine, place, max_failures=9)
 
 
+@pytest.mark.parametrize("of", [NAME, "nothing"])
+def test_a_dataset_s_name_given_as_the_source_is_told_with_the_place_of_its_images(
+    catalogue: Catalogue, engine: InProcess, place: tiny.Place, of: str
+) -> None:
+    with pytest.raises(SourceError, match=f"^{of} does not exist") as caught:
+        ranked(catalogue, Path(of), engine, place)
+    built_of = catalogue.find(NAME).source
+    assert (f"give their place: {built_of}" in str(caught.value)) == (of == NAME)
+
+
 def test_gc_collects_the_work_after_its_grace(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
 ) -> None:
