@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Annotated
 
 import typer
@@ -29,12 +31,14 @@ def rm(
         print_json({"commit": commit.number, "removed": names})
         return
     before = place.commit(commit.number - 1)
+    by_default = os.environ.get("VDNA_CATALOGUE") == catalogue
+    where = "" if by_default else f" -c {shlex.quote(catalogue)}"
     for name in names:
         say(f"{name}: out of the catalogue since commit {commit.number}; it can be brought back,")
         say("  until `vdna gc` with --keep or --days has removed its files, by")
         gone = before.datasets.get(name, {}).keys() - commit.datasets.get(name, {}).keys()
         for digest in sorted(gone):
-            say(f"    vdna rollback {name} --to {before.number} --spec {digest[:12]}")
+            say(f"    vdna rollback {name} --to {before.number} --spec {digest[:12]}{where}")
 
 
 if __name__ == "__main__":

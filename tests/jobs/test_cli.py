@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -768,12 +769,28 @@ def test_a_dataset_that_is_named_twice_is_taken_out_once(tmp_path: Path, photos:
     assert vdna_json("rm", "a", "a", "-c", tmp_path)["removed"] == ["a"]
 
 
+@pytest.mark.parametrize("by_default", [False, True])
+def test_the_command_that_rm_prints_brings_the_dataset_back(
+    tmp_path: Path, photos: Path, by_default: bool
+) -> None:
+    place = tmp_path / "a folder"
+    build("a", photos, place, *SMALL)
+    version = vdna_json("ls", "-c", place)
+    env = {"VDNA_CATALOGUE": str(place)} if by_default else {}
+    words = ("rm", "a") if by_default else ("rm", "a", "-c", place)
+    *_, command = vdna(*words, env=env).stdout.splitlines()
+    assert (" -c " in command) != by_default
+    vdna(*shlex.split(command)[1:], env=env)
+    assert vdna_json("ls", "-c", place) == version
+
+
 def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -> None:
     build("a", photos, tmp_path, *SMALL)
     version = vdna_json("ls", "-c", tmp_path)
     refused(vdna("rm", "b", "-c", tmp_path, exits=1), "has no dataset 'b'; it has: a")
     *_, command = vdna("rm", "a", "-c", tmp_path).stdout.splitlines()
-    assert command == f"    vdna rollback a --to 1 --spec {version[0]['spec'][:12]}"
+    back = f"rollback a --to 1 --spec {version[0]['spec'][:12]}"
+    assert command == f"    vdna {back} -c {tmp_path}"
     assert vdna_json("ls", "-c", tmp_path) == []
     assert len(vdna("ls", "-c", tmp_path).stdout.splitlines()) == 1  # the head of the table
     gone = "has no dataset 'a'; it has: none. Commit 2 took it out; `vdna rollback a --to 1` brings"
@@ -785,7 +802,7 @@ def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -
         )
     vdna("verify", "-c", tmp_path)
     digest = version[0]["dna"][:12]
-    assert vdna(*command.split()[1:], "-c", tmp_path).stdout == (
+    assert vdna(*shlex.split(command)[1:]).stdout == (
         f"a: back to 6 images of {photos} (dna {digest}) by commit 3\n"
     )
     assert vdna("rollback", "a", "--to", 1, "-c", tmp_path).stdout == (
