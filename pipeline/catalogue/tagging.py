@@ -60,8 +60,18 @@ def tag_version(catalogue: Catalogue, name: str, tag: str, spec: str | None = No
     held = {dataset: version, **parts_of(tagged, dataset, version.spec)}
     wanted = [KeptVersion(each, of, tagged.number) for each, of in held.items()]
 
+    renewed = False
+
+    def renew_unless_current(state: Commit) -> None:
+        """Writes the files once more if `gc` may be about to remove them."""
+        nonlocal renewed
+        if not renewed and version not in state.datasets.get(dataset, {}).values():
+            renew_files(catalogue, wanted)
+            renewed = True
+
     def change(head: Commit) -> Commit:
         require_no_erasure(head, dataset, newest.erasure)
+        renew_unless_current(head)  # a build may have replaced it meanwhile
         tags = head.tags.get(dataset, {})
         if tag not in tags:
             return replace(head, tags={**head.tags, dataset: {**tags, tag: tagged.number}})
@@ -74,8 +84,7 @@ def tag_version(catalogue: Catalogue, name: str, tag: str, spec: str | None = No
 
     task, instead = f"cannot be tagged {tag}", f"build it again from {version.source}"
     require_files(catalogue, wanted, task, instead)
-    if version not in newest.datasets.get(dataset, {}).values():
-        renew_files(catalogue, wanted)
+    renew_unless_current(newest)
     commit = catalogue.append(f"tag {dataset}, commit {tagged.number}, as {tag}", change)
     require_files(catalogue, wanted, task, f"take the tag {tag} away, and {instead}")
     return commit

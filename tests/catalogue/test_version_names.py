@@ -23,6 +23,7 @@ from pipeline.catalogue import (
     VersionName,
     check_name,
     collect,
+    garbage_collection,
     past_versions,
     remove,
     remove_tag,
@@ -36,6 +37,7 @@ from pipeline.catalogue import (
 from pipeline.catalogue.commit_log import _ReadCommit
 from pipeline.catalogue.kept_versions import kept_versions
 from pipeline.catalogue.version_names import check_tag, last_moment
+from pipeline.catalogue.version_options import RetentionOptions
 from pipeline.comparing import compare, resolve_versions
 from pipeline.errors import (
     Conflict,
@@ -46,6 +48,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.explaining.version_table import tags_of
+from pipeline.mapper import SerialMapper
 from pipeline.sources import plan
 from tests.catalogue.test_kept_versions import log, version
 from tests.catalogue.test_undoing import collect_old
@@ -502,6 +505,37 @@ def test_gc_keeps_what_has_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     collect_old(catalogue, keep=1)
     with pytest.raises(SourceError, match="`vdna gc` has removed the files"):
         catalogue.load("a@2")
+
+
+def test_a_version_that_is_replaced_while_it_is_tagged_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collection that began before the tag may remove what is old after it."""
+    monkeypatch.setattr(
+        "pipeline.building.shared_lookups.describe", lambda name, weights, taps: NETWORK
+    )
+    made = Place(tmp_path)
+    made.photos("a", 1)
+    made.build("a")
+    then = time.time() - timedelta(days=30).total_seconds()
+    for item in storage.walk(made.catalogue.root):
+        os.utime(storage.local_path(item.uri), (then, then))
+    real, listed = Catalogue.append, list[Any]()
+
+    def replace_first(self: Catalogue, *given: Any) -> Any:
+        monkeypatch.setattr(Catalogue, "append", real)
+        made.photos("a", 2)
+        made.build("a")
+        kept = garbage_collection._KeptVersions(self, RetentionOptions(keep=1))
+        grace = timedelta(days=1)
+        listed.extend(garbage_collection._old(self, kept.newest(), grace, None, SerialMapper()))
+        return real(self, *given)
+
+    monkeypatch.setattr(Catalogue, "append", replace_first)
+    tag_version(made.catalogue, "a", "v")
+    assert listed
+    garbage_collection._remove(listed)
+    assert made.catalogue.load("a@v", folds=True).images == 1
 
 
 def test_a_collection_beside_a_tag_leaves_the_files_or_is_noticed(
