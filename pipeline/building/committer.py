@@ -94,7 +94,7 @@ def finish_dataset(
             _require_entries(name, plan.manifest)
     replaced, former_options, unmeasured = None, dict[str, int | str](), ""
     if plan.base is None:
-        unmeasured = "it is the first version of this spec"
+        unmeasured = "there was no version of this spec to compare it with"
     elif plan.base.dna == whole.dna:
         unmeasured = "the version before has the same DNA"
     else:

@@ -139,7 +139,10 @@ def rank(
         try:
             manifest = _planned(catalogue, build, engine, progress)
         except SourceError as error:
-            raise SourceError(f"{error}{_dataset_of_name(catalogue, source)}") from error
+            told = _dataset_of_name(catalogue, source)
+            if not told:
+                raise
+            raise SourceError(f"{error}. {told}") from error
     job = _job(catalogue, recipe, manifest, name)
     if request.source is None:
         (ran,) = run_missing([(job, manifest)], engine, progress, final=_changed_error)
@@ -425,7 +428,7 @@ def _dataset_of_name(catalogue: Catalogue, source: str) -> str:
     if not places:
         return ""
     return (
-        f". {source} is also a dataset of the catalogue; if its images are meant, give their "
+        f"{source} is also a dataset of the catalogue; if its images are meant, give their "
         f"place: {some_of(places)}"
     )
 

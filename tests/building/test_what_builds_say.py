@@ -77,7 +77,10 @@ def test_a_build_tells_what_changed_and_how_much_it_read(place: Place) -> None:
     assert first.read_bytes == size
     line, moved = work_lines(first)
     assert line.startswith(f"  40 read ({size} bytes), in ")
-    assert moved == "  how far it moved is not known: it is the first version of this spec"
+    assert (
+        moved
+        == "  how far it moved is not known: there was no version of this spec to compare it with"
+    )
     for name in ("photo-007", "photo-008"):
         (place.folder / "a" / f"{name}.jpg").write_bytes(b"another picture")
     (place.folder / "a" / "photo-009.jpg").unlink()
@@ -125,7 +128,7 @@ def put_photos(place: Place, count: int, progress: Listener = ignore) -> Result:
 def test_a_build_tells_how_far_the_dataset_moved_as_compare_does(place: Place) -> None:
     first = put_photos(place, 160)
     assert (first.moved, first.commit) == (None, 1)
-    assert first.unmeasured == "it is the first version of this spec"
+    assert first.unmeasured == "there was no version of this spec to compare it with"
     events: list[Event] = []
     second = put_photos(place, 176, events.append)
     assert events[-1] == Said("a: measuring how far it has moved")

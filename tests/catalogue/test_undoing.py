@@ -61,10 +61,15 @@ def everything(catalogue: Catalogue) -> set[str]:
     return {item.uri for item in storage.walk(catalogue.root) if "/_log/" not in item.uri}
 
 
-def collect_old(catalogue: Catalogue, **options: Any) -> tuple[int, int]:
+def make_old(catalogue: Catalogue) -> None:
+    """Makes all files look as if they were written a month ago."""
     then = time.time() - timedelta(days=30).total_seconds()
     for uri in everything(catalogue):
         os.utime(storage.local_path(uri), (then, then))
+
+
+def collect_old(catalogue: Catalogue, **options: Any) -> tuple[int, int]:
+    make_old(catalogue)
     return collect(catalogue, **options)
 
 
@@ -170,9 +175,7 @@ def test_a_collection_that_has_listed_the_files_of_a_version_leaves_them_once_it
             roll_back(place.catalogue, "a", before.number)
         return iter(found)
 
-    then = time.time() - timedelta(days=30).total_seconds()
-    for uri in everything(place.catalogue):
-        os.utime(storage.local_path(uri), (then, then))
+    make_old(place.catalogue)
     monkeypatch.setattr(garbage_collection, "_old", and_then_it_comes_back)
     collect(place.catalogue, keep=1)
     monkeypatch.undo()

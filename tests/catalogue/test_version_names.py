@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -51,7 +49,7 @@ from pipeline.explaining.version_table import tags_of
 from pipeline.mapper import SerialMapper
 from pipeline.sources import plan
 from tests.catalogue.test_kept_versions import log, version
-from tests.catalogue.test_undoing import collect_old
+from tests.catalogue.test_undoing import collect_old, make_old
 from tests.golden.handmade import (
     NETWORK,
     Place,
@@ -517,9 +515,7 @@ def test_a_version_that_is_replaced_while_it_is_tagged_keeps_its_files(
     made = Place(tmp_path)
     made.photos("a", 1)
     made.build("a")
-    then = time.time() - timedelta(days=30).total_seconds()
-    for item in storage.walk(made.catalogue.root):
-        os.utime(storage.local_path(item.uri), (then, then))
+    make_old(made.catalogue)
     real, listed = Catalogue.append, list[Any]()
 
     def replace_first(self: Catalogue, *given: Any) -> Any:
@@ -555,16 +551,13 @@ def test_a_collection_beside_a_tag_leaves_the_files_or_is_noticed(
         collect(self, keep=1, grace=timedelta(days=1))  # what was written again is young
         return real(self, *given)
 
-    then = time.time() - timedelta(days=30).total_seconds()
-    for item in storage.walk(made.catalogue.root):
-        os.utime(storage.local_path(item.uri), (then, then))
+    make_old(made.catalogue)
     monkeypatch.setattr(Catalogue, "append", collect_first)
     tag_version(made.catalogue, "a@1", "v")
     assert made.catalogue.load("a@v", folds=True).images == 1
     remove_tag(made.catalogue, "a", "v")
     monkeypatch.setattr(tagging, "renew_files", lambda *_: None)
-    for item in storage.walk(made.catalogue.root):
-        os.utime(storage.local_path(item.uri), (then, then))
+    make_old(made.catalogue)
     monkeypatch.setattr(Catalogue, "append", collect_first)
     with pytest.raises(
         CorruptFile, match=r"a cannot be tagged w: .* take the tag w away, and build"

@@ -166,7 +166,10 @@ def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -
     assert line == (f"a: 6 images, 1 file of other kinds ignored; committed (dna {digest[:12]})")
     size = sum(path.stat().st_size for path in photos.iterdir() if path.suffix != ".txt")
     assert work.startswith(f"  6 read ({in_units(size)}), in ")
-    assert moved == "  how far it moved is not known: it is the first version of this spec"
+    assert (
+        moved
+        == "  how far it moved is not known: there was no version of this spec to compare it with"
+    )
     assert f"listing {photos}" in done.stderr
     assert "a: up to 6 images of 6 to read, about " in done.stderr
     assert "6/6 images" in done.stderr
