@@ -146,8 +146,12 @@ def unwrap_int32(counts: Ints, expected: int) -> Ints:
     A count c is stored as c - 2^32 m, with the one m >= 0 that brings it into the range of int32.
     So a row's sum is short by 2^32 times the sum of its m, and a count that is stored as a negative
     number has m >= 1. If the row is short by exactly 2^32 times the number of its negative counts,
-    each of them has m = 1 and no other count has wrapped. Otherwise some count has wrapped to a
-    positive number, and no one can tell which.
+    each of them has m = 1 and no other count has wrapped. Otherwise no one can tell which have.
+
+    A row without negative counts may be short because the reference drops NaN, or because a count
+    of 2^32 or more has wrapped to a positive number. The sum need not be short by exactly 2^32
+    then, as the reference counts some values on the edges of bins twice. A row that is short by
+    2^31 or more is nearer to the second, and is not trusted.
 
     Args:
         counts: The stored counts, (neurons, bins), which are repaired in place.
@@ -159,10 +163,10 @@ def unwrap_int32(counts: Ints, expected: int) -> Ints:
     """
     negative = (counts < 0).sum(axis=1)
     short = expected - counts.sum(axis=1)
-    whole = (short > 0) & (short % 2**32 == 0)
-    once = whole & (short // 2**32 == negative)
+    once = (negative > 0) & (short == negative * 2**32)
     counts[(counts < 0) & once[:, None]] += 2**32
-    return np.where(once, negative, np.where(whole | (negative > 0), -1, 0))
+    wrapped_to_positive = (short >= 2**31) & (expected >= 2**32)
+    return np.where(once, negative, np.where((negative > 0) | wrapped_to_positive, -1, 0))
 
 
 def _joined(arrays: Mapping[str, NDArray[Any]], what: str, layers: Sequence[str]) -> Floats:

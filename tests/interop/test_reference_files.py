@@ -457,20 +457,47 @@ def test_counts_whose_wrapping_is_ambiguous_are_refused(tmp_path: Path, big: int
     assert place_at(tmp_path).names() == []
 
 
+def test_a_count_that_wrapped_beside_edges_counted_twice_is_refused(tmp_path: Path) -> None:
+    """The row is then not short by exactly 2^32, as if the reference had dropped NaN."""
+    images = 90_000
+    total = images * 224 * 224
+    true = np.full((64, 4), total // 4, np.int64)
+    true[7] = [2**32 + 5, 3, 0, total - 2**32 - 5]
+    path = vgg(true, tmp_path / "v", images)
+    with pytest.raises(CorruptFile, match=r"neuron 7: 0 counts are negative.*cannot be repaired"):
+        reference.import_file(place_at(tmp_path), str(path), "a")
+
+
+def test_dropped_nan_are_noted_also_where_a_count_could_wrap(tmp_path: Path) -> None:
+    images = 90_000
+    total = images * 224 * 224
+    true = np.full((64, 4), total // 4, np.int64)
+    true[7, 0] -= 1000
+    path = vgg(true, tmp_path / "v", images)
+    place = place_at(tmp_path)
+    notes = reference.import_file(place, str(path), "a").version.notes
+    assert "1 of 64 neurons hold up to 1000 activations fewer" in notes[0]
+    np.testing.assert_array_equal(place.load("a").counts, true)
+
+
 @QUICK
 @given(
     st.lists(
         st.lists(st.integers(0, 2**34), min_size=3, max_size=3).filter(lambda row: sum(row) > 0),
         min_size=1,
         max_size=6,
-    )
+    ),
+    st.integers(-1000, 1000),
 )
-def test_unwrapping_is_right_or_refused(rows: list[list[int]]) -> None:
-    """For any counts, what is reported as repaired or as unchanged is the true count."""
+def test_unwrapping_is_right_or_refused(rows: list[list[int]], more: int) -> None:
+    """For any counts, what is reported as repaired or as unchanged is the true count.
+
+    Also if the counts are some more than the activations, or fewer.
+    """
     most = max(sum(row) for row in rows)
     true = np.array([[*row, most - sum(row)] for row in rows], np.int64)
     found = true.astype(np.int32).astype(np.int64)
-    wrapped = converting.unwrap_int32(found, most)
+    wrapped = converting.unwrap_int32(found, max(most - more, 1))
     for row, was, times in zip(found, true, wrapped, strict=True):
         if times >= 0:
             np.testing.assert_array_equal(row, was)
