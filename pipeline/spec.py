@@ -492,7 +492,10 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-PRODUCTS: tuple[str, ...] = ("histogram", "neuron_gaussian")
+HISTOGRAM = "histogram"
+"""A product that every build makes, but not every imported version has: the histograms."""
+
+PRODUCTS: tuple[str, ...] = (HISTOGRAM, "neuron_gaussian")
 """The products that every build makes. They are part of a shard's key, not of the spec."""
 
 LAYER_GAUSSIAN = "layer_gaussian"

@@ -23,7 +23,7 @@ from pipeline.catalogue.names import check_name
 from pipeline.catalogue.receipts import Receipt
 from pipeline.catalogue.version_names import check_tag
 from pipeline.errors import CorruptFile, UsageError, wrong_fields
-from pipeline.spec import IMAGE_HASHES, digest_of
+from pipeline.spec import HISTOGRAM, IMAGE_HASHES, digest_of
 
 FORMAT = 4
 """Formats 2 and 3 are read as well: 2 had no tags, and neither had erasures. Format 1 was never
@@ -170,6 +170,11 @@ class Version:
     def imported(self) -> bool:
         """Whether the version was imported, and not built here."""
         return bool(self.origin)
+
+    @property
+    def has_histograms(self) -> bool:
+        """Whether it can be compared by its histograms. A file of Gaussians has none."""
+        return not self.imported or HISTOGRAM in self.products
 
     @property
     def provenance(self) -> str:

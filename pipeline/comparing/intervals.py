@@ -225,7 +225,7 @@ def _lower_end(sums: Floats, emd: Floats, quantile: Floats, spread: Floats, more
     """
     full = sums - quantile * np.sqrt(spread + more)
     room = np.maximum(sums, 0) ** 2 - quantile**2 * spread
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # of a tiny `emd`
         root = np.sqrt(quantile**2 * spread + _ratio(quantile**2 * more, emd**2) * room)
         end = np.where(full >= emd, full, room / (sums + root))
     return cast(Floats, np.where(room > 0, end, np.where(np.isnan(room), np.nan, 0)))
@@ -235,7 +235,7 @@ def _upper_end(sums: Floats, emd: Floats, quantile: Floats, spread: Floats, more
     """Returns the v above `sums` that solves the same equation."""
     full = sums + quantile * np.sqrt(spread + more)
     rising = _ratio(quantile**2 * more, emd**2)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # of a tiny `emd`
         root = np.sqrt(rising * sums**2 + (1 - rising) * quantile**2 * spread)
         return cast(Floats, np.where(full < emd, (sums + root) / (1 - rising), full))
 

@@ -162,7 +162,8 @@ class _Search:
 
     @property
     def _has_signed_lens(self) -> bool:
-        return self.job.lens is not None and bool((self.job.lens.weights < 0).any())
+        job = self.job
+        return job.lens is not None and job.lens.has_negative_weight(job.layers)
 
     def _barred(self, pairs: Sequence[Edge]) -> dict[Edge, Mapping[str, Floats]]:
         """Computes pairs with error bars. What that needs of folds is kept if it can be."""

@@ -47,6 +47,8 @@ def notes_of(
         notes.append(
             f"not compared, as built under other specs ({option('spec')}): {some_of(apart)}"
         )
+    if bare := [name for name, version in versions.items() if not version.has_histograms]:
+        notes.append(f"no EMD is known, as they were imported without histograms: {some_of(bare)}")
     notes += [f"numerics differ: {note}" for note in numerics_notes(versions)]
     notes += [
         f"these may share images, and then error bars do not hold: {note}"
@@ -95,13 +97,13 @@ def lens_notes(lens: Lens, versions: Mapping[str, Version]) -> list[str]:
     Returns:
         Up to two sentences.
     """
-    fitted_on = lens.fitted_on
-    seen = [name for name, version in versions.items() if fitted_on.get(name) == version.dna]
+    fitted_on = set(lens.fitted_on.values())  # a version or a tag goes by another name
+    seen = {name: version.dna for name, version in versions.items() if version.dna in fitted_on}
     notes = []
-    if len(seen) > 1:
+    if len(set(seen.values())) > 1:
         notes.append(
-            f"lens {lens.name} was fitted on {some_of(seen)}: between them it does better than on "
-            f"other images (vdna lens show {lens.name} has its scores held out)"
+            f"lens {lens.name} was fitted on {some_of(list(seen))}: between them it does better "
+            f"than on other images (vdna lens show {lens.name} has its scores held out)"
         )
     spec = lens.provenance.get("spec")
     others = sorted({version.spec for version in versions.values()} - {spec})

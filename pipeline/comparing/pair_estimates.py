@@ -38,9 +38,9 @@ def estimate_pair(a: DNA, b: DNA, lens: Lens | None = None) -> PairEstimates:
 
     Returns:
         The estimates. They are empty if a DNA holds no folds, or if the lens has weights below
-        zero, and NaN if a DNA has fewer than two folds with images.
+        zero in these layers, and NaN if a DNA has fewer than two folds with images.
     """
-    if a.folds is None or b.folds is None or (lens is not None and (lens.weights < 0).any()):
+    if a.folds is None or b.folds is None or (lens and lens.has_negative_weight(a.layers)):
         return PairEstimates()
     sums, totals = [], []
     for layer in a.layers:

@@ -116,8 +116,8 @@ class Selection:
             layers: The layers to compare; None for all of them, and their mean.
             fd: Whether the Fréchet distance of layers is asked for.
             lens: Weighs the neurons.
-            error_bars: Whether estimates from folds are asked for. A lens with negative weights has
-                none.
+            error_bars: Whether estimates from folds are asked for. A lens with negative weights in
+                the layers has none.
 
         Returns:
             The job, with resources left at their defaults.
@@ -145,7 +145,7 @@ class Selection:
                 f"with {option('layer_gaussian', True)}"
             )
         chosen = tuple(spec.layers if layers is None else dict.fromkeys(layers))
-        error_bars = error_bars and (lens is None or bool((lens.weights >= 0).all()))
+        error_bars = error_bars and (lens is None or not lens.has_negative_weight(chosen))
         return Job(catalogue.root, spec, chosen, layers is None, fd, lens, error_bars)
 
 

@@ -199,6 +199,17 @@ class Lens:
         names = [name for name, _ in self.taps]
         return layer not in names or bool(self.weights_of(layer).sum() > 0)
 
+    def has_negative_weight(self, layers: Iterable[str]) -> bool:
+        """Tells whether distances of these layers through this lens have no error bars.
+
+        Args:
+            layers: The layers that are compared.
+
+        Returns:
+            Whether a weight of one of them is below 0.
+        """
+        return any(bool((self.weights_of(layer) < 0).any()) for layer in layers)
+
     def weights_of_layers(self, layers: Sequence[str]) -> Floats:
         """Returns the weights of several layers' neurons.
 

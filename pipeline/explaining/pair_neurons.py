@@ -197,7 +197,7 @@ class _View:
     @property
     def tested(self) -> bool:
         """Whether error bars were asked for. Neurons have them even through negative weights."""
-        signed = self.lens is not None and bool((self.lens.weights < 0).any())
+        signed = self.lens is not None and self.lens.has_negative_weight(self.matrix.layers)
         return bool(self.matrix.estimates) or signed
 
     def digest(self, *, tested: bool) -> str:

@@ -79,7 +79,8 @@ def explain(
         The explanation.
 
     Raises:
-        UsageError: If both datasets are the same, or weights are given and no image is looked at.
+        UsageError: If both datasets are the same, one of them has no histograms, or weights are
+            given and no image is looked at.
     """
     if a == b:
         raise UsageError(f"explaining takes two datasets, and {a!r} is given twice")
@@ -93,6 +94,12 @@ def explain(
         command_words(asked.describe)  # a wrong one is refused before the work begins
     layers = None if ALL in (asked.layers or ()) else asked.layers
     digest, versions = resolve_versions(catalogue, [a, b], at=asked.at, spec=asked.spec)
+    for name, version in versions.items():
+        if not version.has_histograms:
+            raise UsageError(
+                f"{name} has no histograms to explain a distance by, as it was "
+                f"{version.provenance}; build it of its images, or import a file of histograms"
+            )
     network = catalogue.spec(digest)
     chosen = tuple(dict.fromkeys(layers or network.layers))
     sizes = [network.tap(layer).neurons for layer in chosen]

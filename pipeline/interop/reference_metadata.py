@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pipeline.errors import CorruptFile, redact, wrong_fields
-from pipeline.spec import LAYER_GAUSSIAN, MAX_BINS
+from pipeline.spec import HISTOGRAM, LAYER_GAUSSIAN, MAX_BINS
 
 ReferenceKind = Literal["histogram", "gaussian", "layer-gaussian", "activation-ranges"]
 
@@ -20,7 +20,7 @@ REFERENCE_KINDS: tuple[ReferenceKind, ...] = get_args(ReferenceKind)
 """The kinds of distributions that the reference package saves."""
 
 PRODUCTS_OF: dict[ReferenceKind, tuple[str, ...]] = {
-    "histogram": ("histogram",),
+    "histogram": (HISTOGRAM,),
     "gaussian": ("neuron_gaussian",),
     "layer-gaussian": ("neuron_gaussian", LAYER_GAUSSIAN),
     "activation-ranges": ("activation_ranges",),

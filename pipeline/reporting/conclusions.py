@@ -33,15 +33,17 @@ ALIKE_MARK, UNTESTED_MARK = "~", "?"
 
 ALIKE_TEXT = f"not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE:.0%}"
 
+UNDEFINED_WHY = (
+    "one of the datasets has no histograms, or a neuron has no finite activation in one of them"
+)
+
 _TOO_FEW_FOLDS = (
     f"a test needs {LEAST_FOLDS} folds of each dataset, so at least {LEAST_FOLDS} images, or "
     f"{LEAST_FOLDS} groups of them, with a finite activation of every neuron in each fold. "
     "Imported DNAs have no folds"
 )
 
-_UNDEFINED = (
-    "no distance is defined, because a neuron has no finite activation in one of the datasets"
-)
+_UNDEFINED = f"no distance is defined, because {UNDEFINED_WHY}"
 
 MOST_DECIMALS = 4
 """The most decimals that a distance in bins is printed with. Rounding alone moves a distance by

@@ -11,7 +11,12 @@ from typing import Any
 
 from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE
 from pipeline.explaining import Candidate, Suggestion
-from pipeline.reporting.conclusions import WHY_PLAIN, format_number, with_interval
+from pipeline.reporting.conclusions import (
+    UNDEFINED_WHY,
+    WHY_PLAIN,
+    format_number,
+    with_interval,
+)
 from pipeline.wording import count_of, option, some_of
 
 MAY_BE_NEAREST = "~"
@@ -121,10 +126,7 @@ def suggestion_notes(found: Suggestion) -> list[str]:
             f"Not compared, as built under other specs ({option('spec')}): {some_of(found.apart)}."
         )
     if found.undefined:
-        notes.append(
-            "Without a distance, because a neuron has no finite activation in one of the "
-            f"datasets: {some_of(found.undefined)}."
-        )
+        notes.append(f"Without a distance, because {UNDEFINED_WHY}: {some_of(found.undefined)}.")
     return notes
 
 

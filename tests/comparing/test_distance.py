@@ -375,6 +375,7 @@ def test_a_lens_weighs_the_error_bars_too_unless_it_has_weights_below_zero() -> 
     assert emd(a, b, lens=head).high == pytest.approx(emd(a, b, layer="head").high)
     signed = Lens("signed", (("stem", 3), ("head", 2)), np.array([0.0, 0, -1, 1, 1]))
     assert math.isnan(emd(a, b, lens=signed).high)
+    assert emd(a, b, layer="head", lens=signed).high == emd(a, b, layer="head").high
 
 
 def test_without_folds_there_are_no_error_bars() -> None:

@@ -318,6 +318,10 @@ def test_one_layer_or_a_lens_decides_who_is_near(place: Catalogue) -> None:
         "lens": {"lens": lens},
         "both": {"lens": lens, "layer": "stem"},
         "signed": {"lens": replace(lens, weights=weights - [0, 0, 0, 0, 0.2])},
+        "signed elsewhere": {
+            "lens": replace(lens, weights=weights - [0, 0, 0, 0, 0.2]),
+            "layer": "stem",
+        },
     }.items():
         layers = [how["layer"]] if "layer" in how else None
         whole = compare(place, layers=layers, lens=how.get("lens"), effort=Effort(keep=False))  # type: ignore[arg-type]
@@ -325,6 +329,8 @@ def test_one_layer_or_a_lens_decides_who_is_near(place: Catalogue) -> None:
         agrees(found, whole, 3)
         if name == "signed":  # there are no bounds
             assert found.computed == 10
+        if name == "signed elsewhere":
+            assert found.computed < 10
         if name == "lens":  # the neuron without values has no weight
             assert found.undefined == 0
 

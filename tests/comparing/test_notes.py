@@ -195,6 +195,11 @@ def test_a_lens_fitted_on_these_datasets_or_for_another_spec_is_noted() -> None:
     members = {"a": "dna a", "b": "dna b", "c": "another"}
     (fitted,) = notes_of(versions, lenses=[None, lens_of(members=members, spec="s")])
     assert fitted.startswith("lens no-fog was fitted on a and b: between them it does better than")
+    by_version = {"a@1": versions["a"], "b": versions["b"], "a": versions["a"]}
+    (named,) = notes_of(by_version, lenses=[lens_of(members=members, spec="s")])
+    assert named.startswith("lens no-fog was fitted on a@1, b and a: between them")
+    del by_version["b"]
+    assert notes_of(by_version, lenses=[lens_of(members=members, spec="s")]) == []
     (other,) = notes_of(versions, lenses=[lens_of(members={"a": "dna a"}, spec="t" * 64)])
     assert other == (
         f"lens no-fog was fitted under spec {'t' * 12}, and these are of s, under which neurons "

@@ -763,6 +763,23 @@ def test_a_matrix_through_a_lens_is_the_distance_through_it(place: Catalogue) ->
     }
 
 
+def test_weights_below_zero_take_error_bars_from_their_own_layers_only(place: Catalogue) -> None:
+    lens = Lens(
+        "signed", tuple((t.name, t.neurons) for t in SPEC.taps), np.array([3.0, 2, 0, 1, -0.5])
+    )
+    whole = compare(place, lens=lens, error_bars=True, effort=SMALL)  # kept
+    head = compare(place, layers=["head"], lens=lens, error_bars=True, effort=SMALL)
+    stem = compare(place, layers=["stem"], lens=lens, error_bars=True, effort=SMALL)
+    assert (whole.method, head.method, stem.method) == ("", "", comparison_job.METHOD)
+    assert np.array_equal(stem.of("stem"), whole.of("stem"), equal_nan=True)
+    positive = replace(lens, weights=np.abs(lens.weights))
+    assert np.array_equal(
+        stem.of("stem", "high"),
+        compare(place, lens=positive, error_bars=True, effort=SMALL).of("stem", "high"),
+        equal_nan=True,
+    )
+
+
 def test_a_lens_is_identified_by_its_digest(place: Catalogue, computed: list[int]) -> None:
     lens = Lens.chosen(SPEC, ["stem:0"])
     first = compare(place, lens=lens)

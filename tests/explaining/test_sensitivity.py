@@ -227,7 +227,7 @@ def test_a_neuron_without_a_distance_is_not_said_to_lack_folds(found: Explanatio
         at = rows.schema.get_field_index(column)
         rows = rows.set_column(at, column, pa.nulls(1, rows.schema.field(at).type))
     said = explanation_sentence(replace(found, neurons=rows))
-    assert said.startswith("No neuron is tested: no distance is defined, because a neuron has no")
+    assert said.startswith("No neuron is tested: no distance is defined, because one of the")
 
 
 def test_the_tables_say_what_their_columns_are(found: Explanation) -> None:

@@ -26,10 +26,11 @@ from pipeline import interop as reference
 from pipeline import networks, storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, garbage, verify
-from pipeline.comparing import compare
+from pipeline.comparing import compare, notes_of, resolve_versions
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
+from pipeline.explaining import explain, suggest
 from pipeline.interop import (
     converting,
     importing,
@@ -38,6 +39,8 @@ from pipeline.interop import (
     reference_metadata,
 )
 from pipeline.networks import decode_ranges, describe, find_ranges, probe, registry
+from pipeline.reporting.conclusions import no_test
+from pipeline.reporting.suggestion_words import suggestion_notes
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from tests.jobs.test_cli import run, vdna, vdna_json
 from tests.support.builders import NUMERICS, random_dna, tiny_spec, write_photos
@@ -998,6 +1001,24 @@ def test_distances_that_need_what_is_unknown_are_refused_or_null(tmp_path: Path)
         kinds = {row["a"].partition("/")[0], row["b"].partition("/")[0]}
         assert (row["emd"] is not None) == (kinds == {"histogram"}), row
         assert (row["nfd"] is not None) == (kinds <= {"gaussian", "layer-gaussian"}), row
+
+
+def test_it_is_said_that_a_dataset_has_no_histograms(tmp_path: Path) -> None:
+    place = place_at(tmp_path)
+    for name, kind in (("a", "histogram"), ("b", "histogram"), ("bare", "gaussian")):
+        data = histograms(ord(name[0]), 1000) if kind == "histogram" else gaussians()
+        reference.import_file(place, str(saved(tmp_path / name, data, kind)), name)
+    _, versions = resolve_versions(place)
+    assert "no EMD is known, as they were imported without histograms: bare" in notes_of(versions)
+    assert not [note for note in notes_of({"a": versions["a"]}) if "histograms" in note]
+    with pytest.raises(UsageError, match=r"^bare has no histograms .*imported from .*bare\.npz"):
+        explain(place, "a", "bare")
+    pair = compare(place, ["a", "bare"])
+    assert "one of the datasets has no histograms, or a neuron" in no_test(pair)
+    found = suggest(place, "a")
+    assert found.undefined == ("bare",)
+    (said,) = (note for note in suggestion_notes(found) if note.endswith(": bare."))
+    assert "one of the datasets has no histograms" in said
 
 
 def test_one_image_has_no_variance_whatever_is_stored(tmp_path: Path) -> None:

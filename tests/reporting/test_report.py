@@ -358,8 +358,8 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
     undefined = with_estimates(with_nan(matrix_of("a", "b"), 0))
     undefined.estimates["q"][:] = np.nan
     assert summary_sentence(undefined) == (
-        "The pair is not tested: no distance is defined, because a neuron has no finite "
-        "activation in one of the datasets."
+        "The pair is not tested: no distance is defined, because one of the datasets has no "
+        "histograms, or a neuron has no finite activation in one of them."
     )
     assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
 
