@@ -29,7 +29,7 @@ from pipeline.buffers import sha256
 from pipeline.catalogue.commit import EMPTY, Commit, StoredCommit, base_number, software
 from pipeline.catalogue.layout import Layout
 from pipeline.catalogue.replacing import Replacer, as_replaced
-from pipeline.catalogue.version_names import last_moment
+from pipeline.catalogue.version_names import is_commit_number, last_moment
 from pipeline.errors import (
     CorruptFile,
     NoBucket,
@@ -37,6 +37,7 @@ from pipeline.errors import (
     SourceError,
     StorageError,
     UsageError,
+    shortened,
 )
 
 _COMMIT_NAME = re.compile(r"\d{20}\.json")
@@ -175,7 +176,7 @@ class CommitLog(Layout):
         """
         if at is None:
             return self._existing_head()
-        if isinstance(at, int) or at.isdecimal():
+        if isinstance(at, int) or is_commit_number(at):
             try:
                 return self.commit(int(at))
             except NotFound:
@@ -185,7 +186,8 @@ class CommitLog(Layout):
             moment = last_moment(at)
         except ValueError as error:
             raise UsageError(
-                f"at is {at!r}; give a commit's number, or a month, day or time such as 2026-10-05"
+                f"at is {shortened(at)}; give a commit's number, or a month, day or time such as "
+                "2026-10-05"
             ) from error
         commit = self.as_of(moment, self._existing_head())
         if commit is None:

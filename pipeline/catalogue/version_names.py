@@ -18,9 +18,9 @@ from typing import Self
 
 from pipeline.catalogue.day_windows import DayWindow, WrongWindowError
 from pipeline.catalogue.names import VERSION_MARK, check_name
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shortened
 
-_NUMBER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _MONTH = re.compile(r"\d{4}-\d{2}")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}[T ].+")
@@ -87,7 +87,9 @@ class VersionName:
         except WrongWindowError as error:
             raise UsageError(f"{name}: {error}") from error
         except ValueError as error:
-            raise UsageError(f"{name}: after the @ stands {text!r}; give {KINDS}") from error
+            raise UsageError(
+                f"{shortened(name)[1:-1]}: after the @ stands {shortened(text)}; give {KINDS}"
+            ) from error
 
 
 def dataset_of(name: str) -> str:
@@ -170,6 +172,21 @@ def check_tag(tag: str) -> str:
         f"the tag is {tag!r}; begin with a letter, so that it is no number and no time, and use "
         "letters, digits, '.', '_' and '-'"
     )
+
+
+def is_commit_number(text: str) -> bool:
+    """Tells whether a text is a number that a commit may have.
+
+    >>> is_commit_number("12"), is_commit_number("-1"), is_commit_number("9" * 5000)
+    (True, False, False)
+
+    Args:
+        text: The text.
+
+    Returns:
+        Whether it is one. Python makes no number of thousands of digits.
+    """
+    return bool(_NUMBER.fullmatch(text)) and not text.startswith("-")
 
 
 def last_moment(text: str) -> datetime:

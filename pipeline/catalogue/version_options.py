@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, TypedDict
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shortened
 from pipeline.options import Option, Options
 
 RECOUNTED_SHARDS = 3
@@ -85,9 +86,9 @@ class VerifyOptions(SpecOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sample != EVERY_SHARD and not (str(self.sample).isdecimal() and int(self.sample)):
+        if self.sample != EVERY_SHARD and not re.fullmatch("0*[1-9][0-9]{0,17}", str(self.sample)):
             raise UsageError(
-                f"sample is {self.sample!r}; give a number of shards from 1 up, or 'all'"
+                f"sample is {shortened(self.sample)}; give a number of shards from 1 up, or 'all'"
             )
 
     @property

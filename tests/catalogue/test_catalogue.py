@@ -115,6 +115,8 @@ def test_a_state_is_found_by_its_time_or_number(place: Catalogue) -> None:
         place.at("yesterday")
     with pytest.raises(NotFound, match="no commit 9"):
         place.at(9)
+    with pytest.raises(UsageError, match=r"at is '9{199}…; give a commit's number"):
+        place.at("9" * 5000)
 
 
 def test_forged_commits_are_refused(place: Catalogue) -> None:

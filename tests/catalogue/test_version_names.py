@@ -116,7 +116,21 @@ def test_a_name_says_which_version_is_meant(name: str, which: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "-", "--1", "7x", "2026-13", "2026-02-30", "2026-W40", "@", "a@b", "v 1", "+1", "é"],
+    [
+        "",
+        "-",
+        "--1",
+        "7x",
+        "2026-13",
+        "2026-02-30",
+        "2026-W40",
+        "@",
+        "a@b",
+        "v 1",
+        "+1",
+        "é",
+        "9" * 5000,
+    ],
 )
 def test_what_is_no_version_is_refused_with_what_may_stand_there(text: str) -> None:
     with pytest.raises(

@@ -239,6 +239,7 @@ def test_a_function_refuses_what_is_no_option_of_it() -> None:
         (lambda: Resources(decode_seconds=0), "decode_seconds is 0; it must be at least 0.01"),
         (lambda: Resources(stall_seconds=0.5), "stall_seconds is 0.5; it must be at least 1"),
         (lambda: VerifyOptions(sample=0), "sample is 0; give a number of shards from 1 up"),
+        (lambda: VerifyOptions(sample="9" * 5000), "sample is '9{199}…; give a number of shards"),
         (lambda: VerifyOptions(sample="few"), "sample is 'few'; give a number of shards"),
     ],
 )
