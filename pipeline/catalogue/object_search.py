@@ -165,7 +165,7 @@ class ObjectSearch:
                     if file.schema.column(at).physical_type == "BYTE_ARRAY"
                 ]
                 for at in range(file.num_row_groups if columns else 0):
-                    table = file.read_row_group(at, columns=columns)
+                    table = file.read_row_group(at, columns=columns, use_threads=False)
                     if any(self._is_in_rows(batch, name) for batch in table.to_batches()):
                         return True
         except (pa.ArrowException, OSError, OverflowError) as error:

@@ -696,6 +696,8 @@ def test_calibration_on_ray_writes_the_same_bytes(photos: Path, tmp_path: Path) 
     assert not (tmp_path / "ranges.parquet.work").exists()
 
 
+@pytest.mark.essential
+@pytest.mark.soak
 def test_a_killed_process_is_resumed_to_the_same_bytes(
     photos: Path, small: Small, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def holds(place: Catalogue, source: Path) -> None:
 STEPS = ["add", "add", "change", "remove", "remove", "remove"]
 
 
+@pytest.mark.soak
 @settings(max_examples=3)
 @given(st.lists(st.sampled_from(STEPS), min_size=4, max_size=7), st.sampled_from([2, 4, 8, None]))
 def test_random_histories_equal_a_clean_pass(

@@ -340,6 +340,7 @@ def die_while_listing(root: str, source: str, most: int = 1) -> int:
     return len(partials(root)) - before
 
 
+@pytest.mark.soak
 def test_a_later_build_counts_new_images_while_it_lists(root: str) -> None:
     """If it dies meanwhile, none of them is counted again."""
     source, events = f"{root}-source", list[Event]()
@@ -471,6 +472,7 @@ def test_refreshes_by_tasks_have_the_plans_and_counts_of_one_process(
     assert [finding for finding in verify(Catalogue(f"{root}/tasks")) if not finding.ok] == []
 
 
+@pytest.mark.soak
 def test_what_changed_since_a_version_is_joined_if_another_plan_was_compared(
     root: str, joins: list[int]
 ) -> None:
@@ -491,6 +493,7 @@ def test_what_changed_since_a_version_is_joined_if_another_plan_was_compared(
     assert joins == [2]
 
 
+@pytest.mark.soak
 def test_lists_applied_by_tasks_have_the_plans_and_counts_of_one_process(
     root: str, joins: list[int]
 ) -> None:

@@ -436,8 +436,15 @@ def test_what_was_replaced_is_read_once_for_the_whole_log(
     assert commits[3].datasets == commits[2].datasets == place.head().datasets
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("is_begun", [False, True])
+@pytest.mark.parametrize(
+    ("is_begun", "fails"),
+    [
+        (False, True),
+        (True, False),
+        pytest.param(False, False, marks=pytest.mark.soak),
+        pytest.param(True, True, marks=pytest.mark.soak),
+    ],
+)
 def test_a_window_that_is_added_up_meanwhile_leaves_no_name(
     home: Home, monkeypatch: pytest.MonkeyPatch, is_begun: bool, fails: bool
 ) -> None:

@@ -513,7 +513,7 @@ COMPARISONS = {
         for where, struck in COMPARING.items()
     },
 }
-QUICKEST = {"mixed", "matrix-write-gone"}
+QUICKEST = {"matrix-write-gone"}
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def peaks(count: int, folder: Path) -> dict[str, Any]:
     return json.loads(child(CHILD, count, MANY, folder))
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     few, many = (peaks(count, tmp_path / str(count)) for count in (FEW, MANY))
     more = many["mb"] - few["mb"]

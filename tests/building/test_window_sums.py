@@ -179,6 +179,7 @@ def test_a_window_has_the_failures_of_parts_without_an_image(tmp_path: Path) -> 
         place.find("cams@last:1d")
 
 
+@pytest.mark.soak
 def test_a_wrong_count_is_repaired_as_a_verification_advises_in_parts_and_windows_too(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

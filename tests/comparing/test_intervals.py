@@ -245,6 +245,8 @@ def counted(sample: tuple[Array, Array]) -> FoldCurves:
     return built(images, np.diff(below, axis=2, prepend=0))
 
 
+@pytest.mark.essential
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("images", "shift"), [((64, 64), 0.2), ((64, 512), 0.2), ((256, 256), 0.05)]
 )

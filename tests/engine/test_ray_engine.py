@@ -117,6 +117,7 @@ def test_workers_that_ran_openvino_end_without_a_word(folder: Path, tmp_path: Pa
     assert "openvino" in json.dumps(json.loads(out)["numerics"])
 
 
+@pytest.mark.soak
 def test_a_killed_worker_is_replaced_and_told_of_and_nothing_counts_twice(
     folder: Path, truth: DNA, small: Small, tmp_path: Path
 ) -> None:

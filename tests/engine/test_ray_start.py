@@ -64,6 +64,7 @@ def test_a_node_is_seen_when_it_is_there(
     assert services.get_node is ask
 
 
+@pytest.mark.soak
 def test_a_real_start_looks_by_itself_and_its_node_has_the_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_real_start_looks_by_itself_and_its_node_has_the_settings(
         assert name.encode() in names
 
 
+@pytest.mark.soak
 def test_a_ray_that_ends_leaves_no_process_where_the_machine_is_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_shift_exceeds_every_threshold_and_no_shift_does_so_rarely() -> None:
         assert (changes.distances(LAYERS, plain, moved, halves)[of] > threshold).all(), of
 
 
+@pytest.mark.soak
 def test_the_corrected_distance_measures_the_shift_and_not_the_noise() -> None:
     half = changes.dealt(80, 1, 3)[0]
     found = changes.estimated(LAYERS, seen(160, 4), seen(160, 5, 0.5), half)

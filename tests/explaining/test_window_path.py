@@ -75,6 +75,7 @@ def by_twos(place: Catalogue) -> Drift:
     return drift(place, "cams@1", window="2")
 
 
+@pytest.mark.soak
 def test_windows_go_end_to_end_back_from_the_newest_day(place: Catalogue, by_twos: Drift) -> None:
     names = [named(0, 1), named(2, 4, 2), named(5, 6), named(7, 8)]
     assert [row.name for row in by_twos.rows] == names

@@ -588,7 +588,9 @@ def test_the_command_serves_until_it_is_interrupted(
 
 
 @browser.needed
-@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(400, "dark"), pytest.param(1600, "light", marks=pytest.mark.soak)]
+)
 def test_a_reader_goes_from_the_report_to_an_explanation_and_a_ranking_and_back(
     reader: Reader,
     port: int,

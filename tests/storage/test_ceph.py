@@ -82,6 +82,7 @@ with ceph.started() as settings:
 """
 
 
+@pytest.mark.soak
 @only_ceph(KILLED)
 def test_a_server_whose_starter_is_killed_leaves_nothing() -> None:
     with subprocess.Popen(

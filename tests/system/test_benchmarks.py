@@ -199,6 +199,7 @@ def test_the_benchmark_of_commits_finds_that_changes_are_smaller_than_all() -> N
     assert result["reader"]["again"]["GET"] == 3
 
 
+@pytest.mark.soak
 def test_the_benchmark_of_the_kept_matrix_reads_what_was_written() -> None:
     result = result_of("benchmarks.kept_matrix", "--datasets", "12", "--layers", "3")
     numbers = 8 * 4 * 12 * 12 * 10  # at least: bytes, planes, pairs, columns

@@ -707,6 +707,8 @@ def deaths(
     return len(told)
 
 
+@pytest.mark.essential
+@pytest.mark.soak
 def test_a_build_killed_at_some_writes_is_completed_by_reruns(
     place: Place, oracle: Oracle, tmp_path: Path
 ) -> None:
