@@ -18,6 +18,7 @@ from time import monotonic, sleep
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import psutil
 from ray._private import services, worker
 from ray._private.node import Node
 from ray._private.state import GlobalState
@@ -76,14 +77,14 @@ def start_with_retries(start: Callable[[], T]) -> T:
                 return start()
         except KeyboardInterrupt as error:
             if node := _node_of(error):
-                node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+                _end(node)
                 remove_session(Path(node.get_session_dir_path()))
             raise
         except Exception as error:  # Ray raises no kind of its own
             node = _node_of(error)
             if node is None:
                 raise
-            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            _end(node)
             problem = f"Ray did not start on this machine ({node.get_logs_dir_path()} has its logs)"
             if attempt == MAX_STARTS:
                 raise TransientError(
@@ -208,6 +209,33 @@ def _node_of(error: BaseException) -> Any:
         if isinstance(node, Node) and getattr(node, "all_processes", None):
             return node
     return None
+
+
+def _end(node: Any) -> None:
+    """Ends all processes of a node, with those that Ray does not know of.
+
+    A raylet starts agents of its own. They end when they see that it is gone, but an agent that has
+    only just begun does not look yet, and nobody else ends it.
+    """
+    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    folder = node.get_session_dir_path()
+    until = monotonic() + SESSION_SECONDS
+    while (left := _processes_of(folder)) and monotonic() < until:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=until - monotonic())
+
+
+def _processes_of(folder: str) -> list[psutil.Process]:
+    """Returns the processes that a command line gives a Ray session's folder, or a file in it."""
+    found = []
+    for process in psutil.process_iter():
+        # A process of another user, or one that ends meanwhile, shows no command line.
+        with contextlib.suppress(psutil.Error):
+            if any(f"={folder}" in word for word in process.cmdline()):
+                found.append(process)
+    return found
 
 
 @contextlib.contextmanager

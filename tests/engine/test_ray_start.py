@@ -11,15 +11,19 @@ from typing import Any
 import psutil
 import pytest
 from ray._private import services
+from ray._private.node import Node
 
 from pipeline.engine import RayEngine, ray_start
 from pipeline.engine.ray_start import (
+    MAX_STARTS,
     NODE_LOOK_SECONDS,
     START_ENVIRONMENT,
     importing,
     looking_often,
+    start_with_retries,
     without_stderr,
 )
+from pipeline.errors import TransientError
 from pipeline.spec import Resources
 
 
@@ -62,6 +66,53 @@ def test_a_node_is_seen_when_it_is_there(
     assert asked == [("host:1", "ours", looks)]
     assert slept == [NODE_LOOK_SECONDS] * max(0, looks - 1)
     assert services.get_node is ask
+
+
+class NodeThatFails(Node):  # type: ignore[misc]  # Ray gives it no types
+    """A node that starts an agent, and fails. Ray ends what it knows of, which is not the agent."""
+
+    def __init__(self, folder: Path, kept: list[subprocess.Popen[bytes]]) -> None:
+        self.all_processes = {"raylet": ["one"]}
+        self.folder = folder
+        kept.append(sleeper(f"--log-dir={folder}/logs"))
+        raise RuntimeError("the raylet ended")
+
+    def kill_all_processes(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def get_session_dir_path(self) -> str:
+        return str(self.folder)
+
+    def get_logs_dir_path(self) -> str:
+        return str(self.folder / "logs")
+
+
+def sleeper(argument: str) -> subprocess.Popen[bytes]:
+    """Starts a process that does nothing for a minute, and returns when it runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", argument],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        assert output.readline() == b"\n"
+    return process
+
+
+def test_a_node_that_failed_leaves_no_agent(tmp_path: Path) -> None:
+    agents: list[subprocess.Popen[bytes]] = []
+    other = sleeper(f"--log-dir={tmp_path / 'other'}/logs")
+    try:
+        with pytest.raises(TransientError, match=f"{MAX_STARTS} times: the raylet ended"):
+            start_with_retries(lambda: NodeThatFails(tmp_path / "ours", agents))
+        assert len(agents) == MAX_STARTS
+        for agent in agents:
+            agent.wait(10)  # long before it ends by itself
+        assert other.poll() is None
+    finally:
+        for process in [other, *agents]:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.soak
