@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from posixpath import splitext
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -25,6 +25,7 @@ from pipeline.errors import SourceError, first_rows, printable
 from pipeline.sources.archives.class_labels import SHOWN_ROWS, class_names, label_text, utf8_text
 from pipeline.sources.archives.image_column import holds_bytes
 from pipeline.sources.coco import COCO_COLUMNS, coco_rows
+from pipeline.sources.quotes import CheckedQuotes
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -82,7 +83,7 @@ class TableFile:
         with as_table(uri):
             if extension in DELIMITERS:
                 with storage.open_random(uri) as file:
-                    columns = tuple(_open_delimited(file, extension).schema.names)
+                    columns = tuple(_open_delimited(file, uri).schema.names)
             elif extension == ".parquet":
                 with storage.open_random(uri) as file:
                     schema = pq.ParquetFile(file).schema_arrow
@@ -123,10 +124,9 @@ class TableFile:
         Yields:
             Some rows, with all columns that are not skipped.
         """
-        extension = _extension(self.uri)
         with as_table(self.uri), storage.open_random(self.uri) as file:
-            if extension in DELIMITERS:
-                yield from _open_delimited(file, extension, self.columns)
+            if _extension(self.uri) in DELIMITERS:
+                yield from _open_delimited(file, self.uri, self.columns)
             else:
                 read = [name for name in self.columns if name not in self.skipped]
                 columns = read if self.skipped else None
@@ -161,14 +161,13 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _open_delimited(
-    file: Any, extension: str, columns: tuple[str, ...] = ()
+    file: IO[bytes], uri: str, columns: tuple[str, ...] = ()
 ) -> pyarrow.csv.CSVStreamingReader:
+    delimiter = DELIMITERS[_extension(uri)]
     return pyarrow.csv.open_csv(
-        file,
+        CheckedQuotes(file, uri, delimiter),
         read_options=pyarrow.csv.ReadOptions(block_size=LONGEST_ROW),
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter=DELIMITERS[extension], newlines_in_values=True
-        ),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.string())
         ),
