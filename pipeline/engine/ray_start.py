@@ -218,24 +218,28 @@ def _end(node: Any) -> None:
     only just begun does not look yet, and nobody else ends it.
     """
     node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-    folder = node.get_session_dir_path()
     until = monotonic() + SESSION_SECONDS
-    while (left := _processes_of(folder)) and monotonic() < until:
+    while (left := _agents_of(node.node_id)) and monotonic() < until:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=until - monotonic())
 
 
-def _processes_of(folder: str) -> list[psutil.Process]:
-    """Returns the processes that a command line gives a Ray session's folder, or a file in it."""
+def _agents_of(node_id: str) -> list[psutil.Process]:
+    """Returns the processes whose command line names a node. Others of its cluster are left out."""
     found = []
     for process in psutil.process_iter():
         # A process of another user, or one that ends meanwhile, shows no command line.
         with contextlib.suppress(psutil.Error):
-            if any(f"={folder}" in word for word in process.cmdline()):
+            if _named(node_id) in process.cmdline():
                 found.append(process)
     return found
+
+
+def _named(node_id: str) -> str:
+    """Returns the argument that names a node in an agent's command line."""
+    return f"--node-id={node_id}"
 
 
 @contextlib.contextmanager

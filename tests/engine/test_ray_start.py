@@ -18,6 +18,7 @@ from pipeline.engine.ray_start import (
     MAX_STARTS,
     NODE_LOOK_SECONDS,
     START_ENVIRONMENT,
+    _named,
     importing,
     looking_often,
     start_with_retries,
@@ -74,7 +75,8 @@ class NodeThatFails(Node):  # type: ignore[misc]  # Ray gives it no types
     def __init__(self, folder: Path, kept: list[subprocess.Popen[bytes]]) -> None:
         self.all_processes = {"raylet": ["one"]}
         self.folder = folder
-        kept.append(sleeper(f"--log-dir={folder}/logs"))
+        self._node_id = f"{len(kept):056x}"
+        kept.append(sleeper(f"--log-dir={folder}/logs", _named(self._node_id)))
         raise RuntimeError("the raylet ended")
 
     def kill_all_processes(self, *args: Any, **kwargs: Any) -> None:
@@ -87,10 +89,10 @@ class NodeThatFails(Node):  # type: ignore[misc]  # Ray gives it no types
         return str(self.folder / "logs")
 
 
-def sleeper(argument: str) -> subprocess.Popen[bytes]:
+def sleeper(*arguments: str) -> subprocess.Popen[bytes]:
     """Starts a process that does nothing for a minute, and returns when it runs."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", argument],
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", *arguments],
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
@@ -100,8 +102,9 @@ def sleeper(argument: str) -> subprocess.Popen[bytes]:
 
 
 def test_a_node_that_failed_leaves_no_agent(tmp_path: Path) -> None:
+    """An agent of another node of the same cluster, whose folder is the same, goes on."""
     agents: list[subprocess.Popen[bytes]] = []
-    other = sleeper(f"--log-dir={tmp_path / 'other'}/logs")
+    other = sleeper(f"--log-dir={tmp_path / 'ours'}/logs", _named("f" * 56))
     try:
         with pytest.raises(TransientError, match=f"{MAX_STARTS} times: the raylet ended"):
             start_with_retries(lambda: NodeThatFails(tmp_path / "ours", agents))
@@ -137,6 +140,11 @@ def test_a_real_start_looks_by_itself_and_its_node_has_the_settings(
         )
         assert START_ENVIRONMENT.items() <= raylet.environ().items()
         names = Path(raylet.exe()).read_bytes()
+        node: Any = ray_start.worker._global_node
+        commands = [word for word in raylet.cmdline() if "_agent_command=" in word]
+        assert commands
+        for command in commands:  # until an agent runs, and sets a title of its own
+            assert _named(node.node_id) in command.split()
     assert heads
     for name in START_ENVIRONMENT:
         assert name.encode() in names

@@ -59,6 +59,9 @@ NO_TESTS = 5
 BROKEN = 70
 """The status of a process in which this driver has failed."""
 
+CHARACTERS_SHOWN = 8000
+"""How much of what tests print is shown, from the end, if they fail without a fault."""
+
 
 class Quick:
     """Leaves out what would start a server or a cluster for each mutant."""
@@ -69,7 +72,8 @@ class Quick:
 
 def _slow(item: pytest.Item) -> bool:
     name, _, values = item.name.partition("[")
-    return "s3_server" in item.fixturenames or values == "s3]" or "_ray_" in name  # type: ignore[attr-defined]
+    asks_s3 = "s3_server" in item.fixturenames or re.match(r"s3[]-]", values)  # type: ignore[attr-defined]
+    return bool(asks_s3) or "_ray_" in name
 
 
 @dataclass
@@ -166,9 +170,15 @@ def _ready(path: str) -> Baseline:
     for module in known.modules:
         with contextlib.suppress(Exception):  # a test made it, and no file holds it
             importlib.import_module(module)
-    if (status := forked(lambda: _test_mutant(path, None, list(known.seconds)))) != 0:
-        raise RuntimeError(f"the tests of {path} fail in a fork without a fault (status {status})")
+    status, printed = forked(lambda: _test_mutant(path, None, list(known.seconds)))
+    _require_no_failure(f"the tests of {path} fail in a fork without a fault", status, printed)
     return known
+
+
+def _require_no_failure(problem: str, status: int | None, printed: str) -> None:
+    """Raises an error that shows what tests have printed, unless they passed."""
+    if status != 0:
+        raise RuntimeError(f"{problem} (status {status}). They printed:\n{printed}")
 
 
 def run(path: str, mutant: Mutant, known: Baseline) -> str:
@@ -183,7 +193,7 @@ def run(path: str, mutant: Mutant, known: Baseline) -> str:
         limit = TIMES_SLOWER * sum(known.seconds[test] for test in tests) + SECONDS_MORE
         with tempfile.NamedTemporaryFile() as failed:
             failing = Path(failed.name)
-            status = forked(partial(_test_mutant, path, mutant, tests, failing), limit)
+            status, _ = forked(partial(_test_mutant, path, mutant, tests, failing), limit)
             known.kills.update(failing.read_text(encoding="utf-8").splitlines())
         if status is None:
             return "timeout"
@@ -218,8 +228,12 @@ def baseline(path: str) -> Baseline:
     """Runs the tests of a module without a fault, and notes which test reaches which line."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "baseline.json")
-        if (status := forked(lambda: _measure(path, out))) != 0:
-            raise RuntimeError(f"the tests of {path} fail without a fault (status {status})")
+        problem = f"the tests of {path} fail without a fault"
+        status, printed = forked(lambda: _measure(path, out))
+        if status != 0:  # a busy machine; all of them pass in `make test`, which judges them
+            print(f"{problem}, and run once more. They printed:\n{printed}", flush=True)
+            status, printed = forked(lambda: _measure(path, out))
+        _require_no_failure(problem, status, printed)
         noted = json.loads(out.read_text())
     return Baseline(
         noted["seconds"], {int(at): tests for at, tests in noted["lines"].items()}, noted["modules"]
@@ -253,8 +267,19 @@ def _measure(path: str, out: Path) -> int:
     return status
 
 
-def forked(work: Callable[[], int], limit: float | None = None) -> int | None:
-    """Runs work in a process of its own and returns its status; None if it took too long."""
+def forked(work: Callable[[], int], limit: float | None = None) -> tuple[int | None, str]:
+    """Runs work in a process of its own.
+
+    Args:
+        work: What to run. It returns its status.
+        limit: Seconds after which the process is killed.
+
+    Returns:
+        The status, or None if it took too long; and the end of what it has printed.
+
+    Raises:
+        RuntimeError: This driver has failed, or no tests were found.
+    """
     with tempfile.TemporaryFile() as said:
         child = os.fork()
         if child == 0:
@@ -267,12 +292,13 @@ def forked(work: Callable[[], int], limit: float | None = None) -> int | None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # and what it has started
         _, status = os.waitpid(child, 0)
+        said.seek(0)
+        printed = said.read().decode(errors="replace")[-CHARACTERS_SHOWN:]
         if not ended:
-            return None
+            return None, printed
         if (code := os.waitstatus_to_exitcode(status)) in (BROKEN, NO_TESTS):
-            said.seek(0)
-            raise RuntimeError(f"no tests were run: {said.read().decode(errors='replace')[-2000:]}")
-        return code
+            raise RuntimeError(f"no tests were run: {printed}")
+        return code, printed
 
 
 def _work_in_child(work: Callable[[], int], said: int) -> NoReturn:
