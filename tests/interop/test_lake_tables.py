@@ -35,11 +35,8 @@ from pipeline.explaining import drift
 from pipeline.interop import export_tables, lake_tables
 from pipeline.sources import plan
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
-from tests.support import s3
 
 FORMATS = ("delta", "iceberg")
-
-HELD = s3.only_ceph("deltalake holds the GIL while it waits, and moto answers in this process")
 
 
 def put(place: Catalogue, name: str, count: int, first: int = 0) -> None:
@@ -338,7 +335,6 @@ def test_delta_tables_are_written_to_the_endpoint_of_our_storage(
     assert settings.get("allow_http") == ("true" if endpoint.startswith("http:") else None)
 
 
-@HELD
 def test_of_first_exports_at_once_to_an_object_store_one_stays(place: Catalogue, root: str) -> None:
     at_once(place, "delta", root)
     table = DeltaTable(f"{root}/datasets", storage_options={"allow_http": "true"})
@@ -423,7 +419,6 @@ def test_a_failed_comparison_leaves_the_tables_as_they_were(
     assert len(lake.history("datasets")) == len(lake.history("matrix")) == 1
 
 
-@HELD
 def test_delta_tables_reach_an_object_store(place: Catalogue, root: str) -> None:
     for at in (2, 8):
         done = export_tables(place, f"{root}/lake", "delta", at=at)

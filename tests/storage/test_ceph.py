@@ -44,7 +44,6 @@ from tests.support.s3 import contents, fill, only_ceph, put, race, remove
 
 RESOURCES = Resources(workers=0, threads=2)
 REPOSITORY = Path(__file__).parents[2]
-KILLED = "moto runs in the process that starts it"
 DENIED = "moto takes every key for any other's"
 
 pytestmark = pytest.mark.usefixtures("s3_server")
@@ -83,7 +82,7 @@ with ceph.started() as settings:
 
 
 @pytest.mark.soak
-@only_ceph(KILLED)
+@only_ceph("it is the server that is started")
 def test_a_server_whose_starter_is_killed_leaves_nothing() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", STARTER],

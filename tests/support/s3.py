@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,6 +18,17 @@ from tests.support import ceph
 from tests.support.builders import jpeg
 
 CHOICE = "VDNA_TEST_S3"
+
+SERVE = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else it prints each request
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(*server.get_host_and_port(), sep=":", flush=True)
+sys.stdin.read()  # ends with the process that started this one, however that ends
+"""
 
 
 def chosen() -> str:
@@ -44,19 +57,27 @@ def only_ceph(reason: str) -> pytest.MarkDecorator:
 
 @contextmanager
 def moto() -> Iterator[dict[str, str]]:
-    """Starts moto in this process, and yields the variables that clients need."""
-    from moto.server import ThreadedMotoServer
+    """Starts moto in a process of its own, and yields the variables that clients need.
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key-for-tests",
-        "AWS_SECRET_ACCESS_KEY": "planted-secret-of-tests",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    server.stop()
+    In one process with boto3 it breaks: both read the same descriptions of S3's requests, and
+    boto3 changes them.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().strip()
+            if not address:
+                raise RuntimeError("moto ended before it was ready; it says above why")
+            yield {
+                "AWS_ENDPOINT_URL": f"http://{address}",
+                "AWS_ACCESS_KEY_ID": "key-for-tests",
+                "AWS_SECRET_ACCESS_KEY": "planted-secret-of-tests",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+        finally:
+            process.terminate()
 
 
 def put(uri: str, data: bytes) -> None:
