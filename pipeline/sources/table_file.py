@@ -219,6 +219,7 @@ def as_table(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    # Arrow raises OSError for much damage. What storage raises is a VdnaError, and stays one.
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    # Arrow raises OSError for much damage, and OverflowError for times outside of Python's. What
+    # storage raises is a VdnaError, and stays one.
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError, OSError) as error:
         raise SourceError(f"{uri} cannot be read as a table: {error}") from error

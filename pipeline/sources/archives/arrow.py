@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.errors import BadImage, SourceError
 from pipeline.sources.archives.access import column_details
 from pipeline.sources.archives.archive_file import ArchiveFile, Contents, archive_defects
-from pipeline.sources.archives.class_labels import label_arrays, require_columns
+from pipeline.sources.archives.class_labels import label_arrays, label_defects, require_columns
 from pipeline.sources.archives.image_column import (
     add_rows,
     column_contents,
@@ -57,9 +57,7 @@ def index_arrow(file: ArchiveFile, builder: IndexBuilder, named: str | None) -> 
                 raise BadImage("corrupt", "there are rows before the schema")
             place = _field(metadata, header, 0)
             count = struct.unpack_from("<q", metadata, place)[0] if place else 0
-            labels: list[pa.Array] = []
-            if builder.labels:  # the batch can only be read whole
-                labels = label_arrays(_batch(file, at, schema), builder.labels)
+            labels = _labels(file, at, schema, builder.labels)
             # How large each column is would take a walk through all of them. Those that hold bytes
             # are taken for equal.
             columns = sum(holds_bytes(field.type) for field in schema)
@@ -77,6 +75,26 @@ def index_arrow(file: ArchiveFile, builder: IndexBuilder, named: str | None) -> 
     if column is None:
         raise BadImage("corrupt", "there is no schema")
     return True
+
+
+def _labels(file: ArchiveFile, at: int, schema: pa.Schema, labels: Sequence[str]) -> list[pa.Array]:
+    """Reads labels of the rows of a record batch, which can only be read whole.
+
+    Returns:
+        Each label. None if the batch is damaged: no image of it can be read.
+
+    Raises:
+        SourceError: The values of a label cannot be read.
+    """
+    if not labels:
+        return []
+    try:
+        with archive_defects(file):
+            batch = _batch(file, at, schema)
+    except BadImage:
+        return []
+    with label_defects(file.uri, labels):
+        return label_arrays(batch, labels)
 
 
 def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int, int]]:

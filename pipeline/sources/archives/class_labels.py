@@ -5,8 +5,9 @@ Hugging Face's `datasets` writes the number of a class. The names are in the sch
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
@@ -69,16 +70,45 @@ def label_arrays(table: pa.RecordBatch | pa.Table, labels: Sequence[str]) -> lis
 
     Returns:
         The text of each label in each row.
+
+    Raises:
+        pa.ArrowException: A column is damaged, or has texts that are not UTF-8.
+        OverflowError: A time is outside of the years 1 to 9999.
     """
     known = class_names(table.schema)
 
     def texts(name: str) -> pa.Array:
         column = table[name]
+        column.validate(full=True)
         if pa.types.is_string(column.type):  # no class has texts
             return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         return pa.array([label_text(v, known.get(name)) for v in column.to_pylist()], pa.string())
 
     return list(map(texts, labels))
+
+
+@contextlib.contextmanager
+def label_defects(uri: str, labels: Sequence[str]) -> Iterator[None]:
+    """Says of labels that cannot be read where they are. Images without them count in wrong parts.
+
+    Args:
+        uri: The table.
+        labels: The labels that the block reads.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SourceError: The block has raised what `label_arrays` raises.
+    """
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+        shown = ", ".join(map(repr, labels))
+        raise SourceError(
+            f"{uri}: the values of {shown} cannot be read as labels: {error}; mend them, or leave "
+            "the file out by --exclude"
+        ) from error
 
 
 def require_columns(
@@ -93,9 +123,12 @@ def require_columns(
         rows: Its first rows, for the error.
 
     Raises:
-        SourceError: A label is missing; the message shows the columns and rows.
+        SourceError: A label is missing, and the message shows the columns and rows; or several
+            columns have its name.
     """
     for label in labels:
+        if schema.names.count(label) > 1:
+            raise SourceError(f"{uri} has several columns {label!r}; give them different names")
         if label not in schema.names:
             raise SourceError(
                 f"{uri} has no column {label!r}; it has: {', '.join(map(printable, schema.names))}"

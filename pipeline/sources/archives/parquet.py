@@ -15,7 +15,12 @@ from pipeline.sources.archives.archive_file import (
     Contents,
     archive_defects,
 )
-from pipeline.sources.archives.class_labels import SHOWN_ROWS, label_arrays, require_columns
+from pipeline.sources.archives.class_labels import (
+    SHOWN_ROWS,
+    label_arrays,
+    label_defects,
+    require_columns,
+)
 from pipeline.sources.archives.image_column import (
     add_rows,
     column_contents,
@@ -42,14 +47,17 @@ def index_parquet(file: ArchiveFile, builder: IndexBuilder, named: str | None) -
     if column is None:
         return False
     wanted = builder.labels
-    if not set(wanted) <= set(table.schema_arrow.names):
-        require_columns(wanted, table.schema_arrow, file.uri, _head(table))
+    lacks_some = not set(wanted) <= set(table.schema_arrow.names)
+    require_columns(wanted, table.schema_arrow, file.uri, _head(table) if lacks_some else ())
     leaf = _leaf(table.schema_arrow.field(column))
     leaves = [at for at, path in enumerate(_paths(table)) if path == leaf]
     for group in range(table.num_row_groups):
         stated = table.metadata.row_group(group)
         size = sum(stated.column(at).total_compressed_size for at in leaves)
-        labels = label_arrays(_labels(table, group, wanted), wanted) if wanted else ()
+        labels: list[pa.Array] = []
+        if wanted:
+            with label_defects(file.uri, wanted):
+                labels = label_arrays(_labels(table, group, wanted), wanted)
         add_rows(
             file,
             builder,
