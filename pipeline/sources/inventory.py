@@ -189,7 +189,7 @@ def find_inventory(uri: str) -> Inventory | None:
     try:
         stated = json.loads(storage.read(uri))
         bucket, layout = stated["sourceBucket"], stated["fileFormat"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     if layout not in INVENTORY_FORMATS:
         raise SourceError(

@@ -93,7 +93,7 @@ def objects_in_list(uri: str, parent: str, rules: Rules) -> Iterator[Stored]:
                 raise SourceError(
                     f"{uri}, line {number} has over {LONGEST_LINE} characters. {_WHAT_A_LIST_IS}"
                 )
-            name = line.strip()
+            name = line.strip(" \t\r\n")  # other spaces may belong to the name
             if name and not name.startswith("#"):
                 yield number, name
 
@@ -233,7 +233,10 @@ class SourceTable:
         if self.file.columns != COCO_COLUMNS or self.name != "file_name":
             return parent
         first = next(self.file.rows(), None)
-        return parent if first is None else coco_folder(self.uri, first["file_name"], rules)
+        if first is None:
+            return parent
+        with named_in_errors(self.uri):
+            return coco_folder(self.uri, first["file_name"], rules)
 
     @property
     def labels(self) -> tuple[str, ...]:

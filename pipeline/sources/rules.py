@@ -149,7 +149,7 @@ def is_relative(name: str) -> bool:
 
 def folder_depth(option: str | None) -> int | None:
     """Returns the number of folders that an option states. None if it is not a whole number."""
-    return int(option) if option is not None and re.fullmatch(r"-?[0-9]+", option) else None
+    return int(option) if option is not None and re.fullmatch(r"-?[0-9]{1,9}", option) else None
 
 
 def label_of(by: str) -> str:
@@ -158,7 +158,7 @@ def label_of(by: str) -> str:
     Args:
         by: A column of a table, or a number of folders.
     """
-    return FOLDERS if by.isascii() and by.isdecimal() else by
+    return by if folder_depth(by) is None else FOLDERS
 
 
 def other_kind(uri: str) -> str | None:

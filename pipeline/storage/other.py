@@ -407,7 +407,7 @@ def _modified(details: Details) -> datetime | None:
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
             read = parsedate_to_datetime if key == "Last-Modified" else datetime.fromisoformat
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
                 return read(value)
     return None
 

@@ -24,6 +24,8 @@ from pipeline.errors import (
 )
 from pipeline.wording import option
 
+_WEB = ("http", "https")
+
 _REFERENCE = re.compile(r"\$\{(\w*)\}")
 """A reference to a variable of the environment, in the query of a url."""
 
@@ -59,7 +61,9 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
     head, rest = text.split("://", 1)
     if protocol == "memory":
         rest = rest.lstrip("/")
-    return f"{head.lower()}://{rest.rstrip('/')}"
+    if protocol not in _WEB:  # a web server may answer /a and /a/ with different things
+        rest = rest.rstrip("/")
+    return f"{head.lower()}://{rest}"
 
 
 def with_plain_scheme(text: str) -> str:
@@ -108,8 +112,7 @@ def _cut(text: str, protocol: str) -> tuple[str, str, str]:
     Returns:
         What comes before, the `?` or `#` or nothing, and what comes after.
     """
-    web = protocol in ("http", "https")
-    found = re.search(r"[?#]" if web else r"[?#](?=[^/?#]*=)", text)
+    found = re.search(r"[?#]" if protocol in _WEB else r"[?#](?=[^/?#]*=)", text)
     if found is None:
         return text, "", ""
     return text[: found.start()], found[0], text[found.end() :]

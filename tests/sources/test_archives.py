@@ -11,6 +11,7 @@ import tarfile
 import tracemalloc
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -432,6 +433,12 @@ def test_a_tar_packed_in_several_streams_is_one(tmp_path: Path) -> None:
         assert contents(put(tmp_path, "a.tgz", data)) == [YES]
 
 
+def test_zeros_between_the_streams_of_an_xz_are_padding(tmp_path: Path) -> None:
+    for zeros in (4, 8 << 20):
+        data = lzma.compress(GOOD[:600]) + bytes(zeros) + lzma.compress(GOOD[600:] + END) + bytes(4)
+        assert contents(put(tmp_path, "a.txz", data)) == [YES]
+
+
 @pytest.mark.parametrize("at", [-8, -4])
 def test_a_packed_tar_whose_checksum_is_wrong_counts_no_member(at: int, tmp_path: Path) -> None:
     """Any of them may be the damaged one."""
@@ -571,6 +578,29 @@ def test_folders_and_links_in_a_zip_are_ignored_and_counted(tmp_path: Path) -> N
     uri = put(tmp_path, "a.zip", sink.getvalue())
     assert contents(uri) == [YES]
     assert indexed(uri).ignored == {"folder": 1, "link": 1}
+
+
+@pytest.mark.parametrize(
+    ("version", "of", "name"),
+    [
+        (1, b"\x84.jpg", "\u017c\u00e4.jpg"),
+        (2, b"\x84.jpg", "\u00e4.jpg"),
+        (1, b"b.jpg", "\u00e4.jpg"),
+    ],
+    ids=["as Info-ZIP writes it", "of another version", "of a name before it was changed"],
+)
+def test_a_zip_may_hold_a_name_in_unicode_beside_that_of_a_code_page(
+    version: int, of: bytes, name: str, tmp_path: Path
+) -> None:
+    value = struct.pack("<BI", version, zlib.crc32(of)) + "\u017c\u00e4.jpg".encode()
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as file:
+        member = zipfile.ZipInfo("_.jpg")
+        times = struct.pack("<HHBI", 0x5455, 5, 1, 0)
+        member.extra = times + struct.pack("<HH", 0x7075, len(value)) + value
+        file.writestr(member, b"yes")
+    data = sink.getvalue().replace(b"_.jpg", b"\x84.jpg")  # in code page 437
+    assert contents(put(tmp_path, "a.zip", data)) == [(name, b"yes")]
 
 
 def test_a_zip_behind_a_program_and_with_a_comment_is_read(tmp_path: Path) -> None:

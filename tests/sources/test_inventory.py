@@ -232,6 +232,9 @@ def test_another_json_file_is_no_report(root: str) -> None:
     assert [entry.uri for entry in list_source(f"{root}/x/manifest.json").entries] == [
         f"{root}/x/a.jpg"
     ]
+    storage.create(f"{root}/y/manifest.json", b"[" * 100_000)
+    with pytest.raises(SourceError, match="is not a table of images"):
+        list_source(f"{root}/y/manifest.json")
 
 
 def test_a_dataset_is_built_from_a_report_and_goes_on_with_the_next(

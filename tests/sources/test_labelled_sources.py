@@ -508,12 +508,16 @@ def test_json_that_is_no_coco_and_images_that_are_elsewhere_are_named(photos: Pa
         "text",
         list_as_number,
         mixed,
+        COCO | {"annotations": [{"image_id": 1, "category_id": 1, "area": 10**400}]},
     ):
         path.write_text(json.dumps(data))
         with pytest.raises(SourceError, match=r"a\.json is not a table of images: .*COCO"):
             list_source(path)
     path.write_text("[" * 100_000)
     with pytest.raises(SourceError, match="is not a table of images"):
+        list_source(path)
+    path.write_text(json.dumps(COCO | {"images": [{"id": 1, "file_name": "\ud83d.png"}]}))
+    with pytest.raises(SourceError, match=r"a\.json: .*surrogates"):
         list_source(path)
     path.write_text(json.dumps(COCO | {"images": [{"id": 1, "file_name": "gone.png"}]}))
     with pytest.raises(SourceError, match=r"'gone.png', which is in none of these folders: .*pho"):

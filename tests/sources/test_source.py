@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.errors import SourceError, TransientError, UsageError
+from pipeline.errors import SourceError, TransientError, UsageError, VdnaError
 from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan
 from pipeline.sources.archives.contents import archive_kind
@@ -157,6 +157,24 @@ def test_a_named_pipe_is_no_source_and_is_refused_at_once(name: str, tmp_path: P
         listed.write_text(f"uri\n../{name}\n" if kind == "table.csv" else f"\n../{name}\n")
         with pytest.raises(SourceError, match=rf"{kind}, (line 2|row 1): .*is a named pipe"):
             list_source(listed)
+
+
+def test_only_the_spaces_of_ascii_around_a_line_of_a_list_are_no_part_of_a_name(
+    tmp_path: Path,
+) -> None:
+    names = ["\u3000a.jpg", "b.jpg\x85", "c.jpg"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"no image")
+    (tmp_path / "list.txt").write_bytes("\r\n".join(["", *names[:2], " \tc.jpg \t"]).encode())
+    listed = [storage.readable(entry.uri) for entry in list_source(tmp_path / "list.txt").entries]
+    assert sorted(listed) == sorted(str(tmp_path / name) for name in names)
+
+
+def test_a_number_that_is_too_long_is_no_number_of_folders(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri\n")
+    for rules in (Rules(group_by="9" * 5000), Rules(by="9" * 5000)):
+        with pytest.raises(VdnaError, match=r"has no such column|; the labels of .* are"):
+            list_source(tmp_path / "list.csv", rules)
 
 
 def test_a_list_refuses_secrets_by_line_without_showing_them(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from pipeline.storage.uris import with_query
         ("local:///a", "file:///a"),
         ("file:/a/b", "file:///a/b"),
         ("FILE://localhost/a/b", "file:///a/b"),
+        ("HTTPS://host/a.jpg/", "https://host/a.jpg/"),  # may be another page than /a.jpg
     ],
 )
 def test_a_url_has_one_canonical_form(url: str, expected: str) -> None:
@@ -88,6 +89,8 @@ def test_a_query_or_a_fragment_is_refused_without_being_shown(url: str) -> None:
 def test_an_allowed_parameter_is_kept_and_a_reference_stays_a_reference() -> None:
     url = "https://host/x.jpg?id=ab12&key=${VDNA_QUERY_KEY}"
     assert storage.canonical(url, queries={"id", "key"}) == url
+    ends_in_a_slash = "http://host/x?id=a/"
+    assert storage.canonical(ends_in_a_slash, queries={"id"}) == ends_in_a_slash
     by_its_name = "https://host/x.jpg?api_key=${VDNA_QUERY_KEY}"
     assert storage.canonical(by_its_name, queries={"api_key"}) == by_its_name
     for queries in ((), {"id"}, {"key"}):

@@ -20,7 +20,7 @@ from pipeline.dna import FileKind, SealedFile, corrupt_if_unreadable, cut_rows, 
 from pipeline.errors import BadImage
 from pipeline.sources.archives.access import broken_access
 
-INDEX = FileKind("index")
+INDEX = FileKind("index", 2)
 """The kind of an index file. Its format changes if archives are listed in another way, so that old
 indices are not used."""
 

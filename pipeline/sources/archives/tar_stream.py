@@ -142,7 +142,9 @@ class _Unpacker(io.RawIOBase):
             packed = b""
             if self._decompressor.eof:
                 packed = self._decompressor.unused_data or self._file.read(CHUNK_BYTES)
-                if not packed.strip(b"\0"):
+                while packed and not (packed := packed.lstrip(b"\0")):
+                    packed = self._file.read(CHUNK_BYTES)  # padding may stand between two streams
+                if not packed:
                     return b""
                 self._decompressor = self._new_decompressor()
             elif self._decompressor.needs_input:

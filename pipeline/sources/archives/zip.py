@@ -22,7 +22,10 @@ LOCAL_EXTRA_BYTES = 1024
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
-_ENCRYPTED, _PATCHED = 0x41, 0x20
+_ENCRYPTED, _PATCHED, _UTF8_NAME = 0x41, 0x20, 0x800
+
+_UNICODE_PATH = 0x7075
+"""The kind of the extra field that holds a name in UTF-8."""
 
 
 def index_zip(file: ArchiveFile, builder: IndexBuilder) -> None:
@@ -50,8 +53,7 @@ def index_zip(file: ArchiveFile, builder: IndexBuilder) -> None:
     ends = [*(info.header_offset for info in ordered[1:]), cast(Any, archive).start_dir]
     end_of = {id(info): end for info, end in zip(ordered, ends, strict=False)}
     for info in archive.filelist:
-        # The decoded name as it is stored: `filename` stops at a NUL.
-        name = info.orig_filename.encode("utf-8", "surrogatepass")
+        name = _name(info)
         of_windows = name.endswith(b"\\") and not info.file_size
         if name.endswith(b"/") or of_windows:
             builder.ignored["folder"] += 1
@@ -63,6 +65,27 @@ def index_zip(file: ArchiveFile, builder: IndexBuilder) -> None:
             bad = _defect(info, end_of[id(info)])
             packed = zip_access(info.compress_size, info.compress_type, info.CRC)
             builder.add(printable_name(name), size, position, broken_access(bad) if bad else packed)
+
+
+def _name(info: zipfile.ZipInfo) -> bytes:
+    """Returns the name of a member in UTF-8.
+
+    Info-ZIP's `zip` writes a name that is not ASCII twice: in the code page of the machine, and in
+    UTF-8 in an extra field. The field counts only if it has the CRC-32 of the other name. See
+    section 4.6.9 of PKWARE's APPNOTE.
+    """
+    # The decoded name as it is stored: `filename` stops at a NUL.
+    name = info.orig_filename.encode("utf-8", "surrogatepass")
+    if info.flag_bits & _UTF8_NAME:
+        return name
+    stored = zlib.crc32(info.orig_filename.encode("cp437", "replace"))
+    left = info.extra
+    while len(left) >= 4:
+        kind, length = struct.unpack_from("<HH", left)
+        value, left = left[4 : 4 + length], left[4 + length :]
+        if kind == _UNICODE_PATH and value[:5] == struct.pack("<BI", 1, stored) and value[5:]:
+            return value[5:]
+    return name
 
 
 def _defect(info: zipfile.ZipInfo, end: int) -> BadImage | None:
