@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain, islice
 from operator import itemgetter
-from posixpath import splitext
+from posixpath import basename, splitext
 from time import monotonic
 from typing import Any
 
@@ -460,7 +460,7 @@ class SourceLister:
         group: str | None = None,
         labels: Sequence[str | None] = (),
     ) -> None:
-        path = self._relative(item.uri)
+        path = self._relative(item.uri) or basename(storage.readable(item.uri))
         if archive_kind(item.uri) is not None:
             if self.rules.excludes(path):
                 self.candidates.filtered += 1

@@ -44,9 +44,9 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
         `file:///abs/path`, percent-encoded, for a local path; `scheme://path` for anything else.
 
     Raises:
-        UsageError: It is empty, as of a shell's variable that is not set. Or the url may carry a
-            secret: a user name or a password, or a query or a fragment that `queries` does not
-            allow.
+        UsageError: It is empty, as of a shell's variable that is not set. Or it is the url of a
+            local file, and its path does not start from the root. Or the url may carry a secret: a
+            user name or a password, or a query or a fragment that `queries` does not allow.
     """
     text = os.fspath(url)
     if not text:
@@ -57,6 +57,11 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
         _require_no_secret(text, protocol, queries)
     if protocol == "file":
         path = text if "://" not in text else local_path(text)
+        if "://" in text and not path.startswith(("/", "~")):
+            raise UsageError(
+                f"{text} is no url of a local file; write the plain path, or file:/// and the path "
+                "from the root of the disk"
+            )
         return Path(os.path.abspath(os.path.expanduser(path))).as_uri()
     head, rest = text.split("://", 1)
     if protocol == "memory":

@@ -177,6 +177,25 @@ def test_a_number_that_is_too_long_is_no_number_of_folders(tmp_path: Path) -> No
             list_source(tmp_path / "list.csv", rules)
 
 
+def test_a_single_object_is_selected_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "a b.jpg").write_bytes(b"no image")
+    (tmp_path / "a.zip").write_bytes(zip_bytes([("c.jpg", b"no image")]))
+    for name, rules in (
+        ("a b.jpg", Rules(include="*.jpg")),
+        ("a b.jpg", Rules(include="a b.*", exclude="*.png")),
+        ("a.zip", Rules(include="c.*")),
+    ):
+        assert len(list(list_source(tmp_path / name, rules).entries)) == 1
+    for name, rules in (
+        ("a b.jpg", Rules(include="*.png")),
+        ("a b.jpg", Rules(exclude="*.jpg")),
+        ("a.zip", Rules(exclude="c.*")),
+        ("a.zip", Rules(exclude="*.zip")),
+    ):
+        with pytest.raises(SourceError, match="1 left out by include and exclude"):
+            list_source(tmp_path / name, rules)
+
+
 def test_a_list_refuses_secrets_by_line_without_showing_them(tmp_path: Path) -> None:
     for secret in ("https://h/x.jpg?X-Amz-Signature=abc123", "https://me:abc123@h/x.jpg"):
         (tmp_path / "list.txt").write_text(f"# one\n{secret}\n")

@@ -47,8 +47,11 @@ PLACES = [
     "//",
 ]
 
-REFUSED = ("s3://user:word@b/", "s3://b/authorization=1/", "s3://b/x?token=abc/", "https://h/?/")
-"""Places of which every image may carry a secret."""
+REFUSED = (
+    *("s3://user:word@b/", "s3://b/authorization=1/", "s3://b/x?token=abc/", "https://h/?/"),
+    "local://data/",
+)
+"""Places of which every image may carry a secret, and the url of a local file without its root."""
 
 ODD = """a.jpg B_1.PNG -a.jpg .a.jpg \u00fc.jpg a.jpg?v=1 a#1.jpg a.tar a.txt a%20.jpg a.jpg/
 thumbs.db

@@ -1024,6 +1024,14 @@ def test_the_times_of_ftp_and_of_hdfs_over_http_are_read(monkeypatch: pytest.Mon
         assert storage.info("told://b/a.jpg").modified == modified
 
 
+def test_a_time_of_no_zone_of_the_earth_is_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("told", Told, clobber=True)
+    absurd = f"Mon, 01 Jan 2024 00:00:00 +{'9' * 30}"
+    monkeypatch.setattr(Told, "details", {"ETag": "a", "Last-Modified": absurd})
+    found = storage.info("told://b/a.jpg")
+    assert (found.identity, found.modified) == ("a", None)
+
+
 @pytest.mark.parametrize("look", [storage.walk, storage.glob, lambda uri: [storage.info(uri)]])
 def test_a_store_that_tells_neither_a_tag_nor_a_time_is_refused(
     look: Callable[[str], Iterator[object]], monkeypatch: pytest.MonkeyPatch

@@ -38,6 +38,12 @@ def test_an_empty_place_is_refused_as_a_variable_that_is_not_set_gives_one() -> 
         storage.canonical("")
 
 
+@pytest.mark.parametrize("url", ["file://", "file://photos/a.jpg", "local://a.jpg"])
+def test_the_url_of_a_local_file_without_the_root_of_the_disk_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="is no url of a local file; write the plain path"):
+        storage.canonical(url)
+
+
 def test_a_place_lies_in_a_folder_by_its_name_or_by_links(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a")
