@@ -56,8 +56,12 @@ def coco_rows(uri: str) -> list[dict[str, Any]]:
             for image in data["images"]
         ]
     except (
-        *(ValueError, LookupError, TypeError, AttributeError),
-        *(ArithmeticError, RecursionError),
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
     ) as error:
         raise SourceError(f"{uri} {_NOT_COCO} ({type(error).__name__}: {error})") from error
 

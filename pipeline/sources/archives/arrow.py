@@ -81,7 +81,8 @@ def _labels(file: ArchiveFile, at: int, schema: pa.Schema, labels: Sequence[str]
     """Reads labels of the rows of a record batch, which can only be read whole.
 
     Returns:
-        Each label. None if the batch is damaged: no image of it can be read.
+        The values of each label; an empty list if the batch is damaged, and no image of it can be
+            read either.
 
     Raises:
         SourceError: The values of a label cannot be read.

@@ -89,7 +89,9 @@ def label_arrays(table: pa.RecordBatch | pa.Table, labels: Sequence[str]) -> lis
 
 @contextlib.contextmanager
 def label_defects(uri: str, labels: Sequence[str]) -> Iterator[None]:
-    """Says of labels that cannot be read where they are. Images without them count in wrong parts.
+    """Turns an error of labels that cannot be read into one that names the table.
+
+    An image without its label would count in the wrong part, so the listing ends.
 
     Args:
         uri: The table.
