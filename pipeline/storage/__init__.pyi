@@ -30,6 +30,7 @@ from .temporary import ScratchFolder as ScratchFolder
 from .temporary import on_disk as on_disk
 from .temporary import sparse as sparse
 from .temporary import written as written
+from .uris import WEB_PROTOCOLS as WEB_PROTOCOLS
 from .uris import canonical as canonical
 from .uris import join as join
 from .uris import lies_in as lies_in

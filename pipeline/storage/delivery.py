@@ -12,7 +12,7 @@ from fsspec.asyn import get_loop, sync
 
 from pipeline.errors import StorageError, UsageError
 from pipeline.storage.retry import RetrySettings, attempt
-from pipeline.storage.uris import canonical, protocol_of
+from pipeline.storage.uris import WEB_PROTOCOLS, canonical, protocol_of
 
 _REDIRECTS = range(300, 400)
 
@@ -29,7 +29,7 @@ def require_web(url: str) -> str:
     Raises:
         UsageError: It is not of http or https, or it may carry a secret.
     """
-    if protocol_of(url) not in ("http", "https"):
+    if protocol_of(url) not in WEB_PROTOCOLS:
         raise UsageError(f"{url} is no url of http or https, and nothing can be sent there")
     canonical(url)
     return url

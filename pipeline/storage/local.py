@@ -21,7 +21,7 @@ from pipeline.errors import SourceError, StorageError
 from pipeline.storage.name_patterns import NamePattern
 from pipeline.storage.retry import attempt
 from pipeline.storage.store import Answer, Stored, require_identity
-from pipeline.storage.uris import local_path, with_plain_scheme
+from pipeline.storage.uris import absolute, local_path, with_plain_scheme
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -162,7 +162,7 @@ class LocalStore:
         """
         pattern = with_plain_scheme(pattern)
         root = Path(local_path(pattern) if "://" in pattern else pattern).expanduser()
-        wanted = NamePattern(os.path.abspath(root))
+        wanted = NamePattern(absolute(str(root)))
         folder = wanted.folder or "/"
         if not attempt(Path(folder).as_uri(), partial(self.is_folder, Path(folder).as_uri())):
             return

@@ -24,7 +24,7 @@ from pipeline.errors import (
 )
 from pipeline.wording import option
 
-_WEB = ("http", "https")
+WEB_PROTOCOLS = ("http", "https")
 
 _REFERENCE = re.compile(r"\$\{(\w*)\}")
 """A reference to a variable of the environment, in the query of a url."""
@@ -62,13 +62,36 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
                 f"{text} is no url of a local file; write the plain path, or file:/// and the path "
                 "from the root of the disk"
             )
-        return Path(os.path.abspath(os.path.expanduser(path))).as_uri()
+        return Path(absolute(os.path.expanduser(path))).as_uri()
     head, rest = text.split("://", 1)
     if protocol == "memory":
         rest = rest.lstrip("/")
-    if protocol not in _WEB:  # a web server may answer /a and /a/ with different things
+    if protocol not in WEB_PROTOCOLS:  # a web server may answer /a and /a/ with different things
         rest = rest.rstrip("/")
     return f"{head.lower()}://{rest}"
+
+
+def absolute(path: str) -> str:
+    """Makes a path absolute and takes the `.` and `..` out of it.
+
+    A `..` behind a symbolic link leads above the folder that the link names, as for the operating
+    system. `os.path.abspath` would lead to the folder that holds the link, and to other files.
+
+    Args:
+        path: A path, or a pattern of paths.
+
+    Returns:
+        The path. Its links are kept, except those before such a `..`.
+    """
+    plain = os.path.abspath(path)
+    parts = os.path.join(os.getcwd(), path).split("/")
+    if ".." not in parts:
+        return plain
+    end = len(parts) - parts[::-1].index("..")
+    climbed = "/".join(parts[:end])
+    if (real := os.path.realpath(climbed)) == os.path.realpath(os.path.abspath(climbed)):
+        return plain
+    return os.path.normpath("/".join([real, *parts[end:]]))
 
 
 def with_plain_scheme(text: str) -> str:
@@ -117,7 +140,7 @@ def _cut(text: str, protocol: str) -> tuple[str, str, str]:
     Returns:
         What comes before, the `?` or `#` or nothing, and what comes after.
     """
-    found = re.search(r"[?#]" if protocol in _WEB else r"[?#](?=[^/?#]*=)", text)
+    found = re.search(r"[?#]" if protocol in WEB_PROTOCOLS else r"[?#](?=[^/?#]*=)", text)
     if found is None:
         return text, "", ""
     return text[: found.start()], found[0], text[found.end() :]

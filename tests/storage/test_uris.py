@@ -70,6 +70,26 @@ def test_relative_and_home_paths_become_file_urls(monkeypatch, tmp_path: Path) -
     assert storage.local_path(storage.canonical("ä b")) == str(tmp_path / "ä b")
 
 
+def test_two_dots_behind_a_link_lead_above_the_folder_it_names(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "disk" / "photos").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    link = tmp_path / "work" / "link"
+    link.symlink_to(tmp_path / "disk" / "photos")
+    for folder in ("disk", "work"):
+        (tmp_path / folder / "a.png").write_text(folder)
+        (tmp_path / folder / "..a.png").write_text(folder)
+    monkeypatch.chdir(tmp_path / "work")
+    for path in ("link/../a.png", f"{link}/../a.png", "link/../..a.png"):
+        uri = storage.canonical(path)
+        assert Path(storage.local_path(uri)).read_text() == Path(path).read_text() == "disk"
+    assert [file.uri for file in storage.glob("link/../a.*")] == [
+        storage.canonical("link/../a.png")
+    ]
+    # elsewhere the links stay as they were written, so that a path keeps its uri
+    for path in ("link/./x.png", "link/no/../x.png", "../work/link/x.png"):
+        assert storage.canonical(path) == (link / "x.png").as_uri()
+
+
 @pytest.mark.parametrize(
     "url",
     [

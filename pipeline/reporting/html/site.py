@@ -77,7 +77,7 @@ def require_site(folder: str) -> None:
     if not folder.strip():
         raise UsageError(f"{named} names no folder; name the one to write the pages to")
     root = storage.canonical(folder)
-    if storage.protocol_of(root) in ("http", "https"):
+    if storage.protocol_of(root) in storage.WEB_PROTOCOLS:
         raise UsageError(f"{named} is a url of a web server, which takes no files; name a folder")
     if storage.protocol_of(root) == "file" and os.path.isfile(storage.local_path(root)):
         raise UsageError(f"{named} is a file; name the folder to write the pages to")
