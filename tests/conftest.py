@@ -1,4 +1,4 @@
-"""Starts an S3 server over real HTTP once, and reports which browser there is."""
+"""Starts the servers of objects over real HTTP once, and reports which browser there is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 from s3fs import S3FileSystem
 
-from tests.support import browser, ceph, repeated_tests, s3
+from tests.support import azurite, browser, ceph, repeated_tests, s3
 from tests.support.distribution import FilesOrClusters
 from tests.support.failures import FailuresAtOnce
 from tests.support.repeated_tests import COME_LAST, can_be_left_out, time_is_short
@@ -100,6 +100,7 @@ STARTED = pytest.StashKey[dict[str, str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     s3.chosen()  # a server that is asked for and missing is an error at once
+    azurite.chosen()
     browser.chosen()
     config.pluginmanager.register(FailuresAtOnce(config))
     config.pluginmanager.register(repeated_tests)
@@ -142,11 +143,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesOrClust
 
 
 def pytest_report_header() -> list[str]:
-    return [s3.described(), browser.described()]
+    return [s3.described(), azurite.described(), browser.described()]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.line(s3.described())
+    terminalreporter.line(azurite.described())
     terminalreporter.line(browser.described())
 
 
@@ -206,6 +208,19 @@ def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
 def bucket(s3_server: str) -> str:
     boto3.client("s3").create_bucket(Bucket="vdna-tests")
     return "s3://vdna-tests"
+
+
+@pytest.fixture(scope="session")
+def container() -> Iterator[str]:
+    """Yields a container of Azure's, or skips the test."""
+    if not azurite.chosen():
+        pytest.skip(f"needs Azurite: {azurite.INSTALL}")
+    with azurite.started() as settings, pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        with azurite.client() as client:
+            client.create_container("vdna-tests")
+        yield "abfs://vdna-tests"
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from pipeline.storage.name_patterns import NamePattern
 from pipeline.storage.retry import RetrySettings, attempt
 from pipeline.storage.store import Answer, Stored
 from pipeline.storage.uris import protocol_of
+from pipeline.wording import option
 
 MAX_SINGLE_PUT = 5 * 2**30 - 1
 """The most bytes that S3 takes in one request."""
@@ -82,15 +83,23 @@ class FsspecStore:
             The file system of fsspec, and the path in it.
 
         Raises:
+            StorageError: The client would read another object than the one of this name.
             UsageError: fsspec does not know the scheme, or lacks the package for it.
         """
         protocol, path = uri.split("://", 1)
         if protocol in NO_STORES:
             raise UsageError(f"{shortened(uri)}: {protocol}:// is no store of objects")
         try:
-            return fsspec.filesystem(protocol, **self.options()), path
+            fs = fsspec.filesystem(protocol, **self.options())
         except Exception as error:  # some need arguments, and complain in their own ways
             raise UsageError(f"{uri}: {protocol}:// cannot be opened: {error}") from error
+        taken = fs._strip_protocol(path)
+        if not taken.rstrip("/").endswith(path.partition("/")[2].rstrip("/")):
+            raise StorageError(
+                f"{uri}: the client of {protocol}:// looks for {taken} instead; rename the object, "
+                f"or leave it out with {option('exclude')}"
+            )
+        return fs, path
 
     def options(self) -> dict[str, Any]:
         """Gives the arguments of the file system. The rest comes from the store's own settings."""

@@ -37,13 +37,14 @@ from pipeline.storage.retry import RetrySettings
 from pipeline.storage.store import Answer, Store
 
 
-@pytest.fixture(params=["file", "memory", "s3"])
+@pytest.fixture(params=["file", "memory", "s3", "abfs"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "file":
         return tmp_path.as_uri()
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}"
-    return f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
+    place = request.getfixturevalue("bucket" if request.param == "s3" else "container")
+    return f"{place}/{uuid.uuid4().hex}"
 
 
 def test_create_is_exclusive_and_leaves_the_first_alone(root: str) -> None:
@@ -644,7 +645,7 @@ def test_a_mapped_file_is_written_and_recognised(root: str, tmp_path: Path) -> N
     other = mapped(tmp_path / "other", 3_000_001)
     assert storage.create(uri, data)
     assert storage.read(uri) == data[:]
-    remote_store = root.startswith("s3:")
+    remote_store = root.startswith(("s3:", "abfs:"))
     with memoryview(data) as view:
         assert storage.create(uri, view) == remote_store
     (tmp_path / "other").write_bytes(data[:-1] + b"!")
@@ -832,7 +833,9 @@ def test_a_client_gets_only_the_options_that_it_takes(
     scheme: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[dict[str, object]] = []
-    fs = SimpleNamespace(pipe_file=lambda path, data, **more: given.append(more))
+    fs = SimpleNamespace(
+        pipe_file=lambda path, data, **more: given.append(more), _strip_protocol=str
+    )
     monkeypatch.setattr(fsspec, "filesystem", lambda protocol, **_: fs)
     FsspecStore().put(f"{scheme}://b/a", b"", exclusive=False)
     FsspecStore().put(f"{scheme}://b/a", b"", exclusive=True)
@@ -845,7 +848,7 @@ def test_only_a_client_that_refuses_to_create_is_said_to_lack_that(
     def pipe_file(path: str, data: bytes) -> None:
         raise TypeError("a defect")
 
-    fs = SimpleNamespace(pipe_file=pipe_file)
+    fs = SimpleNamespace(pipe_file=pipe_file, _strip_protocol=str)
     monkeypatch.setattr(fsspec, "filesystem", lambda protocol, **_: fs)
     with pytest.raises(TypeError, match="a defect"):
         FsspecStore().put("abfs://b/a", b"", exclusive=False)
