@@ -127,9 +127,24 @@ class CommitLog(Layout):
         """
         head = self._head().commit
         replacer = Replacer(head.replaced)
-        commit = newest or head
-        if commit.number:
+        for commit in self.log_as_made(newest or head):
             yield replacer.apply(commit, commit.number)
+
+    def log_as_made(self, newest: Commit) -> Iterator[Commit]:
+        """Reads all commits with the versions that they were made with, also those erased since.
+
+        Args:
+            newest: The commit to begin with.
+
+        Yields:
+            Each commit, the newest first.
+
+        Raises:
+            CorruptFile: As `log` does.
+        """
+        commit = newest
+        if commit.number:
+            yield commit
         at_once = 1
         while commit.number > 1:
             first = max(1, commit.number - at_once)
@@ -140,7 +155,7 @@ class CommitLog(Layout):
                 users = f"commit {commit.number} was made"
                 _require_digest(self.log_uri(number), link, commit.previous, users)
                 commit = link.commit
-                yield replacer.apply(commit, commit.number)
+                yield commit
             at_once = min(2 * at_once, READ_AT_ONCE)
 
     def require_end(self) -> None:

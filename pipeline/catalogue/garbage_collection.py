@@ -268,6 +268,9 @@ def needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
 
     Args:
         task: The catalogue's url, the version, and whether it is a current one.
+
+    Raises:
+        SourceError: A current version has no manifest.
     """
     root, of, is_current = task
     catalogue, name, version = Catalogue(root), of.name, of.version
@@ -276,11 +279,12 @@ def needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
     ]
     if version.imported:
         return uris
-    if not is_current and not storage.exists(
-        catalogue.uri("manifests", version.spec, name, version.digest_in("manifests"))
-    ):
+    try:
+        manifest = catalogue.manifest(name, version)
+    except SourceError:
+        if is_current:
+            raise
         return uris  # an old version, removed by an earlier collection
-    manifest = catalogue.manifest(name, version)
     work = catalogue.partials_uri(name, version)
     keys = manifest.keys(version.spec, version.products)
     return [

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pipeline.catalogue.commit import Commit, Version
 from pipeline.catalogue.name_changes import renamed_between
 from pipeline.catalogue.names import VERSION_MARK
 from pipeline.catalogue.version_history import history_key
-from pipeline.errors import CorruptFile
+from pipeline.errors import CorruptFile, SourceError
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ class VersionKeeper:
         self._since = since
         self._found: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
         self._counted: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+        self._places: defaultdict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
         self._wanted: list[tuple[KeptVersion, _HeldInARow]] = []
         self._runs: dict[tuple[str, str], _HeldInARow] = {}
         self._names: dict[str, str] = {}
@@ -122,10 +122,13 @@ class VersionKeeper:
                 tagged = commit.number in current.tags.get(name, {}).values()
                 newest = keep is not None and there and len(all_names) < keep
                 newest = newest and counted not in all_names
+                # All its other files are a kept version's, so its manifest stays, too.
+                newest = newest or counted in self._places[key]
                 late = since and (newer is None or datetime.fromisoformat(newer.time) > since)
                 wanted = (keep is None and since is None) or tagged or newest or bool(late)
                 if wanted:
                     all_names.add(counted)
+                    self._places[key].add(counted)
             if wanted and same not in versions:
                 versions.add(same)
                 self._wanted.append((KeptVersion(name, version, commit.number), run))
@@ -168,7 +171,11 @@ def missing_files(catalogue: Catalogue, kept: KeptVersion) -> list[str]:
         if not storage.exists(catalogue.uri(kind, version.spec, kept.name, version.digest_in(kind)))
     ]
     if "manifests" in version.sha256 and "manifests" not in missing:
-        with contextlib.suppress(CorruptFile):  # its own check says so
+        try:
             manifest = catalogue.manifest(kept.name, version)
             missing += ["entries"] if manifest.entries.missing(manifest.files) else []
+        except CorruptFile:
+            pass  # its own check says so
+        except SourceError:  # what lies there is another version's
+            missing = sorted([*missing, "manifests"])
     return missing

@@ -66,6 +66,7 @@ def verify(
         specs, checked = {kept.version.spec for kept in newest}, {kept.identity for kept in newest}
         older, of_files = _with_files(
             catalogue,
+            newest,
             [
                 kept
                 for kept in known
@@ -216,19 +217,40 @@ def _read_log(catalogue: Catalogue) -> tuple[list[KeptVersion], Finding]:
     return known, Finding("", "log", True, detail)
 
 
+def _files_of(catalogue: Catalogue, kept: KeptVersion) -> dict[str, str]:
+    """Returns the url of each file of a version by its kind."""
+    name, version = kept.name, kept.version
+    return {
+        kind: catalogue.uri(kind, version.spec, name, version.digest_in(kind))
+        for kind in version.sha256
+    }
+
+
 def _with_files(
-    catalogue: Catalogue, older: Iterable[KeptVersion]
+    catalogue: Catalogue, newest: Iterable[KeptVersion], older: Iterable[KeptVersion]
 ) -> tuple[list[KeptVersion], list[Finding]]:
-    """Returns the older versions that have all their files, and findings on the others."""
+    """Finds the older versions that have all their files.
+
+    Args:
+        catalogue: The catalogue.
+        newest: The newest versions.
+        older: The others.
+
+    Returns:
+        The older versions that have all their files, and findings on those that do not.
+    """
     there, findings, removed = [], [], Counter[str]()
     older = list(older)
-    missing_of = map_in_order(lambda kept: set(missing_files(catalogue, kept)), older)
+    missing_of = list(map_in_order(lambda kept: set(missing_files(catalogue, kept)), older))
+    whole = [kept for kept, missing in zip(older, missing_of, strict=True) if not missing]
+    held = {uri for kept in [*newest, *whole] for uri in _files_of(catalogue, kept).values()}
     for kept, missing in zip(older, missing_of, strict=True):
-        files = set(kept.version.sha256)
+        of = _files_of(catalogue, kept)
+        files = set(of)
         if not missing:
             there.append(kept)
-        elif missing >= files - {"manifests"}:  # a manifest may be another version's too
-            removed[kept.name] += 1
+        elif held.issuperset(of[kind] for kind in files - missing - {"manifests"}):
+            removed[kept.name] += 1  # what is left of it is another version's, too
         else:
             detail = (
                 f"{', '.join(sorted(missing))} missing, {', '.join(sorted(files - missing))} left. "

@@ -224,7 +224,7 @@ class VersionFiles(CommitLog):
         Raises:
             CorruptFile: If it is not the file that was committed.
             NotFound: If the version has no file of that kind.
-            SourceError: If the file is not there any more.
+            SourceError: If the file is not there any more, or that of another version is.
         """
         _require_file(kind, name, version)
         stated = version.sha256[kind]
@@ -233,11 +233,39 @@ class VersionFiles(CommitLog):
             data = storage.read_on_disk(uri) if kind in ON_DISK else storage.read(uri)
         found = sha256(data)
         if found != stated:
+            if self._is_of_another(kind, name, version, found):
+                raise SourceError(
+                    f"{name}: {uri} is the file of another version of the same images. `vdna gc` "
+                    "had removed the files of this one; choose a version that is kept, or build it "
+                    f"again from {version.source}"
+                )
             raise CorruptFile(
                 f"{uri} has sha256 {found}; {stated} was committed. Restore it, or delete it and "
                 "build the dataset again"
             )
         return data
+
+    def _is_of_another(self, kind: str, name: str, version: Version, found: str) -> bool:
+        """Tells whether a file that lies in a version's place was committed for another one.
+
+        Manifests of the same images lie in the same place. Two of them differ if they point into
+        different lists of candidates. An erasure may have replaced the other version since.
+
+        Args:
+            kind: The file's kind.
+            name: The dataset.
+            version: The version.
+            found: The sha256 of the file that is there.
+
+        Returns:
+            Whether a commit states that file for its version of the dataset.
+        """
+        place = version.digest_in(kind)
+        for commit in self.log_as_made(self.head()):
+            other = commit.datasets.get(name, {}).get(version.spec)
+            if other and (other.digest_in(kind), other.sha256.get(kind)) == (place, found):
+                return True
+        return False
 
     def spec(self, digest: str) -> Spec:
         """Reads a spec.

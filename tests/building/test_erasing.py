@@ -70,6 +70,7 @@ from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.errors import (
     Conflict,
+    CorruptFile,
     NotFound,
     SourceError,
     SpecMismatch,
@@ -1631,3 +1632,83 @@ def test_an_erasure_leaves_the_manifest_of_an_older_version_with_the_same_images
     noted = catalogue.planned("x", first.version.spec)
     assert noted is not None
     assert noted[0].digest == first.version.manifest
+
+
+@pytest.mark.parametrize("exemplars", [0, 3])
+def test_a_removed_version_whose_place_a_newer_one_has_is_no_obstacle(
+    home: Home, exemplars: int
+) -> None:
+    """Its parts have the manifests of the newer one's parts, which point into other lists."""
+    options = {"exemplars": 0, "layer_gaussian": False, "by": "1"}
+    for number in range(8):
+        home.write(f"{number % 2}/{number:02}.png", number)
+    catalogue = home.catalogue
+    first = home.built("a", **options).commit
+    rename_dataset(catalogue, "a", "b")
+    collect(catalogue, keep=1, grace=timedelta(0))
+    home.write("1/99.png", 99)
+    home.built("a", **options | {"exemplars": exemplars})
+    part, place = catalogue.find(f"a/0@{first}"), catalogue.find("a/0")
+    assert part.digest_in("manifests") == place.digest_in("manifests")
+    with pytest.raises(SourceError, match=r"is the file of another version of the same images"):
+        catalogue.manifest("a/0", part)
+    home.remove("1/99.png")
+    assert preview_erasure(catalogue, [str(home.images / "1/99.png")]).images == 1
+    assert home.erase("1/99.png").images == 1
+    require_sound(home)
+    collect(catalogue, grace=timedelta(0))
+    require_sound(home)
+    assert naming(home, str(home.images / "1/99.png")) == []
+
+
+def test_a_damaged_manifest_is_none_of_another_version(home: Home) -> None:
+    for number in range(4):
+        home.write(f"0/{number:02}.png", number)
+    version = home.build().version
+    uri = home.catalogue.uri("manifests", version.spec, "x", version.manifest)
+    storage.replace(uri, storage.read(uri)[:-1] + b"?")
+    with pytest.raises(CorruptFile, match=r"was committed\. Restore it"):
+        home.catalogue.manifest("x", version)
+
+
+@pytest.mark.parametrize("change", ["build", "rename"])
+def test_a_collection_keeps_both_manifests_of_the_same_images(home: Home, change: str) -> None:
+    """An erasure stores a manifest elsewhere; what comes later stores it in its own place."""
+    for number in range(6):
+        home.write(f"0/{number:02}.png", number)
+    catalogue = home.catalogue
+    home.build()
+    home.remove("0/05.png")
+    home.erase("0/05.png")
+    erased = catalogue.head().number
+    if change == "build":
+        home.write("0/06.png", 6)
+        home.build()
+        home.remove("0/06.png")
+        home.build()
+    else:
+        rename_dataset(catalogue, "x", "y")
+        rename_dataset(catalogue, "y", "x")
+    before, now = catalogue.find(f"x@{erased}"), catalogue.find("x")
+    assert (before.manifest_file != now.manifest_file, before.dna) == (True, now.dna)
+    collect(catalogue, keep=1, grace=timedelta(0))
+    require_sound(home)
+    assert catalogue.manifest("x", before).candidates == 5
+    assert collect(catalogue, keep=1, grace=timedelta(0)) == (0, 0)
+
+
+def test_a_removed_version_whose_dna_an_erasure_makes_again_is_no_fault(home: Home) -> None:
+    for number in range(6):
+        home.write(f"0/{number:02}.png", number)
+    catalogue = home.catalogue
+    home.build()
+    home.write("0/99.png", 99)
+    home.build()
+    collect(catalogue, keep=1, grace=timedelta(0))
+    home.write("0/98.png", 98)
+    home.build()
+    home.remove("0/98.png")
+    home.remove("0/99.png")
+    home.erase("0/98.png", "0/99.png")
+    assert catalogue.find("x@1").dna == catalogue.find("x").dna
+    require_sound(home)
