@@ -42,7 +42,7 @@ from pipeline.errors import (
     TransientError,
 )
 from pipeline.events import Listener, Said, phase
-from pipeline.mapper import Mapper, SerialMapper
+from pipeline.mapper import Mapper, SerialMapper, map_in_order
 from pipeline.sources import Manifest
 from pipeline.wording import count_of
 
@@ -89,9 +89,9 @@ def finish_dataset(
         )
         # An erasure commits before it removes a list. One that did so since the plan has refused
         # this commit; one that did so before may still remove lists, and looks for this version in
-        # the end.
-        if commit.erasure:
-            _require_entries(name, plan.manifest)
+        # the end. A collection of garbage may have looked at lists before the plan was noted.
+        _require_entries(name, plan.manifest)
+        _require_files(catalogue, commit, name, whole.spec)
     replaced, former_options, unmeasured = None, dict[str, int | str](), ""
     if plan.base is None:
         unmeasured = "there was no version of this spec to compare it with"
@@ -207,6 +207,26 @@ def _require_entries(name: str, manifest: Manifest) -> None:
             f"{name}: {manifest.entries.uri(lost[0])} was removed while the build ran; rerun the "
             "same command"
         )
+
+
+def _require_files(catalogue: Catalogue, commit: Commit, name: str, spec: str) -> None:
+    """Refuses a version that has just been committed, and has lost a file.
+
+    A file that was there before may have been old. A collection of garbage that had looked at it
+    just before this build wrote it again may have removed it since.
+
+    Raises:
+        TransientError: A file of the version, or of one of its parts, is not there.
+    """
+    version = commit.datasets[name][spec]
+    named = {name: version, **parts_of(commit, name, spec)}
+    uris = [uri for of, each in named.items() for uri in catalogue.files(of, each).values()]
+    for uri, is_there in zip(uris, map_in_order(storage.exists, uris), strict=True):
+        if not is_there:
+            raise TransientError(
+                f"{name}: {uri} was removed while the build committed it, as by `vdna gc`; rerun "
+                "the same command, which stores it again"
+            )
 
 
 def require_enough_readable(plan: DatasetPlan, read: int, failed: int) -> None:
@@ -337,18 +357,13 @@ def _unchanged_parts(catalogue: Catalogue, plan: DatasetPlan) -> dict[str, Versi
         with suppress(SourceError):
             stored |= {item.uri for item in storage.walk(folder)}
 
-    def is_there(of: str, part: Version) -> bool:
-        return all(
-            catalogue.uri(kind, spec, of, part.digest_in(kind)) in stored for kind in part.sha256
-        )
-
     found = {}
     for value, shards in plan.parts.items():
         of = part_name(name, value)
         wanted = (plan.request.by, value, plan.manifest.select(shards).digest, recipe.products)
         part = before.get(of)
         stated = part and (part.by, part.value, part.manifest, part.products)
-        if part and stated == wanted and is_there(of, part):
+        if part and stated == wanted and stored.issuperset(catalogue.files(of, part).values()):
             found[of] = part
     return found
 

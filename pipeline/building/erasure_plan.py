@@ -64,8 +64,8 @@ class AffectedVersion:
     def holding(self, catalogue: Catalogue) -> Iterator[str]:
         """Yields the urls of the version's objects that hold an erased image, or its sums."""
         version, name = self.kept.version, self.kept.name
-        for kind in version.sha256 if self.counted_again else ("manifests",):
-            yield catalogue.uri(kind, version.spec, name, version.digest_in(kind))
+        files = catalogue.files(name, version)
+        yield from files.values() if self.counted_again else [files["manifests"]]
         work = catalogue.partials_uri(name, version)
         for head in self.lost:
             key = head.key(version.spec, version.products)

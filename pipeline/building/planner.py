@@ -628,16 +628,14 @@ def _is_up_to_date(
         if missing_files(catalogue, KeptVersion(request.name, base, head.number)):
             return False
     elif not all(
-        storage.exists(catalogue.uri(kind, base.spec, request.name, base.digest_in(kind)))
-        for kind in base.sha256
+        storage.exists(uri)
+        for kind, uri in catalogue.files(request.name, base).items()
         if kind != "manifests"  # it was read, and all its candidates
     ):
         return False
-    return all(
-        storage.exists(catalogue.uri(kind, part.spec, name, part.digest_in(kind)))
-        for name, part in parts_of(head, request.name, base.spec).items()
-        for kind in part.sha256
-    )
+    parts = parts_of(head, request.name, base.spec)
+    files = (uri for name, part in parts.items() for uri in catalogue.files(name, part).values())
+    return all(map_in_order(storage.exists, files))
 
 
 def unchanged_result(catalogue: Catalogue, plan: DatasetPlan) -> Result:

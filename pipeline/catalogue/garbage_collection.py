@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain
+from itertools import chain, takewhile
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
@@ -33,7 +33,8 @@ GRACE = timedelta(days=7)
 
 REMOVED_AT_ONCE = 1000
 """How many objects one task looks at once more and then removes together: as many as S3 removes
-with one request. It takes about a second, in which a build may write one of them again."""
+with one request. It takes about a second, in which a build may write one of them again. So the task
+looks for new commits in the end, and builds look for their files after they have committed."""
 
 CHECKERS = 32
 """Threads of a task that look at objects once more before they are removed."""
@@ -155,7 +156,10 @@ def collect(
         verified.update(kept.identity for kept in new)
     # What is garbage is looked up once more: a build may have needed some of it meanwhile.
     items = list(_old(catalogue, to_keep.newest(), grace, None, mapper))
-    batches = [items[i : i + REMOVED_AT_ONCE] for i in range(0, len(items), REMOVED_AT_ONCE)]
+    batches = [
+        (catalogue.root, to_keep.head, items[i : i + REMOVED_AT_ONCE])
+        for i in range(0, len(items), REMOVED_AT_ONCE)
+    ]
     removed, size = 0, 0
     with stage(progress, Started(len(items), len(batches), unit="objects", step="batches")):
         for batch in mapper.map(_remove, batches):
@@ -180,33 +184,63 @@ class _Batch:
     size: int
 
 
-def _remove(items: Sequence[Stored]) -> _Batch:
-    """Removes objects, as one task. Those that were written again since the listing stay."""
+def _remove(task: tuple[str, int, Sequence[Stored]]) -> _Batch:
+    """Removes objects, as one task.
+
+    Those that were written again since the listing stay, and those that a version needs that was
+    committed since.
+
+    Args:
+        task: The catalogue's url, the number of the commit that the objects were chosen by, and the
+            objects.
+
+    Returns:
+        What became of them.
+    """
+    root, number, items = task
     with ThreadPoolExecutor(CHECKERS, "gc") as pool:
         changed = pool.map(_changed_since_listed, items)
         still = [item for item, other in zip(items, changed, strict=True) if not other]
+    if needed := set(_needed_since(Catalogue(root), number)):
+        still = [item for item in still if item.uri not in needed]
     storage.delete_all([item.uri for item in still])
     return _Batch(len(items), len(still), sum(item.size for item in still))
 
 
+def _needed_since(catalogue: Catalogue, number: int) -> Iterator[str]:
+    """Yields the urls of the files and partials of versions that were committed after a commit."""
+    newest = catalogue.head()
+    if newest.number == number:
+        return
+    known = {of.identity for of in kept_versions([catalogue.commit(number)])} if number else set()
+    later = takewhile(lambda commit: commit.number > number, catalogue.log(newest))
+    for of in kept_versions(later):
+        if of.identity not in known:
+            yield from needed_by_version((catalogue.root, of, of.commit == newest.number))
+
+
 class _KeptVersions:
-    """The versions to keep, for which the whole log is read again only after a new commit."""
+    """The versions to keep, for which the whole log is read again only after a new commit.
+
+    Attributes:
+        head: Number of the commit that they were found by; -1 before that.
+    """
 
     def __init__(
         self, catalogue: Catalogue, rules: RetentionOptions, now: datetime | None = None
     ) -> None:
         self._catalogue = catalogue
         self._keep, self._since = rules.keep, rules.since(now or datetime.now(UTC))
-        self._head: int | None = None
+        self.head = -1
         self._kept: list[KeptVersion] = []
 
     def newest(self) -> list[KeptVersion]:
         """Finds the versions that are to be kept now."""
         head = self._catalogue.head().number
-        if head != self._head:
+        if head != self.head:
             self._kept = list(kept_versions(self._catalogue.log(), self._keep, self._since))
             self._catalogue.require_end()
-            self._head = head
+            self.head = head
         return self._kept
 
 
@@ -274,9 +308,7 @@ def needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
     """
     root, of, is_current = task
     catalogue, name, version = Catalogue(root), of.name, of.version
-    uris = [
-        catalogue.uri(kind, version.spec, name, version.digest_in(kind)) for kind in version.sha256
-    ]
+    uris = list(catalogue.files(name, version).values())
     if version.imported:
         return uris
     try:

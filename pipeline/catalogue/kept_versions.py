@@ -165,11 +165,8 @@ def missing_files(catalogue: Catalogue, kept: KeptVersion) -> list[str]:
         The kinds of the missing files, in the order of their names; `entries` last.
     """
     version = kept.version
-    missing = [
-        kind
-        for kind in sorted(version.sha256)
-        if not storage.exists(catalogue.uri(kind, version.spec, kept.name, version.digest_in(kind)))
-    ]
+    files = sorted(catalogue.files(kept.name, version).items())
+    missing = [kind for kind, uri in files if not storage.exists(uri)]
     if "manifests" in version.sha256 and "manifests" not in missing:
         try:
             manifest = catalogue.manifest(kept.name, version)

@@ -137,8 +137,7 @@ def renew_files(catalogue: Catalogue, wanted: Sequence[KeptVersion]) -> None:
     """
     for kept in wanted:
         version = kept.version
-        for kind in version.sha256:
-            uri = catalogue.uri(kind, version.spec, kept.name, version.digest_in(kind))
+        for uri in catalogue.files(kept.name, version).values():
             storage.replace(uri, storage.read_on_disk(uri))
         if not (version.imported or version.part_of):
             manifest = catalogue.manifest(kept.name, version)

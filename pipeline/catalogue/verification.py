@@ -217,15 +217,6 @@ def _read_log(catalogue: Catalogue) -> tuple[list[KeptVersion], Finding]:
     return known, Finding("", "log", True, detail)
 
 
-def _files_of(catalogue: Catalogue, kept: KeptVersion) -> dict[str, str]:
-    """Returns the url of each file of a version by its kind."""
-    name, version = kept.name, kept.version
-    return {
-        kind: catalogue.uri(kind, version.spec, name, version.digest_in(kind))
-        for kind in version.sha256
-    }
-
-
 def _with_files(
     catalogue: Catalogue, newest: Iterable[KeptVersion], older: Iterable[KeptVersion]
 ) -> tuple[list[KeptVersion], list[Finding]]:
@@ -243,9 +234,13 @@ def _with_files(
     older = list(older)
     missing_of = list(map_in_order(lambda kept: set(missing_files(catalogue, kept)), older))
     whole = [kept for kept, missing in zip(older, missing_of, strict=True) if not missing]
-    held = {uri for kept in [*newest, *whole] for uri in _files_of(catalogue, kept).values()}
+    held = {
+        uri
+        for kept in [*newest, *whole]
+        for uri in catalogue.files(kept.name, kept.version).values()
+    }
     for kept, missing in zip(older, missing_of, strict=True):
-        of = _files_of(catalogue, kept)
+        of = catalogue.files(kept.name, kept.version)
         files = set(of)
         if not missing:
             there.append(kept)

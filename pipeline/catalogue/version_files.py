@@ -267,6 +267,21 @@ class VersionFiles(CommitLog):
                 return True
         return False
 
+    def files(self, name: str, version: Version) -> dict[str, str]:
+        """Names the files of a version.
+
+        Args:
+            name: The dataset, or the part of one.
+            version: The version.
+
+        Returns:
+            The url of each file, by its kind.
+        """
+        return {
+            kind: self.uri(kind, version.spec, name, version.digest_in(kind))
+            for kind in version.sha256
+        }
+
     def spec(self, digest: str) -> Spec:
         """Reads a spec.
 

@@ -257,9 +257,7 @@ def _kept(catalogue: VersionFiles, name: str, noted: str) -> Version | None:
         return None
     if datetime.now(UTC) - datetime.fromisoformat(version.built) > MADE_AGAIN:
         return None
-    uris = (
-        catalogue.uri(kind, version.spec, name, version.digest_in(kind)) for kind in version.sha256
-    )
+    uris = catalogue.files(name, version).values()
     return version if all(map_in_order(storage.exists, uris)) else None
 
 

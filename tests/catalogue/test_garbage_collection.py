@@ -25,13 +25,14 @@ from pipeline.catalogue import (
     garbage_collection,
     leaving_versions,
     remove,
+    roll_back,
     tag_version,
     verify,
 )
 from pipeline.catalogue.garbage_collection import NotedPlan
 from pipeline.comparing import compare
 from pipeline.counting import partial_uri, reduction
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import SourceError, TransientError, UsageError
 from pipeline.events import Event, Finished, Started, StepDone
 from pipeline.sources import plan
 from pipeline.storage import local
@@ -333,6 +334,69 @@ def test_an_object_that_was_written_again_since_it_was_listed_stays(
     monkeypatch.setattr(storage, "delete_all", and_another_is_written)
     assert collect(place.catalogue) == (1, 6)
     assert everything(place) == set(lost) - set(removed)
+
+
+@pytest.mark.parametrize("returns_to", ["build", "rollback"])
+def test_a_version_that_is_committed_after_its_files_were_looked_at_keeps_them(
+    place: Place, monkeypatch: pytest.MonkeyPatch, returns_to: str
+) -> None:
+    """They were old when they were looked at, and are about to be removed."""
+    place.photos("a/x", 3)
+    place.build("a", by="1")
+    place.photos("a/x", 4)
+    place.build("a", by="1")
+    age_all(place)
+    real = garbage_collection._changed_since_listed
+    looked: list[storage.Stored] = []
+
+    def look_and_commit(item: storage.Stored) -> bool:
+        changed = real(item)
+        looked.append(item)
+        if len(looked) == 1:
+            if returns_to == "rollback":
+                roll_back(place.catalogue, "a", 1)
+            else:
+                (place.folder / "a" / "x" / "photo-003.jpg").unlink()
+                place.build("a", by="1")
+        return changed
+
+    monkeypatch.setattr(garbage_collection, "CHECKERS", 1)
+    monkeypatch.setattr(garbage_collection, "_changed_since_listed", look_and_commit)
+    unneeded = put(place, "_work", "probe-0123")
+    age([unneeded], 30)
+    monkeypatch.setattr(storage, "replace", lambda uri, data: None)  # they stay as old
+    assert collect(place.catalogue, keep=1)[0] == 1
+    assert unneeded not in everything(place)
+    monkeypatch.undo()
+    assert place.catalogue.head().number == 3
+    assert place.catalogue.find("a").images == 3
+    assert [finding for finding in verify(place.catalogue) if not finding.ok] == []
+
+
+@pytest.mark.parametrize("kind", [*FILES, "part", "entries"])
+def test_a_build_whose_file_is_removed_as_it_commits_says_so_and_is_run_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    place.photos("a/x", 3)
+    real = Catalogue.put_version
+
+    def remove_then_commit(
+        catalogue: Catalogue, name: str, version: Version, *more: Any, **options: Any
+    ) -> Commit:
+        uris = catalogue.files(name, version)
+        of, part = next(iter(options["parts"].items()))
+        uris["part"] = catalogue.files(of, part)["dna"]
+        manifest = catalogue.manifest(name, version)
+        uris["entries"] = manifest.entries.uri(manifest.files[0])
+        storage.delete(uris[kind])
+        return real(catalogue, name, version, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "put_version", remove_then_commit)
+        with pytest.raises(TransientError, match=r"a: .*parquet was removed while the build "):
+            place.build("a", by="1")
+    place.build("a", by="1")
+    assert [finding for finding in verify(place.catalogue) if not finding.ok] == []
 
 
 def test_an_object_that_is_gone_since_it_was_listed_is_not_counted(

@@ -201,12 +201,19 @@ class Place:
             if not path.exists():
                 path.write_bytes(b"photo %d" % i)
 
-    def build(self, name: str, engine: HandMade | None = None, shard_images: int = 64) -> Result:
+    def build(
+        self,
+        name: str,
+        engine: HandMade | None = None,
+        shard_images: int = 64,
+        by: str | None = None,
+    ) -> Result:
         request = Request(
             name,
             str(self.folder / name),
             extractor=NETWORK.name,
             bins=SPEC.bins,
+            by=by,
             ranges=str(self.folder / "tiny.ranges.parquet"),
             max_failures=100,
             shard_images=shard_images,
