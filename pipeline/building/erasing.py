@@ -22,6 +22,7 @@ import getpass
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from pipeline import storage
 from pipeline.building.erasure_commit import (
@@ -33,10 +34,18 @@ from pipeline.building.erasure_commit import (
 from pipeline.building.erasure_plan import ErasurePlan, begun_state, plan_erasure, still_held
 from pipeline.building.erasure_recount import ErasureRecount, restated
 from pipeline.building.erasure_request import NOTHING_LEFT, Erased, EraseOptions
-from pipeline.catalogue import Catalogue, Commit, ObjectSearch, purge
+from pipeline.catalogue import (
+    Catalogue,
+    Commit,
+    KeptVersion,
+    ObjectSearch,
+    missing_files,
+    purge,
+)
 from pipeline.engine import Engine
-from pipeline.errors import NotFound, SourceError, UsageError
+from pipeline.errors import NotFound, SourceError, TransientError, UsageError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
+from pipeline.mapper import map_in_order
 from pipeline.sources import ImageNames, archive_kind, without_origins
 from pipeline.spec import Resources
 from pipeline.wording import count_of, option, some_of
@@ -76,7 +85,8 @@ def erase_images(
             version. Nothing is changed.
         SourceError: Versions cannot be counted again. Nothing is changed.
         SpecMismatch: The weights of some are not at hand. Nothing is changed.
-        TransientError: Some images could not be read for now. The same call goes on.
+        TransientError: Some images could not be read for now, or a collection of garbage has
+            removed new files. The same call goes on.
         VdnaError: Something still names an image in the end, or cannot be searched.
     """
     _require_nameless(names, options)
@@ -206,6 +216,7 @@ def _replace_versions(
     def change(head: Commit) -> Commit:
         if not plan.still_whole(catalogue, head):
             raise _OutdatedError
+        _require_stored(catalogue, outcome)
         lost_tags.clear()
         return state_without(catalogue, head, plan, outcome, options.reason, by, lost_tags)
 
@@ -221,6 +232,29 @@ def _replace_versions(
         dropped={name: tuple(of) for name, of in outcome.dropped.items()},
         lost_tags=tuple(lost_tags),
     )
+
+
+def _require_stored(catalogue: Catalogue, outcome: NewVersions) -> None:
+    """Checks that what is to be committed is still there. No plan names it.
+
+    Raises:
+        TransientError: A collection of garbage has removed some of it.
+    """
+    kept = [
+        KeptVersion(name, version, 0)
+        for name, of in outcome.new.items()
+        for version in of.values()
+        if version
+    ]
+    missing_of = map_in_order(partial(missing_files, catalogue), kept)
+    for each, missing in zip(kept, missing_of, strict=True):
+        if missing:
+            raise TransientError(
+                f"{each.name}: `vdna gc` has removed {', '.join(missing)} that were stored for its "
+                "versions without the images, because the erasure took longer than the grace "
+                "period. Nothing was erased. Run the same command again, and give `vdna gc` more "
+                "--grace-days meanwhile"
+            )
 
 
 def _new_versions(

@@ -78,7 +78,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.events import StepDone, StepFailed, ignore
+from pipeline.events import Finished, Started, StepDone, StepFailed, ignore
 from pipeline.explaining import RankRequest, rank
 from pipeline.reporting import erased_lines, preview_lines
 from pipeline.sources import ImageNames, entries_file, shard_merging
@@ -1711,4 +1711,29 @@ def test_a_removed_version_whose_dna_an_erasure_makes_again_is_no_fault(home: Ho
     home.remove("0/99.png")
     home.erase("0/98.png", "0/99.png")
     assert catalogue.find("x@1").dna == catalogue.find("x").dna
+    require_sound(home)
+
+
+def test_an_erasure_whose_new_files_are_collected_as_garbage_ends_before_it_commits(
+    home: Home,
+) -> None:
+    """It takes longer than the grace period, and no plan names what it has stored."""
+    for number in range(6):
+        home.write(f"0/{number:02}.png", number)
+    home.build()
+    home.remove("0/05.png")
+    steps: list[Started] = []
+
+    def collect_in_the_end(event: Any) -> None:
+        if isinstance(event, Started) and event.step == "versions":
+            steps.append(event)
+        if isinstance(event, Finished) and len(steps) == 2:
+            steps.clear()
+            collect(home.catalogue, grace=timedelta(0))
+
+    with pytest.raises(TransientError, match=r"x: `vdna gc` has removed .*manifests.*grace-days"):
+        home.erase("0/05.png", progress=collect_in_the_end)
+    assert home.catalogue.head().number == 1
+    require_sound(home)
+    assert home.erase("0/05.png").images == 1
     require_sound(home)
