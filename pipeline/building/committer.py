@@ -73,6 +73,7 @@ def finish_dataset(
         GateError: Too many images could not be read.
         CorruptFile: A partial is damaged.
         Conflict: Another job has changed the dataset.
+        TransientError: Files were removed meanwhile.
     """
     name, job = plan.request.name, plan.job
     with phase(progress, name, "merging"):
@@ -90,8 +91,12 @@ def finish_dataset(
         # An erasure commits before it removes a list. One that did so since the plan has refused
         # this commit; one that did so before may still remove lists, and looks for this version in
         # the end. A collection of garbage may have looked at lists before the plan was noted.
-        _require_entries(name, plan.manifest)
-        _require_files(catalogue, commit, name, whole.spec)
+        try:
+            _require_entries(name, plan.manifest)
+            _require_files(catalogue, commit, name, whole.spec)
+        except TransientError:
+            if catalogue.head().erasure == commit.erasure:
+                raise  # else an erasure has put another version in the place of this one
     replaced, former_options, unmeasured = None, dict[str, int | str](), ""
     if plan.base is None:
         unmeasured = "there was no version of this spec to compare it with"

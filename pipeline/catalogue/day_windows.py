@@ -189,13 +189,13 @@ def day_of(value: str) -> date | None:
     Returns:
         The first day in it; None if there is none.
     """
-    for pattern in _DATES:
-        for found in pattern.finditer(value):
-            year, month, day = map(int, found.groups())
-            try:
-                return date(year, month, day)
-            except ValueError:
-                continue
+    found = (match for pattern in _DATES for match in pattern.finditer(value))
+    for match in sorted(found, key=re.Match.start):
+        year, month, day = map(int, match.groups())
+        try:
+            return date(year, month, day)
+        except ValueError:
+            continue
     return None
 
 

@@ -59,10 +59,16 @@ def check_name(name: str, of: str = "dataset") -> str:
         The name.
 
     Raises:
-        UsageError: If it has another character, or a group that is empty or made of dots.
+        UsageError: If it has another character, or a group that is empty or made of dots, or if it
+            begins with `_`.
     """
     segments = name.split("/")
     if all(_SEGMENT.fullmatch(s) and s.strip(".") for s in segments):
+        if name.startswith("_"):
+            raise UsageError(
+                f"{of} name {name!r} begins with _, as the catalogue's own folders do; choose "
+                "another"
+            )
         return name
     hint = "; name the dataset, and no version of it" if VERSION_MARK in name else ""
     raise UsageError(

@@ -79,7 +79,8 @@ class ObjectSearch:
         spelled = {storage.spelled(uri) for uri in names.objects}
         spelled |= {storage.spelled(*pair) for pair in names.members}
         spelled |= {f"{uri}::{member}" for uri, member in names.members}
-        texts = {*names.objects, *spelled, *identities}
+        # No object holds what is not Unicode; the url of such a file has it in numbers.
+        texts = set(filter(_is_unicode, (*names.objects, *spelled, *identities)))
         self._texts = pa.array(sorted(texts), pa.string())
         wanted = sorted(map(_literal, texts))
         self._patterns = [
@@ -88,7 +89,7 @@ class ObjectSearch:
             for first in range(0, len(wanted), AT_ONCE)
         ]
         inside = {*members, *(member for _, member in names.members)}
-        self._members = pa.array(sorted(inside), pa.string())
+        self._members = pa.array(sorted(filter(_is_unicode, inside)), pa.string())
 
     def found_in_object(self, item: storage.Stored) -> str:
         """Looks for the names in an object of a store, and in its own name.
@@ -224,6 +225,11 @@ class ObjectSearch:
         return any(
             pc.any(pc.match_substring_regex(texts, pattern)).as_py() for pattern in self._patterns
         )
+
+
+def _is_unicode(text: str) -> bool:
+    """Tells whether a text can be written: the path of a file may hold any bytes."""
+    return text.isascii() or not re.search(r"[\ud800-\udfff]", text)
 
 
 def _literal(text: str) -> str:

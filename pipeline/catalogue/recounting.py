@@ -36,10 +36,11 @@ from pipeline.counting import (
     load_partial,
     partial_uri,
 )
-from pipeline.dna import DNA, INT_COLUMNS, ImageHashes, Partial
+from pipeline.dna import DNA, INT_COLUMNS, Failure, ImageHashes, Partial
 from pipeline.engine import Engine, shards_run
 from pipeline.errors import SourceError, TransientError, VdnaError
 from pipeline.events import Event, Listener, Said, Started, StepDone, StepFailed, ignore, stage
+from pipeline.mapper import map_in_order
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, Shard
 from pipeline.spec import IMAGE_HASHES, Resources
@@ -358,14 +359,19 @@ def _changed_images(shard: Shard) -> list[str]:
     """Finds the images of a shard that have another identity now, or are gone."""
     changed = []
     identities = {entry.uri: entry.identity for entry in shard.members}
-    for uri, identity in identities.items():
-        try:
-            found = storage.info(uri).identity
-        except SourceError:
-            found = "gone"
+    for (uri, identity), found in zip(
+        identities.items(), map_in_order(_identity_now, identities), strict=True
+    ):
         if found != identity:
             changed.append(f"{uri} ({identity} counted, {found} now)")
     return changed
+
+
+def _identity_now(uri: str) -> str:
+    try:
+        return storage.info(uri).identity
+    except SourceError:
+        return "gone"
 
 
 def compare_partials(stored: Partial, again: Partial) -> tuple[bool, str]:
@@ -382,7 +388,7 @@ def compare_partials(stored: Partial, again: Partial) -> tuple[bool, str]:
         Whether the stored one is right, and what to tell people.
     """
     images = count_of(again.dna.images, "image")
-    if (stored.dna.images, stored.failures) != (again.dna.images, again.failures):
+    if stored.dna.images != again.dna.images or _odd_failures(stored, again):
         return False, (
             f"{count_of(stored.dna.images, 'image')} and "
             f"{count_of(len(stored.failures), 'failure')} are stored, "
@@ -422,5 +428,20 @@ def _moved(a: DNA, b: DNA) -> dict[str, int]:
 
 def _first_odd(stored: Partial, again: Partial) -> str:
     """Names the first failure that only one of the two has."""
-    odd = sorted(set(stored.failures) ^ set(again.failures))
+    odd = _odd_failures(stored, again)
     return f"; first: {odd[0]}" if odd else ""
+
+
+def _odd_failures(stored: Partial, again: Partial) -> list[Failure]:
+    """Finds the failures that only one of the two has.
+
+    A decoder of another version may say the same in other words.
+
+    Returns:
+        The failures, sorted.
+    """
+    these, those = (
+        {(failure.uri, failure.member, failure.reason): failure for failure in of.failures}
+        for of in (stored, again)
+    )
+    return sorted((these | those)[key] for key in these.keys() ^ those.keys())

@@ -75,7 +75,7 @@ def tag_version(catalogue: Catalogue, name: str, tag: str, spec: str | None = No
         tags = head.tags.get(dataset, {})
         if tag not in tags:
             return replace(head, tags={**head.tags, dataset: {**tags, tag: tagged.number}})
-        if catalogue.commit(tags[tag]).datasets[dataset] == tagged.datasets[dataset]:
+        if catalogue.commit(tags[tag]).datasets[dataset].get(version.spec) == version:
             return head
         raise Conflict(
             f"{dataset}@{tag} is the version of commit {tags[tag]} already; take that tag away "

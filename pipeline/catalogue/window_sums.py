@@ -253,9 +253,10 @@ def _kept(catalogue: VersionFiles, name: str, noted: str) -> Version | None:
     """Returns a window that was made a short time ago, if all its files are there."""
     try:
         version = Version.from_json(json.loads(storage.read(noted)))
-    except (SourceError, ValueError, ValidationError):
+        age = datetime.now(UTC) - datetime.fromisoformat(version.built)
+    except (SourceError, ValueError, TypeError, ValidationError):  # it is damaged
         return None
-    if datetime.now(UTC) - datetime.fromisoformat(version.built) > MADE_AGAIN:
+    if age > MADE_AGAIN:
         return None
     uris = catalogue.files(name, version).values()
     return version if all(map_in_order(storage.exists, uris)) else None

@@ -1737,3 +1737,17 @@ def test_an_erasure_whose_new_files_are_collected_as_garbage_ends_before_it_comm
     require_sound(home)
     assert home.erase("0/05.png").images == 1
     require_sound(home)
+
+
+def test_an_image_whose_name_is_not_unicode_is_erased_by_its_path(home: Home) -> None:
+    for number in range(4):
+        home.write(f"0/{number:02}.png", number)
+    odd = home.images / "0" / os.fsdecode(b"\xffodd.png")
+    odd.write_bytes(Picture("good", 9).data)
+    assert home.built().version.images == 5
+    odd.unlink()
+    assert preview_erasure(home.catalogue, [str(odd)]).images == 1
+    assert home.erase(f"0/{odd.name}").images == 1
+    require_sound(home)
+    assert naming(home, odd.as_uri(), "odd.png") == []
+    assert home.catalogue.find("x").images == 4

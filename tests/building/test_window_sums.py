@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -139,6 +140,21 @@ def test_a_window_equals_a_build_of_its_days_alone(
     assert {index: fold.images + fold.failed for index, fold in folds.items()} == sizes
     summed = reduce(add, (fold.counts for fold in folds.values()))
     assert np.array_equal(summed, dna.select([layer]).counts)
+
+
+@pytest.mark.parametrize(
+    "built",
+    ["yesterday", "2026-11-24T00:00:00", 7, None],
+    ids=["word", "no zone", "number", "none"],
+)
+def test_a_damaged_note_of_a_window_is_made_again(place: Catalogue, built: object) -> None:
+    name = f"cams@{FIRST}..{FIRST + timedelta(1)}"
+    version = place.find(name)
+    ((note),) = [item.uri for item in storage.walk(place.root) if "/windows/" in item.uri]
+    good = storage.read(note)
+    storage.replace(note, json.dumps(json.loads(good) | {"built": built}).encode())
+    assert place.find(name).dna == version.dna
+    assert "+00:00" in json.loads(storage.read(note))["built"]
 
 
 def test_the_same_days_have_the_same_bits_whatever_else_there_is(

@@ -260,13 +260,14 @@ def test_commits_read_back_as_written(place: Catalogue) -> None:
     assert place.head() == written
 
 
-@pytest.mark.parametrize("name", ["a", "a-b_c.d", "x/y/z", "1", "a..b"])
+@pytest.mark.parametrize("name", ["a", "a-b_c.d", "x/y/z", "1", "a..b", "a/_b"])
 def test_valid_names_are_accepted(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
-    "name", ["", "/a", "a/", "a//b", ".", "..", "a/../b", "a b", "ä", "a\n", "a:b", "<script>"]
+    "name",
+    ["", "/a", "a/", "a//b", ".", "..", "a/../b", "a b", "ä", "a\n", "a:b", "<script>", "_tiles"],
 )
 def test_bad_names_are_refused_with_the_name(name: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -146,6 +146,8 @@ def test_other_names_of_versions_mean_what_they_meant(text: str) -> None:
         ("2026/11/24", date(2026, 11, 24)),
         ("year=2026/month=1/day=5", date(2026, 1, 5)),
         ("cam-99999999/2026-11-24", date(2026, 11, 24)),
+        ("20261124/export=2026-12-01", date(2026, 11, 24)),
+        ("2026-11-24/export=20261201", date(2026, 11, 24)),
         ("2026-13-24", None),
         ("120261124", None),
         ("2026-11", None),

@@ -32,7 +32,7 @@ from pipeline.counting import (
     partial_uri,
     reduction,
 )
-from pipeline.dna import Partial
+from pipeline.dna import Failure, Partial
 from pipeline.engine import InProcess
 from pipeline.events import Event, StepDone, StepFailed
 from pipeline.networks import describe, encode_ranges, find_ranges
@@ -413,6 +413,22 @@ def test_rounding_is_allowed_for_where_numerics_differ(
     if share:
         assert ("other numerics than were recorded" in detail) == (numerics is OTHER_NUMERICS)
         assert re.search(r"\d activations? \(.* bins?, ", detail)
+
+
+def test_a_failure_may_be_told_in_other_words_but_not_have_another_reason() -> None:
+    stored, again = two(NUMERICS, 0)
+
+    def failed(of: Partial, reason: str, detail: str) -> Partial:
+        dna = replace(of.dna, failed=1)
+        return replace(of, dna=dna, failures=(Failure("file:///a.jpg", "", reason, detail),))
+
+    stored = failed(stored, "truncated", "image file is truncated (7 bytes not processed)")
+    ok, detail = compare_partials(stored, failed(again, "truncated", "the image ends early"))
+    assert ok, detail
+    ok, detail = compare_partials(stored, failed(again, "not_an_image", "no image"))
+    assert not ok
+    assert "; first: file:///a.jpg: not_an_image" in detail
+    assert not compare_partials(stored, again)[0]
 
 
 def test_the_verify_deep_command(place: Place) -> None:

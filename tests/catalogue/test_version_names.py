@@ -417,6 +417,16 @@ def test_a_tag_is_given_once(place: Catalogue) -> None:
         remove_tag(place, "a@v2", "v2")
 
 
+def test_a_version_that_has_a_tag_keeps_it_when_another_spec_has_begun(place: Catalogue) -> None:
+    tag_version(place, "a", "v1")
+    under = place.find("a").spec
+    later = put(place, "a", 6, bins=7)
+    again = tag_version(place, "a", "v1", spec=under)
+    assert again.tags == {"a": {"v1": 3}}
+    with pytest.raises(Conflict, match="a@v1 is the version of commit 3 already"):
+        tag_version(place, "a", "v1", spec=later.spec)
+
+
 def test_tags_outlive_the_dataset_and_lead_it_back(place: Catalogue) -> None:
     tag_version(place, "a@1", "first")
     remove(place, ["a"])
@@ -544,7 +554,7 @@ def test_a_version_that_is_replaced_while_it_is_tagged_keeps_its_files(
     monkeypatch.setattr(Catalogue, "append", replace_first)
     tag_version(made.catalogue, "a", "v")
     assert listed
-    garbage_collection._remove(listed)
+    garbage_collection._remove((made.catalogue.root, 2, listed))
     assert made.catalogue.load("a@v", folds=True).images == 1
 
 
