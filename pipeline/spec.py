@@ -88,6 +88,9 @@ BINS = Option("Bins of each neuron's histogram.", least=2, most=MAX_BINS)
 FOLDS = 16
 """The number of groups of shards that are summed separately, for the error bars of distances."""
 
+LEAST_FOLDS = 6
+"""The fewest folds that are tested. Their smallest possible p is 1 / 2^5, which is below 5%."""
+
 
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 """How pydantic reads these classes from JSON: without unknown fields or values of other types."""

@@ -1,4 +1,4 @@
-"""Words that many messages share: a number of things, a distance, and the name of an option.
+"""Words that many messages share: a number of things, a distance, names of options and images.
 
 >>> count_of(1, "image"), count_of(1200, "image"), count_of(0, "match", "matches")
 ('1 image', '1,200 images', '0 matches')
@@ -12,14 +12,23 @@
 >>> with options_as_flags(), options_as_keys("datasets.yaml", ["max_failures", "bins"]):
 ...     option("max_failures"), option("bins", 100), option("workers", 0)
 ('`max_failures` in datasets.yaml', '`bins: 100` in datasets.yaml', '--workers 0')
+>>> spelled("file:///photos/my%20cat.jpg"), spelled("s3://photos/a.tar", "cat.jpg")
+('/photos/my cat.jpg', 's3://photos/a.tar::cat.jpg')
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from difflib import get_close_matches
+from urllib.parse import unquote_to_bytes
+
+from pipeline.errors import printable
+
+LOCAL = "file://"
+"""How the uris of local files begin."""
 
 NAMED = 3
 """How many items a list in a sentence names if it counts the others. One more is named, too."""
@@ -192,3 +201,24 @@ def options_as_keys(file: str, names: Collection[str]) -> Iterator[None]:
         yield
     finally:
         _styles.pop()
+
+
+def readable(uri: str) -> str:
+    """Gives the uri as people write it: a plain path for a `file://` uri."""
+    if uri.startswith(LOCAL):
+        path = os.fsdecode(unquote_to_bytes(uri.removeprefix(LOCAL)))
+        return path.encode("utf-8", "backslashreplace").decode()
+    return uri
+
+
+def spelled(uri: str, member: str = "") -> str:
+    """Gives the name of an image as people read it, safe to print on a terminal.
+
+    Args:
+        uri: The object that holds the image.
+        member: The name of the image inside it, if it is an archive.
+
+    Returns:
+        `uri::member`, with what would command a terminal written out.
+    """
+    return printable(f"{readable(uri)}{'::' + member if member else ''}")

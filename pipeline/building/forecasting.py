@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.building.forecast_request import ForecastRequest
-from pipeline.building.reading_estimate import LOCAL, SHARD_REQUESTS, sampled_reading
+from pipeline.building.reading_estimate import SHARD_REQUESTS, sampled_reading
 from pipeline.building.request import Request
 from pipeline.building.speed import Speed, measure_speed, way_digest
 from pipeline.errors import SourceError, SpecMismatch, UsageError, wrong_fields
@@ -25,7 +25,7 @@ from pipeline.events import Listener, Said, ignore
 from pipeline.options import shared_values
 from pipeline.sources import ImageSeconds, list_source, plan
 from pipeline.spec import Resources
-from pipeline.wording import option, some_of
+from pipeline.wording import LOCAL, option, some_of
 
 MOST_BYTES = 2**16
 """The largest file of prices or of a speed that is read."""

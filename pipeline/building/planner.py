@@ -65,7 +65,7 @@ from pipeline.sources import (
     same_plan,
 )
 from pipeline.sources import plan as plan_shards
-from pipeline.spec import Backend, Resources, digest_of
+from pipeline.spec import LEAST_FOLDS, Backend, Resources, digest_of
 from pipeline.wording import count_of, option
 
 PLANNED_AT_ONCE = 8
@@ -262,7 +262,7 @@ class Planner:
         former = _former(head, request.name)
         if former is not None:
             _require_meant(request, former, manifest)
-        self._note_one_group(request, manifest)
+        self._note_few_groups(request, manifest)
         stored = store_manifest(uri, manifest)
         backend = self._backend(request, network, spec.digest, base)
         job = replace(job, recipe=replace(recipe, backend=backend))
@@ -331,17 +331,24 @@ class Planner:
             self._say_once(chosen.note)
         return chosen.backend
 
-    def _note_one_group(self, request: Request, manifest: Manifest) -> None:
-        """Says that a dataset will have no error bars, as all its images are in one group."""
+    def _note_few_groups(self, request: Request, manifest: Manifest) -> None:
+        """Says that a dataset will not be tested, as its images are in few groups."""
         folds = {head.fold for head in manifest.heads}
-        if request.group_by is None or manifest.candidates < 2 or len(folds) > 1:
+        few = min(LEAST_FOLDS, manifest.candidates)
+        if request.group_by is None or len(folds) >= few:
             return
         grouping = option("group_by", request.group_by)
+        if len(folds) == 1:
+            lost = "one group, so its distances will have no error bars and no tests"
+        else:
+            lost = (
+                f"groups that fill {len(folds)} folds. Tests need {LEAST_FOLDS}, so its distances "
+                "will have none"
+            )
         self.progress(
             Said(
-                f"{request.name}: {grouping} puts all {manifest.candidates:,} images into one "
-                "group, so its distances will have no error bars and no tests; if that is not "
-                "meant, group by something that differs"
+                f"{request.name}: {grouping} puts all {manifest.candidates:,} images into {lost}; "
+                "if that is not meant, group by something that differs more"
             )
         )
 

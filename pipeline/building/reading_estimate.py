@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,18 +19,16 @@ import pyarrow.compute as pc
 from pipeline.building.shard_time import noted_seconds
 from pipeline.catalogue import Catalogue
 from pipeline.counting import ShardJob, device_kind, runs_to_count
+from pipeline.mapper import map_in_order
 from pipeline.sources import SPAN_BYTES, Manifest, Shard, ShardHead
-from pipeline.wording import count_of, in_units
+from pipeline.wording import LOCAL, count_of, in_units
 
-SAMPLED_SHARDS = 8
+SAMPLED_SHARDS = 128
 """In so many new shards the images are looked up, and in so many that have changed."""
 
 SHARD_REQUESTS = 6
 """What a shard asks of a catalogue in a store, as `python -m benchmarks.s3_requests` counts it.
 A full one asks up to four times more: for its cells, for a footer, and to renew its lease."""
-
-LOCAL = "file://"
-"""How the uris of local files begin, which are read without requests."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class ReadingEstimate:
             kept.
         of: How many images the dataset has.
         bytes: About how many bytes these images have; None if their sizes are not known.
-        requests: About how many requests stores are sent for these shards; 0 if images and
-            catalogue are in local files.
+        requests: About how many requests stores are sent for these shards, with those that looked
+            up their images just now; 0 if images and catalogue are in local files.
         seconds: About how long one worker will take, at the speed of the builds before; None if
             that is not known.
         at_most: Whether no more images can be read. More are if kept sums were relied on and turn
@@ -89,7 +88,7 @@ def estimate_reading(
 
     images, size, asked = sampled_reading(manifest, missing, to_count)
     if not catalogue.root.startswith(LOCAL):
-        asked += SHARD_REQUESTS * len(missing)
+        asked += SHARD_REQUESTS * len(missing) + min(SAMPLED_SHARDS, len(missing))
     seconds = noted_seconds(catalogue, spec, device_kind(recipe.resources))
     return ReadingEstimate(
         images,
@@ -118,7 +117,8 @@ def sampled_reading(
         How many images are read; about how many bytes these have, or None if their sizes are not
         known; and about how many requests read them. All are those of `SAMPLED_SHARDS` new shards,
         times how many of these there are, and the same of shards that have changed. So the number
-        of images in new shards is exact.
+        of images in new shards is exact. The shards are drawn at random, as those of one part often
+        come at equal distances; the same plan gives the same ones.
     """
 
     def whole(head: ShardHead) -> list[pa.Table]:
@@ -133,8 +133,9 @@ def sampled_reading(
     new = [head for head in heads if not (head.origins and to_count)]
     images = size = asked = 0
     for some, read in ((new, whole), (changed, runs)):
-        sampled = some[:: -(-len(some) // SAMPLED_SHARDS) or 1]
-        tables = [table for head in sampled for table in read(head)]
+        drawn = Random(manifest.digest).sample(range(len(some)), min(len(some), SAMPLED_SHARDS))
+        sampled = [some[index] for index in sorted(drawn)]
+        tables = [table for found in map_in_order(read, sampled) for table in found]
         share = _candidates(some) / max(1, _candidates(sampled))
         images += round(share * sum(table.num_rows for table in tables))
         size += round(share * sum(map(_bytes_of, tables)))

@@ -29,15 +29,13 @@ import numpy as np
 from pipeline.comparing.intervals import Images
 from pipeline.compiled import compiled
 from pipeline.dna import Floats, Ints
+from pipeline.spec import LEAST_FOLDS as LEAST_FOLDS
 
 FALSE_DISCOVERY_RATE = 0.05
 """Share of the pairs called different that may be so by chance."""
 
 CHECKED_IMAGES = 16
 """The smallest sample on which false alarms were measured (docs/statistics.md)."""
-
-LEAST_FOLDS = 6
-"""The fewest folds that are tested. Their smallest possible p is 1 / 2^5, which is below 5%."""
 
 _BESIDE = 3
 """Differences whose signs are all tried at once, for each choice of the others' signs."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.buffers import Data
 from pipeline.dna.sealed import FileKind, SealedFile, encode_sealed
 from pipeline.errors import printable
+from pipeline.wording import spelled
 
 
 @dataclass(frozen=True, order=True)
@@ -32,8 +33,8 @@ class Failure:
     nondeterministic: bool = False
 
     def __str__(self) -> str:
-        name = f"{self.uri}{'::' + self.member if self.member else ''}"
-        return printable(f"{name}: {self.reason}: {self.detail}")
+        name = spelled(self.uri, self.member)
+        return f"{name}: {self.reason}: {printable(self.detail)}"
 
 
 _FAILURES = FileKind("failures")

@@ -76,8 +76,8 @@ class Webhook(BaseModel):
             key = b""
         if len(key) < LEAST_SECRET:
             raise UsageError(
-                "the environment variable that webhook.secret_env names must hold a secret: "
-                f"{LEAST_SECRET} bytes or more in base64, as `openssl rand -base64 32` prints. "
+                f"the environment variable that webhook.secret_env names must hold {LEAST_SECRET} "
+                "bytes or more in base64, as `openssl rand -base64 32` prints. "
                 "Write the name of the variable in the file, and never the secret"
             )
         return key

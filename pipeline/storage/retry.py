@@ -224,6 +224,8 @@ def refusal(uri: str, error: Exception) -> SourceError | StorageError:
     if code in _DENIALS:
         return StorageError(f"{uri}: access denied ({code}): {_DENIALS[code]}")
     if isinstance(error, PermissionError) or status in (401, 403):
+        if not _is_remote(uri):
+            return StorageError(f"{uri}: this user may not read or write it; check who may")
         skew = _skew(error)
         if skew:
             return StorageError(f"{uri}: access denied; {skew}: {quoted(error)}")

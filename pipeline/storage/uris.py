@@ -19,10 +19,11 @@ from pipeline.errors import (
     SourceError,
     UsageError,
     looks_secret,
-    printable,
     redact,
 )
 from pipeline.wording import option
+from pipeline.wording import readable as readable
+from pipeline.wording import spelled as spelled
 
 WEB_PROTOCOLS = ("http", "https")
 
@@ -211,26 +212,6 @@ def protocol_of(url: str) -> str:
 def local_path(uri: str) -> str:
     """Gives the path of a `file://` uri. It may hold any bytes that a file name may hold."""
     return os.fsdecode(unquote_to_bytes(uri.split("://", 1)[1]))
-
-
-def readable(uri: str) -> str:
-    """Gives the uri as people write it: a plain path for a `file://` uri."""
-    if protocol_of(uri) == "file":
-        return local_path(uri).encode("utf-8", "backslashreplace").decode()
-    return uri
-
-
-def spelled(uri: str, member: str = "") -> str:
-    """Gives the name of an image as people read it, safe to print on a terminal.
-
-    Args:
-        uri: The object that holds the image.
-        member: The name of the image inside it, if it is an archive.
-
-    Returns:
-        `uri::member`, with what would command a terminal written out.
-    """
-    return printable(f"{readable(uri)}{'::' + member if member else ''}")
 
 
 def join(root: str, *parts: str) -> str:

@@ -636,7 +636,7 @@ def test_another_grouping_of_images_makes_a_new_plan(place: Catalogue, tmp_path:
     holds(place, clean_pass(tmp_path / "source"))
 
 
-def test_a_grouping_that_makes_one_group_is_told(place: Catalogue, tmp_path: Path) -> None:
+def test_a_grouping_that_makes_few_groups_is_told(place: Catalogue, tmp_path: Path) -> None:
     """Its distances have no error bars, and a comparison later does not say why."""
 
     def said(**options: Any) -> list[str]:
@@ -644,15 +644,21 @@ def test_a_grouping_that_makes_one_group_is_told(place: Catalogue, tmp_path: Pat
         request = request_of(tmp_path / "source", **options)
         build_datasets(place, [request], ENGINE, RESOURCES, events.append)
         messages = [event.message for event in events if isinstance(event, Said)]
-        return [message for message in messages if "one group" in message]
+        return [message for message in messages if "`group_by=" in message]
 
     write_photos(tmp_path / "source" / "day0", 3)
     assert said(group_by="1") == [
         "photos: `group_by='1'` puts all 3 images into one group, so its distances will have no "
-        "error bars and no tests; if that is not meant, group by something that differs"
+        "error bars and no tests; if that is not meant, group by something that differs more"
     ]
     assert said() == []
     write_photos(tmp_path / "source" / "day1", 3, first_seed=10)
+    assert said(group_by="1") == [
+        "photos: `group_by='1'` puts all 6 images into groups that fill 2 folds. Tests need 6, so "
+        "its distances will have none; if that is not meant, group by something that differs more"
+    ]
+    for number in range(2, 40):
+        write_photos(tmp_path / "source" / f"day{number}", 1, first_seed=10 * number)
     assert said(group_by="1") == []
 
 

@@ -307,7 +307,7 @@ def test_the_bytes_of_few_shards_are_exact(
     left = [entry for index in missing for entry in shards[index].members]
     assert (found.images, found.of, found.seconds) == (len(left), len(sizes), None)
     assert found.bytes == (sum(max(entry.size, 0) for entry in left) or None)
-    assert found.requests == len(left) + SHARD_REQUESTS * len(missing)
+    assert found.requests == len(left) + (SHARD_REQUESTS + 1) * len(missing)
 
 
 def test_many_shards_are_sampled_and_the_time_is_that_of_the_last_run() -> None:
@@ -316,8 +316,22 @@ def test_many_shards_are_sampled_and_the_time_is_that_of_the_last_run() -> None:
     note_speed(catalogue, SPEC.digest, "cpu", images=1000, seconds=50)
     every = range(len(manifest.heads))
     found = estimate_reading(catalogue, manifest, every, JOB)
-    asked = 400 + SHARD_REQUESTS * len(every)
+    asked = 400 + (SHARD_REQUESTS + 1) * len(every)
     assert found == ReadingEstimate(400, 400, 400_000, asked, seconds=pytest.approx(20))
+
+
+@pytest.mark.parametrize("every", [2, 3, 4, 6, 12])
+def test_the_sample_holds_large_shards_that_come_at_equal_distances(every: int) -> None:
+    """As those of one part do, where a dataset is divided into parts."""
+    shards = [
+        Shard(i, 0, (Entry(f"s3://b/{i}", "", 10**6 if i % every == 1 else 10**3, "e"),))
+        for i in range(960)
+    ]
+    manifest = Manifest.of(shards, 1)
+    found = estimate_reading(Catalogue("memory://none"), manifest, range(960), JOB)
+    whole = sum(shard.members[0].size for shard in shards)
+    assert found.bytes is not None
+    assert 0.5 * whole < found.bytes < 2 * whole
 
 
 def test_the_time_goes_by_the_bytes_of_these_images_too() -> None:
@@ -336,7 +350,7 @@ def test_only_what_is_in_a_store_takes_requests(tmp_path: Path) -> None:
     entries = [Entry("s3://b/a.tar", f"{i:02}.jpg", mib, "e", access=f"tar:{i}") for i in range(17)]
     entries += [Entry(f"file:///photos/{i}", "", mib, "e") for i in range(5)]
     manifest = Manifest.of([Shard(0, 0, tuple(entries))], 99)
-    for root, asked in (("memory://none", SHARD_REQUESTS), (str(tmp_path), 0)):
+    for root, asked in (("memory://none", SHARD_REQUESTS + 1), (str(tmp_path), 0)):
         found = estimate_reading(Catalogue(root), manifest, [0], JOB)
         assert (found.images, found.bytes, found.requests) == (22, 22 * mib, 3 + asked)
 
@@ -368,7 +382,7 @@ def test_images_whose_sums_are_kept_are_not_to_be_read() -> None:
     first_cells = keep(first)
     second = planned(range(32), 9, first)
     size, read = sum(range(10 + 8, 10 + 16)), 8
-    wanted = ReadingEstimate(read, 32, size, read + SHARD_REQUESTS, read * 0.05, at_most=False)
+    wanted = ReadingEstimate(read, 32, size, read + SHARD_REQUESTS + 1, read * 0.05, at_most=False)
     assert estimate(second) == wanted
     assert str(wanted).startswith("about 8 images of 32 to read, about 172 bytes, about 14 ")
     third = planned(range(1, 32), 9, second)  # the second was never counted
@@ -404,7 +418,7 @@ def test_kept_partials_of_small_shards_count_as_sums() -> None:
     many = Manifest.of([shard, new] * 20, 9)  # some of each kind are looked at
     found = estimate_reading(Catalogue(work), many, range(40), job)
     assert (found.images, found.bytes) == (20 * (4 + 6), 20 * (4 + 6))
-    assert found.requests == 20 * (4 + 6) + SHARD_REQUESTS * 40
+    assert found.requests == 20 * (4 + 6) + (SHARD_REQUESTS + 1) * 40
 
 
 def test_an_estimate_in_words() -> None:

@@ -571,11 +571,11 @@ def test_rows_of_a_table_without_images_are_not_lost(tmp_path: Path) -> None:
 
 
 def test_what_else_an_archive_holds_is_told_only_if_it_is_named_as_a_whole(tmp_path: Path) -> None:
-    folder = tarfile.TarInfo("days")
-    folder.type = tarfile.DIRTYPE
+    link = tarfile.TarInfo("days")
+    link.type = tarfile.SYMTYPE
     twice = tar_bytes([("a.jpg", b"x"), ("b.jpg", b"y"), ("a.jpg", b"z")])
-    (tmp_path / "a.tar").write_bytes(folder.tobuf() + twice)
-    for members, told in ((["b.jpg"], ({}, 0)), (["b.jpg", ""], ({"folder": 1}, 1))):
+    (tmp_path / "a.tar").write_bytes(link.tobuf() + twice)
+    for members, told in ((["b.jpg"], ({}, 0)), (["b.jpg", ""], ({"link": 1}, 1))):
         found = list_source(write_members(tmp_path / "t.csv", "a.tar", members))
         assert (found.ignored, found.duplicates) == told
 

@@ -1175,7 +1175,7 @@ ARCHIVES: tuple[tuple[str, str], ...] = (
         "counted",
     ),
     ("members whose name occurs again in the archive, all but the last", "dropped as duplicates"),
-    ("links, folders, devices and named pipes in a tar; folders and links in a zip", "ignored"),
+    ("links, devices and named pipes in a tar; links in a zip", "ignored"),
     (
         "sparse members of a tar; encrypted members of a zip, or packed in unknown ways",
         "unsupported",

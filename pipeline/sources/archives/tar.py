@@ -64,6 +64,8 @@ def _list_members(
         cast(Any, tar).members.clear()  # it keeps every member
         kind = _kind(info)
         name = printable_name(info.name.encode("utf-8", "surrogateescape"))
+        if kind == "folder":
+            continue
         if kind != "file":
             builder.ignored[kind] += 1
         elif info.issparse():

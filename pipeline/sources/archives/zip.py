@@ -56,8 +56,8 @@ def index_zip(file: ArchiveFile, builder: IndexBuilder) -> None:
         name = _name(info)
         of_windows = name.endswith(b"\\") and not info.file_size
         if name.endswith(b"/") or of_windows:
-            builder.ignored["folder"] += 1
-        elif info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
+            continue
+        if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
             builder.ignored["link"] += 1
         else:
             size = info.file_size if info.file_size < 2**63 else 0
