@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -61,6 +61,8 @@ DATASETS_SCHEMA = pa.schema(
     ]
 )
 
+_TABLES = ("datasets", "matrix")
+_DRIFT = "drift"
 _PROPERTY = "vdna.table"
 _COMMIT = "vdna.commit"
 _UNSAFE = re.compile("[%?#]")
@@ -137,7 +139,7 @@ def export_tables(
     """
     asked = SnapshotOptions(**options)
     _require_extra(form)
-    place = _checked_place(catalogue, folder, form)
+    place = _checked_place(catalogue, folder, form, (*_TABLES, *([_DRIFT] if drift else [])))
     commit = catalogue.at(asked.at)
     tables = _tables_of(catalogue, commit, asked.spec, effort or Effort(), drift=drift)
     write = _write_delta if form == "delta" else _write_iceberg
@@ -158,11 +160,18 @@ def _require_extra(form: TableFormat) -> None:
             )
 
 
-def _checked_place(catalogue: Catalogue, folder: str, form: TableFormat) -> str:
+def _uri_of(place: str, name: str, form: TableFormat) -> str:
+    return storage.join(place, *([name] if form == "delta" else [NAMESPACE, name]))
+
+
+def _checked_place(
+    catalogue: Catalogue, folder: str, form: TableFormat, names: Iterable[str]
+) -> str:
     """Returns the canonical uri of the folder.
 
     Raises:
-        UsageError: The libraries cannot write there, or the catalogue would hold the tables.
+        UsageError: The libraries cannot write there, or a table of these names would be in the
+            catalogue, or around it.
     """
     place = storage.canonical(folder)
     if form == "iceberg" and storage.protocol_of(place) != "file":
@@ -170,16 +179,27 @@ def _checked_place(catalogue: Catalogue, folder: str, form: TableFormat) -> str:
             f"the folder is {folder}; Iceberg tables need a local folder, where an SQLite file is "
             "their catalog. Choose one, or --to delta, which object stores can hold"
         )
+    if storage.protocol_of(place) in storage.WEB_PROTOCOLS:
+        raise UsageError(
+            f"the folder is {folder}, a url of a web server, which takes no files; name a folder, "
+            "or a url of an object store"
+        )
     if wrong := _UNSAFE.search(storage.readable(place)):
         raise UsageError(
             f"the folder is {folder}; libraries of tables misread the {wrong[0]} in it, so choose "
             "one without %, ? and #"
         )
-    if storage.lies_in(place, catalogue.root):
+    root = catalogue.root
+    if storage.lies_in(place, root):
         raise UsageError(
-            f"the folder is {folder}, which lies in the catalogue {catalogue.root}; choose one "
-            "outside it"
+            f"the folder is {folder}, which lies in the catalogue {root}; choose one outside it"
         )
+    for uri in (_uri_of(place, name, form) for name in names):
+        if storage.lies_in(uri, root) or storage.lies_in(root, uri):
+            raise UsageError(
+                f"the folder is {folder}, of which {storage.readable(uri)} would be a table, and "
+                f"be mixed up with the catalogue {storage.readable(root)}; choose another folder"
+            )
     return place
 
 
@@ -196,7 +216,7 @@ def _tables_of(
         tables["matrix"] = compare(catalogue, effort=effort, at=commit.number, spec=digest).table
     if drift:
         ends = [f"{name}@{commit.number}" for name in names]
-        tables["drift"] = drift_table(drift_paths(catalogue, ends, digest, effort))
+        tables[_DRIFT] = drift_table(drift_paths(catalogue, ends, digest, effort))
     return tables
 
 
@@ -265,7 +285,7 @@ def _write_delta(
     from deltalake.exceptions import CommitFailedError, DeltaError
 
     settings = _delta_settings()
-    uris = {name: storage.join(place, name) for name in tables}
+    uris = {name: _uri_of(place, name, "delta") for name in tables}
     try:
         found = {
             name: DeltaTable(uri, storage_options=settings)

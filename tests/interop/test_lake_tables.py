@@ -394,6 +394,7 @@ def test_a_missing_package_is_named_with_its_extra_before_anything_is_computed(
     ("form", "folder", "told"),
     [
         ("iceberg", "s3://bucket/lake", "Iceberg tables need a local folder"),
+        *(("delta", f"{web}://host/lake", "takes no files") for web in ("http", "HTTPS")),
         *((form, "/tmp/50%20", "misread the % in it") for form in FORMATS),
         ("iceberg", "/tmp/what?", r"misread the \? in it"),
         *((form, "{root}/lake", "which lies in the catalogue") for form in FORMATS),
@@ -407,6 +408,41 @@ def test_folders_that_are_not_allowed_are_refused(
     with pytest.raises(UsageError, match=told):
         export_tables(place, folder.format(root=tmp_path), form)
     assert not (tmp_path / "lake").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "root", "table"),
+    [
+        ("delta", "datasets", "datasets"),
+        ("delta", "matrix/dnas", "matrix"),
+        ("delta", "drift", "drift"),
+        ("iceberg", "vdna", "vdna/datasets"),
+        ("iceberg", "vdna/matrix", "vdna/matrix"),
+    ],
+)
+def test_no_table_is_written_into_the_catalogue_or_around_it(
+    tmp_path: Path, form: str, root: str, table: str
+) -> None:
+    place = Catalogue(str(tmp_path / root))
+    put(place, "a", 4)
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path, tmp_path / "link"):
+        told = f"the folder is {folder}, of which {folder}/{table} .* {tmp_path}/{root}; choose"
+        with pytest.raises(UsageError, match=told):
+            export_tables(place, str(folder), form, drift=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("form", "root"), [("delta", "drift"), ("iceberg", "vdna/dnas")])
+def test_tables_may_be_beside_the_catalogue(tmp_path: Path, form: str, root: str) -> None:
+    place = Catalogue(str(tmp_path / root))
+    put(place, "a", 4)
+    done = export_tables(place, str(tmp_path), form)
+    below = {"delta": "", "iceberg": "vdna/"}[form]
+    assert [of.uri for of in done.tables] == [
+        f"file://{tmp_path}/{below}{name}" for name in ("datasets", "matrix")
+    ]
 
 
 def test_a_failed_comparison_leaves_the_tables_as_they_were(
