@@ -19,7 +19,7 @@ from jobs.shell import (
     run_alone,
 )
 from pipeline.catalogue import MOST_OUTLIERS, SnapshotOptions
-from pipeline.errors import CorruptFile, SourceError, VdnaError
+from pipeline.errors import CorruptFile, SourceError, UsageError, VdnaError
 from pipeline.events import Listener
 from pipeline.explaining import RankRequest
 from pipeline.spec import Resources
@@ -72,6 +72,8 @@ def show(
     from pipeline.reporting import image_notes, outlier_lines, repeat_lines, window_days
     from pipeline.sources import label_of
 
+    if weights is not None:
+        _require_ranking(outliers)
     place = Catalogue(catalogue)
     given = {key: value for key, value in vars(snapshot).items() if value is not None}
     if outliers:
@@ -163,6 +165,15 @@ def show(
         say(f"  {count:,} x {reason}")
     for failure in listed[:failures]:
         say(f"    {failure}")
+
+
+def _require_ranking(outliers: int | None) -> None:
+    """Refuses weights where no images may be ranked."""
+    if not outliers:
+        raise UsageError(
+            f"{option('weights')} needs {option('outliers')} with a number from 1 up, which ranks "
+            "the images"
+        )
 
 
 def _repeats(

@@ -9,6 +9,7 @@ from typing import Annotated, TypedDict
 
 from pipeline.errors import UsageError, shortened
 from pipeline.options import Option, Options
+from pipeline.wording import option, some_of
 
 RECOUNTED_SHARDS = 3
 """How many shards of each dataset are counted again by default."""
@@ -89,6 +90,17 @@ class VerifyOptions(SpecOptions):
         if self.sample != EVERY_SHARD and not re.fullmatch("0*[1-9][0-9]{0,17}", str(self.sample)):
             raise UsageError(
                 f"sample is {shortened(self.sample)}; give a number of shards from 1 up, or 'all'"
+            )
+        given = {
+            "sample": str(self.sample) != str(RECOUNTED_SHARDS),
+            "seed": self.seed is not None,
+            "weights": self.weights is not None,
+        }
+        if not self.deep and any(given.values()):
+            named = [option(name) for name, is_given in given.items() if is_given]
+            raise UsageError(
+                f"{some_of(named)} {'needs' if len(named) == 1 else 'need'} {option('deep')}, "
+                "which counts shards again"
             )
 
     @property

@@ -448,6 +448,12 @@ def test_the_verify_deep_command(place: Place) -> None:
         refused = CliRunner().invoke(app, [*words, "--sample", sample])
         assert refused.exit_code == 2
         assert f"sample is {sample!r}" in refused.stderr
+    shallow = [word for word in words if word != "--deep"]
+    for given in (["--sample", "all"], ["--seed", "0"], ["--weights", "file"]):
+        refused = CliRunner().invoke(app, [*shallow, *given])
+        assert refused.exit_code == 2
+        assert f"{given[0]} needs --deep, which counts shards again" in refused.stderr
+    assert CliRunner().invoke(app, [*shallow, "--sample", "3"]).exit_code == 0  # as without it
 
 
 def test_a_shard_that_cannot_be_counted_again_is_told_as_a_failure(place: Place) -> None:

@@ -1142,6 +1142,8 @@ def test_show_looks_for_outliers_once_and_lists_them_from_then_on(
     assert json.loads(shown("--json", "--outliers", "7"))["outliers"] == kept.to_json()
     assert len(json.loads(shown("--json"))["outliers"]["images"]) == 5
     assert "--outliers" in shown("--outliers", "101", exits=2)
+    for few in ((), ("--outliers", "0")):
+        assert "--weights needs --outliers" in shown("--weights", place.weights, *few, exits=2)
     rename_dataset(own, OWN, "renamed")
     renamed = CliRunner().invoke(app, ["show", "renamed", "-c", own.root]).stdout
     assert "the distance to renamed, less three quarters of the distance to near and renamed" in (

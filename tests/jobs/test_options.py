@@ -241,6 +241,10 @@ def test_a_function_refuses_what_is_no_option_of_it() -> None:
         (lambda: VerifyOptions(sample=0), "sample is 0; give a number of shards from 1 up"),
         (lambda: VerifyOptions(sample="9" * 5000), "sample is '9{199}…; give a number of shards"),
         (lambda: VerifyOptions(sample="few"), "sample is 'few'; give a number of shards"),
+        (lambda: VerifyOptions(sample="all"), "`sample` needs `deep`, which counts shards again"),
+        (lambda: VerifyOptions(sample=4), "`sample` needs `deep`"),
+        (lambda: VerifyOptions(seed=0), "`seed` needs `deep`"),
+        (lambda: VerifyOptions(seed=1, weights="w"), "`seed` and `weights` need `deep`"),
     ],
 )
 def test_an_option_of_a_function_has_its_limits(make: Callable[[], Options], problem: str) -> None:
