@@ -145,7 +145,7 @@ def show(
         say(f"  note: {note}")
     chosen = "".join(f" {option(key, value)}" for key, value in given.items())
     if odd is not None:
-        for line in outlier_lines(odd, name):
+        for line in outlier_lines(odd, name, chosen, place.at(snapshot.at)):
             say(f"  {line}")
     if version.imported:
         say(f"  note: {version.provenance}")

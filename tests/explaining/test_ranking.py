@@ -32,7 +32,14 @@ from jobs.app import app
 from pipeline import storage
 from pipeline.building import Request, build_datasets, make_dna, make_spec, rename_dataset
 from pipeline.building.request import PixelOptions
-from pipeline.catalogue import Catalogue, Commit, canonical_json, collect, find_outliers
+from pipeline.catalogue import (
+    Catalogue,
+    Commit,
+    canonical_json,
+    collect,
+    find_outliers,
+    remove,
+)
 from pipeline.catalogue.kept_outliers import OUTLIERS
 from pipeline.comparing.distance import emd
 from pipeline.counting import Extractor, ShardJob, ShardReceipt, Worker
@@ -1148,6 +1155,39 @@ def test_show_looks_for_outliers_once_and_lists_them_from_then_on(
     renamed = CliRunner().invoke(app, ["show", "renamed", "-c", own.root]).stdout
     assert "the distance to renamed, less three quarters of the distance to near and renamed" in (
         renamed
+    )
+
+
+def test_show_says_which_datasets_of_the_background_are_others_by_now(
+    own: Catalogue, place: tiny.Place, tmp_path: Path
+) -> None:
+    def shown(*words: str) -> str:
+        return CliRunner().invoke(app, ["show", OWN, *words, "-c", own.root]).stdout
+
+    own_ranked(own, place)
+    number = own.head().number
+    order = "the distance to {} and own, taken together"
+    assert f"{order.format('near')}\n" in shown()
+    rename_dataset(own, NAME, "far")
+    assert f"{order.format('far')}\n" in shown()
+    rename_dataset(own, "far", NAME)
+    source = write(tmp_path / "others", ["good"] * 4, first=700)
+    request = Request(NAME, str(source), exemplars=0, replace=True, **place.options)
+    with InProcess() as engine:
+        build_datasets(own, [request], engine, RESOURCES)
+    against = "The images were ranked against"
+    told = f"{order.format('near')}. {against} another version of near; `vdna rank --to own` ranks"
+    assert told in shown()
+    assert against not in shown("--at", str(number))
+    remove(own, [NAME])
+    assert f"{against} near, which is gone; `vdna rank --to own` ranks them anew\n" in shown()
+    own_ranked(own, place)
+    assert against not in shown()
+    with InProcess() as engine:
+        build_datasets(own, [request], engine, RESOURCES)
+    own_ranked(own, place)
+    assert f"{against} another version of near; `vdna rank --to own --at {number}`" in (
+        shown("--at", str(number))
     )
 
 

@@ -72,7 +72,8 @@ def matrix(place: Catalogue) -> Matrix:
 
 
 def gathered(place: Catalogue, most: int = 20) -> ShownRepeats:
-    found = gather_repeats(place, "photos", place.find("photos"), most, monotonic() + 60)
+    version, until = place.find("photos"), monotonic() + 60
+    found = gather_repeats(place, "photos", version, place.at(), most, until)
     assert found is not None
     return found
 
@@ -116,12 +117,12 @@ def test_the_page_shows_the_outliers_that_are_kept_of_its_version(
         FarImage(of.uri, "", 11 - at, 2.5 - at, 21.75 - at)
         for at, of in enumerate([of for shard in shards for of in shard.members][:6])
     )
-    background = {"before-it-was-renamed": version.dna, "other": "0" * 32}
+    other = "bare" if name == "photos" else "photos"
+    background = {"before-it-was-renamed": version.dna, "zoo": "0" * 32, other: "1" * 32}
     kept = Outliers(version.spec, version.dna, 11, 0, 0, 9.5, background, images)
     keep_outliers(place, kept, 0)
     try:
         section = section_of(page_text(place, matrix, name, samples=60))
-        other = "bare" if name == "photos" else "photos"
         assert "the 5 farthest of" not in page_text(place, matrix, other)
         storage.replace(place.outliers_uri(version.spec, version.dna), b"torn")
         assert "Outliers cannot be shown: " in page_text(place, matrix, name)
@@ -130,7 +131,11 @@ def test_the_page_shows_the_outliers_that_are_kept_of_its_version(
     said = unescape(re.sub(r"(?:<[^>]*>|\s)+", " ", section))
     told = f"the 5 farthest of 11 images; half of all are at most 9.50 bins from {name}"
     assert f"outliers: {told}" in said
-    assert f"less three quarters of the distance to {name} and other, taken together" in said
+    assert (
+        "less three quarters of the distance to bare, photos and zoo, taken together. The images "
+        f"were ranked against another version of {other}, and against zoo, which is gone; "
+        f"`vdna rank --to {name}` ranks them anew"
+    ) in said
     _, shown = section.split("<strong>outliers:</strong>")
     groups = shown.split('<li><span class="quiet">')[1:]
     for image, group in zip(images[:5], groups, strict=True):
@@ -210,7 +215,7 @@ def test_a_page_neither_waits_long_nor_takes_much_memory(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = place.find("photos")
-    late = gather_repeats(place, "photos", version, 20, monotonic() - 1)
+    late = gather_repeats(place, "photos", version, place.at(), 20, monotonic() - 1)
     monkeypatch.setattr(repeat_pictures, "MOST_SEARCHED", version.images - 1)
     assert late is not None
     for found, why in ((late, "reading took too long"), (gathered(place), "10 images at most")):

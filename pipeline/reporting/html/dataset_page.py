@@ -146,7 +146,7 @@ def gather_dataset(
     until = monotonic() + SAMPLING_SECONDS if deadline is None else deadline
     chosen = "" if version.spec == commit.default_spec else f" --spec {version.spec}"
     share = samples // REPEATS_SHARE
-    repeats = gather_repeats(catalogue, name, version, share, until, chosen)
+    repeats = gather_repeats(catalogue, name, version, commit, share, until, chosen)
     drawn = samples - len(repeats.pictures) if repeats else samples
     panel = panel_of(catalogue, name, version, drawn, until, failures=PAGE_FAILURES)
     versions, missing = histories

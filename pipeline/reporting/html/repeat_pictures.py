@@ -1,6 +1,6 @@
 """Gathers the images that a dataset has more than once, odd ones and outliers, with small pictures.
 
-    >>> shown = gather_repeats(catalogue, "sunny", version, 20, deadline)    # doctest: +SKIP
+    >>> shown = gather_repeats(catalogue, "sunny", version, commit, 20, until)   # doctest: +SKIP
     >>> shown.kinds[0].text                                                  # doctest: +SKIP
     '31 of 480 images are in 12 groups of equal files: 19 are spare'
 
@@ -15,7 +15,7 @@ from itertools import zip_longest
 from threading import Lock
 from time import monotonic
 
-from pipeline.catalogue import Catalogue, Version, find_outliers
+from pipeline.catalogue import Catalogue, Commit, Version, find_outliers
 from pipeline.errors import VdnaError
 from pipeline.explaining import QUICK_SEARCH, find_repeats
 from pipeline.reporting.html.page_data import Sample
@@ -59,6 +59,7 @@ def gather_repeats(
     catalogue: Catalogue,
     name: str,
     version: Version,
+    commit: Commit,
     most: int,
     deadline: float,
     chosen: str = "",
@@ -69,6 +70,7 @@ def gather_repeats(
         catalogue: The catalogue of the dataset.
         name: The dataset.
         version: Its version.
+        commit: The commit that is looked at.
         most: The most images to read.
         deadline: When to stop reading images, by the monotonic clock.
         chosen: Options that `vdna show` needs to find the same version, with a space before them.
@@ -83,7 +85,7 @@ def gather_repeats(
         outliers = find_outliers(catalogue, version)
         if outliers is not None or is_known:
             listed = None if outliers is None else outliers.first(OUTLIERS_LISTED)
-            kinds = [*kinds, outlier_kind(listed, name, chosen)]
+            kinds = [*kinds, outlier_kind(listed, name, chosen, commit)]
     except (VdnaError, OSError) as error:
         notes = (*notes, f"Outliers cannot be shown: {error}")
     if not kinds and not notes:
