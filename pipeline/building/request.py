@@ -407,6 +407,8 @@ class Result:
             committed now.
         former_options: The options that read `replaced`: `at`, and `spec` unless that was the
             default.
+        former_name: The name that the dataset had then, if `refresh` tells of an earlier change,
+            and it was renamed since; else empty.
         changes: What a change list did to the images that were planned last. None if the source was
             listed.
         image_changes: How the images differ from those of the version before. None if there was
@@ -438,6 +440,7 @@ class Result:
     parts: Mapping[str, Version] = field(default_factory=dict)
     replaced: Version | None = None
     former_options: Mapping[str, int | str] = field(default_factory=dict)
+    former_name: str = ""
     changes: ChangeCounts | None = None
     image_changes: ImageChanges | None = None
     read: int = 0
@@ -450,6 +453,11 @@ class Result:
     moved: Movement | None = None
     unmeasured: str = ""
     untested: str = ""
+
+    @property
+    def former_version(self) -> str:
+        """The name that reads the version before with the spec of `former_options`: `photos@7`."""
+        return f"{self.former_name or self.name}@{self.former_options['at']}"
 
     def __repr__(self) -> str:
         version = self.version
@@ -479,8 +487,7 @@ class Result:
             rows += [("read", count_of(self.read, "image")), ("bytes read", f"{self.read_bytes:,}")]
             rows += [("not read again", count_of(self.reused, "image"))]
         if self.moved is not None:
-            before = f"{self.name}@{self.former_options['at']}"
-            rows.append((f"moved since {before}", self.moved))
+            rows.append((f"moved since {self.former_version}", self.moved))
         if self.unmeasured:
             rows.append(("how far it moved", self.unmeasured))
         if self.untested:

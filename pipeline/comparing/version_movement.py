@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
@@ -15,7 +15,15 @@ from math import isfinite
 from typing import Any, cast
 
 from pipeline.building import Movement, Result
-from pipeline.catalogue import Catalogue, Commit, Version, last_versions
+from pipeline.catalogue import (
+    Catalogue,
+    Commit,
+    Rename,
+    Version,
+    former_names,
+    last_versions,
+    renames,
+)
 from pipeline.comparing.all_pairs import Effort, compare
 from pipeline.comparing.drift_alarm import LEAST_STEPPED
 from pipeline.comparing.matrix import ALL, Matrix
@@ -77,7 +85,7 @@ def _measured(
     if result.replaced is None:
         return result, None
     spec = result.version.spec
-    names = [f"{result.name}@{at}" for at in (result.former_options["at"], result.commit)]
+    names = [result.former_version, f"{result.name}@{result.commit}"]
     quiet = replace(effort or Effort(), progress=ignore, keep=False)
     try:
         matrix = compare(catalogue, names, spec=spec, effort=quiet)
@@ -154,6 +162,8 @@ def _last_changes(
 ) -> dict[str, Result]:
     """Finds which datasets that have not changed now changed within `TOLD_AGAIN`.
 
+    They are followed through their renames.
+
     Args:
         catalogue: The catalogue.
         results: What became of the datasets.
@@ -167,16 +177,39 @@ def _last_changes(
     found: dict[str, Result] = {}
     if not unchanged or not most:
         return found
-    commits = _commits_since(catalogue.log(), now - TOLD_AGAIN)
-    past = last_versions(commits, dict.fromkeys(unchanged, 1))
+    commits = [*_commits_since(catalogue.log(), now - TOLD_AGAIN)]
+    found_names = [*renames(commits)]
+    passed = {name: former_names(found_names, name) for name, _ in unchanged}
+    named = (_as_named_now(commit, passed) for commit in commits)
+    past = last_versions(named, dict.fromkeys(unchanged, 1))
     changed = [(key, each.versions) for key, each in past.items() if len(each.versions) > 1]
     for (name, spec), ((current, held), (before, at), *_) in changed[:most]:
-        former: dict[str, int | str] = {"at": at, "spec": spec}
         result = unchanged[name, spec]
         if current != result.version:  # another job has made a newer one meanwhile, and tells of it
             continue
-        found[name] = replace(result, replaced=before, former_options=former, commit=held)
+        old = _name_at(at, name, passed[name])
+        found[name] = replace(
+            result,
+            replaced=before,
+            former_options={"at": at, "spec": spec},
+            former_name="" if old == name else old,
+            commit=held,
+        )
     return found
+
+
+def _as_named_now(commit: Commit, passed: Mapping[str, Sequence[Rename]]) -> Commit:
+    """Gives datasets in a commit the names that they have now, by the renames of each."""
+    old = {name: _name_at(commit.number, name, by) for name, by in passed.items()}
+    moved = {of: name for name, of in old.items() if of != name}
+    datasets = dict(commit.datasets)
+    found = {name: datasets.pop(of, {}) for of, name in moved.items()}  # another may be `of` now
+    return replace(commit, datasets=datasets | found) if moved else commit
+
+
+def _name_at(number: int, name: str, passed: Sequence[Rename]) -> str:
+    """Returns the name that a dataset had at a commit, by its renames, the newest first."""
+    return next((by.old for by in reversed(passed) if number < by.commit), name)
 
 
 def _commits_since(log: Iterable[Commit], since: datetime) -> Iterator[Commit]:
@@ -197,8 +230,10 @@ def folds_with_images(catalogue: Catalogue, name: str, version: Version) -> int:
 
 def _too_few_folds(catalogue: Catalogue, result: Result) -> str:
     """Says that no distance between these versions can raise an alarm; empty if one can."""
-    versions = [each for each in (result.replaced, result.version) if each is not None]
-    folds = min(folds_with_images(catalogue, result.name, each) for each in versions)
+    sides = [(result.name, result.version)]
+    if result.replaced is not None:
+        sides.append((result.former_name or result.name, result.replaced))
+    folds = min(folds_with_images(catalogue, *side) for side in sides)
     if folds >= LEAST_STEPPED:
         return ""
     return f"a drift alarm takes {LEAST_STEPPED} groups of images, and there are {folds}"

@@ -41,7 +41,7 @@ def dataset_row(result: Result) -> dict[str, Any]:
         "dna": version.dna,
         "spec": version.spec,
         "image_changes": asdict(changes) if changes else None,
-        "moved": {**asdict(moved), "from": _before(result)} if moved else None,
+        "moved": {**asdict(moved), "from": result.former_version} if moved else None,
         "unmeasured": result.unmeasured or None,
         "alarm": None if result.untested else _raises_alarm(moved),
         "read": result.read,
@@ -102,10 +102,6 @@ def sum_up(
             "worker_seconds": sum(row["worker_seconds"] for row in rows),
         },
     }
-
-
-def _before(result: Result) -> str:
-    return f"{result.name}@{result.former_options['at']}"
 
 
 def _raises_alarm(moved: Movement | None) -> bool | None:

@@ -43,7 +43,7 @@ def build_json(result: Result) -> dict[str, object]:
         "requests": result.requests,
         "worker_seconds": result.worker_seconds,
         "commit": result.commit,
-        "moved": {"from": _before(result), **asdict(result.moved)} if result.moved else None,
+        "moved": {"from": result.former_version, **asdict(result.moved)} if result.moved else None,
         "unmeasured": result.unmeasured or None,
         "untested": result.untested or None,
         **asdict(result.version),
@@ -83,12 +83,7 @@ def _movement_lines(result: Result) -> list[str]:
     if moved is None:
         return [f"  how far it moved is not known: {why}"] if why else []
     why = "; ".join(filter(None, (why, result.untested)))
-    return [f"  moved from {_before(result)} by {moved}{f' ({why})' if why else ''}"]
-
-
-def _before(result: Result) -> str:
-    """Returns the name of the version that was replaced."""
-    return f"{result.name}@{result.former_options['at']}"
+    return [f"  moved from {result.former_version} by {moved}{f' ({why})' if why else ''}"]
 
 
 def build_lines(result: Result, alpha: Alpha) -> list[str]:

@@ -13,12 +13,13 @@ from typing import Any, NoReturn
 import pytest
 from PIL import Image
 
+from pipeline.building import rename_dataset
 from pipeline.catalogue import Catalogue, remove
 from pipeline.comparing import Effort, Matrix, compare
 from pipeline.engine import Engine, InProcess
 from pipeline.errors import CorruptFile, GateError, SourceError, UnexpectedError, UsageError
 from pipeline.events import Event, Warned
-from pipeline.refreshing import load_config, refresh
+from pipeline.refreshing import Refreshed, load_config, refresh
 from pipeline.reporting import metrics_text, night_sentence, render_night
 from pipeline.spec import Resources
 from tests.refreshing.test_config import one, write
@@ -196,6 +197,44 @@ def test_an_alarm_that_a_refresh_has_not_told_is_told_by_the_next_ones_for_some_
     monkeypatch.setattr("pipeline.comparing.version_movement.TOLD_AGAIN", timedelta(0))
     done = refresh(file, resources=RESOURCES)
     assert (done.outcome["summary"]["alarms"], done.datasets[0].moved) == ([], None)
+
+
+def test_an_alarm_is_told_again_of_a_dataset_that_was_renamed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alarms_of(*names: str) -> list[str]:
+        config = {"catalogue": str(tmp_path / "c"), "defaults": options}
+        config["datasets"] = [{"name": name, "source": sources[name]} for name in names]
+        nonlocal done
+        done = refresh(write(tmp_path, json.dumps(config)), resources=RESOURCES)
+        assert done.outcome["summary"]["untested"] == 0
+        return done.outcome["summary"]["alarms"]
+
+    done: Refreshed
+    options = tiny.install(tmp_path).options
+    write_photos(tmp_path / "photos", 60)
+    write_photos(tmp_path / "others", 60, 200)
+    photos, others = str(tmp_path / "photos"), str(tmp_path / "others")
+    sources = {"day": photos, "city": photos, "city/day": photos}
+    assert alarms_of("day") == []
+    for path in (tmp_path / "photos").iterdir():
+        Image.open(path).point(lambda value: value // 6).save(path)
+    assert alarms_of("day") == ["day"]
+    rename_dataset(done.catalogue, "day", "city")
+    assert alarms_of("city") == ["city"]
+    rename_dataset(done.catalogue, "city", "city/day")
+    sources["day"] = others
+    for _ in range(2):  # what is `day` by now was no version of it, nor it one of what is
+        assert alarms_of("city/day", "day") == ["city/day"]
+        row, other = done.outcome["datasets"]
+        assert (row["changed"], row["moved"]["from"], other["moved"]) == (False, "day@1", None)
+        assert done.datasets[0].former_version == "day@1"
+    metrics = metrics_text(done.outcome).decode()
+    assert re.search(r'vdna_dataset_drift_alarm{.*dataset="city/day".*} 1.0', metrics)
+    with monkeypatch.context() as patch:  # folds are counted under the name that each version has
+        patch.setattr("pipeline.comparing.version_movement.LEAST_STEPPED", 17)
+        row, _ = refresh(str(tmp_path / "datasets.yaml"), resources=RESOURCES).outcome["datasets"]
+        assert row["unmeasured"] == "a drift alarm takes 17 groups of images, and there are 16"
 
 
 def test_an_engine_that_breaks_as_it_closes_is_told_beside_what_was_built(tmp_path: Path) -> None:
