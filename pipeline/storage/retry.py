@@ -225,7 +225,7 @@ def refusal(uri: str, error: Exception) -> SourceError | StorageError:
         return StorageError(f"{uri}: access denied ({code}): {_DENIALS[code]}")
     if isinstance(error, PermissionError) or status in (401, 403):
         if not _is_remote(uri):
-            return StorageError(f"{uri}: this user may not read or write it; check who may")
+            return StorageError(f"{uri}: access denied: this user may not read or write it")
         skew = _skew(error)
         if skew:
             return StorageError(f"{uri}: access denied; {skew}: {quoted(error)}")

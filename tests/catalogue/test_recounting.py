@@ -427,7 +427,7 @@ def test_a_failure_may_be_told_in_other_words_but_not_have_another_reason() -> N
     assert ok, detail
     ok, detail = compare_partials(stored, failed(again, "not_an_image", "no image"))
     assert not ok
-    assert "; first: file:///a.jpg: not_an_image" in detail
+    assert "; first: /a.jpg: not_an_image" in detail
     assert not compare_partials(stored, again)[0]
 
 

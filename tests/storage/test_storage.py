@@ -738,7 +738,7 @@ def test_a_walk_fails_if_its_own_folder_goes_or_is_another_now(again: bool, tmp_
 @pytest.mark.parametrize(
     ("number", "kind", "message"),
     [
-        (errno.EACCES, StorageError, "access denied.*Permission denied"),
+        (errno.EACCES, StorageError, "access denied: this user may not read or write it"),
         (errno.ESTALE, TransientError, "no answer after 2 tries: .*Stale file handle"),
         (errno.EMFILE, TransientError, "no answer after 2 tries: .*; allow more open files, as by"),
     ],
