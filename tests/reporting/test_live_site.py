@@ -32,6 +32,7 @@ from pipeline.catalogue import (
     outliers_identity,
     tag_version,
 )
+from pipeline.catalogue.receipts import Receipt
 from pipeline.comparing import Effort, all_pairs, compare
 from pipeline.engine import InProcess
 from pipeline.errors import NotFound, SourceError
@@ -252,6 +253,78 @@ def test_a_page_is_made_once_until_there_is_a_newer_commit(
     assert site.page("/") == b"page"
     assert [page.pair_pages for page in made] == ["pairs/2/", "pairs/3/"]
     assert set(site._pages) == {"/3"}
+
+
+@pytest.mark.parametrize(
+    ("path", "step"),
+    [
+        ("/", "render_matrix_page"),
+        ("/datasets/2/0.html", "render_dataset"),
+        ("/pairs/2/0-1.html", "render_explanation"),
+    ],
+)
+def test_a_page_that_has_read_images_before_they_are_erased_is_never_answered_after(
+    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, step: str
+) -> None:
+    made, begun, go = [], Event(), Event()
+
+    def render(*_: object, **__: object) -> bytes:
+        made.append(1)
+        if len(made) > 1:
+            return b"without the image"
+        begun.set()
+        assert go.wait(60)
+        return b"with the image"
+
+    monkeypatch.setattr(live_site, step, render)
+    site = LiveSite(catalogue := copy_of(built, tmp_path), samples=0)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            asked_before = pool.submit(site.page, path)
+            assert begun.wait(60)
+            erase_nothing(catalogue)
+            assert site.page(path) == b"without the image"
+        finally:
+            go.set()
+        assert asked_before.result() == b"without the image"
+    assert site.page(path) == b"without the image"
+    assert len(made) == 2
+
+
+def test_distances_that_were_begun_before_an_erasure_are_not_held(
+    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, begun, go = [], Event(), Event()
+
+    def slow(*given: Any, **named: Any) -> Any:
+        made.append(compare(*given, **named))
+        begun.set()
+        assert go.wait(60)
+        return made[-1]
+
+    monkeypatch.setattr(live_site, "compare", slow)
+    site = LiveSite(catalogue := copy_of(built, tmp_path), samples=0)
+    try:
+        site.begin()
+        assert begun.wait(60)
+        erase_nothing(catalogue)
+        assert isinstance(site.page_within("/datasets/2/0.html", 0), Waiting)
+    finally:
+        go.set()
+    assert site.page("/datasets/2/0.html")
+    assert len(made) == 2
+
+
+def copy_of(built: Catalogue, folder: Path) -> Catalogue:
+    """Copies the catalogue, for a test that changes it."""
+    shutil.copytree(storage.local_path(built.root), folder / "catalogue")
+    return Catalogue(str(folder / "catalogue"))
+
+
+def erase_nothing(catalogue: Catalogue) -> None:
+    """Makes a commit as an erasure does."""
+    receipt = Receipt(1, "asked for", "ada")
+    catalogue.append("erase images", lambda head: replace(head, receipt=receipt))
 
 
 def test_the_page_of_a_dataset_is_made_again_when_its_images_were_ranked(

@@ -50,6 +50,9 @@ is always kept, since its distances may take long."""
 HELD_FORMER = 2
 """How many commits before the newest one have their distances held, which may be large."""
 
+_Pages = OrderedDict[str, PageInMaking]
+"""Pages that are kept or in the making, the one that was asked for longest ago first."""
+
 _PAIR = re.compile(r"/pairs/([0-9]{1,18})/([0-9]{1,6})-([0-9]{1,6})\.html")
 _DATASET = re.compile(r"/datasets/([0-9]{1,18})/([0-9]{1,6})\.html")
 _RANKING = re.compile(r"/rankings/([0-9]{1,18})/([0-9]{1,6})\.html")
@@ -73,7 +76,8 @@ class LiveSite:
 
     Two pages are made at a time, others wait in order, and pages that are kept are answered
     meanwhile. A page is kept until others need its room, or until a request finds a newer commit.
-    The page of a dataset is made again, too, when its images were ranked.
+    The page of a dataset is made again, too, when its images were ranked. A page that was begun
+    before images were erased is never answered after a request finds that they were.
 
     Args:
         catalogue: The catalogue.
@@ -99,15 +103,15 @@ class LiveSite:
         self._listener = progress or ignore
         self._effort = replace(effort or Effort(), keep=False)
         self._maker = PageMaker(self._listener)
-        self._pages: OrderedDict[str, PageInMaking] = OrderedDict()
-        self._newest = 0
+        self._pages: _Pages = OrderedDict()
+        self._newest = self._erasure = 0
         self._distances: dict[int, Matrix] = {}
-        self._comparing, self._held = Lock(), Lock()
+        self._comparing, self._held, self._looking = Lock(), Lock(), Lock()
 
     def begin(self) -> None:
         """Begins to make the report. Raises as `compare` does if there is nothing to compare."""
         resolve_versions(self._catalogue, spec=self._spec)
-        self._asked("/")
+        self._asked("/", *self._look())
 
     def page(self, path: str) -> bytes | None:
         """Returns a page, and waits until it is made.
@@ -135,17 +139,20 @@ class LiveSite:
             The bytes of the HTML file, what stands for it while it is made, or None if there is no
             such page. Raises as `compare` does.
         """
-        page = self._asked(path)
+        newest, pages = self._look()
+        page = self._asked(path, newest, pages)
         if page is None:
             return None
+        was_made = page.made.done()
         if not wait([page.made], seconds).done:
             progress = page.progress
             return Waiting(progress, _waiting_page(self._catalogue.root, progress))
+        if not was_made and self._look()[1] is not pages:
+            return self.page_within(path, seconds, forget=forget)
         if page.made.exception() is not None and forget:
             with self._held:
-                self._pages = OrderedDict(
-                    (name, kept) for name, kept in self._pages.items() if kept is not page
-                )
+                for name in [name for name, kept in pages.items() if kept is page]:
+                    del pages[name]
         return page.made.result()
 
     @property
@@ -153,17 +160,15 @@ class LiveSite:
         """Whether a page is being made, or waits."""
         return self._maker.is_busy
 
-    def _asked(self, path: str) -> PageInMaking | None:
+    def _asked(self, path: str, newest: int, pages: _Pages) -> PageInMaking | None:
         """Returns the page of a path, which may still be in the making; None if there is none."""
-        newest = self._catalogue.head().number
-        self._drop_older(newest)
         if path == "/":
-            return self._kept(f"/{newest}", lambda hear: self._report(newest, hear))
+            return self._kept(pages, f"/{newest}", lambda hear: self._report(newest, hear))
         if asked := _RANKING.fullmatch(path):
             number, k = map(int, asked.groups())
             if not 0 < number <= newest or k >= len(self._rankings):
                 return None
-            return self._kept(path, lambda _: self._ranking(number, self._rankings[k]))
+            return self._kept(pages, path, lambda _: self._ranking(number, self._rankings[k]))
         asked = _DATASET.fullmatch(path) or _PAIR.fullmatch(path)
         if asked is None:
             return None
@@ -177,6 +182,7 @@ class LiveSite:
         if len(places) == 1:
             version = versions[names[places[0]]]
             return self._kept(
+                pages,
                 path,
                 lambda hear: self._dataset(number, places[0], hear),
                 lambda: outliers_identity(self._catalogue, version),
@@ -184,19 +190,33 @@ class LiveSite:
         i, j = places
         if not i < j:
             return None
-        return self._kept(path, lambda hear: self._explanation(number, names, i, j, hear))
+        return self._kept(pages, path, lambda hear: self._explanation(number, names, i, j, hear))
 
-    def _drop_older(self, newest: int) -> None:
-        with self._held:
-            if newest > self._newest:
-                self._newest = newest
-                made = [name for name, page in self._pages.items() if page.made.done()]
-                for name in made:
-                    del self._pages[name]
-                self._distances = {}
+    def _look(self) -> tuple[int, _Pages]:
+        """Looks for a newer commit, and drops what is kept of those before it.
+
+        After an erasure the pages in the making are dropped, too: they may have read the images
+        already. Requests look one by one, so that none takes up an older commit again.
+
+        Returns:
+            The number of the newest commit, and the pages to look among.
+        """
+        with self._looking:
+            head = self._catalogue.head()
+            with self._held:
+                if head.erasure != self._erasure:
+                    # What still comes of those in the making goes where nobody looks.
+                    self._pages, self._distances = OrderedDict(), {}
+                elif head.number > self._newest:
+                    for name in [of for of, page in self._pages.items() if page.made.done()]:
+                        del self._pages[name]
+                    self._distances.clear()
+                self._newest, self._erasure = head.number, head.erasure
+                return head.number, self._pages
 
     def _kept(
         self,
+        pages: _Pages,
         name: str,
         make: Callable[[Listener], bytes],
         state: Callable[[], str] = lambda: "",
@@ -204,6 +224,7 @@ class LiveSite:
         """Returns a page that is kept or in the making; else begins to make it.
 
         Args:
+            pages: The pages to look among.
             name: What the page is kept under.
             make: Makes it.
             state: Finds the state of what it is made of besides the commit. A page of another
@@ -213,22 +234,22 @@ class LiveSite:
             The page.
         """
         with self._held:
-            page = self._pages.get(name)
+            page = pages.get(name)
             if page is not None and not page.made.done():
-                self._pages.move_to_end(name)
+                pages.move_to_end(name)
                 return page
         now = state()
         with self._held:
-            page = self._pages.get(name)
+            page = pages.get(name)
             if page is not None and (page.state == now or not page.made.done()):
-                self._pages.move_to_end(name)
+                pages.move_to_end(name)
                 return page
-            page = self._pages[name] = self._maker.begin(make, now)
-            self._pages.move_to_end(name)
+            page = pages[name] = self._maker.begin(make, now)
+            pages.move_to_end(name)
             report = f"/{self._newest}"
-            others = [of for of, kept in self._pages.items() if kept.made.done() and of != report]
-            for of in others[: max(0, len(self._pages) - HELD_PAGES)]:
-                del self._pages[of]
+            others = [of for of, kept in pages.items() if kept.made.done() and of != report]
+            for of in others[: max(0, len(pages) - HELD_PAGES)]:
+                del pages[of]
             return page
 
     def tell(self, error: Exception) -> str:
@@ -246,13 +267,12 @@ class LiveSite:
 
     def _compared(self, number: int, progress: Listener) -> Matrix:
         """Computes the distances of a commit, and holds those that pages of datasets show."""
-        effort = replace(self._effort, progress=progress)
+        effort, held = replace(self._effort, progress=progress), self._distances
         matrix = compare(self._catalogue, at=number, spec=self._spec, effort=effort)
-        held = self._distances
         held[number] = only_last_plane(matrix)
-        former = [of for of in held if of != self._newest]
+        former = [of for of in list(held) if of != self._newest]
         for of in former[:-HELD_FORMER]:
-            del held[of]
+            held.pop(of, None)
         return matrix
 
     def _distances_of(self, number: int, progress: Listener) -> Matrix:
