@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.building import Request, build_datasets
+from pipeline.building import Request, build_datasets, rename_dataset
 from pipeline.catalogue import (
     Catalogue,
     FarImage,
@@ -255,17 +255,45 @@ def test_a_page_is_made_once_until_there_is_a_newer_commit(
     assert set(site._pages) == {"/3"}
 
 
+def copy_of(built: Catalogue, folder: Path, *, tags: int = 0) -> Catalogue:
+    """Copies the catalogue, for a test that changes it, and adds so many commits."""
+    shutil.copytree(storage.local_path(built.root), folder / "catalogue")
+    catalogue = Catalogue(str(folder / "catalogue"))
+    for number in range(tags):
+        tag_version(catalogue, "b", f"{folder.name}-{number}")
+    return catalogue
+
+
+def erase_nothing(catalogue: Catalogue) -> None:
+    """Makes a commit as an erasure does."""
+    receipt = Receipt(1, "asked for", "ada")
+    catalogue.append("erase images", lambda head: replace(head, receipt=receipt))
+
+
+def put_in_its_place(catalogue: Catalogue, other: Catalogue) -> None:
+    place = storage.local_path(catalogue.root)
+    shutil.rmtree(place)
+    shutil.copytree(storage.local_path(other.root), place)
+
+
+@pytest.mark.parametrize("tags", [None, 1, 2])
 @pytest.mark.parametrize(
     ("path", "step"),
     [
         ("/", "render_matrix_page"),
-        ("/datasets/2/0.html", "render_dataset"),
-        ("/pairs/2/0-1.html", "render_explanation"),
+        ("/datasets/3/0.html", "render_dataset"),
+        ("/pairs/3/0-1.html", "render_explanation"),
     ],
 )
-def test_a_page_that_has_read_images_before_they_are_erased_is_never_answered_after(
-    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, step: str
+def test_a_page_that_was_begun_before_an_erasure_or_in_another_catalogue_is_not_answered(
+    built: Catalogue,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    step: str,
+    tags: int | None,
 ) -> None:
+    """It may have read the images already. The other catalogue may have more commits."""
     made, begun, go = [], Event(), Event()
 
     def render(*_: object, **__: object) -> bytes:
@@ -277,18 +305,39 @@ def test_a_page_that_has_read_images_before_they_are_erased_is_never_answered_af
         return b"with the image"
 
     monkeypatch.setattr(live_site, step, render)
-    site = LiveSite(catalogue := copy_of(built, tmp_path), samples=0)
+    site = LiveSite(catalogue := copy_of(built, tmp_path / "one", tags=1), samples=0)
     with ThreadPoolExecutor(1) as pool:
         try:
             asked_before = pool.submit(site.page, path)
             assert begun.wait(60)
-            erase_nothing(catalogue)
+            if tags is None:
+                erase_nothing(catalogue)
+            else:
+                put_in_its_place(catalogue, copy_of(built, tmp_path / "other", tags=tags))
             assert site.page(path) == b"without the image"
         finally:
             go.set()
         assert asked_before.result() == b"without the image"
     assert site.page(path) == b"without the image"
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("tags", [0, 1])
+def test_no_page_of_a_catalogue_is_answered_when_another_one_is_in_its_place(
+    built: Catalogue, tmp_path: Path, tags: int
+) -> None:
+    """Their newest commits may have the same number, or it may be smaller, as a copy's is."""
+    first, other = copy_of(built, tmp_path / "first"), copy_of(built, tmp_path / "other")
+    rename_dataset(first, "b", "c")
+    rename_dataset(other, "b", "d")
+    for number in range(tags):
+        tag_version(first, "c", f"kept-{number}")
+    site, paths = LiveSite(first, samples=0), ("/datasets/3/0.html", "/pairs/3/0-1.html")
+    before = [site.page(path) for path in paths]
+    put_in_its_place(first, other)
+    now = [site.page(path) for path in paths]
+    assert now == [LiveSite(first, samples=0).page(path) for path in paths]
+    assert set(now).isdisjoint(before)
 
 
 def test_distances_that_were_begun_before_an_erasure_are_not_held(
@@ -313,18 +362,6 @@ def test_distances_that_were_begun_before_an_erasure_are_not_held(
         go.set()
     assert site.page("/datasets/2/0.html")
     assert len(made) == 2
-
-
-def copy_of(built: Catalogue, folder: Path) -> Catalogue:
-    """Copies the catalogue, for a test that changes it."""
-    shutil.copytree(storage.local_path(built.root), folder / "catalogue")
-    return Catalogue(str(folder / "catalogue"))
-
-
-def erase_nothing(catalogue: Catalogue) -> None:
-    """Makes a commit as an erasure does."""
-    receipt = Receipt(1, "asked for", "ada")
-    catalogue.append("erase images", lambda head: replace(head, receipt=receipt))
 
 
 def test_the_page_of_a_dataset_is_made_again_when_its_images_were_ranked(

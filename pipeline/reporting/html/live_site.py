@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from html import escape
 from threading import Lock
 
-from pipeline.catalogue import Catalogue, outliers_identity
+from pipeline.catalogue import Catalogue, Commit, outliers_identity
 from pipeline.comparing import Effort, Matrix, compare, resolve_versions
-from pipeline.errors import known_error, redact
+from pipeline.errors import CorruptFile, NotFound, known_error, redact
 from pipeline.events import Listener, Said, ignore
 from pipeline.explaining import LOOK, Ranking, explain
 from pipeline.reporting.html.dataset_page import (
@@ -76,8 +76,9 @@ class LiveSite:
 
     Two pages are made at a time, others wait in order, and pages that are kept are answered
     meanwhile. A page is kept until others need its room, or until a request finds a newer commit.
-    The page of a dataset is made again, too, when its images were ranked. A page that was begun
-    before images were erased is never answered after a request finds that they were.
+    The page of a dataset is made again, too, when its images were ranked. After a
+    request finds that images were erased, or that another catalogue is in this one's place, no page
+    that was begun before is answered.
 
     Args:
         catalogue: The catalogue.
@@ -104,7 +105,8 @@ class LiveSite:
         self._effort = replace(effort or Effort(), keep=False)
         self._maker = PageMaker(self._listener)
         self._pages: _Pages = OrderedDict()
-        self._newest = self._erasure = 0
+        self._head: Commit | None = None
+        self._newest = 0
         self._distances: dict[int, Matrix] = {}
         self._comparing, self._held, self._looking = Lock(), Lock(), Lock()
 
@@ -195,24 +197,43 @@ class LiveSite:
     def _look(self) -> tuple[int, _Pages]:
         """Looks for a newer commit, and drops what is kept of those before it.
 
-        After an erasure the pages in the making are dropped, too: they may have read the images
-        already. Requests look one by one, so that none takes up an older commit again.
+        After an erasure, or if the catalogue is another one, the pages in the making are dropped,
+        too: they may have read the images already. Requests look one by one, so that none takes up
+        an older commit again.
 
         Returns:
             The number of the newest commit, and the pages to look among.
         """
         with self._looking:
-            head = self._catalogue.head()
+            head, before = self._catalogue.head(), self._head
+            goes_on = before is None or self._leads_to(before, head)
             with self._held:
-                if head.erasure != self._erasure:
+                if not goes_on:
                     # What still comes of those in the making goes where nobody looks.
                     self._pages, self._distances = OrderedDict(), {}
                 elif head.number > self._newest:
                     for name in [of for of, page in self._pages.items() if page.made.done()]:
                         del self._pages[name]
                     self._distances.clear()
-                self._newest, self._erasure = head.number, head.erasure
+                self._head, self._newest = head, head.number
                 return head.number, self._pages
+
+    def _leads_to(self, before: Commit, head: Commit) -> bool:
+        """Tells whether the log goes on from one commit to another, and nothing was erased.
+
+        Args:
+            before: The newest commit when a request looked last.
+            head: The newest one now.
+
+        Returns:
+            Whether it is so. It is not if another catalogue is there now, or a copy of former days.
+        """
+        if head.number <= before.number or head.erasure != before.erasure:
+            return head == before
+        try:
+            return self._catalogue.commit(before.number) == before
+        except (NotFound, CorruptFile):
+            return False
 
     def _kept(
         self,
