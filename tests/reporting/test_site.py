@@ -192,6 +192,47 @@ def test_explanations_of_an_earlier_report_are_removed_and_no_other_file(
         assert {str(path.relative_to(site)) for path in site.rglob("*.html")} == left
 
 
+@pytest.mark.parametrize("kind", ["file", "s3", "memory"])
+def test_pages_of_an_interrupted_report_are_removed_and_no_other_file(
+    built: Catalogue,
+    ranked: str,
+    tmp_path: Path,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Its index was not written, so that nothing names its pages but themselves."""
+    places = {
+        "file": str(tmp_path / "here [1]*"),
+        "s3": root,
+        "memory": f"memory://{tmp_path.name}",
+    }
+    site = storage.canonical(places[kind])
+
+    def there() -> set[str]:
+        return {item.uri.removeprefix(f"{site}/") for item in storage.walk(site)}
+
+    def killed(*_: object, **__: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sites, "render_matrix_page", killed)
+        with pytest.raises(KeyboardInterrupt):
+            api.report(built, site=places[kind], samples=0, explained=3, rankings=[ranked])
+    (ranking,) = {link for link in there() if link.startswith("rankings/")}
+    page = storage.read(storage.join(site, ranking))
+    others = {"pairs/0123456789abcdef.html": b"mine", "pairs/notes.html": page, "mine.html": page}
+    others |= {f"pairs/deeper/{ranking.rpartition('/')[2]}": page, ranking[:-1]: page}
+    for name, data in others.items():
+        storage.replace(storage.join(site, name), data)
+    assert len(there()) == 7 + len(others)
+    api.report(built, site=places[kind], samples=0, explained=1)
+    left = there() - others.keys()
+    assert {name.partition("/")[0] for name in left} == {"index.html", "pairs", "datasets"}
+    assert others.keys() <= there()
+    assert len(left) == 5
+
+
 def test_a_site_that_cannot_be_written_is_refused_before_anything_is_computed(
     built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

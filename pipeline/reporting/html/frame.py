@@ -22,6 +22,8 @@ MOST = 9_700_000
 FRAME = 100_000
 """The bytes of a page that are kept free for the script, the style and the names."""
 
+_POLICY = "default-src 'none'; img-src data:; style-src '"
+
 
 def require_html(out: str) -> None:
     """Checks the name of a page before anything is computed.
@@ -48,6 +50,12 @@ def save_page(page: bytes, out: str) -> int:
     """
     storage.replace(storage.canonical(out), page)
     return len(page)
+
+
+def is_page(uri: str) -> bool:
+    """Tells whether a file begins as every page of `document` does."""
+    start = f"{asset('head.html').partition('{policy}')[0]}{_POLICY}".encode()
+    return storage.read_range(uri, 0, len(start)) == start
 
 
 def framed(name: str, scripts: Sequence[str], title: str, data: Mapping[str, Any]) -> bytes:
@@ -94,8 +102,7 @@ def document(
     asked = "connect-src 'self'; " if asks else ""
     scripts = f"script-src '{_sha256_source(script)}'; " if script else ""
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_sha256_source(style)}'; {scripts}"
-        f"{asked}base-uri 'none'; form-action 'none'"
+        f"{_POLICY}{_sha256_source(style)}'; {scripts}{asked}base-uri 'none'; form-action 'none'"
     )
     head = {"policy": policy, "title": escape(redact(title)), "style": style, "script": script}
     filled = {**parts, **head}

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from glob import escape
 from hashlib import sha256
 from time import monotonic
 
@@ -23,7 +24,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit
 from pipeline.comparing import Matrix
-from pipeline.errors import SourceError, UsageError, VdnaError
+from pipeline.errors import SourceError, StorageError, TransientError, UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining import LOOK, Ranking, explain
 from pipeline.reporting.conclusions import DIFFERENT, verdicts
@@ -35,7 +36,7 @@ from pipeline.reporting.html.dataset_page import (
     render_dataset,
 )
 from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
-from pipeline.reporting.html.frame import MOST, save_page
+from pipeline.reporting.html.frame import MOST, is_page, save_page
 from pipeline.reporting.html.gallery import render_gallery
 from pipeline.reporting.html.links import (
     Addresses,
@@ -61,7 +62,8 @@ PAGE_WRITERS = 8
 """How many pages of datasets are made at once; each waits for a store most of the time."""
 
 _DATA = re.compile(rb'<script id="data" type="application/json">(.*?)</script>', re.DOTALL)
-_LINK = re.compile(r"(datasets|pairs|rankings)/[0-9a-f]{16}\.html")
+_FOLDERS = ("datasets", "pairs", "rankings")
+_LINK = re.compile(rf"({'|'.join(_FOLDERS)})/[0-9a-f]{{16}}\.html")
 
 
 def require_site(folder: str) -> None:
@@ -97,8 +99,8 @@ def write_site(
     """Writes a report as `SITE_INDEX` of a folder, and datasets, pairs and rankings on a page each.
 
     Every dataset has a page; of many datasets each shows fewer images (`ALL_PAGE_IMAGES`). The
-    pairs are those of `chosen_pairs`. Pages that an earlier report in that folder links to, and
-    this one does not, are removed.
+    pairs are those of `chosen_pairs`. Pages of an earlier report in that folder, or of one that was
+    interrupted there, are removed unless this one has them.
 
     Args:
         catalogue: The catalogue of the datasets.
@@ -115,6 +117,7 @@ def write_site(
         explained.
     """
     matrix, root = page.matrices[0], storage.canonical(folder)
+    there = set(_pages_there(root))  # without those of a report that is written at the same time
     ranked = _links_to(rankings)
     commit = catalogue.at(at)
     versions = catalogue.find_all(matrix.names, commit.number, matrix.spec_digest)
@@ -158,8 +161,10 @@ def write_site(
     )
     before = set(_links_of(index))
     save_page(render_matrix_page(written), index)
-    for link in before.difference(links.values(), own, (of.href for of in ranked)):
-        storage.discard(storage.join(root, link))
+    for link in (before | there).difference(links.values(), own, (of.href for of in ranked)):
+        uri = storage.join(root, link)
+        if link in before or _is_ours(uri):
+            storage.discard(uri)
     return written
 
 
@@ -218,6 +223,41 @@ def _links_to(rankings: Sequence[Ranking]) -> list[RankingLink]:
         times[named] += 1
         links.append(RankingLink(ranking.name, text, _page_of("rankings", *named, *again)))
     return links
+
+
+def _pages_there(root: str) -> Iterator[str]:
+    """Finds files that are named like pages: no index names those of an interrupted report.
+
+    Args:
+        root: The folder of the site.
+
+    Yields:
+        Their links, without those of a folder that cannot be listed.
+
+    Raises:
+        TransientError: The store does not answer.
+    """
+    path = storage.local_path(root) if storage.protocol_of(root) == "file" else root
+    for folder in _FOLDERS:
+        try:
+            for item in storage.glob(f"{escape(path.rstrip('/'))}/{folder}/*.html"):
+                link = f"{folder}/{item.uri.rpartition('/')[2]}"
+                if _LINK.fullmatch(link):
+                    yield link
+        except TransientError:
+            raise
+        except (SourceError, StorageError):
+            pass
+
+
+def _is_ours(uri: str) -> bool:
+    """Tells whether a file that is named like a page is one. What cannot be read is none."""
+    try:
+        return is_page(uri)
+    except TransientError:
+        raise
+    except (SourceError, StorageError):
+        return False
 
 
 def _links_of(index: str) -> Iterator[str]:
