@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -1553,10 +1554,11 @@ def test_the_script_the_application_and_the_module_are_the_same_thing(
     script = run(Path(sys.executable).parent / "vdna", *words, env=env)
     ours = (script.returncode, script.stdout, script.stderr)
     if words[0] != "ls":  # which ends well, as --help does
-        application = run(sys.executable, "-m", "jobs.app", *words, env=env)
-        said = application.stdout.replace("python -m jobs.app", "vdna")  # the usage names it
-        assert (application.returncode, application.stderr) == (ours[0], ours[2])
-        assert said.split() == script.stdout.split()
+        for name in ("jobs", "jobs.app"):
+            application = run(sys.executable, "-m", name, *words, env=env)
+            said = application.stdout.replace(f"python -m {name}", "vdna")  # the usage names it
+            assert (application.returncode, application.stderr) == (ours[0], ours[2])
+            assert said.split() == script.stdout.split()
     if words[0] == "ls":
         assert (ours[0], ours[2]) == (0, "")
         assert json.loads(script.stdout) == vdna_json("ls", "-c", place)
@@ -1600,6 +1602,23 @@ def test_a_signal_in_the_middle_ends_the_command_and_the_rerun_goes_on(
     assert 0 < kept < 12
     result = build_json("a", source, place, "--shard-images", "1", *small.options)
     assert (result["images"], result["counted_shards"]) == (12, 12 - kept)
+
+
+def test_an_interrupt_while_the_commands_are_imported_is_no_traceback() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    code = (
+        "import os, pkgutil, signal, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.exit(pkgutil.resolve_name(sys.argv.pop())())"
+    )
+    done = run(sys.executable, "-c", code, "ls", project["scripts"]["vdna"])
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; the same command goes on from here\n"
 
 
 def test_commands_that_only_read_import_no_heavy_package(place: Path, tmp_path: Path) -> None:
