@@ -74,6 +74,11 @@ def print_json(data: object) -> None:
     say("")
 
 
+def print_error(error: VdnaError) -> None:
+    """Prints an error as JSON on stdout."""
+    print_json({"error": type(error).__name__, "message": str(error)})
+
+
 class Rows(list[object]):
     """A list for `print_json` whose items are made as they are written; all may be gigabytes."""
 
@@ -203,7 +208,7 @@ def end_badly(raised: Exception, *, as_json: bool) -> int:
         return raised.exit_code
     error = with_details_kept(known_error(raised))
     if as_json:
-        print_json({"error": type(error).__name__, "message": str(error)})
+        print_error(error)
     tell_error(error, as_json=as_json)
     return error.exit_code
 

@@ -18,15 +18,16 @@ from typing import (
     Annotated,
     Any,
     TypeVar,
+    cast,
     get_type_hints,
 )
 
 import typer
 
 from jobs.option_parameters import is_options, on_the_command_line
-from jobs.output import checked_output, end_badly, shown_progress, tell
+from jobs.output import checked_output, end_badly, print_error, shown_progress, tell
 from pipeline.counting import collect_rarely
-from pipeline.errors import VdnaError
+from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener, LogFormat, fanned_out, heard_by
 from pipeline.options import options_of
 from pipeline.wording import options_as_flags
@@ -330,7 +331,6 @@ def configured_catalogue(settings: Config, chosen: str | None) -> str:
             and retention is meant for its own. Or none is named.
     """
     from pipeline import storage
-    from pipeline.errors import UsageError
 
     url, own = settings.catalogue_url(chosen), settings.catalogue
     if (
@@ -353,8 +353,6 @@ def _require_one_place(workers: int | None, ray_address: str | None) -> None:
     Raises:
         UsageError: A cluster is named beside no workers.
     """
-    from pipeline.errors import UsageError
-
     if workers == 0 and ray_address not in (None, "auto"):
         raise UsageError(
             f"workers is 0, which works in this process, and --ray-address names {ray_address}; "
@@ -429,7 +427,6 @@ def effort_for(
         UsageError: A device is named, and Ray's workers too; or a cluster for this process.
     """
     from pipeline.comparing import Effort
-    from pipeline.errors import UsageError
 
     if device != "cpu":
         if workers or ray_address:
@@ -488,7 +485,6 @@ def chosen_lens(
     """Returns the lens that is named, or one of the chosen neurons; None for neither."""
     from pipeline.catalogue import find_lens
     from pipeline.dna import Lens
-    from pipeline.errors import UsageError
 
     if lens is not None and neurons:
         raise UsageError(
@@ -499,14 +495,29 @@ def chosen_lens(
     return Lens.chosen(spec, neurons) if neurons else None
 
 
+@contextmanager
+def _refusals_as_json(words: Sequence[str]) -> Iterator[None]:
+    """Prints what the parser refuses on stdout as other errors, too, if the words ask for JSON."""
+    try:
+        yield
+    except SystemExit as ended:
+        refused = ended.__context__  # Typer has printed it, and ends the process
+        options = words[: words.index("--")] if "--" in words else words
+        if isinstance(refused, WRONG_USAGE) and "--json" in options:
+            print_error(UsageError(cast(typer.BadParameter, refused).format_message()))
+        raise
+
+
 class Application(typer.Typer):
     """Commands, whose help and version fail as they do if stdout does not take them."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, args: Sequence[str] | None = None, **settings: Any) -> Any:
         """Runs the command that the command line names, and ends the process."""
+        words = sys.argv[1:] if args is None else list(args)
         with checked_output():
             try:
-                return super().__call__(*args, **kwargs)
+                with _refusals_as_json(words):
+                    return super().__call__(words, **settings)
             except VdnaError as error:
                 sys.exit(end_badly(error, as_json=False))
 

@@ -456,6 +456,48 @@ def test_what_the_parser_refuses_exits_2(words: tuple[str, ...]) -> None:
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("gc", "-c", "c", "--grace-days", "-1"), "Invalid value for '--grace-days': "),
+        (("log", "-c", "c", "--limit", "0"), "Invalid value for '--limit': "),
+        (("build", "a", "-c", "c"), "Missing argument 'source'"),
+        (("ls",), "Missing option '--catalogue'"),
+        (("ls", "-c", "c", "--no-such-option"), "No such option: --no-such-option"),
+        (("no-such-command",), "No such command 'no-such-command'"),
+        (("lens", "show", "-c", "c"), "Missing argument 'name'"),
+    ],
+)
+def test_what_the_parser_refuses_is_json_on_stdout_and_text_on_stderr(
+    words: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VDNA_CATALOGUE", raising=False)
+    texts = []
+    for more in (["--json"], []):
+        with pytest.raises(SystemExit) as ended:
+            app([*words, *more])
+        assert ended.value.code == 2
+        texts.append(capsys.readouterr())
+    asked, plain = texts
+    told = json.loads(asked.out)
+    assert told.keys() == {"error", "message"}
+    assert told["error"] == "UsageError"
+    assert told["message"].startswith(said)
+    assert (plain.out, plain.err) == ("", asked.err)
+    assert said in asked.err
+
+
+def test_a_command_that_is_run_as_a_module_says_as_json_what_the_parser_refuses() -> None:
+    words = ("-m", "jobs.log", "-c", "c", "--limit", "0")
+    done = run(sys.executable, *words, "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (2, "UsageError")
+    done = run(sys.executable, *words, "--", "--json")  # which is a name, and no option
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_a_signed_url_is_refused_and_its_secret_not_repeated(tmp_path: Path) -> None:
     url = "https://host/a.jpg?X-Amz-Signature=planted"
     done = vdna("build", "a", url, "-c", tmp_path, "--workers", 0, exits=2)
