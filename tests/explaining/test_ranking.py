@@ -920,6 +920,11 @@ def test_the_score_is_the_distance_less_three_quarters_of_that_to_the_background
     assert ("in the order of the score: the distance to near" in lines) == bool(background)
     assert all(name in lines for name in background)
     assert read_ranking(catalogue, str(out)).background == found.background
+    first = gallery_of(catalogue, found).rows[0].pictures[0].lines
+    best = found.nearest[0]
+    ordered_by = f"score {best.score:.2f}" if background else f"{best.emd:.2f} bins"
+    assert first[0] == f"#1: {ordered_by}"
+    assert f"{best.emd:.2f} bins" in first[-1]
 
 
 def test_another_background_is_another_ranking(
@@ -1240,7 +1245,7 @@ def test_the_page_shows_both_ends_and_notes_missing_images(
     assert page.count('<div class="missing">cannot be read again: ') == 1
     assert "<script" not in page
     assert page.count('tabindex="0"') == 8
-    assert f"#1: {found.nearest[0].emd:.2f}" in page
+    assert f"#1: {found.nearest[0].emd:.2f} bins" in page
     assert f"b: {found.nearest[0].layers[0]:.3g}" in page
     assert "truncated-09.png: truncated: " in page
     assert found.version.dna in page

@@ -83,5 +83,6 @@ def _captioned(
     for image in images:
         own = zip(ranking.layers, image.layers, strict=True)
         layers = (f"{layer}: {distance:.3g}" for layer, distance in own)
-        score = (f"score: {image.score:.2f}",) if ranking.background else ()
-        yield image.entry, (f"#{image.rank:,}: {image.emd:.2f}", *score, *layers)
+        distance = f"{image.emd:.2f} bins"  # the order is that of the scores, if there are any
+        first = (f"score {image.score:.2f}", distance) if ranking.background else (distance,)
+        yield image.entry, (f"#{image.rank:,}: {first[0]}", *first[1:], *layers)
