@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from pipeline.explaining import Repeats
 
 
+CHOOSING = ("include", "exclude", "limit")
+"""Options of a build by which a dataset has only some of the images of its source."""
+
+
 @guarded
 def show(
     snapshot: SnapshotOptions,
@@ -102,6 +106,7 @@ def show(
             {
                 "name": name,
                 **asdict(version),
+                "selection": place.selection(name, version),
                 "spec_fields": spec.to_json(),
                 "repeats": None if found is None else found.to_json(),
                 "outliers": None if odd is None else odd.to_json(),
@@ -114,6 +119,10 @@ def show(
     say(f"{name}: {images}, {version.failed:,} failed, from {version.source}")
     say(f"  built      {version.built} by {version.software}")
     say(f"  dna        {version.dna}")
+    if selection := place.selection(name, version):
+        words = [option(key, value) for key, value in selection.items() if key in CHOOSING]
+        if chosen_by := " ".join([str(selection.get("source", "")), *words]).strip():
+            say(f"  chosen by  {chosen_by}")
     if days := window_days(version):
         say(f"  window of  {version.part_of}, {days}")
     elif version.part_of:

@@ -16,8 +16,12 @@ SELECTING = ("include", "exclude", "group_by", "image_column", "by", "pair_by", 
 
 
 def selection_of(request: Request) -> dict[str, str | int]:
-    """Returns the options that chose the images of a request, by their names."""
-    values = ((name, getattr(request, name)) for name in SELECTING)
+    """Returns the options that chose the images of a request, by their names.
+
+    The source is among them if it may be a glob, of which a version states the folder only.
+    """
+    names = (*SELECTING, *(["source"] if set("*?[") & set(request.source) else []))
+    values = ((name, getattr(request, name)) for name in names)
     return {name: value for name, value in values if value not in (None, "")}
 
 

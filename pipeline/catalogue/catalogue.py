@@ -198,6 +198,23 @@ class Catalogue(VersionLookup):
         except (SourceError, ValueError, TypeError, KeyError):
             return None
 
+    def selection(self, dataset: str, version: Version) -> dict[str, str | int]:
+        """Reads which options chose the images of a version.
+
+        Args:
+            dataset: The dataset.
+            version: The version.
+
+        Returns:
+            The options by their names, with those that grouped the images, and the source if that
+            may be a glob. Empty if a build with another plan has begun since.
+        """
+        try:
+            plan = json.loads(storage.read(self.plan_uri(dataset, version.spec)))
+            return dict(plan["selection"]) if plan["manifest"] == version.manifest else {}
+        except (SourceError, ValueError, TypeError, KeyError):
+            return {}
+
     def notes_plan(
         self,
         dataset: str,

@@ -296,6 +296,22 @@ def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
     assert "EXIF ignore, fp32, JPEGs scaled" in vdna("show", "a", "-c", tmp_path / "c").stdout
 
 
+def test_show_tells_which_images_of_its_source_a_dataset_has(tmp_path: Path, photos: Path) -> None:
+    """A version states the folder of a glob only."""
+    place, some = tmp_path / "c", f"{photos}/photo-000[1-4].jpg"
+    build("a", some, place, *SMALL, "--exclude", "*3.jpg", "--limit", 2)
+    assert (
+        f"  chosen by  {some} --exclude *3.jpg --limit 2\n" in vdna("show", "a", "-c", place).stdout
+    )
+    shown = vdna_json("show", "a", "-c", place)
+    assert shown["selection"] == {"source": some, "exclude": "*3.jpg", "limit": 2}
+    build("a", photos, place, *SMALL)
+    assert "chosen by" not in vdna("show", "a", "-c", place).stdout
+    assert vdna_json("show", "a", "-c", place, "--at", 1)["selection"] == {}
+    build("a", some, place, *SMALL, "--limit", 3)
+    assert "--limit 3\n" in vdna("show", "a", "-c", place).stdout
+
+
 def test_allowed_failures_are_listed(tmp_path: Path, spoilt: Path) -> None:
     done = build("x", spoilt, tmp_path / "c", *SMALL, "--max-failures", 1)
     first, work, _, second = done.stdout.splitlines()
