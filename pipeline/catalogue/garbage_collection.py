@@ -17,7 +17,7 @@ from itertools import chain, takewhile
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
-from pipeline.catalogue.commit import VERSION_FILES
+from pipeline.catalogue.commit import EMPTY, VERSION_FILES
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
 from pipeline.catalogue.matrix_header import MATRIX_READERS, find_matrix_metadata
 from pipeline.catalogue.verification import require_undamaged
@@ -212,11 +212,12 @@ def _needed_since(catalogue: Catalogue, number: int) -> Iterator[str]:
     newest = catalogue.head()
     if newest.number == number:
         return
-    known = {of.identity for of in kept_versions([catalogue.commit(number)])} if number else set()
+    before = catalogue.commit(number) if number else EMPTY
+    known = {of.identity for of in kept_versions([before])}
     later = takewhile(lambda commit: commit.number > number, catalogue.log(newest))
     for of in kept_versions(later):
         if of.identity not in known:
-            yield from needed_by_version((catalogue.root, of, of.commit == newest.number))
+            yield from needed_by_version((catalogue.root, of, False))  # cells only save time
 
 
 class _KeptVersions:

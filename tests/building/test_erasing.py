@@ -48,6 +48,7 @@ from pipeline.building import (
 from pipeline.building.erasure_plan import still_held
 from pipeline.catalogue import (
     Catalogue,
+    KeptVersion,
     ObjectSearch,
     Receipt,
     Version,
@@ -55,6 +56,7 @@ from pipeline.catalogue import (
     find_outliers,
     keep_lens,
     keep_outliers,
+    missing_files,
     purging,
     roll_back,
     tag_version,
@@ -1650,6 +1652,8 @@ def test_a_removed_version_whose_place_a_newer_one_has_is_no_obstacle(
     home.built("a", **options | {"exemplars": exemplars})
     part, place = catalogue.find(f"a/0@{first}"), catalogue.find("a/0")
     assert part.digest_in("manifests") == place.digest_in("manifests")
+    missing = missing_files(catalogue, KeptVersion("a/0", part, first))
+    assert missing == (sorted(part.sha256) if exemplars else ["manifests"])
     with pytest.raises(SourceError, match=r"is the file of another version of the same images"):
         catalogue.manifest("a/0", part)
     home.remove("1/99.png")
@@ -1695,6 +1699,18 @@ def test_a_collection_keeps_both_manifests_of_the_same_images(home: Home, change
     require_sound(home)
     assert catalogue.manifest("x", before).candidates == 5
     assert collect(catalogue, keep=1, grace=timedelta(0)) == (0, 0)
+    # Without it the version counts as removed, also if another older one has its other files.
+    home.write("0/07.png", 7)
+    home.build()
+
+    def removed() -> int:
+        told = [of.detail for of in verify(catalogue, all_versions=True) if of.check == "history"]
+        return sum(int(detail.split()[0]) for detail in told)
+
+    others = removed()
+    storage.delete(catalogue.files("x", before)["manifests"])
+    assert removed() == others + 1
+    require_sound(home)
 
 
 def test_a_removed_version_whose_dna_an_erasure_makes_again_is_no_fault(home: Home) -> None:

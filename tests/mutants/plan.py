@@ -29,6 +29,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "building/test_erasing.py::test_a_version_that_shares_a_list_keeps_its_dna",
     ),
     "catalogue/garbage_collection.py": (
+        "catalogue/test_cells_kept.py",
         "catalogue/test_entries_kept.py",
         "catalogue/test_garbage_collection.py",
         "catalogue/test_history.py",
@@ -41,6 +42,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalogue/test_undoing.py",
         "building/test_erasing.py::test_tags_rollback_and_numbers_go_on",
         "building/test_erasing.py::test_a_version_that_shares_a_list_keeps_its_dna",
+        "building/test_erasing.py::test_a_removed_version_whose_place_a_newer_one_has_is_no_obstacle",
+        "building/test_erasing.py::test_a_collection_keeps_both_manifests_of_the_same_images",
     ),
     "catalogue/partial_sums.py": ("catalogue/test_tasks.py", "catalogue/test_verification.py"),
     "catalogue/undoing.py": (
@@ -70,6 +73,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalogue/test_history.py",
         "catalogue/test_tasks.py",
         "building/test_labels.py",
+        "building/test_erasing.py::test_a_removed_version_whose_place_a_newer_one_has_is_no_obstacle",
+        "building/test_erasing.py::test_a_removed_version_whose_dna_an_erasure_makes_again_is_no_fault",
+        "building/test_erasing.py::test_a_collection_keeps_both_manifests_of_the_same_images",
     ),
     "building/storing.py": ("building/test_storing.py", "catalogue/test_entries_kept.py"),
     "counting/activation_counts.py": ("counting/test_shard_truth.py",),
