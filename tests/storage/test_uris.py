@@ -85,6 +85,9 @@ def test_two_dots_behind_a_link_lead_above_the_folder_it_names(tmp_path: Path, m
     assert [file.uri for file in storage.glob("link/../a.*")] == [
         storage.canonical("link/../a.png")
     ]
+    (tmp_path / "disk" / "alias").symlink_to(tmp_path / "disk" / "photos")
+    alias = tmp_path / "disk" / "alias" / "x.png"
+    assert storage.canonical("link/../alias/x.png") == alias.as_uri()
     # elsewhere the links stay as they were written, so that a path keeps its uri
     for path in ("link/./x.png", "link/no/../x.png", "../work/link/x.png"):
         assert storage.canonical(path) == (link / "x.png").as_uri()
