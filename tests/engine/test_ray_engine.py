@@ -707,7 +707,7 @@ def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
         if workers or process.returncode >= 0 or runs == 9:
             break
     assert process.returncode == 3, err
-    assert "is%20killed.png: decoder_crashed" in err
+    assert "is killed.png: decoder_crashed" in err
     assert (tmp_path / "once").exists()
     again = small.start(source, catalogue, patch=DEADLY, workers=0)
     with ended(again):
